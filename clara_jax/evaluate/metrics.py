@@ -1,0 +1,165 @@
+"""Answer and retrieval scores, string by string as the original computes them.
+
+Everything here is plain Python on strings and lists of indices; nothing is traced. The
+normalisation is SQuAD's with one addition: the exact strings ``True`` and ``False``
+count as ``yes`` and ``no``.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOOLEANS = {"True": "yes", "False": "no"}
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_VERDICTS = ("yes", "no", "noanswer")
+
+
+def normalize_answer(text: str) -> str:
+    """Bring an answer into the form in which answers are compared.
+
+    In this order: ``True``/``False`` become ``yes``/``no``; lower case; ASCII
+    punctuation is deleted (not replaced by spaces; Unicode quotes and dashes stay); the
+    words a, an, the go; white space collapses.
+
+    Args:
+      text: a predicted or gold answer.
+
+    Returns:
+      The normalised string, possibly empty.
+    """
+    text = _BOOLEANS.get(text, text).lower().translate(_DELETE_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if both strings normalise to the same string, else 0.0."""
+    return float(normalize_answer(prediction) == normalize_answer(answer))
+
+
+def f1(prediction: str, answer: str) -> float:
+    """Harmonic mean of token precision and recall, counting repeated tokens.
+
+    Where either side is yes, no or noanswer and they differ, the score is 0: half a
+    verdict is no verdict. Two empty strings score 0 as well.
+
+    Args:
+      prediction: what the model said.
+      answer: one gold answer.
+
+    Returns:
+      A number in [0, 1].
+    """
+    found, gold = normalize_answer(prediction), normalize_answer(answer)
+    if found != gold and (found in _VERDICTS or gold in _VERDICTS):
+        return 0.0
+    found_tokens, gold_tokens = found.split(), gold.split()
+    common = collections.Counter(found_tokens) & collections.Counter(gold_tokens)
+    same = sum(common.values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(found_tokens), same / len(gold_tokens)
+    return 2 * precision * recall / (precision + recall)
+
+
+def cover_exact_match(prediction: str, answer: str) -> float:
+    """1.0 if every token of the answer is among the prediction's tokens, else 0.0.
+
+    Neither order nor multiplicity counts, and an empty answer is always covered.
+
+    Args:
+      prediction: what the model said.
+      answer: one gold answer.
+
+    Returns:
+      1.0 or 0.0.
+    """
+    found = set(normalize_answer(prediction).split())
+    return float(found.issuperset(normalize_answer(answer).split()))
+
+
+ANSWER_METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "f1": f1,
+    "cover_em": cover_exact_match,
+}
+
+
+def score_answers(
+    predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
+) -> dict[str, float]:
+    """Mean of every answer metric; the best gold answer of each row counts.
+
+    Args:
+      predictions: one string per row.
+      answers: per row one gold answer, or several that are equally good.
+
+    Returns:
+      ``exact_match``, ``f1``, ``cover_em`` and ``output_length``, the mean number of
+      words in a prediction. Empty input gives an empty dict.
+
+    Raises:
+      ValueError: if the two sequences differ in length.
+    """
+    rows = list(zip(predictions, map(_as_list, answers), strict=True))
+    if not rows:
+        return {}
+    scores = {
+        name: sum(max((metric(p, a) for a in gold), default=0.0) for p, gold in rows)
+        / len(rows)
+        for name, metric in ANSWER_METRICS.items()
+    }
+    words = sum(len(prediction.split()) for prediction, _ in rows)
+    return {**scores, "output_length": words / len(rows)}
+
+
+def extract_answers(text: str) -> list[str]:
+    """Contents of every ``<answer>...</answer>`` pair in `text`, stripped."""
+    return [found.strip() for found in _ANSWER.findall(text)]
+
+
+def score_retrieval(
+    gold: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    ks: Sequence[int] = (1, 3, 5),
+    *,
+    rows_without_gold: Literal["skip", "zero"] = "skip",
+) -> dict[str, float]:
+    """Recall and precision of the first k chosen documents.
+
+    Recall divides by the number of distinct gold documents, precision by k even where
+    fewer than k were chosen.
+
+    Args:
+      gold: indices of the relevant candidates per row; repeats count once.
+      chosen: chosen candidates per row, best first.
+      ks: cut-offs.
+      rows_without_gold: ``skip`` leaves such rows out of the mean, as the original's
+        trainer does; ``zero`` counts them as 0, as its evaluation script does.
+
+    Returns:
+      ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
+
+    Raises:
+      ValueError: if the two sequences differ in length.
+    """
+    rows = [(set(g), list(c)) for g, c in zip(gold, chosen, strict=True)]
+    if rows_without_gold == "skip":
+        rows = [row for row in rows if row[0]]
+    count = max(len(rows), 1)
+    scores = {}
+    for k in ks:
+        hits = [len(relevant.intersection(taken[:k])) for relevant, taken in rows]
+        recalls = [h / max(len(row[0]), 1) for h, row in zip(hits, rows, strict=True)]
+        scores[f"recall@{k}"] = sum(recalls) / count
+        scores[f"precision@{k}"] = sum(h / k for h in hits) / count
+    return scores
+
+
+def _as_list(answers: str | Sequence[str]) -> Sequence[str]:
+    return [answers] if isinstance(answers, str) else answers

@@ -1,0 +1,58 @@
+"""Scores on cases small enough to check by hand."""
+
+import pytest
+
+from clara_jax.evaluate import metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The  Eiffel Tower!", "eiffel tower"),
+        ("True", "yes"),
+        ("true", "true"),
+        ("an apple a day", "apple day"),
+        ("rock'n'roll", "rocknroll"),
+        ("“quoted” – dash", "“quoted” – dash"),
+        ("", ""),
+        ("the", ""),
+    ],
+)
+def test_normalize(text, expected):
+    assert metrics.normalize_answer(text) == expected
+
+
+def test_f1_counts_repeats_and_refuses_half_verdicts():
+    assert metrics.f1("a b b", "b b c") == pytest.approx(1.0 * 4 / 5)
+    assert metrics.f1("yes it is", "yes") == 0.0
+    assert metrics.f1("", "") == 0.0
+    assert metrics.exact_match("", "") == 1.0
+    assert metrics.cover_exact_match("anything", "") == 1.0
+
+
+def test_cover_ignores_order_and_multiplicity():
+    assert metrics.cover_exact_match("Paris in the spring", "spring, spring Paris") == 1
+    assert metrics.cover_exact_match("Paris", "Paris France") == 0
+
+
+def test_best_gold_answer_counts():
+    scores = metrics.score_answers(["NYC"], [["New York", "nyc"]])
+    assert scores["exact_match"] == scores["f1"] == 1.0
+    assert scores["output_length"] == 1.0
+    assert metrics.score_answers([], []) == {}
+
+
+def test_different_lengths_raise():
+    with pytest.raises(ValueError, match="zip"):
+        metrics.score_answers(["a"], [])
+
+
+def test_retrieval_variants_differ_on_rows_without_gold():
+    gold, chosen = [[2, 2], []], [[9, 2], [1, 0]]
+    skip = metrics.score_retrieval(gold, chosen, (1, 3))
+    zero = metrics.score_retrieval(gold, chosen, (1, 3), rows_without_gold="zero")
+    assert skip == pytest.approx(
+        {"recall@1": 0, "precision@1": 0, "recall@3": 1, "precision@3": 1 / 3}
+    )
+    assert zero["recall@3"] == 0.5
+    assert set(metrics.score_retrieval([[]], [[1]]).values()) == {0.0}
