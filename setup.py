@@ -1,0 +1,92 @@
+"""Package metadata. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read(*parts: str) -> str:
+    return ROOT.joinpath(*parts).read_text(encoding="utf-8")
+
+
+def version() -> str:
+    found = re.search(
+        r'^__version__ = "([^"]+)"', read("clara_jax", "__init__.py"), re.M
+    )
+    if found is None:
+        raise RuntimeError("clara_jax/__init__.py names no __version__")
+    return found.group(1)
+
+
+JAX = ">=0.10.2"
+
+REQUIRES = [
+    f"jax{JAX}",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "grain>=0.2.12",
+    # Wheels exist for Linux and macOS only.
+    "array_record>=0.8; sys_platform != 'win32'",
+    "tensorflow-datasets>=4.9.9",
+    # Read by tensorflow-datasets at run time without being declared.
+    "importlib_resources>=6",
+    "transformers>=4.56",
+    "tokenizers>=0.22",
+    "safetensors>=0.5",
+    "huggingface_hub>=0.34",
+    "gguf>=0.17",
+    "scann>=1.4; sys_platform == 'linux' and platform_machine == 'x86_64' "
+    "and python_version < '3.14'",
+    "ml-collections>=1.0",
+    "absl-py>=2.1",
+    "numpy>=2.0",
+    "ml_dtypes>=0.5",
+    "jaxtyping>=0.3",
+    "tqdm>=4.66",
+    "tensorboardX>=2.6.2",
+    "matplotlib>=3.9",
+]
+
+EXTRAS = {
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda": [f"jax[cuda13]{JAX}"],
+    "cuda12": [f"jax[cuda12]{JAX}"],
+    "wandb": ["wandb>=0.17"],
+    # torch is what converted models are compared with; the package never imports it.
+    "test": ["pytest>=8.3", "beartype>=0.20", "torch>=2.6"],
+    "dev": ["ruff>=0.12", "pyright>=1.1.400"],
+}
+
+setup(
+    name="clara_jax",
+    version=version(),
+    description=(
+        "CLaRa in JAX and Flax: retrieval and generation in one continuous space, "
+        "learned from answers alone"
+    ),
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["clara_jax", "clara_jax.*"]),
+    package_data={
+        "clara_jax": ["py.typed"],
+        "clara_jax.synthesize": ["base/**/*"],
+    },
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
