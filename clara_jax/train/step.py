@@ -1,0 +1,201 @@
+"""One optimizer step and one evaluation step, of every stage.
+
+Both are pure functions of ``(state, backbone, frozen, batch)``: what is frozen is
+neither in the state nor an argument of ``grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clara_jax.clara.batches import Batch
+from clara_jax.shapes import Array, Key, Params
+from clara_jax.train.optim import Schedule
+from clara_jax.train.state import TrainState
+
+Sums = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+class Loss(Protocol):
+    """Sums and weights of a batch, divided once at the end by whoever calls."""
+
+    def __call__(
+        self,
+        model: Any,
+        backbone: Any,
+        adapters: dict[str, Params],
+        batch: Batch,
+        rng: Key | None,
+    ) -> tuple[Sums, Sums, dict[str, tuple[Array, Array]]]:
+        """Return sums and weights per term, and (sum, weight) per metric.
+
+        The weights depend on the batch alone. Without `rng` nothing is dropped.
+        """
+        ...
+
+
+StepFunction = Callable[
+    [TrainState, Any, dict[str, Params], Batch], tuple[TrainState, Metrics]
+]
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """Cut rows ``[B, ...]`` into ``[parts, B / parts, ...]``, every parts-th together.
+
+    Strided parts leave each row on the device that it is sharded to.
+    """
+
+    def split(x: Array) -> Array:
+        rows = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def make_train_step(
+    loss: Loss,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    accumulate: int = 1,
+) -> StepFunction:
+    """Build the train step; compile it with `compile_step`.
+
+    The loss is ``sum over terms of sums / weights`` over the whole batch. With
+    accumulation the weights of all microbatches are added up first (they depend on the
+    batch alone, so the compiler drops the forward pass around them); the gradients of
+    the parts then add up to the gradient of the whole batch exactly.
+
+    Args:
+      loss: of the stage.
+      model: handed to the loss.
+      optimizer, schedule: see `optim`.
+      accumulate: microbatches per step; divides the rows of every batch.
+
+    Returns:
+      ``(state, backbone, frozen, batch) -> (state, metrics)``. Metrics: ``loss``,
+      ``loss/<term>``, what the loss reports, ``grad_norm`` (before clipping), ``lr``
+      and ``finite``. A step that is not finite changes nothing but `healthy`.
+    """
+
+    def weigh(
+        trainable: dict[str, Params], backbone, frozen, batch: Batch, rng: Key, weights
+    ):
+        sums, own, metrics = loss(model, backbone, {**frozen, **trainable}, batch, rng)
+        weights = jax.lax.stop_gradient(own if weights is None else weights)
+        terms = {name: _ratio(sums[name], weights[name]) for name in sums}
+        total = sum(terms.values(), start=jnp.zeros((), jnp.float32))
+        return total, (terms, metrics)
+
+    gradient = jax.value_and_grad(weigh, has_aux=True)
+
+    def whole(state: TrainState, backbone, frozen, batch: Batch, rng: Key):
+        rng = jax.random.fold_in(rng, 0)
+        return gradient(state.trainable, backbone, frozen, batch, rng, None)
+
+    def in_parts(state: TrainState, backbone, frozen, batch: Batch, rng: Key):
+        parts = split_batch(batch, accumulate)
+        rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(accumulate))
+
+        def weigh_part(_, part):
+            batch, rng = part
+            adapters = {**frozen, **state.trainable}
+            return None, loss(model, backbone, adapters, batch, rng)[1]
+
+        _, weights = jax.lax.scan(weigh_part, None, (parts, rngs))
+        weights = jax.tree.map(lambda w: w.sum(0), weights)
+
+        def add_part(total, part):
+            batch, rng = part
+            new = gradient(state.trainable, backbone, frozen, batch, rng, weights)
+            return jax.tree.map(jnp.add, total, new), None
+
+        example = jax.tree.map(lambda x: x[0], (parts, rngs))
+        shapes = jax.eval_shape(
+            gradient, state.trainable, backbone, frozen, *example, weights
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add_part, zeros, (parts, rngs))[0]
+
+    def train_step(
+        state: TrainState, backbone: Any, frozen: dict[str, Params], batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(state.key, state.step)
+        compute = whole if accumulate == 1 else in_parts
+        (total, (terms, reported)), grads = compute(state, backbone, frozen, batch, rng)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        good = state.healthy & finite
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": total,
+            **{f"loss/{name}": value for name, value in terms.items()},
+            **{name: _ratio(*pair, empty=jnp.nan) for name, pair in reported.items()},
+            "grad_norm": norm,
+            "lr": schedule(state.step),
+            "finite": finite,
+        }
+        state = TrainState(
+            step=state.step + good,
+            trainable=_choose(good, trainable, state.trainable),
+            opt_state=_choose(good, opt_state, state.opt_state),
+            key=state.key,
+            healthy=good,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(loss: Loss, model: Any) -> Callable[..., Any]:
+    """Build the evaluation step: the stage's loss without dropout.
+
+    Returns:
+      ``(trainable, backbone, frozen, batch) -> (sums, weights, metrics)`` as the loss
+      gives them, to be added up over batches and divided once.
+    """
+
+    def eval_step(trainable: dict[str, Params], backbone, frozen, batch: Batch):
+        return loss(model, backbone, {**frozen, **trainable}, batch, None)
+
+    return eval_step
+
+
+def compile_step(
+    step: StepFunction, *, in_shardings: Any = None, out_shardings: Any = None
+) -> StepFunction:
+    """Compile a train step; its state is donated.
+
+    Args:
+      step: of `make_train_step`.
+      in_shardings: of ``(state, backbone, frozen, batch)``, prefixes allowed; None
+        keeps the arrays where they are.
+      out_shardings: of ``(state, metrics)``.
+
+    Returns:
+      The compiled step. One program is built per shape of batch.
+    """
+    options = {}
+    if in_shardings is not None:
+        options["in_shardings"] = in_shardings
+    if out_shardings is not None:
+        options["out_shardings"] = out_shardings
+    return jax.jit(step, donate_argnums=0, **options)
+
+
+def _ratio(total: Array, weight: Array, empty: float = 0.0) -> Array:
+    """Divide; `empty` (and no gradient) where nothing was weighed."""
+    some = weight > 0
+    return jnp.where(some, total / jnp.where(some, weight, 1), empty)
+
+
+def _choose(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
