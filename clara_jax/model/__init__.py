@@ -1,0 +1,22 @@
+"""The frozen backbone: one transformer, its cache, adapters and known shapes."""
+
+from clara_jax.model.adapters import (
+    abstract_variables,
+    count,
+    init_backbone,
+    init_lora,
+)
+from clara_jax.model.cache import Cache, zeros_cache
+from clara_jax.model.presets import PRESETS
+from clara_jax.model.transformer import Transformer
+
+__all__ = [
+    "PRESETS",
+    "Cache",
+    "Transformer",
+    "abstract_variables",
+    "count",
+    "init_backbone",
+    "init_lora",
+    "zeros_cache",
+]

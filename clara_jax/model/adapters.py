@@ -1,0 +1,52 @@
+"""Adapter trees: shapes, fresh ones, counts."""
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.model.transformer import Transformer
+from clara_jax.shapes import Key, Params
+
+
+def abstract_variables(model: Transformer) -> Params:
+    """Shapes and types of all the model's variables, without making any."""
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), ids)
+
+
+def init_lora(model: Transformer, key: Key) -> Params:
+    """A fresh adapter, which changes nothing yet.
+
+    Args:
+      model: a transformer with ``lora`` settings.
+      key: for the ``a`` matrices.
+
+    Returns:
+      The ``lora`` collection in float32: ``a`` uniform within ``1 / sqrt(inputs)``
+      (Kaiming's rule with a = sqrt(5), as PEFT starts it), ``b`` zero.
+    """
+    shapes = abstract_variables(model)["lora"]
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    keys = jax.random.split(key, len(leaves))
+    fresh = []
+    for (path, leaf), leaf_key in zip(leaves, keys, strict=True):
+        if path[-1].key == "b":
+            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+        else:
+            bound = leaf.shape[-2] ** -0.5
+            fresh.append(
+                jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+            )
+    return jax.tree_util.tree_unflatten(treedef, fresh)
+
+
+def init_backbone(model: Transformer, key: Key) -> Params:
+    """Random frozen weights of the model's shape."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(lambda k: model.init(k, ids)["params"])(key)
+
+
+def count(tree: Params) -> tuple[int, int]:
+    """Numbers and bytes in a tree of arrays or of their shapes."""
+    leaves = jax.tree.leaves(tree)
+    numbers = sum(leaf.size for leaf in leaves)
+    return numbers, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -1,0 +1,133 @@
+"""Grouped-query attention with rotary positions, windows and a cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clara_jax.config import ModelConfig
+from clara_jax.model.layers import Linear, RMSNorm
+from clara_jax.model.rope import rotate
+from clara_jax.shapes import Array, Bool, Float, Int
+
+LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+
+
+def visible_keys(
+    query_slots: Int[Array, " T"],
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    window: int | None,
+) -> Bool[Array, "B 1 T S"]:
+    """Which keys each query sees, when causality alone does not say it.
+
+    Args:
+      query_slots: index of each query among the keys.
+      query_positions, key_positions: positions in the rows, padding not counted.
+      mask: real keys.
+      window: a query sees keys fewer than this many positions back; None sees all.
+
+    Returns:
+      A dense mask, broadcast over heads.
+    """
+    slots = jnp.arange(mask.shape[-1])
+    seen = (slots[None, :] <= query_slots[:, None])[None] & mask[:, None, :]
+    if window is not None:
+        distance = query_positions[:, :, None] - key_positions[:, None, :]
+        seen &= distance < window
+    return seen[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with fewer key/value heads than query heads.
+
+    Softmax is float32. Rows whose keys are all hidden give a finite average of nothing
+    that matters, never NaN, forwards and backwards.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    qk_norm: bool
+    norm_eps: float
+    fused: bool
+    qkv_bias: bool
+    output_bias: bool
+    linear: dict[str, dict]
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T P"],
+        sin: Float[Array, "B T P"],
+        visible: Bool[Array, "B 1 T S"] | None,
+        cache: LayerCache | None,
+        start: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        query, key, value = self._project(x)
+        if self.qk_norm:
+            query = self._norm("query_norm")(query)
+            key = self._norm("key_norm")(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if cache is not None:
+            place = (0, start, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache[0], key, place)
+            value = jax.lax.dynamic_update_slice(cache[1], value, place)
+            cache = (key, value)
+        if visible is None:
+            window = None if self.window is None else (self.window - 1, 0)
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, is_causal=True, local_window_size=window
+            )
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
+        return self._linear("output", x.shape[-1], self.output_bias)(flat), cache
+
+    def _project(self, x: Float[Array, "B T D"]):
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        widths = [n * self.head_dim for n in heads]
+        if self.fused:
+            fused = self._linear("query_key_value", sum(widths), self.qkv_bias)(x)
+            parts = jnp.split(fused, (widths[0], widths[0] + widths[1]), axis=-1)
+        else:
+            names = ("query", "key", "value")
+            parts = [
+                self._linear(name, width, self.qkv_bias)(x)
+                for name, width in zip(names, widths, strict=True)
+            ]
+        return [
+            part.reshape(*x.shape[:2], n, self.head_dim)
+            for part, n in zip(parts, heads, strict=True)
+        ]
+
+    def _linear(self, name: str, features: int, bias: bool) -> Linear:
+        return Linear(features, use_bias=bias, name=name, **self.linear[name])
+
+    def _norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.norm_eps, self.dtype, self.param_dtype, name=name)
+
+
+def attention_from_config(
+    config: ModelConfig, linear: dict[str, dict], name: str
+) -> Attention:
+    """The attention layer that `config` describes."""
+    return Attention(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        window=config.sliding_window,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+        fused=config.fused_qkv,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        linear=linear,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
+    )

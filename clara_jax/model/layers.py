@@ -1,0 +1,82 @@
+"""RMSNorm, and the linear layer that may carry a low-rank adapter."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clara_jax.shapes import Array, Float
+
+
+class RMSNorm(nn.Module):
+    """Scale rows to unit mean square, in float32 whatever the compute type.
+
+    Attributes:
+      eps: added to the mean square.
+      dtype: type of the result.
+      param_dtype: type of the stored scale.
+    """
+
+    eps: float
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        scale = self.param(
+            "scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.param_dtype)
+        )
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean_square + self.eps)
+        # Rounded before the scale, as the backbones were trained.
+        return normed.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Linear(nn.Module):
+    """``x W + b``, plus ``(alpha / R) (x a) b`` when a ``lora`` collection is given.
+
+    The frozen weights are in ``params``, the adapter in ``lora``; without the latter the
+    layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng is
+    present, so evaluation is simply a call without one.
+
+    Attributes:
+      features: width of the result.
+      use_bias: whether the frozen layer has a bias.
+      rank: R; 0 for a layer that carries no adapter.
+      scale: alpha / R.
+      dropout: share of the adapter's inputs dropped in training.
+    """
+
+    features: int
+    dtype: str
+    param_dtype: str
+    use_bias: bool = False
+    rank: int = 0
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        inputs, param_dtype = x.shape[-1], jnp.dtype(self.param_dtype)
+        kernel = self.param(
+            "kernel",
+            nn.initializers.lecun_normal(),
+            (inputs, self.features),
+            param_dtype,
+        )
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias", nn.initializers.zeros, (self.features,), param_dtype
+            )
+            y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        wanted = self.is_initializing() or self.has_variable("lora", "a")
+        if self.rank and wanted:
+            a = self.variable("lora", "a", jnp.zeros, (inputs, self.rank)).value
+            b = self.variable("lora", "b", jnp.zeros, (self.rank, self.features)).value
+            z = x
+            if self.dropout and self.has_rng("dropout"):
+                z = nn.Dropout(self.dropout, deterministic=False)(z)
+            z = (z @ a.astype(self.dtype)) @ b.astype(self.dtype)
+            y = y + z * jnp.asarray(self.scale, z.dtype)
+        return y

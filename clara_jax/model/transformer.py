@@ -1,0 +1,247 @@
+"""The one backbone: a decoder-only transformer of the Llama family."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clara_jax.config import LORA_LAYERS, LoraConfig, ModelConfig
+from clara_jax.model.attention import (
+    LayerCache,
+    attention_from_config,
+    visible_keys,
+)
+from clara_jax.model.cache import Cache
+from clara_jax.model.layers import Linear, RMSNorm
+from clara_jax.model.rope import rope_tables, takes_long_factors
+from clara_jax.shapes import Array, Bool, Float, Hidden, Int, Logits, TokenIds
+
+_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.checkpoint_dots,
+    "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+class Mlp(nn.Module):
+    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+
+    hidden: int
+    fused: bool
+    use_bias: bool
+    linear: dict[str, dict]
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        if self.fused:
+            both = self._linear("gate_up", 2 * self.hidden)(x)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate = self._linear("gate", self.hidden)(x)
+            up = self._linear("up", self.hidden)(x)
+        return self._linear("down", x.shape[-1])(nn.silu(gate) * up)
+
+    def _linear(self, name: str, features: int) -> Linear:
+        return Linear(features, use_bias=self.use_bias, name=name, **self.linear[name])
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on a normed residual stream."""
+
+    config: ModelConfig
+    lora: LoraConfig | None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cache: LayerCache | None,
+        cos: Float[Array, "B T P"],
+        sin: Float[Array, "B T P"],
+        visible: Bool[Array, "B 1 T S"] | None,
+        start: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        config, linear = self.config, _linear_settings(self.config, self.lora)
+        attention = attention_from_config(config, linear, "attention")
+        mlp = Mlp(
+            config.mlp_dim, config.fused_gate_up, config.mlp_bias, linear, name="mlp"
+        )
+        norms = (config.norm_eps, config.dtype, config.param_dtype)
+        mixed, cache = attention(
+            RMSNorm(*norms, name="input_norm")(x), cos, sin, visible, cache, start
+        )
+        x = x + mixed
+        x = x + mlp(RMSNorm(*norms, name="post_norm")(x))
+        return x, cache
+
+
+def _linear_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, dict]:
+    """Keyword arguments of each named linear layer."""
+    common = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    settings = {}
+    for name in LORA_LAYERS:
+        settings[name] = dict(common)
+        if lora is not None and lora.covers(name):
+            settings[name].update(
+                rank=lora.rank, scale=lora.alpha / lora.rank, dropout=lora.dropout
+            )
+    return settings
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model, with room for adapters and special rows.
+
+    Three collections: ``params`` (frozen), ``lora`` (one role's adapter, optional) and
+    ``rows`` (optional): ``embedding [E, D]`` for the ids from `text_vocab` on, and
+    ``head [E, D]`` for their logits when the head is not tied. Rows of the embedding
+    table beyond `text_vocab` (padded vocabularies) are kept and never used.
+
+    Attributes:
+      config: the backbone's shape.
+      text_vocab: ids of the tokenizer before special tokens are added.
+      lora: which layers carry adapters, of which rank; None for the plain base.
+
+    Example::
+
+      model = Transformer(presets.TINY, text_vocab=presets.TINY.vocab_size)
+      variables = model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))
+      logits = model.apply({"params": variables["params"]}, ids)
+    """
+
+    config: ModelConfig
+    text_vocab: int
+    lora: LoraConfig | None = None
+
+    def setup(self) -> None:
+        config = self.config
+        param_dtype = jnp.dtype(config.param_dtype)
+        table = (config.vocab_size, config.width)
+        self.embedding = _Table(table, param_dtype, "embedding", name="embed")
+        block = Block
+        if config.remat != "none":
+            policy = _POLICIES[config.remat]
+            block = nn.remat(Block, policy=policy, prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            out_axes=0,
+            length=config.num_layers,
+        )(config, self.lora)
+        self.final_norm = RMSNorm(config.norm_eps, config.dtype, config.param_dtype)
+        if not config.tied:
+            self.head = _Table(table[::-1], param_dtype, "kernel")
+
+    def __call__(
+        self,
+        ids: TokenIds,
+        positions: Int[Array, "B T"] | None = None,
+        mask: Bool[Array, "B S"] | None = None,
+    ) -> Logits:
+        """Logits of every position: `embed`, `hidden`, `logits` in a row."""
+        hidden, _ = self.hidden(self.embed(ids), positions, mask)
+        return self.logits(hidden)
+
+    def embed(self, ids: TokenIds) -> Hidden:
+        """Input embeddings; ids from `text_vocab` on come from the row table."""
+        dtype = jnp.dtype(self.config.dtype)
+        text = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
+        rows = self._rows("embedding")
+        if rows is None:
+            return text
+        special = jnp.take(rows, ids - self.text_vocab, axis=0, mode="clip")
+        is_special = (ids >= self.text_vocab)[..., None]
+        return jnp.where(is_special, special.astype(dtype), text)
+
+    def hidden(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | None = None,
+        mask: Bool[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Last hidden states, after the final norm.
+
+        Args:
+          embeddings: input embeddings of T tokens.
+          positions: positions in the rows, padding not counted; by default slot numbers.
+          mask: real keys: of these T tokens, or of all S slots of `cache`. None says
+            that causality alone is enough: no padding, or padding on the right, whose
+            states nobody reads.
+          cache: keys and values read before; these tokens are written behind them.
+
+        Returns:
+          ``[B, T, D]`` states, and the cache with these tokens in it.
+        """
+        config = self.config
+        batch, length = embeddings.shape[:2]
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+        slots = start + jnp.arange(length, dtype=jnp.int32)
+        if positions is None:
+            positions = jnp.broadcast_to(slots[None, :], (batch, length))
+        long = None
+        if config.rope.kind == "longrope":
+            long = takes_long_factors(config.rope, positions)
+            if cache is not None:
+                long = jnp.where(cache.length == 0, long, cache.long)
+        cos, sin = rope_tables(config.rope, config.head_dim, positions, long)
+        key_positions, layer_cache = positions, None
+        if cache is not None:
+            key_positions = jax.lax.dynamic_update_slice(
+                cache.positions, positions, (0, start)
+            )
+            layer_cache = (cache.key, cache.value)
+            if mask is None:
+                room = cache.key.shape[2]
+                mask = jnp.ones((batch, room), bool)
+        visible = None
+        if mask is not None:
+            visible = visible_keys(
+                slots, positions, key_positions, mask, config.sliding_window
+            )
+        x, layer_cache = self.layers(
+            embeddings, layer_cache, cos, sin, visible, start
+        )
+        if cache is not None:
+            cache = Cache(
+                key=layer_cache[0],
+                value=layer_cache[1],
+                positions=key_positions,
+                length=start + length,
+                long=cache.long if long is None else long,
+            )
+        return self.final_norm(x), cache
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """Float32 scores of the text vocabulary, then of the special rows."""
+        table = self.embedding().T if self.config.tied else self.head()
+        text = _product(hidden, table)[..., : self.text_vocab]
+        rows = self._rows("embedding" if self.config.tied else "head")
+        if rows is None:
+            return text
+        return jnp.concatenate((text, _product(hidden, rows.T)), axis=-1)
+
+    def _rows(self, name: str) -> Float[Array, "E D"] | None:
+        if not self.has_variable("rows", name):
+            return None
+        return self.get_variable("rows", name)
+
+
+class _Table(nn.Module):
+    """A stored matrix."""
+
+    shape: tuple[int, int]
+    dtype: jnp.dtype
+    entry: str
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "rows columns"]:
+        return self.param(
+            self.entry, nn.initializers.normal(0.02), self.shape, self.dtype
+        )
+
+
+def _product(hidden: Hidden, table: Float[Array, "D V"]) -> Logits:
+    return jnp.matmul(
+        hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
