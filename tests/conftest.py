@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jaxtyping
 
 assert "clara_jax" not in sys.modules, "imported before its shapes could be checked"
-jaxtyping.install_import_hook("clara_jax", "tests.checked_shapes.check")
+jaxtyping.install_import_hook("clara_jax", "checked_shapes.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

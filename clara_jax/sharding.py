@@ -1,0 +1,184 @@
+"""THE table from logical to mesh axes: the one place that says what lies where.
+
+Code names the axes of its arrays (``"batch", "length"``), never those of the mesh.
+Which machine axis an array axis is split over is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from clara_jax.errors import ClaraError
+
+Tree = TypeVar("Tree")
+
+MeshAxes = str | tuple[str, ...] | None
+
+MESH_AXES = ("data", "fsdp", "tensor")
+"""``data`` repeats weights, ``fsdp`` splits weights and batch, ``tensor`` splits
+matrix products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axes of each logical axis; None keeps the axis whole on every device.
+
+    Attributes:
+      batch: rows are independent, so they go over every axis that repeats the work.
+      candidates: a question's candidates stay where the question is: relevance,
+        top-k and the weighted sum then need no communication.
+      length: prompts and documents are short (at most some thousand tokens).
+      width: of *weights*, which are gathered a layer at a time. The width of an
+        activation is written None, because its batch already lies over ``fsdp``.
+      heads: attention is independent per head.
+      kv_heads: as `heads`, so that each query head finds its keys at home.
+      mlp: gate and up split their outputs and down its inputs: one sum per layer.
+      vocab: table and head are the largest arrays of a small model.
+      lora_rank: too narrow (16) to be worth splitting.
+      layers: scanned over; splitting it would send every layer to every device.
+    """
+
+    batch: MeshAxes = ("data", "fsdp")
+    candidates: MeshAxes = None
+    length: MeshAxes = None
+    width: MeshAxes = "fsdp"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    mlp: MeshAxes = "tensor"
+    vocab: MeshAxes = "tensor"
+    lora_rank: MeshAxes = None
+    layers: MeshAxes = None
+
+    def mesh_axes(self, logical: str) -> tuple[str, ...]:
+        """Mesh axes of one logical axis.
+
+        Raises:
+          ClaraError: the table has no such logical axis.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        if logical not in names:
+            raise ClaraError(
+                f"sharding: no logical axis '{logical}'; use one of {', '.join(names)}"
+            )
+        axes = getattr(self, logical)
+        if axes is None:
+            return ()
+        return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+RULES = ShardingRules()
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
+    """Lay out devices as ``data x fsdp x tensor``.
+
+    Args:
+      data, fsdp, tensor: devices along each mesh axis. One of them may be -1 and takes
+        the devices that the others leave.
+      devices: what to lay out; None takes all of ``jax.devices()``.
+
+    Returns:
+      A mesh whose axes the compiler propagates through the program
+      (``AxisType.Auto``).
+
+    Raises:
+      ClaraError: the sizes do not multiply to the number of devices.
+
+    Example:
+      >>> mesh = make_mesh(fsdp=4)  # 8 devices: data 2, fsdp 4, tensor 1
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    wanted = " x ".join(f"{n} {size}" for n, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ClaraError(
+            f"mesh {wanted}: sizes must be above 0, at most one of them -1"
+        )
+    known = 1
+    for size in sizes:
+        known *= 1 if size == -1 else size
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+        known = len(devices)
+    if known != len(devices):
+        raise ClaraError(f"mesh {wanted} does not fit {len(devices)} devices")
+    return jax.make_mesh(
+        tuple(sizes),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
+    )
+
+
+def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> PartitionSpec:
+    """Mesh axes of an array with these logical axes, None for one that stays whole.
+
+    Raises:
+      ClaraError: two of the axes would lie over the same mesh axis, or one is unknown.
+
+    Example:
+      >>> partition_spec("width", "mlp")
+      PartitionSpec('fsdp', 'tensor')
+    """
+    entries: list[MeshAxes] = []
+    taken: dict[str, str] = {}
+    for name in logical:
+        axes = rules.mesh_axes(name) if name is not None else ()
+        for axis in axes:
+            if axis in taken:
+                raise ClaraError(
+                    f"sharding: '{taken[axis]}' and '{name}' of one array both lie "
+                    f"over mesh axis '{axis}'; write None for one of them"
+                )
+            taken[axis] = str(name)
+        entries.append(axes[0] if len(axes) == 1 else axes or None)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(
+    mesh: Mesh, *logical: str | None, rules: ShardingRules = RULES
+) -> NamedSharding:
+    """Where an array with these logical axes lies on `mesh`.
+
+    With no axes named, the array is repeated on every device. For the refusals see
+    `partition_spec`.
+    """
+    return NamedSharding(mesh, partition_spec(*logical, rules=rules))
+
+
+def shard_batch(mesh: Mesh, batch: Tree, rules: ShardingRules = RULES) -> Tree:
+    """Put a batch on the mesh, each device holding its own rows only.
+
+    Args:
+      mesh: from `make_mesh`.
+      batch: any pytree of arrays ``[B, ...]``.
+      rules: the table.
+
+    Returns:
+      The same tree of `jax.Array`, split along axis 0.
+
+    Raises:
+      ClaraError: B is no multiple of the devices that share a batch.
+    """
+    sharding = named_sharding(mesh, "batch", rules=rules)
+    parts = 1
+    for axis in rules.mesh_axes("batch"):
+        parts *= mesh.shape[axis]
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[0] % parts:
+            raise ClaraError(
+                f"a batch of {leaf.shape[0]} rows cannot be split over {parts} "
+                f"devices; make data.batch_size / optim.accumulate a multiple of "
+                f"{parts}"
+            )
+    return jax.device_put(batch, sharding)
