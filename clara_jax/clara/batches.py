@@ -20,11 +20,14 @@ class Tokens:
       right_padded: static promise that every run starts at position 0. It lets
         attention work from causality alone, without a dense mask. False is always
         right, and slower.
+      positions: ``[..., T]`` positions to use instead of each token's place in its own
+        run (the original counts padding on the left; only parity tests need that).
     """
 
     ids: Int[Array, "*rows T"]
     mask: Bool[Array, "*rows T"]
     right_padded: bool = struct.field(pytree_node=False, default=False)
+    positions: Int[Array, "*rows T"] | None = None
 
 
 @struct.dataclass

@@ -68,6 +68,7 @@ class Attention(nn.Module):
         cache: LayerCache | None,
         start: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """Mix `x` over the keys it sees, those of `cache` included."""
         query, key, value = self._project(x)
         if self.qk_norm:
             query = self._norm("query_norm")(query)

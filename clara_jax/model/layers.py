@@ -22,6 +22,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Norm each row."""
         scale = self.param(
             "scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.param_dtype)
         )
@@ -35,8 +36,8 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """``x W + b``, plus ``(alpha / R) (x a) b`` when a ``lora`` collection is given.
 
-    The frozen weights are in ``params``, the adapter in ``lora``; without the latter the
-    layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng is
+    The frozen weights are in ``params``, the adapter in ``lora``; without the latter
+    the layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng is
     present, so evaluation is simply a call without one.
 
     Attributes:
@@ -57,6 +58,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        """Map each row."""
         inputs, param_dtype = x.shape[-1], jnp.dtype(self.param_dtype)
         kernel = self.param(
             "kernel",

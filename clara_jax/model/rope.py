@@ -21,8 +21,8 @@ def rotated_width(rope: RopeConfig, head_dim: int) -> int:
 def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
     """Radians per position of every rotated pair, as float64 ``[rotated / 2]``.
 
-    ``longrope`` is answered with its unstretched frequencies; `rope_tables` divides them
-    by the short or long factors.
+    ``longrope`` is answered with its unstretched frequencies; `rope_tables` divides
+    them by the short or long factors.
     """
     width = rotated_width(rope, head_dim)
     base = rope.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)

@@ -32,6 +32,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
+        """Map each token on its own."""
         if self.fused:
             both = self._linear("gate_up", 2 * self.hidden)(x)
             gate, up = jnp.split(both, 2, axis=-1)
@@ -60,6 +61,7 @@ class Block(nn.Module):
         visible: Bool[Array, "B 1 T S"] | None,
         start: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """The layer's output and its cache."""
         config, linear = self.config, _linear_settings(self.config, self.lora)
         attention = attention_from_config(config, linear, "attention")
         mlp = Mlp(
@@ -112,6 +114,7 @@ class Transformer(nn.Module):
     lora: LoraConfig | None = None
 
     def setup(self) -> None:
+        """Declare tables, layers and norms."""
         config = self.config
         param_dtype = jnp.dtype(config.param_dtype)
         table = (config.vocab_size, config.width)
@@ -164,7 +167,7 @@ class Transformer(nn.Module):
 
         Args:
           embeddings: input embeddings of T tokens.
-          positions: positions in the rows, padding not counted; by default slot numbers.
+          positions: positions in the rows, padding not counted; by default the slots.
           mask: real keys: of these T tokens, or of all S slots of `cache`. None says
             that causality alone is enough: no padding, or padding on the right, whose
             states nobody reads.
@@ -199,9 +202,7 @@ class Transformer(nn.Module):
             visible = visible_keys(
                 slots, positions, key_positions, mask, config.sliding_window
             )
-        x, layer_cache = self.layers(
-            embeddings, layer_cache, cos, sin, visible, start
-        )
+        x, layer_cache = self.layers(embeddings, layer_cache, cos, sin, visible, start)
         if cache is not None:
             cache = Cache(
                 key=layer_cache[0],
