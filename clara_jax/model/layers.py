@@ -37,8 +37,8 @@ class Linear(nn.Module):
     """``x W + b``, plus ``(alpha / R) (x a) b`` when a ``lora`` collection is given.
 
     The frozen weights are in ``params``, the adapter in ``lora``; without the latter
-    the layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng is
-    present, so evaluation is simply a call without one.
+    the layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng
+    is present, so evaluation is simply a call without one.
 
     Attributes:
       features: width of the result.

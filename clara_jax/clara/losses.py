@@ -1,0 +1,301 @@
+"""The training losses: sums and weights of terms, divided once at the end.
+
+Every loss is ``(model, backbone, adapters, batch, rng) -> (sums, weights, metrics)``:
+the step minimises the sum over terms of ``sums[t] / weights[t]``. A term's weight
+depends on the batch alone, so that microbatches, padding and sharding cannot bias its
+mean. Coefficients are inside the sums. Metrics are ``name: (sum, weight)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.clara.batches import IGNORE, Batch, Tokens
+from clara_jax.clara.roles import compress, generate_hidden, logits_of, reason
+from clara_jax.clara.topk import cosine_scores, soft_topk
+from clara_jax.config import SelectionConfig
+from clara_jax.model import Transformer
+from clara_jax.shapes import Array, Bool, Float, Int, Key, Params, Scores
+
+Terms = dict[str, Float[Array, ""]]
+Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Outcome = tuple[Terms, Terms, Metrics]
+
+
+class Loss(Protocol):
+    """What a training step minimises."""
+
+    def __call__(
+        self,
+        model: Transformer,
+        backbone: Params,
+        adapters: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> Outcome:
+        """Sums and weights of the loss's terms, and its metrics."""
+        ...
+
+
+def answer_terms(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    hidden: Float[Array, "B T D"],
+    labels: Int[Array, "B T"],
+) -> Outcome:
+    """Cross-entropy of the labels, each predicted by the position before it.
+
+    Args:
+      model, backbone, adapters: for the output head.
+      hidden: ``[B, T, D]`` last hidden states.
+      labels: ``[B, T]``, `IGNORE` where nothing is supervised.
+
+    Returns:
+      The term ``answer`` (nats, weight: supervised tokens) and the metric
+      ``token_accuracy``.
+    """
+
+    # Logits of a whole batch are the largest array of a step: made again backwards.
+    @jax.checkpoint
+    def score(states, targets):
+        logits = logits_of(model, backbone, adapters, states)
+        counted = targets != IGNORE
+        targets = jnp.where(counted, targets, 0)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+        right = (jnp.argmax(logits, axis=-1) == targets) & counted
+        return jnp.sum(jnp.where(counted, loss, 0.0)), jnp.sum(right, dtype=jnp.float32)
+
+    targets = labels[:, 1:]
+    total, right = score(hidden[:, :-1], targets)
+    weight = jnp.sum(targets != IGNORE, dtype=jnp.float32)
+    return {"answer": total}, {"answer": weight}, {"token_accuracy": (right, weight)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressionLoss:
+    """Stages 1 and 2: answer (or paraphrase) from compressed documents.
+
+    Cross-entropy plus ``mse_weight`` times the mean squared difference between each
+    document's mean memory state and its mean text state; gradients reach both means.
+    Source: paper section 3.1.
+
+    Attributes:
+      num_memory: M. mse_weight: coefficient of the MSE term.
+    """
+
+    num_memory: int
+    mse_weight: float = 0.1
+
+    def __call__(
+        self,
+        model: Transformer,
+        backbone: Params,
+        adapters: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> Outcome:
+        """Terms ``answer`` and ``mse``; see `Loss`."""
+        prompt, labels, documents = batch.prompt, batch.labels, batch.documents
+        assert prompt is not None and labels is not None and documents is not None
+        keys = (None, None) if rng is None else tuple(jax.random.split(rng))
+        flat, (rows, per_row) = _flatten(documents)
+        encoding = compress(
+            model, backbone, adapters, flat, num_memory=self.num_memory, rng=keys[0]
+        )
+        vectors = encoding.memory.reshape(rows, per_row, *encoding.memory.shape[1:])
+        hidden = generate_hidden(
+            model, backbone, adapters, prompt, vectors, rng=keys[1]
+        )
+        sums, weights, metrics = answer_terms(model, backbone, adapters, hidden, labels)
+        present = jnp.any(flat.mask, axis=-1).astype(jnp.float32)
+        gap = jnp.square(encoding.memory_mean - encoding.text_mean)
+        mse = jnp.sum(jnp.mean(gap, axis=-1) * present)
+        count = jnp.sum(present)
+        metrics["mse"] = (mse, count)
+        if self.mse_weight:
+            sums["mse"] = self.mse_weight * mse
+            weights["mse"] = count
+        return sums, weights, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEndLoss:
+    """Stage 3: retrieve and answer, from the answer's cross-entropy alone.
+
+    The compressor is frozen; candidates come as vectors or are compressed on the way.
+    Gradients reach the reasoner through the differentiable top-k (paper section 3.3).
+    Gold positions, when a batch has them, only feed the metric ``recall``.
+
+    Attributes:
+      num_memory: M. selection: how many documents, and how they are chosen.
+    """
+
+    num_memory: int
+    selection: SelectionConfig = SelectionConfig()
+
+    def __call__(
+        self,
+        model: Transformer,
+        backbone: Params,
+        adapters: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> Outcome:
+        """The term ``answer``; see `Loss`."""
+        prompt, labels = batch.prompt, batch.labels
+        assert prompt is not None and labels is not None
+        keys = (None, None) if rng is None else tuple(jax.random.split(rng))
+        vectors = candidate_vectors(model, backbone, adapters, batch, self.num_memory)
+        scores = question_scores(
+            model, backbone, adapters, batch, vectors, self.num_memory, keys[0]
+        )
+        choice = self.selection
+        weights, indices = soft_topk(
+            scores,
+            choice.top_k,
+            choice.temperature,
+            choice.exclusion,
+            batch.candidate_mask,
+        )
+        selected = jnp.einsum("bjc,bcmd->bjmd", weights.astype(vectors.dtype), vectors)
+        hidden = generate_hidden(
+            model, backbone, adapters, prompt, selected, rng=keys[1]
+        )
+        sums, totals, metrics = answer_terms(model, backbone, adapters, hidden, labels)
+        if batch.positives is not None:
+            metrics |= _recall(indices, batch.positives)
+        return sums, totals, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class RerankLoss:
+    """The supervised baseline: contrastive, with labelled positives.
+
+    Minus the log share of the positives in a softmax over all candidates; rows
+    without a positive do not count. Trains the reasoner alone.
+
+    Attributes:
+      num_memory: M. selection: its temperature, and top_k for the metric ``recall``.
+    """
+
+    num_memory: int
+    selection: SelectionConfig = SelectionConfig()
+
+    def __call__(
+        self,
+        model: Transformer,
+        backbone: Params,
+        adapters: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> Outcome:
+        """The term ``rerank``; see `Loss`."""
+        positives = batch.positives
+        assert positives is not None
+        vectors = candidate_vectors(model, backbone, adapters, batch, self.num_memory)
+        scores = question_scores(
+            model, backbone, adapters, batch, vectors, self.num_memory, rng
+        )
+        logits = scores / max(self.selection.temperature, 1e-6)
+        if batch.candidate_mask is not None:
+            logits = jnp.where(batch.candidate_mask, logits, -1e30)
+        counted = jnp.any(positives, axis=-1)
+        # A finite stand-in keeps rows without positives out of the gradient, not NaN.
+        among = jnp.where(positives | ~counted[:, None], logits, -1e30)
+        share = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(among, axis=-1)
+        loss = jnp.sum(jnp.where(counted, share, 0.0))
+        weight = jnp.sum(counted, dtype=jnp.float32)
+        k = min(self.selection.top_k, scores.shape[-1])
+        _, indices = jax.lax.top_k(logits, k)
+        return {"rerank": loss}, {"rerank": weight}, _recall(indices, positives)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelLoss:
+    """Next-token cross-entropy of the whole backbone: how a toy base is made."""
+
+    def __call__(
+        self,
+        model: Transformer,
+        backbone: Params,
+        adapters: Params,
+        batch: Batch,
+        rng: Key | None,
+    ) -> Outcome:
+        """The term ``answer`` over every labelled token; see `Loss`."""
+        del rng
+        prompt, labels = batch.prompt, batch.labels
+        assert prompt is not None and labels is not None
+        no_documents = jnp.zeros(
+            (prompt.ids.shape[0], 0, 1, model.config.width), model.config.dtype
+        )
+        hidden = generate_hidden(
+            model, backbone, adapters, prompt, no_documents, role=None
+        )
+        return answer_terms(model, backbone, adapters, hidden, labels)
+
+
+def candidate_vectors(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    batch: Batch,
+    num_memory: int,
+) -> Float[Array, "B C M D"]:
+    """The candidates' vectors: those of the batch, or compressed now; always frozen.
+
+    Returns:
+      ``[B, C, M, D]``, cut off from gradients.
+    """
+    if batch.vectors is not None:
+        vectors = batch.vectors.astype(model.config.dtype)
+    else:
+        assert batch.candidates is not None
+        flat, (rows, per_row) = _flatten(batch.candidates)
+        memory = compress(model, backbone, adapters, flat, num_memory=num_memory).memory
+        vectors = memory.reshape(rows, per_row, *memory.shape[1:])
+    return jax.lax.stop_gradient(vectors)
+
+
+def question_scores(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    batch: Batch,
+    vectors: Float[Array, "B C M D"],
+    num_memory: int,
+    rng: Key | None = None,
+) -> Scores:
+    """Cosine ``[B, C]`` of each question with its candidates."""
+    assert batch.question is not None
+    queries = reason(
+        model, backbone, adapters, batch.question, num_memory=num_memory, rng=rng
+    )
+    return cosine_scores(queries, vectors.reshape(*vectors.shape[:2], -1))
+
+
+def _flatten(tokens: Tokens) -> tuple[Tokens, tuple[int, int]]:
+    rows, per_row = tokens.ids.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(rows * per_row, x.shape[-1]), tokens)
+    return flat, (rows, per_row)
+
+
+def _recall(indices: Int[Array, "B J"], positives: Bool[Array, "B C"]) -> Metrics:
+    found = jnp.take_along_axis(positives, indices, axis=1)
+    gold = jnp.sum(positives, axis=-1)
+    rows = jnp.sum(gold > 0, dtype=jnp.float32)
+
+    def at(k: int) -> Float[Array, ""]:
+        hits = jnp.sum(found[:, :k], axis=-1)
+        return jnp.sum(hits / jnp.maximum(gold, 1), dtype=jnp.float32)
+
+    metrics = {"recall@1": (at(1), rows)}
+    if indices.shape[1] > 1:
+        metrics[f"recall@{indices.shape[1]}"] = (at(indices.shape[1]), rows)
+    return metrics

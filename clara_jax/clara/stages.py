@@ -1,0 +1,88 @@
+"""The table of training stages: which loss, what it trains, what it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clara_jax.clara.losses import (
+    CompressionLoss,
+    EndToEndLoss,
+    LanguageModelLoss,
+    Loss,
+    RerankLoss,
+)
+from clara_jax.config import SelectionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """One line of the table.
+
+    Attributes:
+      trains: adapters that the optimizer holds; all others are frozen.
+      fresh: adapters that start anew even if the earlier run has them.
+      copies: adapter to the one it starts as a copy of, when the earlier run lacks it.
+      description: one line for people.
+    """
+
+    trains: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+    description: str = ""
+
+
+STAGES: dict[str, StageSpec] = {
+    "lm": StageSpec(
+        trains=("backbone",),
+        description="language-model pretraining of a small backbone",
+    ),
+    "scp": StageSpec(
+        trains=("compressor", "generator", "memory"),
+        fresh=("compressor", "generator", "memory"),
+        description="compression pretraining on questions, answers and paraphrases",
+    ),
+    "instruct": StageSpec(
+        trains=("compressor", "generator"),
+        fresh=("generator",),
+        description="answering from compressed documents",
+    ),
+    "end_to_end": StageSpec(
+        trains=("reasoner", "generator"),
+        copies=(("reasoner", "compressor"),),
+        description="retrieving and answering, from the answer loss alone",
+    ),
+    "rerank": StageSpec(
+        trains=("reasoner",),
+        copies=(("reasoner", "compressor"),),
+        description="retrieving, from labelled positives",
+    ),
+}
+
+
+def make_loss(
+    stage: str,
+    *,
+    num_memory: int,
+    mse_weight: float = 0.1,
+    selection: SelectionConfig | None = None,
+) -> Loss:
+    """The loss of a stage.
+
+    Args:
+      stage: a key of `STAGES`.
+      num_memory: M.
+      mse_weight: coefficient of the MSE term (scp and instruct).
+      selection: the differentiable top-k (end_to_end), or its temperature (rerank).
+
+    Raises:
+      KeyError: no such stage.
+    """
+    selection = selection or SelectionConfig()
+    losses: dict[str, Loss] = {
+        "lm": LanguageModelLoss(),
+        "scp": CompressionLoss(num_memory, mse_weight),
+        "instruct": CompressionLoss(num_memory, mse_weight),
+        "end_to_end": EndToEndLoss(num_memory, selection),
+        "rerank": RerankLoss(num_memory, selection),
+    }
+    return losses[stage]
