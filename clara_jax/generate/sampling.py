@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,10 @@ class Sampling:
     Attributes:
       temperature: divides the logits; 0 takes the best token, whatever the key.
       top_p: draw among the fewest tokens that hold this share of the probability.
-      seed: of the draws; the same seed gives the same tokens.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
@@ -61,7 +60,7 @@ def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Float[Array, "*B V"]:
 
 def sample(
     logits: Float[Array, "B V"], keys: Key | None, sampling: Sampling
-) -> Int[Array, "B"]:
+) -> Int[Array, " B"]:
     """Draw one token per row.
 
     Args:
@@ -81,7 +80,8 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def row_keys(seed: int, rows: int) -> Key:
+@functools.partial(jax.jit, static_argnames="rows")
+def row_keys(seed: int | Int[Array, ""], rows: int) -> Key:
     """One key per row, ``[rows]``: row i's key depends on the seed and on i only."""
     key = jax.random.key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -8,8 +8,8 @@ from clara_jax.evaluate import metrics
 
 
 @pytest.fixture(scope="module")
-def cases(oracle_dir):
-    path = oracle_dir / "metrics.json"
+def cases(oracle):
+    path = oracle / "metrics.json"
     assert path.is_file(), f"missing: {path}"
     return json.loads(path.read_text())
 

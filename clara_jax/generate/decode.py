@@ -1,0 +1,230 @@
+"""Decoding with a key/value cache, in four parts: prefill, one step, loop, sampling.
+
+Prompts come as embeddings, since documents take part in them as vectors, with a mask.
+Padding may be anywhere, also in the middle of a row: a prompt of T slots is followed by
+one slot per new token, positions go on from each row's own length, and the mask hides
+the padding. Everything that changes while decoding is in one `DecodeState`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from clara_jax.errors import ClaraError
+from clara_jax.generate.sampling import Sampling, fold_step, row_keys, sample
+from clara_jax.model import Cache, Transformer, zeros_cache
+from clara_jax.shapes import Array, Bool, Float, Int, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How long to decode, when to stop and how to draw.
+
+    Attributes:
+      max_new_tokens: longest continuation.
+      eos_ids: a row stops after any of these.
+      pad_id: fills a row that has stopped.
+      sampling: how the next token is drawn.
+    """
+
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ClaraError(
+                f"max_new_tokens must be above 0, not {self.max_new_tokens}"
+            )
+
+
+@struct.dataclass
+class DecodeState:
+    """Everything that changes from step to step.
+
+    Attributes:
+      step: tokens drawn so far.
+      tokens: ``[B, max_new_tokens]`` drawn tokens, pad where nothing has been drawn.
+      done: ``[B]`` rows that have met an end token, or that have no prompt at all.
+      cache: keys and values of T prompt slots and ``max_new_tokens`` others.
+      visible: ``[B, S]`` cache slots that hold a real token.
+      positions: ``[B]`` position of the token drawn last.
+      keys: ``[B]`` one random key per row; None when greedy.
+    """
+
+    step: Int[Array, ""]
+    tokens: Int[Array, "B new"]
+    done: Bool[Array, " B"]
+    cache: Cache
+    visible: Bool[Array, "B S"]
+    positions: Int[Array, " B"]
+    keys: Key | None
+
+
+def prefill(
+    model: Transformer,
+    variables: Params,
+    embeddings: Float[Array, "B T D"],
+    mask: Bool[Array, "B T"],
+    config: DecodeConfig,
+    keys: Key | None = None,
+) -> DecodeState:
+    """Read the prompts and draw the first token of each row.
+
+    Args:
+      model: the backbone.
+      variables: its variables with the generator's role, as of `role_variables`.
+      embeddings: ``[B, T, D]`` prompt embeddings.
+      mask: ``[B, T]`` True on real positions; padding may be anywhere.
+      config: static settings.
+      keys: one key per row, as of `row_keys`; not needed when greedy.
+
+    Returns:
+      The state after one drawn token.
+    """
+    rows, length, _ = embeddings.shape
+    slots = length + config.max_new_tokens
+    visible = jnp.pad(mask, ((0, 0), (0, config.max_new_tokens)))
+    hidden, cache = model.apply(
+        variables,
+        embeddings,
+        jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0),
+        visible,
+        cache=zeros_cache(model.config, rows, slots),
+        method="hidden",
+    )
+    last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    state = DecodeState(
+        step=jnp.int32(0),
+        tokens=jnp.full((rows, config.max_new_tokens), config.pad_id, jnp.int32),
+        done=~mask.any(axis=1),
+        cache=cache,
+        visible=visible,
+        positions=mask.sum(axis=1, dtype=jnp.int32) - 1,
+        keys=None if config.sampling.greedy else keys,
+    )
+    return _draw(model, variables, hidden, state, config)
+
+
+def decode_step(
+    model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
+) -> DecodeState:
+    """Feed the tokens drawn last and draw the next ones.
+
+    Rows that are done draw the pad token.
+
+    Args:
+      model: the backbone.
+      variables: the variables that `prefill` was given.
+      state: a state with at least one drawn token and room for one more.
+      config: static settings.
+
+    Returns:
+      The state one token later.
+    """
+    token = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
+    slots = jnp.arange(state.visible.shape[1])
+    visible = state.visible | (slots == state.cache.length)[None]
+    hidden, cache = model.apply(
+        variables,
+        model.apply(variables, token, method="embed"),
+        state.positions[:, None],
+        visible,
+        cache=state.cache,
+        method="hidden",
+    )
+    state = state.replace(cache=cache, visible=visible)
+    return _draw(model, variables, hidden, state, config)
+
+
+def decode_loop(
+    model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
+) -> DecodeState:
+    """Step until every row is done or the longest continuation is reached."""
+
+    def unfinished(state: DecodeState) -> Bool[Array, ""]:
+        return (state.step < config.max_new_tokens) & ~state.done.all()
+
+    def body(state: DecodeState) -> DecodeState:
+        return decode_step(model, variables, state, config)
+
+    return jax.lax.while_loop(unfinished, body, state)
+
+
+jit_prefill = jax.jit(prefill, static_argnames=("model", "config"))
+jit_decode_step = jax.jit(
+    decode_step, static_argnames=("model", "config"), donate_argnames="state"
+)
+jit_decode_loop = jax.jit(
+    decode_loop, static_argnames=("model", "config"), donate_argnames="state"
+)
+
+
+def generate(
+    model: Transformer,
+    variables: Params,
+    embeddings: Float[Array, "B T D"],
+    mask: Bool[Array, "B T"],
+    config: DecodeConfig,
+    seed: int = 0,
+) -> Int[Array, "B new"]:
+    """Continue every prompt, compiled once per shape and config.
+
+    Args:
+      model: the backbone.
+      variables: its variables with the generator's role.
+      embeddings: ``[B, T, D]`` prompt embeddings.
+      mask: ``[B, T]`` True on real positions.
+      config: static settings.
+      seed: of the draws; the same seed gives the same tokens.
+
+    Returns:
+      ``[B, max_new_tokens]`` new tokens; a row ends with its end token, then pads.
+    """
+    keys = row_keys(seed, mask.shape[0])
+    state = jit_prefill(model, variables, embeddings, mask, config, keys)
+    return jit_decode_loop(model, variables, state, config).tokens
+
+
+def trim(tokens: Any, eos_ids: Sequence[int]) -> list[list[int]]:
+    """New tokens of each row without its end token and what follows it.
+
+    Args:
+      tokens: ``[B, max_new_tokens]`` as of `generate`.
+      eos_ids: end tokens.
+
+    Returns:
+      One list of ids per row.
+    """
+    rows = []
+    for row in tokens.tolist():
+        ends = [i for i, token in enumerate(row) if token in eos_ids]
+        rows.append(row[: ends[0]] if ends else row)
+    return rows
+
+
+def _draw(
+    model: Transformer,
+    variables: Params,
+    hidden: Float[Array, "B 1 D"],
+    state: DecodeState,
+    config: DecodeConfig,
+) -> DecodeState:
+    logits = model.apply(variables, hidden, method="logits")[:, 0]
+    keys = None if state.keys is None else fold_step(state.keys, state.step)
+    token = jnp.where(state.done, config.pad_id, sample(logits, keys, config.sampling))
+    ends = jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))
+    return state.replace(
+        step=state.step + 1,
+        tokens=state.tokens.at[:, state.step].set(token),
+        done=state.done | ends,
+        positions=state.positions + 1,
+    )
