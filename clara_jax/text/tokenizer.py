@@ -1,0 +1,334 @@
+"""A Hugging Face tokenizer with CLaRa's special tokens and prompt rules."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+
+from clara_jax.errors import ClaraError
+from clara_jax.text.markers import mark, marker_names, plain, readable
+from clara_jax.text.prompts import Prompt
+
+_NAME_KEY = "clara_name"
+_NO_SYSTEM = "System role not supported"
+
+
+class ClaraTokenizer:
+    """Text to token ids and back, with M memory tokens, AE, ENC and SEP added.
+
+    The tokenizer given is copied and never changed. Special tokens take the ids after
+    its own: ``n .. n+M-1`` memory, ``n+M`` AE, ``n+M+1`` ENC, ``n+M+2`` SEP. Prompts
+    are strings in which these tokens have spellings that users cannot write (see
+    `clara_jax.text.markers`): `slots` makes them, `chat` and `encode_document` remove
+    them from everything else.
+
+    Like the original: without a pad token, bos serves; a tokenizer without bos (eos)
+    whose `name` contains "qwen" takes the first (second) of its additional special
+    tokens, which are the memory tokens when it has none of its own. Any other
+    tokenizer without bos gets none.
+
+    A tokenizer without a chat template (a base model) gets the plainest one: bos,
+    system text, newline, user text, newline, answer, eos.
+
+    Args:
+      tokenizer: a ``transformers`` fast tokenizer.
+      num_memory: M, memory tokens per document.
+      name: hub name or path of the base model, for the rule above; when empty, the
+        name that `save` stored, else the tokenizer's own.
+
+    Attributes:
+      text_vocab: n, tokens before the special ones.
+      memory_ids, ae_id, enc_id, sep_id: ids of the special tokens.
+      bos_id: None where the tokenizer has no such token.
+      eos_id, pad_id: always there.
+
+    Raises:
+      ClaraError: a slow tokenizer, no eos token, or special tokens that do not get the
+        ids after the text vocabulary.
+    """
+
+    def __init__(self, tokenizer: Any, num_memory: int, name: str = ""):
+        if num_memory < 1:
+            raise ClaraError(f"num_memory must be at least 1, not {num_memory}")
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ClaraError(
+                f"tokenizer {type(tokenizer).__name__} is no fast tokenizer; give one "
+                "that has a tokenizer.json"
+            )
+        stored = tokenizer.init_kwargs.get(_NAME_KEY, "")
+        self.name = name or stored or str(tokenizer.name_or_path or "")
+        self.num_memory = num_memory
+        self.base = copy.deepcopy(tokenizer)
+        self.base.init_kwargs[_NAME_KEY] = self.name
+        self.text_vocab = len(self.base)
+        self._marked = copy.deepcopy(tokenizer)
+        self._add_markers()
+        n, m = self.text_vocab, num_memory
+        self.memory_ids = tuple(range(n, n + m))
+        self.ae_id, self.enc_id, self.sep_id = n + m, n + m + 1, n + m + 2
+        self._set_ends()
+
+    def _add_markers(self) -> None:
+        names = marker_names(self.num_memory)
+        taken = set(names) & {
+            token.strip("<>")
+            for token in self.base.get_vocab()
+            if token.startswith("<") and token.endswith(">")
+        }
+        if taken:
+            raise ClaraError(
+                f"tokenizer {self.name or ''} already has <{min(taken)}>; give the "
+                "base model's tokenizer, without CLaRa's special tokens"
+            )
+        backend = self._marked.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        backend.add_special_tokens(
+            [
+                tokenizers.AddedToken(mark(name), special=True, normalized=False)
+                for name in names
+            ]
+        )
+        self._backend = backend
+        ids = [backend.token_to_id(mark(name)) for name in names]
+        if ids != list(range(self.text_vocab, self.text_vocab + len(names))):
+            raise ClaraError(
+                f"tokenizer {self.name or ''} has {self.text_vocab} tokens, but its "
+                f"next free id is {ids[0]}; its ids must be without gaps"
+            )
+
+    def _set_ends(self) -> None:
+        base = self.base
+        self.bos, self.eos = base.bos_token or "", base.eos_token or ""
+        if "qwen" in self.name.lower():
+            own = _additional_specials(base)
+            entries = own + [mark(name) for name in marker_names(self.num_memory)]
+            self.bos = self.bos or entries[0]
+            self.eos = self.eos or entries[1]
+        if not self.eos:
+            raise ClaraError(
+                f"tokenizer {self.name or ''} has no eos token; set eos_token in its "
+                "tokenizer_config.json"
+            )
+        self.bos_id = self._backend.token_to_id(self.bos) if self.bos else None
+        self.eos_id: int = self._backend.token_to_id(self.eos)
+        pad = base.pad_token_id
+        if pad is None:
+            pad = self.eos_id if self.bos_id is None else self.bos_id
+        self.pad_id: int = pad
+
+    @classmethod
+    def load(
+        cls, source: str | Path, num_memory: int, name: str = ""
+    ) -> ClaraTokenizer:
+        """Read a tokenizer folder or hub name; `name` as for the class."""
+        return cls(load_tokenizer(source), num_memory, name)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the base tokenizer, without the special tokens, as Hugging Face does.
+
+        `name` is stored too, so that reading the folder gives equal ids.
+        """
+        with _quiet_transformers():
+            self.base.save_pretrained(str(folder))
+
+    @property
+    def num_special(self) -> int:
+        """E, memory tokens and the three markers."""
+        return self.num_memory + 3
+
+    def slots(self, num_documents: int, separator: bool = True) -> str:
+        """Spell the places of documents in a prompt: J times M memory tokens and SEP.
+
+        Args:
+          num_documents: J.
+          separator: put SEP after each document.
+        """
+        names = [f"MEM{i}" for i in range(self.num_memory)]
+        one = "".join(mark(name) for name in names + ["SEP"] * separator)
+        return one * num_documents
+
+    def encode(self, text: str) -> list[int]:
+        """Turn a string into ids; bos and eos only where the string spells them."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Turn ids into a string.
+
+        Args:
+          ids: token ids below n + E.
+          skip_special: leave special tokens out; else they read ``<MEM0>``.
+        """
+        text = self._marked.decode(
+            [int(i) for i in ids], skip_special_tokens=skip_special
+        )
+        return readable(text)
+
+    def encode_document(self, text: str, max_length: int) -> list[int]:
+        """Make the compressor's row: ``<ENC><bos>text<eos>``, then M memory tokens.
+
+        Args:
+          text: a document, or a question for the reasoner.
+          max_length: longest text; the row before the memory tokens is cut on the right
+            to 3 more, so a long text loses its eos.
+
+        Returns:
+          At most ``max_length + 3 + M`` ids.
+        """
+        ids = self.encode(self._document(text))
+        return ids[: max_length + 3] + list(self.memory_ids)
+
+    def encode_documents(
+        self, texts: Sequence[str], max_length: int
+    ) -> list[list[int]]:
+        """Apply `encode_document` to many texts at once, in native threads."""
+        strings = [self._document(text) for text in texts]
+        rows = self._backend.encode_batch(strings, add_special_tokens=False)
+        return [row.ids[: max_length + 3] + list(self.memory_ids) for row in rows]
+
+    def document_length(self, text: str) -> int:
+        """Count the tokens of `text` as `encode_document` would see it, uncut.
+
+        A text fits ``max_length`` when this is at most that.
+        """
+        return len(self.encode(self._document(text))) - 3 + (self.bos == "")
+
+    def _document(self, text: str) -> str:
+        return mark("ENC") + self.bos + plain(text) + self.eos
+
+    def chat(
+        self,
+        system: str,
+        user: str,
+        assistant: str | None = None,
+        add_generation_prompt: bool | None = None,
+    ) -> str:
+        """Render a conversation with the tokenizer's chat template.
+
+        Args:
+          system: system text; may be empty. Templates without a system role get it
+            before the user text, with a newline between.
+          user: user text, in which `slots` may stand. Make it with the functions of
+            `clara_jax.text.prompts`, or run users' words through ``plain``.
+          assistant: the answer; None leaves it open.
+          add_generation_prompt: end where the answer begins; default: when `assistant`
+            is None.
+
+        Raises:
+          ClaraError: the template refuses the conversation.
+        """
+        open_end = assistant is None
+        if add_generation_prompt is not None:
+            open_end = add_generation_prompt
+        system = plain(system)
+        answer = None if assistant is None else plain(assistant)
+        if not self.base.chat_template:
+            return self._plain_chat(system, user, answer)
+        try:
+            try:
+                return self._render(system, user, answer, open_end)
+            except Exception as error:
+                if _NO_SYSTEM not in str(error) or not system:
+                    raise
+                return self._render("", f"{system}\n{user}", answer, open_end)
+        except Exception as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ClaraError(
+                f"the chat template of tokenizer {self.name or ''} failed: {line}"
+            ) from error
+
+    def encode_chat(
+        self, prompt: Prompt, assistant: str | None = None
+    ) -> tuple[list[int], int]:
+        """Tokenise a prompt, with its answer or open for one.
+
+        Args:
+          prompt: system and user text.
+          assistant: the answer; None leaves it open.
+
+        Returns:
+          The ids, and how many of them the prompt counts: the tokens of the separately
+          rendered prompt without answer (a count, not a common prefix, as in the
+          original).
+        """
+        open_ids = self.encode(self.chat(*prompt))
+        if assistant is None:
+            return open_ids, len(open_ids)
+        return self.encode(self.chat(*prompt, assistant)), len(open_ids)
+
+    def _render(
+        self, system: str, user: str, answer: str | None, open_end: bool
+    ) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": user})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        return self.base.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_end,
+            enable_thinking=False,
+        )
+
+    def _plain_chat(self, system: str, user: str, answer: str | None) -> str:
+        head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
+        return head if answer is None else head + answer + self.eos
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """Read the base tokenizer of a folder or hub name.
+
+    A ``tokenizer.json`` is taken as it is, whatever class the configuration names, so
+    that ids do not depend on the version of ``transformers``.
+
+    Args:
+      source: folder with ``tokenizer.json`` (or older files), or a hub name.
+
+    Returns:
+      A ``transformers`` fast tokenizer.
+
+    Raises:
+      ClaraError: there is none, or its files cannot be read.
+    """
+    path = Path(source)
+    if not path.is_dir() and (path.exists() or str(source).startswith((".", os.sep))):
+        raise ClaraError(f"tokenizer {source}: no such folder")
+    exact = not path.is_dir() or (path / "tokenizer.json").is_file()
+    loader = (
+        transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
+    )
+    try:
+        with _quiet_transformers():
+            return loader.from_pretrained(str(source))
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ClaraError(f"tokenizer {source}: cannot be read: {line}") from error
+
+
+def _additional_specials(tokenizer: Any) -> list[str]:
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        tokens = getattr(tokenizer, name, None)
+        if isinstance(tokens, (list, tuple)) and tokens:
+            return [str(token) for token in tokens]
+    return []
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep remarks about tokenizer classes, which do not concern users, off stderr."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
