@@ -1,0 +1,43 @@
+"""Validated settings: what every part is built from.
+
+Each dataclass checks itself when it is made and names the field that is wrong.
+`parse` turns a plain mapping (JSON, ``ConfigDict.to_dict()``) into one and refuses keys
+it does not know; `to_dict` is its inverse.
+"""
+
+from clara_jax.config.model import (
+    DTYPES,
+    LORA_LAYERS,
+    REMAT_POLICIES,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    RopeConfig,
+    SelectionConfig,
+)
+from clara_jax.config.parsing import parse, to_dict
+from clara_jax.config.run import (
+    STAGES,
+    DataConfig,
+    HooksConfig,
+    OptimConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "DTYPES",
+    "LORA_LAYERS",
+    "REMAT_POLICIES",
+    "STAGES",
+    "DataConfig",
+    "HooksConfig",
+    "LoraConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RopeConfig",
+    "RunConfig",
+    "SelectionConfig",
+    "parse",
+    "to_dict",
+]

@@ -1,0 +1,217 @@
+"""Settings of what is computed: the backbone, its adapters, memory and selection."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from clara_jax.config.parsing import one_of, positive, require
+
+DTYPES = ("float32", "bfloat16", "float16")
+REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
+LORA_LAYERS = (
+    "query",
+    "key",
+    "value",
+    "query_key_value",
+    "output",
+    "gate",
+    "up",
+    "gate_up",
+    "down",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    Attributes:
+      theta: base of the geometric row of wavelengths.
+      fraction: share of each head's width that is rotated (Phi-4-mini: 0.75).
+      kind: how wavelengths are stretched beyond the trained length.
+      factor: stretch of ``linear``, ``llama3``, ``yarn``; for ``longrope`` the ratio of
+        the lengths when 0.
+      original_max_position: length the base was first trained for; ``longrope`` takes
+        its long factors for rows longer than this.
+      max_position: longest length the model declares.
+      low_frequency, high_frequency: the band of ``llama3``.
+      beta_fast, beta_slow: the band of ``yarn``.
+      short_factors, long_factors: one divisor per rotated pair, ``longrope`` only.
+      attention_factor: multiplies cosines and sines; 0 takes the kind's own rule.
+    """
+
+    theta: float = 10000.0
+    fraction: float = 1.0
+    kind: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
+    factor: float = 0.0
+    original_max_position: int = 0
+    max_position: int = 0
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive("rope", self, "theta", "fraction")
+        one_of(
+            "rope", self, "kind", ("default", "linear", "llama3", "yarn", "longrope")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one decoder-only backbone.
+
+    Attributes:
+      vocab_size: V, rows of the embedding table as stored.
+      width: D. num_layers: depth. num_heads: N. num_kv_heads: K. head_dim: H.
+      mlp_dim: F. norm_eps: added to the mean square in every RMSNorm.
+      tied: the output head is the embedding table.
+      qkv_bias, output_bias, mlp_bias: which projections carry a bias.
+      qk_norm: RMSNorm over each head of queries and keys (Qwen3).
+      fused_qkv, fused_gate_up: one projection instead of three or two (Phi-3).
+      sliding_window: a query sees itself and the ``sliding_window - 1`` keys before it;
+        None sees all.
+      dtype: compute type; norms, softmax and logits are float32 all the same.
+      param_dtype: type in which the frozen weights are kept.
+      remat: what a layer keeps for its backward pass: ``none`` keeps all, ``full``
+        nothing, ``dots`` matrix products, ``dots_no_batch`` those without batch axes.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    norm_eps: float = 1e-5
+    tied: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
+    sliding_window: int | None = None
+    rope: RopeConfig = RopeConfig()
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        positive(
+            "model",
+            self,
+            "vocab_size",
+            "width",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "norm_eps",
+        )
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            "model.num_kv_heads",
+            f"{self.num_kv_heads} does not divide num_heads {self.num_heads}",
+        )
+        require(
+            self.sliding_window is None or self.sliding_window > 0,
+            "model.sliding_window",
+            f"must be above 0 or none, not {self.sliding_window}",
+        )
+        one_of("model", self, "dtype", DTYPES)
+        one_of("model", self, "param_dtype", DTYPES)
+        one_of("model", self, "remat", REMAT_POLICIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (paper appendix: rank 16, alpha 32, dropout 0.1, all linear).
+
+    Attributes:
+      rank: R. alpha: the update is scaled by ``alpha / rank``.
+      dropout: share of an adapter's inputs dropped in training.
+      layers: names out of `LORA_LAYERS`, or ``("all",)``; names that a backbone does
+        not have are ignored, so one list serves fused and unfused models.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+    layers: tuple[str, ...] = ("all",)
+
+    def __post_init__(self) -> None:
+        positive("lora", self, "rank", "alpha")
+        require(
+            0 <= self.dropout < 1,
+            "lora.dropout",
+            f"must be in [0, 1), not {self.dropout}",
+        )
+        require(bool(self.layers), "lora.layers", "names no layer; use ('all',)")
+        for name in self.layers:
+            require(
+                name == "all" or name in LORA_LAYERS,
+                "lora.layers",
+                f"'{name}' is none of all, {', '.join(LORA_LAYERS)}",
+            )
+
+    def covers(self, layer: str) -> bool:
+        """Whether the linear layer of this name carries an adapter."""
+        return "all" in self.layers or layer in self.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """How a document becomes vectors.
+
+    Attributes:
+      doc_max_length: longest document in tokens; the rest is cut off.
+      compression_rate: document tokens per memory vector.
+      separator: put ``<SEP>`` after each document's slots in the prompt.
+    """
+
+    doc_max_length: int = 256
+    compression_rate: int = 16
+    separator: bool = True
+
+    def __post_init__(self) -> None:
+        positive("memory", self, "doc_max_length", "compression_rate")
+        require(
+            self.compression_rate <= self.doc_max_length,
+            "memory.compression_rate",
+            f"{self.compression_rate} leaves no memory token for documents of "
+            f"{self.doc_max_length} tokens",
+        )
+
+    @property
+    def num_memory(self) -> int:
+        """M, memory tokens per document."""
+        return self.doc_max_length // self.compression_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """The differentiable top-k (paper section 3.3).
+
+    Attributes:
+      top_k: J, documents handed to the generator.
+      temperature: divides the cosine scores.
+      exclusion: what later slots do with documents already taken: ``reference`` adds
+        log(1e-8) to their score, as the original does; ``exact`` leaves them out.
+    """
+
+    top_k: int = 5
+    temperature: float = 0.02
+    exclusion: Literal["reference", "exact"] = "reference"
+
+    def __post_init__(self) -> None:
+        positive("selection", self, "top_k")
+        require(self.temperature >= 0, "selection.temperature", "must not be negative")
+        one_of("selection", self, "exclusion", ("reference", "exact"))

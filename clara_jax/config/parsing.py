@@ -1,0 +1,110 @@
+"""Plain mappings to checked dataclasses and back.
+
+Every refusal is one `ClaraError` that names the field as the user wrote it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from clara_jax.errors import ClaraError
+
+T = TypeVar("T")
+
+
+def require(condition: bool, field: str, message: str) -> None:
+    """Refuse `field` with `message` unless `condition` holds."""
+    if not condition:
+        raise ClaraError(f"config field '{field}': {message}")
+
+
+def positive(section: str, obj: Any, *names: str) -> None:
+    """Refuse the fields of `obj` called `names` that are not above 0."""
+    for name in names:
+        value = getattr(obj, name)
+        require(value > 0, f"{section}.{name}", f"must be above 0, not {value}")
+
+
+def one_of(section: str, obj: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Refuse the field `name` of `obj` unless it is one of `choices`."""
+    value = getattr(obj, name)
+    require(
+        value in choices,
+        f"{section}.{name}".lstrip("."),
+        f"is '{value}', but must be one of {', '.join(choices)}",
+    )
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build dataclass `cls` from a mapping, nested ones included.
+
+    Args:
+      cls: a dataclass, its fields plain values, tuples or dataclasses.
+      values: field values; lists become tuples where the field is a tuple.
+      where: what the mapping was read from, put before field names in errors.
+
+    Returns:
+      The validated dataclass.
+
+    Raises:
+      ClaraError: a key that `cls` does not have (the nearest one is suggested), a
+        missing field, a value of the wrong type, or one that the class refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ClaraError(f"config field '{path}' is unknown{hint}")
+        arguments[key] = _cast(hints[key], value, path)
+    for name, field in known.items():
+        no_default = (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
+        if no_default and name not in arguments:
+            path = f"{where}.{name}" if where else name
+            raise ClaraError(f"config field '{path}' is missing")
+    return cls(**arguments)
+
+
+def _cast(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, Mapping):
+            raise ClaraError(f"config field '{path}' must be a group of fields")
+        return parse(typing.cast(type, hint), value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _cast(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple:
+        if isinstance(value, str):
+            value = (value,) if value else ()
+        if not isinstance(value, (list, tuple)):
+            raise ClaraError(f"config field '{path}' must be a list, not {value!r}")
+        return tuple(_cast(args[0], item, path) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ClaraError(
+            f"config field '{path}' must be {hint.__name__}, not {value!r}"
+        )
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values, the inverse of `parse`."""
+    return dataclasses.asdict(config)

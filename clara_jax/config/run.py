@@ -1,0 +1,175 @@
+"""Settings of one training run: data, optimizer and what happens beside the steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from clara_jax.config.model import LoraConfig, MemoryConfig, SelectionConfig
+from clara_jax.config.parsing import one_of, positive, require
+
+STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from and what batches look like.
+
+    Attributes:
+      train, eval: files or TFDS folders of records; ``eval`` may be empty.
+      format: ``auto`` looks at the file; else one of the names in ``data.sources``.
+      batch_size: questions (or documents) per optimizer step.
+      doc_buckets, prompt_buckets: padded lengths, ascending; a batch takes the
+        smallest that holds its longest row. Empty takes the one longest length.
+      prompt_max_length: longest prompt with its answer, in tokens.
+      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      window: batches drawn together and sorted by length before they are cut.
+      shuffle: draw records in a new random order in every epoch.
+      limit: use only the first so many records; 0 takes all.
+      cache_vectors: end_to_end: compress every document once, before training.
+      workers: threads that prepare batches.
+      too_long: what to do with a question longer than its limit: ``error`` or ``cut``.
+    """
+
+    train: tuple[str, ...] = ()
+    eval: tuple[str, ...] = ()
+    format: str = "auto"
+    batch_size: int = 32
+    eval_batch_size: int = 0
+    doc_buckets: tuple[int, ...] = ()
+    prompt_buckets: tuple[int, ...] = ()
+    prompt_max_length: int = 1024
+    question_max_length: int = 0
+    window: int = 16
+    shuffle: bool = True
+    limit: int = 0
+    eval_limit: int = 0
+    cache_vectors: bool = False
+    workers: int = 2
+    too_long: Literal["error", "cut"] = "error"
+
+    def __post_init__(self) -> None:
+        positive("data", self, "batch_size", "prompt_max_length", "window")
+        one_of("data", self, "too_long", ("error", "cut"))
+        for name in ("doc_buckets", "prompt_buckets"):
+            lengths = getattr(self, name)
+            require(
+                list(lengths) == sorted(set(lengths)) and all(n > 0 for n in lengths),
+                f"data.{name}",
+                f"must ascend and be above 0, not {lengths}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, a schedule and clipping.
+
+    Attributes:
+      learning_rate: peak. schedule: ``cosine`` or ``constant``.
+      warmup_fraction: share of the steps over which the rate rises from 0.
+      final_fraction: the cosine's floor, as a share of the peak.
+      steps: optimizer steps; 0 takes ``epochs`` passes over the data.
+      accumulate: microbatches per step; must divide the batch size.
+      clip_norm: largest global gradient norm; 0 does not clip.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    steps: int = 0
+    epochs: float = 1.0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        positive("optim", self, "learning_rate", "accumulate")
+        one_of("optim", self, "schedule", ("cosine", "constant"))
+        require(self.steps >= 0, "optim.steps", "must not be negative")
+        require(
+            self.steps > 0 or self.epochs > 0, "optim.epochs", "or steps must be set"
+        )
+        for name in ("warmup_fraction", "final_fraction"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"optim.{name}", f"must be in [0, 1], not {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class HooksConfig:
+    """What happens beside the steps, and how often (in steps; 0 means never).
+
+    Attributes:
+      log_every: a line of metrics. eval_every: the evaluators (always at the end too).
+      eval_limit: held-out records that a scheduled evaluation reads; 0 reads all.
+      checkpoint_every: a full state. keep: how many of them stay.
+      max_new_tokens: longest answer an evaluator decodes.
+      tensorboard, wandb: where scalars go besides ``metrics.jsonl``.
+      profile_steps: write a profiler trace of so many steps after the tenth.
+    """
+
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 200
+    keep: int = 2
+    max_new_tokens: int = 32
+    tensorboard: bool = True
+    wandb: bool = False
+    profile_steps: int = 0
+
+    def __post_init__(self) -> None:
+        positive("hooks", self, "log_every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+      stage: which loss, out of `STAGES`.
+      workdir: the run's folder.
+      backbone: a Hugging Face folder or hub name, a ``.gguf`` file, a converted folder,
+        ``random:PRESET``, or empty to take that of ``init_from``.
+      init_from: folder of an earlier run or converted CLaRa checkpoint; may be empty.
+      reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
+      train_generator: end_to_end only: whether the generator's adapter learns too.
+      mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
+      dtype, param_dtype, remat: see `ModelConfig`; empty dtypes take the backbone's.
+    """
+
+    stage: str
+    workdir: str
+    backbone: str = ""
+    init_from: str = ""
+    reinit: tuple[str, ...] = ()
+    train_generator: bool = True
+    seed: int = 0
+    mse_weight: float = 0.1
+    dtype: str = "float32"
+    param_dtype: str = ""
+    remat: str = "none"
+    lora: LoraConfig = LoraConfig()
+    memory: MemoryConfig = MemoryConfig()
+    selection: SelectionConfig = SelectionConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    hooks: HooksConfig = HooksConfig()
+
+    def __post_init__(self) -> None:
+        one_of("", self, "stage", STAGES)
+        require(bool(self.workdir), "workdir", "is empty; give a folder")
+        require(
+            bool(self.backbone or self.init_from),
+            "backbone",
+            "is empty and there is no init_from; name a base model",
+        )
+        require(self.mse_weight >= 0, "mse_weight", "must not be negative")
+        require(
+            self.data.batch_size % self.optim.accumulate == 0,
+            "optim.accumulate",
+            f"{self.optim.accumulate} does not divide data.batch_size "
+            f"{self.data.batch_size}",
+        )
