@@ -1,129 +1,154 @@
-"""Orbax behind two faces: trees in folders, and the checkpoints of a run.
-
-Knows arrays and JSON, and no model.
-"""
+"""Trees of arrays on disk (Orbax), written whole or not at all. Knows no model."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
-import re
-from collections.abc import Iterator
+import os
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from clara_jax.errors import ClaraError
+from clara_jax.shapes import Params
+
+# Orbax tells about every file at INFO and about defaults at WARNING.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+)
 
 
-class Checkpoints:
-    """The newest states of a run, each whole or absent.
+def save_tree(path: str | os.PathLike, tree: Params) -> None:
+    """Write a tree of arrays to a new folder.
 
-    A checkpoint is written beside its final name and renamed when it is complete, so
-    that a process killed at any moment leaves the earlier ones. Saving returns when
-    the files are in place.
+    Everything is written to a sibling first and renamed at the end, so `path` either
+    holds the whole tree or stays as it was.
 
-    Attributes:
-      folder: holds one subfolder per checkpoint, named by its step.
+    Args:
+      path: the folder; an older tree there is replaced.
+      tree: nested dicts of numpy or JAX arrays.
+
+    Raises:
+      ClaraError: the disk is full, or the folder cannot be written.
     """
-
-    def __init__(self, folder: str | Path, keep: int = 2):
-        """Open `folder`, making it if needed.
-
-        Args:
-          folder: of this run alone.
-          keep: older checkpoints than the newest so many are removed.
-        """
-        self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            enable_async_checkpointing=False,
-            create=True,
-            cleanup_tmp_directories=True,
-        )
-        with _one_line(f"cannot open checkpoints in {self.folder}"):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, arrays: Any, extra: dict[str, Any]) -> None:
-        """Write one checkpoint; does nothing if `step` is saved already.
-
-        Args:
-          step: its name.
-          arrays: a pytree of arrays.
-          extra: JSON values.
-
-        Raises:
-          ClaraError: it could not be written (disk full, no permission). Earlier
-            checkpoints stay.
-        """
-        if step in self._manager.all_steps():
-            return
-        what = f"cannot save checkpoint {step} in {self.folder}"
-        with _one_line(what, "; earlier checkpoints stay"):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays),  # type: ignore[call-arg]
-                    extra=ocp.args.JsonSave(extra),  # type: ignore[call-arg]
-                ),
-            )
-
-    def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Read one checkpoint.
-
-        Args:
-          step: its name.
-          template: a pytree of arrays or shapes (with shardings) as saved.
-
-        Returns:
-          The arrays and the JSON values.
-
-        Raises:
-          ClaraError: it is damaged, or does not fit the template.
-        """
-        folder = self.folder / str(step)
-        advice = f"; remove {folder} to go on from the checkpoint before it"
-        with _one_line(f"cannot read checkpoint {step} in {self.folder}", advice):
-            read = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(  # type: ignore[call-arg]
-                        jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-                    ),
-                    extra=ocp.args.JsonRestore(),
-                ),
-            )
-        return read.arrays, read.extra
-
-    def close(self) -> None:
-        """Release the folder."""
-        self._manager.close()
-
-
-@contextlib.contextmanager
-def _one_line(what: str, advice: str = "") -> Iterator[None]:
-    """Turn what Orbax and TensorStore raise and log into one line."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    path = Path(path).absolute()
+    temporary = None
     try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClaraError(f"{what}: {_reason(error)}{advice}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(temporary / "tree", args=ocp.args.PyTreeSave(tree))
+        replace_folder(temporary / "tree", path)
+    except ClaraError:
+        raise
+    except Exception as error:
+        raise write_error(path, error) from error
     finally:
-        log.setLevel(level)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said, without the layers around it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
-    found = re.findall(r": ([^:]+) \[os_error_code", text)
-    return found[-1] if found else text[:300]
+def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
+    """Read a tree that `save_tree` wrote.
+
+    Args:
+      path: the folder.
+      like: a tree of arrays or ``jax.ShapeDtypeStruct`` to check names and shapes
+        against. Its types are taken over, and its shardings where it has any: such
+        leaves are read straight into their devices.
+
+    Returns:
+      The tree: JAX arrays where `like` has shardings, numpy arrays elsewhere.
+
+    Raises:
+      ClaraError: the folder is missing or damaged, or does not match `like`.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise ClaraError(f"{path}: there is no saved tree; check the path")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            stored = _shapes(checkpointer.metadata(path).item_metadata.tree)
+            template = stored if like is None else _matched(path, stored, like)
+            return checkpointer.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    restore_args=jax.tree.map(_restore_args, template)
+                ),
+            )
+    except ClaraError:
+        raise
+    except Exception as error:
+        raise ClaraError(
+            f"{path}: the saved tree is damaged or incomplete ({first_line(error)}); "
+            "make it again"
+        ) from error
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename folder `source` to `target`; what was there is removed afterwards."""
+    if not target.exists():
+        os.rename(source, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    os.rename(target, old / "old")
+    os.rename(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_error(path: Path, error: Exception) -> ClaraError:
+    """The one-line error for a failed write to `path`."""
+    text = str(error).lower()
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "no space left" in text or "quota exceeded" in text:
+        return ClaraError(f"{path}: the disk is full; free space and try again")
+    return ClaraError(f"{path}: cannot be written ({first_line(error)})")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to a readable length."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _shapes(tree: Params) -> Params:
+    def shape(leaf):
+        if leaf.shape is None or leaf.dtype is None:
+            raise ValueError("an array has no shape")
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(shape, tree)
+
+
+def _matched(path: Path, stored: Params, like: Params) -> Params:
+    have = {jax.tree_util.keystr(k): v for k, v in _leaves(stored)}
+    want = {jax.tree_util.keystr(k): v for k, v in _leaves(like)}
+    for name in want:
+        if name not in have:
+            raise ClaraError(f"{path}: array {name} is missing")
+        if tuple(have[name].shape) != tuple(want[name].shape):
+            raise ClaraError(
+                f"{path}: array {name} has shape {tuple(have[name].shape)}, "
+                f"but {tuple(want[name].shape)} is needed"
+            )
+    for name in have:
+        if name not in want:
+            raise ClaraError(f"{path}: array {name} is not expected here")
+    return like
+
+
+def _leaves(tree: Params) -> list:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _restore_args(leaf) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(
+        sharding=sharding, dtype=leaf.dtype, global_shape=tuple(leaf.shape)
+    )

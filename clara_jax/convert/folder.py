@@ -1,0 +1,238 @@
+"""The model folder: what `convert` and a finished training run write.
+
+model.json   the backbone's shape
+clara.json   memory, LoRA and selection settings (CLaRa models only)
+tokenizer/   Hugging Face files of the base tokenizer, chat template included
+backbone/    parameter tree (absent when clara.json names another folder)
+adapters/    adapter trees, memory and mark rows (CLaRa models only)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.checkpoint import load_tree, replace_folder, save_tree, write_error
+from clara_jax.config import (
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    SelectionConfig,
+    parse,
+    to_dict,
+)
+from clara_jax.convert.hf import numpy_dtype, read_json, read_tokenizer
+from clara_jax.errors import ClaraError
+from clara_jax.shapes import Params
+
+FORMAT = "clara_jax model 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaraSettings:
+    """What a CLaRa model needs to know beside its backbone's shape.
+
+    Attributes:
+      text_vocab: n, the base tokenizer's length; special ids start here.
+      backbone: where the frozen weights are: ``backbone`` is this folder's own; else
+        a path (relative to this folder, or absolute) or hub name for `load_model`.
+      stage: the stage that wrote the adapters; informative.
+      fingerprint: of the frozen weights, empty when unknown.
+    """
+
+    memory: MemoryConfig
+    lora: LoraConfig
+    selection: SelectionConfig
+    text_vocab: int
+    backbone: str = "backbone"
+    stage: str = ""
+    fingerprint: str = ""
+
+
+@dataclasses.dataclass
+class ModelFolder:
+    """A model in host memory.
+
+    Attributes:
+      config: shape of the backbone.
+      params: its parameter tree, numpy arrays.
+      tokenizer: the base tokenizer, before special tokens are added.
+      clara: settings, or None for a plain base model.
+      adapters: trees by role, and ``memory`` ``[M, D]``; None for a base model.
+      rows: ``marks`` ``[3, D]`` (AE, ENC, SEP) and, untied, ``head`` ``[M+3, D]``.
+      eos_ids: ids that end an answer.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any
+    clara: ClaraSettings | None = None
+    adapters: dict[str, Params] | None = None
+    rows: dict[str, Params] | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    @property
+    def backbone(self) -> dict[str, Params]:
+        """What losses and generation take as ``backbone``."""
+        backbone = {"params": self.params}
+        return backbone if self.rows is None else {**backbone, "rows": self.rows}
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether `path` is a folder of the form above."""
+    return (path / "model.json").is_file()
+
+
+def check_destination(path: Path) -> None:
+    """Refuse a destination that already holds something.
+
+    Raises:
+      ClaraError: `path` is a file or a folder that is not empty.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise ClaraError(f"{path}: is not empty; give a new folder or remove it first")
+    if path.exists() and not path.is_dir():
+        raise ClaraError(f"{path}: is a file; give a new folder")
+
+
+def write_model_folder(
+    path: str | os.PathLike, model: ModelFolder, update: bool = False
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+      path: a new or empty folder.
+      model: what to write. The backbone's weights are left out when
+        ``model.clara.backbone`` names another place.
+      update: put the parts into an existing folder (a run's), each replaced by rename.
+
+    Raises:
+      ClaraError: the destination is not empty, or cannot be written.
+    """
+    path = Path(path).absolute()
+    if not update:
+        check_destination(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        whole = temporary / "model"
+        whole.mkdir()
+        _write_parts(whole, model)
+        if not path.exists():
+            os.rename(whole, path)
+        elif not update:
+            path.rmdir()
+            os.rename(whole, path)
+        else:
+            # model.json last: a folder without it is no model folder yet.
+            for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
+                if part.is_dir():
+                    replace_folder(part, path / part.name)
+                else:
+                    os.replace(part, path / part.name)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_model_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
+    """Shape and end-of-answer ids from ``model.json``."""
+    path = folder / "model.json"
+    values = read_json(path)
+    if values.pop("format", None) != FORMAT:
+        raise ClaraError(f"{path}: is not of the form '{FORMAT}'")
+    eos_ids = values.pop("eos_ids", [])
+    return parse(ModelConfig, values, str(path)), tuple(eos_ids)
+
+
+def read_clara_settings(folder: Path) -> ClaraSettings | None:
+    """Settings from ``clara.json``; None when the folder is a plain base model."""
+    path = folder / "clara.json"
+    if not path.exists():
+        return None
+    return parse(ClaraSettings, read_json(path), str(path))
+
+
+def read_model_folder(
+    folder: Path, params: Params | None = None, param_dtype: str = ""
+) -> ModelFolder:
+    """Read a model folder.
+
+    Args:
+      folder: the folder.
+      params: the backbone's weights when they are kept elsewhere.
+      param_dtype: type to keep weights in; empty takes the stored one.
+
+    Returns:
+      The model, in host memory.
+
+    Raises:
+      ClaraError: a part is missing or damaged.
+    """
+    config, eos_ids = read_model_config(folder)
+    clara = read_clara_settings(folder)
+    if param_dtype:
+        config = dataclasses.replace(config, param_dtype=param_dtype)
+    if params is None:
+        params = cast_tree(load_tree(folder / "backbone"), config.param_dtype)
+    adapters = rows = None
+    if clara is not None:
+        adapters = load_tree(folder / "adapters")
+        rows = adapters.pop("rows", None)
+    return ModelFolder(
+        config=config,
+        params=params,
+        tokenizer=read_tokenizer(folder / "tokenizer"),
+        clara=clara,
+        adapters=adapters,
+        rows=rows,
+        eos_ids=eos_ids,
+    )
+
+
+def cast_tree(tree: Params, dtype: str) -> Params:
+    """Every array of a tree in one type; those that have it are passed through."""
+    return jax.tree.map(lambda a: np.asarray(a, numpy_dtype(dtype)), tree)
+
+
+def _write_parts(folder: Path, model: ModelFolder) -> None:
+    values = {"format": FORMAT, **to_dict(model.config), "eos_ids": model.eos_ids}
+    _write_json(folder / "model.json", values)
+    write_tokenizer(folder / "tokenizer", model.tokenizer)
+    if model.clara is None or model.clara.backbone == "backbone":
+        save_tree(folder / "backbone", model.params)
+    if model.clara is not None:
+        _write_json(folder / "clara.json", to_dict(model.clara))
+        adapters = dict(model.adapters or {})
+        if model.rows:
+            adapters["rows"] = model.rows
+        save_tree(folder / "adapters", adapters)
+
+
+def write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a tokenizer's files so that transformers 4 and 5 read them."""
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    for key in ("backend", "is_local", "local_files_only"):
+        values.pop(key, None)
+    _write_json(path, values)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""One entry for every form a model comes in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clara_jax.config import ModelConfig
+from clara_jax.convert.folder import (
+    ModelFolder,
+    is_model_folder,
+    read_clara_settings,
+    read_model_config,
+    read_model_folder,
+)
+from clara_jax.convert.hf import (
+    Progress,
+    fetch,
+    quiet,
+    read_eos_ids,
+    read_hf_config,
+    read_hf_params,
+    read_tokenizer,
+)
+from clara_jax.errors import ClaraError
+
+
+def load_hf(
+    source: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+) -> ModelFolder:
+    """Load a base model from a Hugging Face folder or hub name."""
+    folder = fetch(source)
+    config = read_hf_config(folder, param_dtype)
+    tokenizer = read_tokenizer(folder)
+    eos_ids = read_eos_ids(folder, tokenizer)
+    params = read_hf_params(folder, config, progress)
+    return ModelFolder(config, params, tokenizer, eos_ids=eos_ids)
+
+
+def load_model(
+    path: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+) -> ModelFolder:
+    """Load a model, whatever it is.
+
+    Args:
+      path: a model folder, a run folder, a Hugging Face folder or hub name, or a
+        ``.gguf`` file.
+      param_dtype: type to keep the frozen weights in; empty takes the stored one.
+      progress: wraps loops over tensors, for a progress bar.
+
+    Returns:
+      The model in host memory.
+
+    Raises:
+      ClaraError: it is none of these, or damaged.
+    """
+    folder = Path(path)
+    if not is_model_folder(folder):
+        return load_hf(path, param_dtype, progress)
+    clara = read_clara_settings(folder)
+    if clara is None or clara.backbone == "backbone":
+        return read_model_folder(folder, None, param_dtype)
+    reference = _reference(folder, clara.backbone)
+    params = load_model(reference, param_dtype, progress).params
+    return read_model_folder(folder, params, param_dtype)
+
+
+def load_config(path: str | os.PathLike) -> ModelConfig:
+    """Only the backbone's shape, from anything that `load_model` takes."""
+    folder = Path(path)
+    if is_model_folder(folder):
+        return read_model_config(folder)[0]
+    return read_hf_config(fetch(path))
+
+
+def _reference(folder: Path, name: str) -> str:
+    """Where a model folder says that its backbone is."""
+    beside = folder / name
+    place = beside if beside.exists() else Path(name)
+    if place.resolve() == folder.resolve():
+        raise ClaraError(f"{folder / 'clara.json'}: names itself as its backbone")
+    return str(place)
