@@ -9,7 +9,7 @@ mean. Coefficients are inside the sums. Metrics are ``name: (sum, weight)``.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 Outcome = tuple[Terms, Terms, Metrics]
 
 
+@runtime_checkable
 class Loss(Protocol):
     """What a training step minimises."""
 

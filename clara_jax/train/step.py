@@ -7,37 +7,18 @@ neither in the state nor an argument of ``grad``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.clara.batches import Batch
+from clara_jax.clara import Batch, Loss
 from clara_jax.shapes import Array, Key, Params
 from clara_jax.train.optim import Schedule
 from clara_jax.train.state import TrainState
 
-Sums = dict[str, Array]
 Metrics = dict[str, Array]
-
-
-class Loss(Protocol):
-    """Sums and weights of a batch, divided once at the end by whoever calls."""
-
-    def __call__(
-        self,
-        model: Any,
-        backbone: Any,
-        adapters: dict[str, Params],
-        batch: Batch,
-        rng: Key | None,
-    ) -> tuple[Sums, Sums, dict[str, tuple[Array, Array]]]:
-        """Return sums and weights per term, and (sum, weight) per metric.
-
-        The weights depend on the batch alone. Without `rng` nothing is dropped.
-        """
-        ...
 
 
 StepFunction = Callable[
@@ -130,7 +111,7 @@ def make_train_step(
         rng = jax.random.fold_in(state.key, state.step)
         compute = whole if accumulate == 1 else in_parts
         (total, (terms, reported)), grads = compute(state, backbone, frozen, batch, rng)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         good = state.healthy & finite
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)

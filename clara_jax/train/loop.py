@@ -1,0 +1,231 @@
+"""The loop: the only one, for every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from clara_jax.clara import Batch
+from clara_jax.errors import ClaraError
+from clara_jax.train.state import TrainState
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Batches in their order, without end; its position can be saved and restored."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch, of numpy arrays."""
+        ...
+
+    def get_state(self) -> Any:
+        """Return the position as JSON values."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Go to a position of `get_state`."""
+        ...
+
+
+@runtime_checkable
+class Hook(Protocol):
+    """Called with the state after a step and that step's metrics.
+
+    Attributes:
+      every: steps between calls; 0 means never (not even at the end).
+      pauses: whether its time counts as training time (False) or not (True).
+    """
+
+    every: int
+    pauses: bool
+
+    def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Do the work. `metrics` holds ``step`` (int) besides the step's scalars."""
+        ...
+
+
+class NotFinite(ClaraError):
+    """A loss or gradient was infinite or not a number.
+
+    Attributes:
+      step: the optimizer step (counted from 1) that failed.
+      state: the last good state, once the loop has let it pass.
+    """
+
+    state: TrainState
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"the loss or its gradient is not finite at step {step}; "
+            "lower optim.learning_rate or check the data"
+        )
+        self.step = step
+
+
+class Trail:
+    """Where the feed stood at the last steps, so that an earlier state can be saved.
+
+    The loop may be two steps ahead of the last good state when it finds out.
+    """
+
+    def __init__(self, feed: Feed, clock: Clock):
+        self._feed = feed
+        self._clock = clock
+        self._notes: dict[int, dict[str, Any]] = {}
+
+    def note(self, step: int) -> None:
+        """Remember the position after `step`, before the next batch is drawn."""
+        self._notes[step] = self._now()
+        for old in [s for s in self._notes if s < step - 3]:
+            del self._notes[old]
+
+    def at(self, step: int) -> dict[str, Any]:
+        """Return the position after `step`, one of the last few or the present one."""
+        return self._notes.get(step) or self._now()
+
+    def _now(self) -> dict[str, Any]:
+        return {
+            "feed": self._feed.get_state(),
+            "tokens": self._clock.tokens,
+            "seconds": self._clock.seconds(),
+        }
+
+
+class Clock:
+    """Training time and tokens, over all the processes that a run has seen.
+
+    Attributes:
+      tokens: real tokens so far.
+    """
+
+    def __init__(self, seconds: float = 0.0, tokens: int = 0):
+        self.tokens = tokens
+        self._begin = time.perf_counter() - seconds
+        self._paused = 0.0
+
+    def seconds(self) -> float:
+        """Seconds of training, pauses left out."""
+        return time.perf_counter() - self._begin - self._paused
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not count what happens inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begin
+
+
+class Interrupt:
+    """Notes SIGINT and SIGTERM, so that the loop can stop between two steps.
+
+    Attributes:
+      signal: name of the signal that arrived, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[Interrupt]:
+        """Take both signals over inside; a second one acts at once, as always."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, _: Any) -> None:
+            self.signal = signal.Signals(number).name
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def count_tokens(batch: Batch) -> int:
+    """Count the real tokens of a batch on the host."""
+    rows = (batch.prompt, batch.documents, batch.question, batch.candidates)
+    return int(sum(np.sum(tokens.mask) for tokens in rows if tokens is not None))
+
+
+def fit(
+    state: TrainState,
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]],
+    feed: Feed,
+    hooks: Sequence[Hook],
+    *,
+    steps: int,
+    clock: Clock,
+    trail: Trail,
+    put: Callable[[Batch], Batch] = jax.device_put,
+    interrupt: Interrupt | None = None,
+) -> TrainState:
+    """Train up to `steps`.
+
+    Args:
+      state: to start from; donated.
+      step_function: a compiled step, with the frozen parts filled in.
+      feed: batches, positioned where `state` stopped.
+      hooks: called in this order after each step whose number they divide, and after
+        the last.
+      steps: where to stop, counted from the start of the run.
+      clock: counts time and tokens.
+      trail: is told the feed's position before every step.
+      put: moves a batch to the devices.
+      interrupt: a noted signal ends the loop after the step at hand.
+
+    Returns:
+      The state after the last step done.
+
+    Raises:
+      NotFinite: with the last good state.
+      ClaraError: the data ends early, or whatever a hook raises.
+    """
+    for step in range(int(state.step) + 1, steps + 1):
+        trail.note(step - 1)
+        try:
+            batch = next(feed)
+        except StopIteration:
+            raise ClaraError(
+                f"the data ends before step {step} of {steps}; lower optim.steps"
+            ) from None
+        clock.tokens += count_tokens(batch)
+        batch = put(batch)
+        with jax.transfer_guard("disallow"):
+            state, metrics = step_function(state, batch)
+        metrics = {**metrics, "step": step}
+        last = step == steps
+        try:
+            for hook in hooks:
+                if hook.every and (last or step % hook.every == 0):
+                    _call(hook, state, metrics, clock)
+        except NotFinite as error:
+            error.state = state
+            raise
+        if interrupt is not None and interrupt.signal and not last:
+            break
+    return state
+
+
+def _call(
+    hook: Hook, state: TrainState, metrics: Mapping[str, Any], clock: Clock
+) -> None:
+    if not hook.pauses:
+        hook(state, metrics)
+        return
+    jax.block_until_ready(state.step)
+    with clock.pause():
+        hook(state, metrics)
