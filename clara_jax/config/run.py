@@ -133,6 +133,7 @@ class RunConfig:
       workdir: the run's folder.
       backbone: a Hugging Face folder or hub name, a ``.gguf`` file, a converted folder,
         ``random:PRESET``, or empty to take that of ``init_from``.
+      tokenizer: folder or hub name, where it is not the backbone's own (``random:``).
       init_from: folder of an earlier run or converted CLaRa checkpoint; may be empty.
       reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
       train_generator: end_to_end only: whether the generator's adapter learns too.
@@ -143,6 +144,7 @@ class RunConfig:
     stage: str
     workdir: str
     backbone: str = ""
+    tokenizer: str = ""
     init_from: str = ""
     reinit: tuple[str, ...] = ()
     train_generator: bool = True
