@@ -13,6 +13,7 @@ from clara_jax.convert.folder import (
     read_model_config,
     read_model_folder,
 )
+from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf import (
     Progress,
     fetch,
@@ -37,6 +38,17 @@ def load_hf(
     return ModelFolder(config, params, tokenizer, eos_ids=eos_ids)
 
 
+def load_gguf(
+    source: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+) -> ModelFolder:
+    """Load a base model from a ``.gguf`` file, dequantized."""
+    file = GgufFile(Path(source))
+    config = file.config(param_dtype)
+    tokenizer = file.tokenizer()
+    params = file.params(config, progress)
+    return ModelFolder(config, params, tokenizer, eos_ids=file.eos_ids())
+
+
 def load_model(
     path: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
 ) -> ModelFolder:
@@ -55,6 +67,8 @@ def load_model(
       ClaraError: it is none of these, or damaged.
     """
     folder = Path(path)
+    if folder.suffix == ".gguf":
+        return load_gguf(folder, param_dtype, progress)
     if not is_model_folder(folder):
         return load_hf(path, param_dtype, progress)
     clara = read_clara_settings(folder)
@@ -68,6 +82,8 @@ def load_model(
 def load_config(path: str | os.PathLike) -> ModelConfig:
     """Only the backbone's shape, from anything that `load_model` takes."""
     folder = Path(path)
+    if folder.suffix == ".gguf":
+        return GgufFile(folder).config()
     if is_model_folder(folder):
         return read_model_config(folder)[0]
     return read_hf_config(fetch(path))
