@@ -58,16 +58,16 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
     Raises:
       ClaraError: one line on whatever is wrong: the file, a field's name or a value.
     """
-    arguments = list(arguments)
-    path, argument = _config_argument(arguments)
+    path, argument, overrides = _split(list(arguments))
     config = load_config(path, argument)
-    arguments = [_checked(text, config) for text in arguments]
+    argv = ["train", *(_checked(text, config) for text in overrides)]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", help_string="", flag_values=values, sys_argv=["train", *arguments]
-    )
     try:
-        rest = values(["train", *arguments])[1:]
+        # The file is loaded above: errors in it are told better from here.
+        config_flags.DEFINE_config_dict(
+            "config", config, "", flag_values=values, sys_argv=argv
+        )
+        rest = values(argv)[1:]
         if rest:
             raise ClaraError(
                 f"argument '{rest[0]}' is unknown; overrides look like "
@@ -148,15 +148,16 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     return Experiment(Path(workdir), tuple(runs), synthesize)
 
 
-def _config_argument(arguments: list[str]) -> tuple[str, str | None]:
+def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+    """Config file, what follows its colon, and the other arguments."""
     for i, text in enumerate(arguments):
         found = re.fullmatch(r"--?config(?:=(.*))?", text)
         if found:
-            value = found[1]
-            if value is None:
-                value = arguments[i + 1] if i + 1 < len(arguments) else ""
+            used = 1 if found[1] is not None else 2
+            value = found[1] or "".join(arguments[i + 1 : i + used])
             path, colon, argument = value.partition(":")
-            return path, argument if colon else None
+            rest = arguments[:i] + arguments[i + used :]
+            return path, argument if colon else None, rest
     raise ClaraError("no --config=FILE given; the experiments are in configs/")
 
 

@@ -1,0 +1,168 @@
+"""The folder of a run: config, metrics, checkpoints, summary.
+
+config.json     the resolved config; a folder belongs to one config
+metrics.jsonl   one line per logged step and evaluation
+checkpoints/    full states, newest few
+summary.json    written last: the run is finished
+model.json ...  the result as a model folder, for ``init_from`` and all commands
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import clara_jax
+from clara_jax.checkpoint import write_error
+from clara_jax.config import RunConfig, to_dict
+from clara_jax.errors import ClaraError
+from clara_jax.train.writers import read_lines
+
+FREE = ("workdir", "hooks.", "data.workers", "data.eval", "data.eval_limit")
+"""Fields (or their beginnings) in which a resumed run may differ: none of them changes
+a step."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunFolder:
+    """Paths of one run, and the files that are not checkpoints."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.summary = self.path / "summary.json"
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a folder in which this run may not go on.
+
+        A folder whose run never logged or saved anything may be used again.
+
+        Raises:
+          ClaraError: it holds a run with another config (names the fields), or
+            something else.
+        """
+        if not self.config.exists():
+            if self.path.is_dir() and any(self.path.glob("[!.]*")):
+                raise ClaraError(
+                    f"{self.path} holds other files and no config.json; give an empty "
+                    "folder with --config.workdir=DIR"
+                )
+            return
+        begun = self.summary.exists() or bool(read_lines(self.metrics))
+        if not begun and not any(self.checkpoints.glob("[0-9]*")):
+            return
+        before = flatten(read_json(self.config))
+        # Through JSON, so that tuples compare with the lists that were read.
+        now = flatten(json.loads(json.dumps(to_dict(config))))
+        changed = [
+            f"{name} (was {json.dumps(before.get(name))}, now {json.dumps(value)})"
+            for name, value in now.items()
+            if before.get(name) != value and not name.startswith(FREE)
+        ]
+        if changed:
+            raise ClaraError(
+                f"{self.path} holds a run with another config: {', '.join(changed)}; "
+                "give another --config.workdir, or the same config to resume"
+            )
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder and write its config, after `check`."""
+        self.check(config)
+        write_json(self.config, to_dict(config))
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the summary of a run that is done, else None."""
+        return read_json(self.summary) if self.summary.exists() else None
+
+    def write_summary(self, config: RunConfig, **facts: Any) -> dict[str, Any]:
+        """Write ``summary.json``: results, time, speed, sizes, versions.
+
+        Args:
+          config: of the run.
+          **facts: further entries.
+
+        Returns:
+          What was written.
+        """
+        lines = read_lines(self.metrics)
+        final: dict[str, Any] = {}
+        for line in lines:
+            final.update(line)
+        speeds = [x["tokens_per_s"] for x in lines if x.get("tokens_per_s")]
+        # The first interval holds compilation; the median leaves it out.
+        summary = {
+            "stage": config.stage,
+            "steps": final.pop("step", 0),
+            "seconds": final.pop("seconds", 0.0),
+            "tokens": final.pop("tokens", 0),
+            "tokens_per_s": statistics.median(speeds) if speeds else 0.0,
+            "final": {k: v for k, v in final.items() if k != "tokens_per_s"},
+            **facts,
+            "device": {
+                "kind": jax.devices()[0].device_kind,
+                "count": jax.device_count(),
+            },
+            "versions": versions(),
+        }
+        write_json(self.summary, summary)
+        return summary
+
+
+def versions() -> dict[str, str]:
+    """Versions of the package and of what its numbers depend on."""
+    found = {"clara_jax": clara_jax.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+      ClaraError: it is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ClaraError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ClaraError(f"{path}: holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object whole or not at all.
+
+    Raises:
+      ClaraError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups to dotted names."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = item
+    return flat

@@ -1,0 +1,303 @@
+"""What a run starts from: backbone, tokenizer, and which adapters are new.
+
+| stage | compressor | memory and marks | generator | reasoner |
+|---|---|---|---|---|
+| scp | new | new | new | - |
+| instruct | of ``init_from`` | of ``init_from`` | new (``b = 0``), as in the original | - |
+| end_to_end | of ``init_from`` | of ``init_from`` | of ``init_from`` | of ``init_from``, else a copy of the compressor |
+| rerank | of ``init_from`` | of ``init_from`` | kept if there | as end_to_end |
+
+The table itself is ``clara.STAGES``; ``reinit`` names more that start afresh. ``lm``
+trains the backbone and has no adapters.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.clara import STAGES, init_rows
+from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.convert import ClaraSettings, ModelFolder, load_model
+from clara_jax.errors import ClaraError
+from clara_jax.model import PRESETS, Transformer, init_backbone, init_lora
+from clara_jax.shapes import Key, Params
+from clara_jax.text import load_tokenizer
+
+
+@dataclasses.dataclass
+class Start:
+    """All that a run is made of, before its first step.
+
+    Attributes:
+      model: the transformer; with adapters unless the stage is ``lm``.
+      backbone: ``params`` (None in ``lm``, which trains them) and frozen ``rows``.
+      trainable: adapter name to tree, given to the optimizer.
+      frozen: the other adapters.
+      tokenizer: of the base, before special tokens are added.
+      eos_ids: ids that end an answer.
+      reference: what ``clara.json`` will name as the backbone.
+    """
+
+    model: Transformer
+    backbone: dict[str, Any]
+    trainable: dict[str, Params]
+    frozen: dict[str, Params]
+    tokenizer: Any
+    eos_ids: tuple[int, ...] = ()
+    reference: str = "backbone"
+
+    def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
+        """The model folder that holds the result of training."""
+        adapters = {**self.frozen, **trainable}
+        base = ModelFolder(
+            config=self.model.config,
+            params=self.backbone["params"],
+            tokenizer=self.tokenizer,
+            eos_ids=self.eos_ids,
+        )
+        if config.stage == "lm":
+            return dataclasses.replace(base, params=adapters["backbone"])
+        settings = ClaraSettings(
+            memory=config.memory,
+            lora=config.lora,
+            selection=config.selection,
+            text_vocab=self.model.text_vocab,
+            backbone=self.reference,
+            stage=config.stage,
+        )
+        return dataclasses.replace(
+            base, clara=settings, adapters=adapters, rows=self.backbone["rows"]
+        )
+
+
+def prepare(config: RunConfig, key: Key) -> Start:
+    """Load or make everything that a run starts from.
+
+    Args:
+      config: the run.
+      key: for whatever starts at random.
+
+    Returns:
+      The start, in host memory or on the first device.
+
+    Raises:
+      ClaraError: something is missing in ``init_from``, or does not fit the config.
+    """
+    earlier = (
+        load_model(config.init_from, config.param_dtype) if config.init_from else None
+    )
+    base = _base(config, earlier, key)
+    shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
+    text_vocab = len(base.tokenizer)
+    if text_vocab > shape.vocab_size:
+        raise ClaraError(
+            f"the tokenizer has {text_vocab} tokens, but the backbone only "
+            f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"
+        )
+    lora = None if config.stage == "lm" else config.lora
+    model = Transformer(shape, text_vocab=text_vocab, lora=lora)
+    start = Start(
+        model=model,
+        backbone={"params": base.params},
+        trainable={},
+        frozen={},
+        tokenizer=base.tokenizer,
+        eos_ids=base.eos_ids,
+        reference=_reference(config, earlier),
+    )
+    if config.stage == "lm":
+        start.trainable = {"backbone": base.params}
+        start.backbone = {"params": None}
+        return start
+    adapters, rows = make_adapters(config, model, base.params, earlier, key)
+    start.backbone["rows"] = rows
+    trains = trained_names(config)
+    start.trainable = {name: adapters[name] for name in trains}
+    start.frozen = {k: v for k, v in adapters.items() if k not in trains}
+    return start
+
+
+def trained_names(config: RunConfig) -> tuple[str, ...]:
+    """Adapters that a run's optimizer holds."""
+    names = STAGES[config.stage].trains
+    if config.stage == "end_to_end" and not config.train_generator:
+        return tuple(name for name in names if name != "generator")
+    return names
+
+
+def make_adapters(
+    config: RunConfig,
+    model: Transformer,
+    params: Params,
+    earlier: ModelFolder | None,
+    key: Key,
+) -> tuple[dict[str, Params], dict[str, Any]]:
+    """Take adapters and rows from an earlier run, or start them.
+
+    New memory tokens and marks (and, untied, their rows of the head) are drawn with the
+    mean and standard deviation of the text vocabulary's rows; see ``clara.init_rows``.
+
+    Args:
+      config: stage, ``reinit``, memory and LoRA settings.
+      model: for the shapes of adapters.
+      params: the backbone, whose tables new rows resemble. Shapes will do under
+        ``jax.eval_shape``.
+      earlier: what ``init_from`` holds, or None.
+      key: root of all draws; each name has its own.
+
+    Returns:
+      Adapters by name, and the frozen rows.
+
+    Raises:
+      ClaraError: an adapter that this stage needs is in neither, or does not fit.
+    """
+    spec = STAGES[config.stage]
+    have = dict(earlier.adapters or {}) if earlier is not None else {}
+    fresh = {*spec.fresh, *config.reinit}
+    num_memory = config.memory.num_memory
+    kept = {name: tree for name, tree in have.items() if name not in fresh}
+    if earlier is not None and earlier.clara is not None and kept:
+        _check_settings(config, earlier.clara, "memory" in kept)
+    copies = dict(spec.copies)
+    needed = {"compressor", "memory", *spec.trains, *copies}
+    if config.stage in ("scp", "instruct", "end_to_end"):
+        needed.add("generator")
+    adapters = dict(kept)
+    for name in sorted(needed - set(kept), key=lambda n: n in copies):
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        if name in copies and name not in fresh and copies[name] in adapters:
+            adapters[name] = adapters[copies[name]]
+        elif name not in fresh:
+            where = config.init_from or "nothing (config field 'init_from' is empty)"
+            raise ClaraError(
+                f"stage {config.stage} starts from a trained {name}, and {where} has "
+                f"none; set init_from, or --config.reinit={name} for a new one"
+            )
+        elif name == "memory":
+            adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)
+        else:
+            adapters[name] = init_lora(model, own)
+    _check_shapes(config, model, adapters)
+    if "memory" in kept and earlier is not None and earlier.rows:
+        return adapters, dict(earlier.rows)
+    marks, head = (
+        jax.random.fold_in(key, zlib.crc32(name)) for name in (b"marks", b"head")
+    )
+    rows = {"marks": _rows(model, params["embed"]["embedding"], 3, marks)}
+    if not model.config.tied:
+        rows["head"] = _rows(model, params["head"]["kernel"].T, num_memory + 3, head)
+    return adapters, rows
+
+
+def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
+    return init_rows(jax.numpy.asarray(table[: model.text_vocab]), count, key)
+
+
+def _base(config: RunConfig, earlier: ModelFolder | None, key: Key) -> ModelFolder:
+    name = config.backbone
+    if name.startswith("random:"):
+        base = _random_base(config, name.removeprefix("random:"), key)
+    elif name:
+        base = load_model(name, config.param_dtype)
+    else:
+        assert earlier is not None  # RunConfig demands one of the two
+        base = earlier
+    if config.tokenizer and not name.startswith("random:"):
+        base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
+    return base
+
+
+def _random_base(config: RunConfig, preset: str, key: Key) -> ModelFolder:
+    if preset not in PRESETS:
+        raise ClaraError(
+            f"config field 'backbone': no preset '{preset}'; use one of "
+            f"{', '.join(PRESETS)}"
+        )
+    if not config.tokenizer:
+        raise ClaraError(
+            f"config field 'tokenizer' is empty, and the backbone random:{preset} "
+            "brings none; name a tokenizer folder"
+        )
+    shape: ModelConfig = PRESETS[preset]
+    if config.param_dtype:
+        shape = dataclasses.replace(shape, param_dtype=config.param_dtype)
+    tokenizer = load_tokenizer(config.tokenizer)
+    key = jax.random.fold_in(key, zlib.crc32(b"backbone"))
+    params = init_backbone(Transformer(shape, text_vocab=shape.vocab_size), key)
+    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return ModelFolder(shape, params, tokenizer, eos_ids=eos)
+
+
+def _reference(config: RunConfig, earlier: ModelFolder | None) -> str:
+    """Where the frozen weights are, seen from the run's folder."""
+    name = config.backbone
+    if name.startswith("random:"):
+        return "backbone"
+    if not name:
+        assert earlier is not None
+        inner = earlier.clara.backbone if earlier.clara is not None else "backbone"
+        beside = Path(config.init_from) / inner
+        if inner == "backbone":
+            name = config.init_from
+        else:
+            name = str(beside) if beside.exists() else inner
+    place = Path(name)
+    if not place.exists():
+        return name  # a hub name
+    workdir = Path(config.workdir).resolve()
+    if place.resolve().is_relative_to(workdir.parent):
+        return os.path.relpath(place.resolve(), workdir)
+    return str(place.resolve())
+
+
+def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> None:
+    """The settings that kept adapters were trained with must be those of the run."""
+    pairs = [("lora", config.lora, clara.lora)]
+    if memory:
+        pairs.append(("memory", config.memory, clara.memory))
+    for group, mine, theirs in pairs:
+        for field in dataclasses.fields(mine):
+            if field.name in ("dropout", "doc_max_length", "compression_rate"):
+                continue
+            a, b = getattr(mine, field.name), getattr(theirs, field.name)
+            if a != b:
+                raise ClaraError(
+                    f"config field '{group}.{field.name}' is {a}, but {config.init_from} "
+                    f"was trained with {b}; set --config.{group}.{field.name}={b}"
+                )
+    if memory and config.memory.num_memory != clara.memory.num_memory:
+        raise ClaraError(
+            "config field 'memory.compression_rate': documents of "
+            f"{config.memory.doc_max_length} tokens get {config.memory.num_memory} "
+            f"memory tokens, but {config.init_from} has {clara.memory.num_memory}; set "
+            f"--config.memory.doc_max_length={clara.memory.doc_max_length} "
+            f"--config.memory.compression_rate={clara.memory.compression_rate}"
+        )
+
+
+def _check_shapes(config: RunConfig, model: Transformer, adapters: Params) -> None:
+    wanted = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
+    want = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(wanted)}
+    for name, tree in adapters.items():
+        if name == "memory":
+            shape = (config.memory.num_memory, model.config.width)
+            same = np.shape(tree) == shape
+        else:
+            got = {jax.tree_util.keystr(k): np.shape(v) for k, v in _leaves(tree)}
+            same = got == want
+        if not same:
+            raise ClaraError(
+                f"adapter {name} of {config.init_from} does not fit the backbone and "
+                "the config's lora and memory settings; take the base it was trained on"
+            )
+
+
+def _leaves(tree: Params) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
