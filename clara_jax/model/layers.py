@@ -30,7 +30,8 @@ class RMSNorm(nn.Module):
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(mean_square + self.eps)
         # Rounded before the scale, as the backbones were trained.
-        return normed.astype(self.dtype) * scale.astype(self.dtype)
+        row = scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return normed.astype(self.dtype) * row
 
 
 class Linear(nn.Module):

@@ -1,0 +1,268 @@
+"""Public dummies: a two-layer model, a toy tokenizer, random batches.
+
+For tests of your own losses, hooks and searchers, without files and in milliseconds.
+
+Example:
+  >>> toy = toy_model()
+  >>> loss = make_loss("end_to_end", num_memory=toy.num_memory,
+  ...                  selection=SelectionConfig(top_k=2))
+  >>> batch = random_batch("end_to_end", documents=2)
+  >>> sums, weights, metrics = loss(toy.model, toy.backbone, toy.adapters, batch, None)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+import transformers
+from tokenizers import models, pre_tokenizers
+
+from clara_jax.clara import IGNORE, ROLES, STAGES, Batch, Tokens, init_rows
+from clara_jax.config import LoraConfig, ModelConfig
+from clara_jax.model import Transformer, init_backbone, init_lora
+from clara_jax.shapes import Params
+from clara_jax.text import (
+    PARAPHRASES,
+    Prompt,
+    answer_prompt,
+    paraphrase_prompt,
+    scp_prompt,
+)
+
+PAD, BOS, EOS = 0, 1, 2
+"""Ids of these tokens in `toy_tokenizer` and `random_batch`."""
+
+NUM_MEMORY = 2
+TEXT_VOCAB = 61
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    " [{{ message['role'] }}] {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} [assistant] {% endif %}"
+)
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def toy_config(**changes: Any) -> ModelConfig:
+    """Two layers, width 16, grouped heads; `changes` are fields of `ModelConfig`."""
+    fields: dict[str, Any] = {
+        "vocab_size": TEXT_VOCAB,
+        "width": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 4,
+        "mlp_dim": 24,
+    }
+    return ModelConfig(**{**fields, **changes})
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyModel:
+    """A random model with an adapter for every role, as losses take them."""
+
+    model: Transformer
+    backbone: Params
+    adapters: Params
+    num_memory: int
+    text_vocab: int
+
+
+def toy_model(
+    seed: int = 0,
+    num_memory: int = NUM_MEMORY,
+    text_vocab: int = TEXT_VOCAB,
+    lora: LoraConfig | None = None,
+    **changes: Any,
+) -> ToyModel:
+    """Make a two-layer model whose adapters all differ and all matter.
+
+    Args:
+      seed: of every number in it.
+      num_memory: M. text_vocab: n, tokens before the special ones.
+      lora: adapter settings; by default rank 4 on all layers.
+      **changes: fields of `ModelConfig`.
+
+    Returns:
+      The model, backbone (``params`` and ``rows``) and adapters (a tree per role and
+      ``memory [M, D]``).
+    """
+    changes.setdefault("vocab_size", text_vocab)
+    config = toy_config(**changes)
+    settings = lora or LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+    model = Transformer(config, text_vocab, settings)
+    plain = Transformer(config, text_vocab)
+    keys = jax.random.split(jax.random.key(seed), 4 + 2 * len(ROLES))
+    params = init_backbone(plain, keys[0])
+    table = params["embed"]["embedding"]
+    rows = {"marks": init_rows(table, 3, keys[1])}
+    if not config.tied:
+        rows["head"] = init_rows(params["head"]["kernel"].T, num_memory + 3, keys[2])
+    adapters: dict[str, Any] = {"memory": init_rows(table, num_memory, keys[3])}
+    for number, role in enumerate(ROLES):
+        fresh = init_lora(model, keys[4 + 2 * number])
+        adapters[role] = _spread(fresh, keys[5 + 2 * number])
+    return ToyModel(
+        model, {"params": params, "rows": rows}, adapters, num_memory, text_vocab
+    )
+
+
+def _spread(tree: Params, key: jax.Array) -> Params:
+    """Add noise to every array, so that no adapter is the identity."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def toy_tokenizer(
+    texts: Iterable[str] = (), chat_template: str | None = CHAT_TEMPLATE
+) -> transformers.PreTrainedTokenizerFast:
+    """Make a word-level tokenizer that knows the words of `texts` and of the prompts.
+
+    Args:
+      texts: whatever it shall read without unknown words.
+      chat_template: jinja, or None for a base model's tokenizer.
+
+    Returns:
+      A fast tokenizer: pad 0, bos 1, eos 2, unknown 3, then words by first appearance.
+    """
+    prompts = [scp_prompt(""), answer_prompt("", "")]
+    prompts += [paraphrase_prompt("", i) for i in range(len(PARAPHRASES))]
+    spoken = ["[ system ] [ user ] [ assistant ] Answer", *map(_joined, prompts)]
+    vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3}
+    for text in [*spoken, *texts]:
+        for word in _WORD.findall(text):
+            vocabulary.setdefault(word, len(vocabulary))
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(tokenizers.Regex(r"\w+|[^\w\s]"), "isolated"),
+        ]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _joined(prompt: Prompt) -> str:
+    return f"{prompt.system} {prompt.user}"
+
+
+def random_tokens(
+    rows: int, length: int, seed: int = 0, text_vocab: int = TEXT_VOCAB
+) -> Tokens:
+    """Draw ``[rows, length]`` right-padded words, at least half of each row real."""
+    rng = np.random.default_rng(seed)
+    lists = [
+        _words(rng, int(rng.integers((length + 1) // 2, length + 1)), text_vocab)
+        for _ in range(rows)
+    ]
+    return _padded(lists, length)
+
+
+def random_batch(
+    stage: str,
+    *,
+    rows: int = 4,
+    documents: int = 3,
+    candidates: int = 6,
+    doc_length: int = 7,
+    answer_length: int = 4,
+    num_memory: int = NUM_MEMORY,
+    text_vocab: int = TEXT_VOCAB,
+    seed: int = 0,
+) -> Batch:
+    """Draw a batch as the data pipeline would make it for `stage`.
+
+    Args:
+      stage: a key of `STAGES`.
+      rows: B. documents: J, slots in the prompt (scp has one). candidates: C.
+      doc_length: longest document or question in words.
+      answer_length: longest answer in words, its eos not counted.
+      num_memory: M. text_vocab: n.
+      seed: of every number in it.
+
+    Returns:
+      Right-padded rows of several lengths, all fields that the stage's loss reads.
+      One candidate of each row is positive.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"no stage '{stage}'; there are {', '.join(STAGES)}")
+    rng = np.random.default_rng(seed)
+    n, m = text_vocab, num_memory
+    slots = [*range(n, n + m), n + m + 2]
+
+    def encoder(*shape: int) -> Tokens:
+        count = int(np.prod(shape))
+        lists = [
+            [n + m + 1, BOS, *_words(rng, length, n), EOS, *range(n, n + m)]
+            for length in rng.integers(1, doc_length + 1, count).tolist()
+        ]
+        flat = _padded(lists, doc_length + 3 + m)
+        return jax.tree.map(lambda x: x.reshape(*shape, -1), flat)
+
+    def prompts(slot_groups: int) -> tuple[Tokens, jax.Array]:
+        heads = [
+            [BOS, *_words(rng, length, n), *slots * slot_groups]
+            for length in rng.integers(1, 5, rows).tolist()
+        ]
+        answers = [
+            [*_words(rng, length, n), EOS]
+            for length in rng.integers(1, answer_length + 1, rows).tolist()
+        ]
+        width = 6 + len(slots) * slot_groups + answer_length
+        pairs = list(zip(heads, answers, strict=True))
+        labels = [[IGNORE] * len(head) + answer for head, answer in pairs]
+        ids = _padded([head + answer for head, answer in pairs], width)
+        return ids, _padded(labels, width, IGNORE).ids
+
+    if stage == "lm":
+        prompt, labels = prompts(0)
+        return Batch(prompt=prompt, labels=labels)
+    if stage in ("scp", "instruct"):
+        per_row = 1 if stage == "scp" else documents
+        prompt, labels = prompts(per_row)
+        return Batch(prompt=prompt, labels=labels, documents=encoder(rows, per_row))
+    gold = rng.integers(0, candidates, rows)
+    batch = Batch(
+        question=encoder(rows),
+        candidates=encoder(rows, candidates),
+        candidate_mask=jnp.ones((rows, candidates), bool),
+        positives=jnp.asarray(np.arange(candidates)[None, :] == gold[:, None]),
+    )
+    if stage == "end_to_end":
+        prompt, labels = prompts(documents)
+        batch = dataclasses.replace(batch, prompt=prompt, labels=labels)
+    return batch
+
+
+def _words(rng: np.random.Generator, length: int, text_vocab: int) -> list[int]:
+    return rng.integers(EOS + 1, text_vocab, length).tolist()
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, pad: int = PAD) -> Tokens:
+    ids = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return Tokens(jnp.asarray(ids), jnp.asarray(mask), right_padded=True)
