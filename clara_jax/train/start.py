@@ -268,9 +268,10 @@ def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> No
                 continue
             a, b = getattr(mine, field.name), getattr(theirs, field.name)
             if a != b:
+                name = f"{group}.{field.name}"
                 raise ClaraError(
-                    f"config field '{group}.{field.name}' is {a}, but {config.init_from} "
-                    f"was trained with {b}; set --config.{group}.{field.name}={b}"
+                    f"config field '{name}' is {a}, but {config.init_from} was "
+                    f"trained with {b}; set --config.{name}={b}"
                 )
     if memory and config.memory.num_memory != clara.memory.num_memory:
         raise ClaraError(

@@ -1,0 +1,144 @@
+"""A run in shapes only: what full-size models cost, without memory for one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.clara import Batch, Tokens, make_loss
+from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.model import Transformer, abstract_variables
+from clara_jax.train.optim import make_optimizer, make_schedule
+from clara_jax.train.start import make_adapters, trained_names
+from clara_jax.train.state import TrainState, init_state
+from clara_jax.train.step import StepFunction, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """Everything a train step takes, as ``jax.ShapeDtypeStruct``.
+
+    Attributes:
+      step: the function that training compiles.
+      state, backbone, frozen, batch: its arguments.
+    """
+
+    step: StepFunction
+    state: TrainState
+    backbone: dict[str, Any]
+    frozen: dict[str, Any]
+    batch: Batch
+
+    def trace(self) -> tuple[TrainState, dict[str, Any]]:
+        """Trace one step and return the shapes that it gives back."""
+        return jax.eval_shape(
+            self.step, self.state, self.backbone, self.frozen, self.batch
+        )
+
+
+def abstract_run(
+    config: RunConfig, shape: ModelConfig, text_vocab: int, *, candidates: int = 20
+) -> AbstractRun:
+    """Build a run of `config` on a backbone of `shape`, without any array.
+
+    Args:
+      config: stage, settings and lengths.
+      shape: of the backbone.
+      text_vocab: length of its tokenizer.
+      candidates: C of end_to_end and rerank, if the config does not say.
+
+    Returns:
+      The run. Batches have the longest lengths that the config allows.
+    """
+    shape = dataclasses.replace(
+        shape,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype or shape.param_dtype,
+        remat=config.remat,
+    )
+    lora = None if config.stage == "lm" else config.lora
+    model = Transformer(shape, text_vocab=text_vocab, lora=lora)
+    params = abstract_variables(model)["params"]
+    schedule = make_schedule(config.optim, max(config.optim.steps, 1))
+    optimizer = make_optimizer(config.optim, schedule)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if config.stage == "lm":
+        backbone: dict[str, Any] = {"params": None}
+        trainable, frozen = {"backbone": params}, {}
+    else:
+        every = ("compressor", "generator", "memory", "reasoner")
+        start = dataclasses.replace(config, reinit=every)
+        adapters, rows = jax.eval_shape(
+            lambda params, key: make_adapters(start, model, params, None, key),
+            params,
+            key,
+        )
+        backbone = {"params": params, "rows": rows}
+        trains = trained_names(config)
+        trainable = {name: adapters[name] for name in trains}
+        frozen = {k: v for k, v in adapters.items() if k not in trains}
+    loss = make_loss(
+        config.stage,
+        num_memory=config.memory.num_memory,
+        mse_weight=config.mse_weight,
+        selection=config.selection,
+    )
+    return AbstractRun(
+        step=make_train_step(
+            loss, model, optimizer, schedule, accumulate=config.optim.accumulate
+        ),
+        state=jax.eval_shape(lambda t, k: init_state(t, optimizer, k), trainable, key),
+        backbone=backbone,
+        frozen=frozen,
+        batch=abstract_batch(config, shape.width, candidates),
+    )
+
+
+def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch:
+    """Shapes of the longest batch of a run.
+
+    Args:
+      config: the run.
+      width: D, for vectors compressed beforehand.
+      candidates: C, if the config does not say.
+
+    Returns:
+      A batch of ``jax.ShapeDtypeStruct``.
+    """
+    rows = config.data.batch_size
+    num_memory = config.memory.num_memory
+    candidates = config.data.candidates or candidates
+    encoder = config.memory.doc_max_length + 3 + num_memory
+    question = config.data.question_max_length or config.memory.doc_max_length
+    question += 3 + num_memory
+
+    def array(dtype: Any, *sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def tokens(*sizes: int) -> Tokens:
+        ids, mask = array(jnp.int32, *sizes), array(jnp.bool_, *sizes)
+        return Tokens(ids, mask, right_padded=True)
+
+    length = config.data.prompt_max_length
+    batch = Batch(prompt=tokens(rows, length), labels=array(jnp.int32, rows, length))
+    if config.stage == "lm":
+        return batch
+    if config.stage in ("scp", "instruct"):
+        documents = 1 if config.stage == "scp" else config.selection.top_k
+        return dataclasses.replace(batch, documents=tokens(rows, documents, encoder))
+    offered: dict[str, Any] = {"candidates": tokens(rows, candidates, encoder)}
+    if config.data.cache_vectors:
+        vectors = array(jnp.float32, rows, candidates, num_memory, width)
+        offered = {"vectors": vectors}
+    if config.stage == "rerank":
+        batch = Batch()
+    return dataclasses.replace(
+        batch,
+        question=tokens(rows, question),
+        candidate_mask=array(jnp.bool_, rows, candidates),
+        positives=array(jnp.bool_, rows, candidates),
+        **offered,
+    )
