@@ -23,6 +23,8 @@ class DataConfig:
         smallest that holds its longest row. Empty takes the one longest length.
       prompt_max_length: longest prompt with its answer, in tokens.
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      candidates: C, documents offered to each question; 0 takes the most that any
+        record has, which reads all records once before training.
       window: batches drawn together and sorted by length before they are cut.
       shuffle: draw records in a new random order in every epoch.
       limit: use only the first so many records; 0 takes all.
@@ -40,6 +42,7 @@ class DataConfig:
     prompt_buckets: tuple[int, ...] = ()
     prompt_max_length: int = 1024
     question_max_length: int = 0
+    candidates: int = 0
     window: int = 16
     shuffle: bool = True
     limit: int = 0

@@ -1,0 +1,27 @@
+"""Data: records out of files, examples out of records, batches out of examples."""
+
+from clara_jax.data.collate import Layout, collate
+from clara_jax.data.examples import Dialogue, Example, ExampleMaker, supervise
+from clara_jax.data.pipeline import count_candidates, make_batches
+from clara_jax.data.records import FORMATS, Record, passage
+from clara_jax.data.sources import Records, open_records, write_tfds
+from clara_jax.data.unique import UniqueDocuments, unique_documents
+
+__all__ = [
+    "FORMATS",
+    "Dialogue",
+    "Example",
+    "ExampleMaker",
+    "Layout",
+    "Record",
+    "Records",
+    "UniqueDocuments",
+    "collate",
+    "count_candidates",
+    "make_batches",
+    "open_records",
+    "passage",
+    "supervise",
+    "unique_documents",
+    "write_tfds",
+]

@@ -1,0 +1,205 @@
+"""Examples become one fixed-shape batch, padded on the right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from clara_jax.clara.batches import IGNORE, Batch, Tokens
+from clara_jax.config import DataConfig, MemoryConfig
+from clara_jax.data.examples import Example, Row
+from clara_jax.errors import ClaraError
+
+Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
+"""Compressed documents by number: an array or memory map ``[U, M, D]``, or a function
+from numbers ``[N]`` to ``[N, M, D]``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The shapes that batches may take.
+
+    Attributes:
+      documents, questions, prompts: padded lengths, ascending; the last holds any row.
+      slots: J, encoder rows of an example (scp, instruct); 0 where a stage has none.
+      candidates: C (end_to_end, rerank); 0 where a stage has none.
+      pad_id: fills what no mask shows.
+    """
+
+    documents: tuple[int, ...] = ()
+    questions: tuple[int, ...] = ()
+    prompts: tuple[int, ...] = ()
+    slots: int = 0
+    candidates: int = 0
+    pad_id: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        memory: MemoryConfig,
+        data: DataConfig,
+        *,
+        top_k: int = 1,
+        candidates: int = 0,
+        pad_id: int = 0,
+    ) -> Layout:
+        """The layout of a stage; buckets longer than any row are left out.
+
+        ``doc_buckets`` count all tokens of an encoder row: the text, three markers and
+        the memory tokens.
+        """
+        extra = 3 + memory.num_memory
+        question = (data.question_max_length or memory.doc_max_length) + extra
+        reads = {"scp": 1, "instruct": top_k}.get(stage, 0)
+        ranks = stage in ("end_to_end", "rerank")
+        return cls(
+            documents=_buckets(data.doc_buckets, memory.doc_max_length + extra)
+            if reads or ranks
+            else (),
+            questions=_buckets(data.doc_buckets, question) if ranks else (),
+            prompts=()
+            if stage == "rerank"
+            else _buckets(data.prompt_buckets, data.prompt_max_length),
+            slots=reads,
+            candidates=candidates if ranks else 0,
+            pad_id=pad_id,
+        )
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether batches can differ in length at all."""
+        return max(len(self.documents), len(self.questions), len(self.prompts)) > 1
+
+
+def collate(
+    examples: Sequence[Example],
+    layout: Layout,
+    batch_size: int,
+    rows: slice | None = None,
+    vectors: Vectors | None = None,
+) -> Batch:
+    """Pad examples to one batch.
+
+    Args:
+      examples: at most `batch_size` of one stage; missing ones become empty rows, whose
+        labels are `IGNORE` and whose masks are False.
+      layout: shapes; every field takes the smallest bucket that holds its longest row.
+      batch_size: B of the whole batch.
+      rows: the part of the batch to make. Lengths are those of the whole batch, so that
+        several processes agree on them.
+      vectors: compressed documents, in place of candidates' tokens.
+
+    Returns:
+      A batch of numpy arrays.
+
+    Raises:
+      ClaraError: an example with more candidates than C.
+    """
+    part = range(batch_size)[rows or slice(None)]
+    count = len(examples)
+    chosen = [examples[i] if i < count else Example() for i in part]
+    batch = Batch()
+
+    if layout.prompts:
+        length = _fit([_length(e.prompt) for e in examples], layout.prompts)
+        prompt = _pad([e.prompt for e in chosen], length, layout.pad_id)
+        labels = np.full((len(chosen), length), IGNORE, np.int32)
+        for i, example in enumerate(chosen):
+            labels[i, : _length(example.labels)] = _row(example.labels)
+        batch = batch.replace(prompt=prompt, labels=labels)
+    if layout.slots:
+        batch = batch.replace(
+            documents=_grid(
+                [e.documents for e in examples],
+                [e.documents for e in chosen],
+                layout.slots,
+                layout,
+            )
+        )
+    if layout.candidates:
+        length = _fit([_length(e.question) for e in examples], layout.questions)
+        batch = batch.replace(
+            question=_pad([e.question for e in chosen], length, layout.pad_id),
+            **_candidates(examples, chosen, layout, vectors),
+        )
+    return batch
+
+
+def _candidates(
+    examples: Sequence[Example],
+    chosen: Sequence[Example],
+    layout: Layout,
+    vectors: Vectors | None,
+) -> dict[str, object]:
+    width = layout.candidates
+    mask = np.zeros((len(chosen), width), bool)
+    positives = np.zeros((len(chosen), width), bool)
+    for example in examples:
+        if _length(example.positives) > width:
+            raise ClaraError(
+                f"{example.source}: has {_length(example.positives)} candidate "
+                f"documents, but data.candidates is {width}; raise it"
+            )
+    for i, example in enumerate(chosen):
+        mask[i, : _length(example.positives)] = True
+        positives[i, : _length(example.positives)] = _row(example.positives)
+    fields: dict[str, object] = {"candidate_mask": mask, "positives": positives}
+    if vectors is None:
+        fields["candidates"] = _grid(
+            [e.candidates for e in examples],
+            [e.candidates for e in chosen],
+            width,
+            layout,
+        )
+        return fields
+    numbers = [_row(e.candidate_ids) for e in chosen]
+    flat = np.concatenate([np.zeros(0, np.int64), *numbers]).astype(np.int64)
+    found = np.asarray(vectors(flat) if callable(vectors) else vectors[flat])
+    table = np.zeros((len(chosen), width, *found.shape[1:]), found.dtype)
+    table[mask] = found
+    fields["vectors"] = table
+    return fields
+
+
+def _grid(
+    examples: Sequence[tuple[Row, ...]],
+    chosen: Sequence[tuple[Row, ...]],
+    width: int,
+    layout: Layout,
+) -> Tokens:
+    """Pad ragged rows to ``[B, width, S]``; absent rows get an empty mask."""
+    lengths = [len(row) for rows in examples for row in rows]
+    length = _fit(lengths, layout.documents)
+    flat = [row for rows in chosen for row in (*rows, *[None] * (width - len(rows)))]
+    tokens = _pad(flat, length, layout.pad_id)
+    shape = (len(chosen), width, length)
+    return Tokens(tokens.ids.reshape(shape), tokens.mask.reshape(shape), True)
+
+
+def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
+    ids = np.full((len(rows), length), pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : _length(row)] = _row(row)
+        mask[i, : _length(row)] = True
+    return Tokens(ids, mask, right_padded=True)
+
+
+def _fit(lengths: Sequence[int], buckets: tuple[int, ...]) -> int:
+    longest = max(lengths, default=0)
+    return next(bucket for bucket in buckets if bucket >= longest)
+
+
+def _buckets(wanted: tuple[int, ...], longest: int) -> tuple[int, ...]:
+    return (*(n for n in wanted if n < longest), longest)
+
+
+def _length(row: np.ndarray | None) -> int:
+    return 0 if row is None else len(row)
+
+
+def _row(row: np.ndarray | None) -> np.ndarray:
+    return np.zeros(0, np.int32) if row is None else row

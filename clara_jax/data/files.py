@@ -1,0 +1,120 @@
+"""Random access to the objects of a JSON file, without reading it into memory.
+
+Only the place of every object is kept (24 bytes each); an object is read and parsed
+when it is asked for. Any number of threads may read at once, and copies for other
+processes open the file anew.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import os
+import re
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara_jax.errors import ClaraError
+
+_BOM = b"\xef\xbb\xbf"
+# Strings are skipped whole, so that brackets within them do not count.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_BRACKETS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+
+
+class JsonFile:
+    """The objects of a file: one a line (JSONL), or the items of one JSON array.
+
+    Indexing gives an object and where it stands: ``file:line`` in JSONL (blank lines
+    are skipped, but counted), ``file: record N`` in an array, where N counts from 1.
+
+    Args:
+      path: a UTF-8 file.
+
+    Raises:
+      ClaraError: the file cannot be read, holds nothing, or is an array that ends
+        early; on indexing, an object that is no JSON.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        try:
+            self._open()
+            with open(self.path, "rb") as file:
+                head = file.read(4096).removeprefix(_BOM).lstrip()
+            self._is_array = head.startswith(b"[")
+            self._places = self._scan_array() if self._is_array else self._scan_lines()
+        except OSError as error:
+            raise ClaraError(f"{self.path}: {error.strerror or error}") from error
+        if not len(self._places):
+            raise ClaraError(f"{self.path}: holds no records")
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        self._closer = weakref.finalize(self, os.close, self._descriptor)
+
+    def _scan_lines(self) -> np.ndarray:
+        places = array.array("q")
+        start = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    places.extend((start, start + len(line), number))
+                start += len(line)
+        return np.frombuffer(places, np.int64).reshape(-1, 3)
+
+    def _scan_array(self) -> np.ndarray:
+        places = array.array("q")
+        depth = start = count = 0
+        with (
+            open(self.path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            for match in _TOKEN.finditer(data):
+                step = _BRACKETS.get(match.group(), 0)
+                if step > 0 and depth == 1:
+                    start = match.start()
+                depth += step
+                if step < 0 and depth == 1:
+                    count += 1
+                    places.extend((start, match.end(), count))
+                elif depth <= 0:
+                    break
+        if depth > 0:
+            raise ClaraError(f"{self.path}: ends in the middle, after record {count}")
+        return np.frombuffer(places, np.int64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def place(self, index: int) -> str:
+        """Where object `index` stands, for messages."""
+        number = self._places[index][2]
+        return f"{self.path}{': record ' if self._is_array else ':'}{number}"
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        start, end, _ = self._places[index]
+        where = self.place(index)
+        data = os.pread(self._descriptor, int(end - start), int(start))
+        try:
+            return json.loads(data.removeprefix(_BOM).decode("utf-8")), where
+        except UnicodeDecodeError as error:
+            raise ClaraError(f"{where}: is not UTF-8 (byte {error.start})") from error
+        except json.JSONDecodeError as error:
+            raise ClaraError(
+                f"{where}: is no JSON: {error.msg} (column {error.colno})"
+            ) from error
+        except RecursionError as error:
+            raise ClaraError(f"{where}: is nested too deeply") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_descriptor", "_closer")
+        return {k: v for k, v in self.__dict__.items() if k not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()

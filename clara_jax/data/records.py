@@ -1,0 +1,298 @@
+"""One record of any data set, and what makes one out of each published format."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clara_jax.errors import ClaraError
+
+KINDS = ("qa", "paraphrase", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Documents with what is asked about them.
+
+    Attributes:
+      documents: at least one; never blank.
+      questions: as many as `answers`, or one question with several accepted answers;
+        empty for kinds ``paraphrase`` and ``text``.
+      answers: targets; of a paraphrase, the text to give back.
+      kind: out of `KINDS`; ``text`` is documents and nothing else.
+      positives: indices of the documents that hold the answer; empty when unknown.
+      gold: answers that count as right in evaluation, the first being the main one.
+      source: where it was read, ``file:line``.
+    """
+
+    documents: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    kind: str = "qa"
+    positives: tuple[int, ...] = ()
+    gold: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.documents:
+            raise ClaraError(f"{self.source}: has no documents")
+        for i, text in enumerate(self.documents):
+            if not text.strip():
+                raise ClaraError(f"{self.source}: document {i} is empty or blank")
+        if self.kind != "qa":
+            return
+        for question in self.questions or ("",):
+            if not question.strip():
+                raise ClaraError(f"{self.source}: a question is empty or blank")
+        if len(self.questions) > 1 and len(self.questions) != len(self.answers):
+            raise ClaraError(
+                f"{self.source}: has {len(self.questions)} questions, but "
+                f"{len(self.answers)} answers"
+            )
+        for i in self.positives:
+            if not 0 <= i < len(self.documents):
+                raise ClaraError(
+                    f"{self.source}: positive document {i}, but there are only "
+                    f"{len(self.documents)} documents (counted from 0)"
+                )
+
+    def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
+        """Question `index`, its target, and the answers that count as right."""
+        if len(self.questions) > 1:
+            answer = self.answers[index]
+            return self.questions[index], answer, (answer,)
+        return self.questions[0], self.answers[0], self.gold or self.answers
+
+
+Reader = Callable[[Mapping[str, Any], str], Record]
+
+
+def passage(title: str, text: str) -> str:
+    """Join title and text of a passage to one document: title, newline, text."""
+    title, text = title.strip(), text.strip()
+    return f"{title}\n{text}" if title and text else title or text
+
+
+class _Fields:
+    """The fields of one record, each checked as it is taken."""
+
+    def __init__(self, values: Any, source: str, known: tuple[str, ...] = ()):
+        if not isinstance(values, Mapping):
+            raise ClaraError(f"{source}: is {_kind(values)}, but must be an object")
+        self.values, self.source = values, source
+        for name in values if known else ():
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"did you mean '{near[0]}'" if near else "known are"
+                hint += "" if near else f" {', '.join(known)}"
+                raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def get(self, name: str) -> Any:
+        if self.values.get(name) is None:
+            raise ClaraError(f"{self.source}: field '{name}' is missing")
+        return self.values[name]
+
+    def wrong(self, name: str, wanted: str) -> ClaraError:
+        got = _kind(self.values[name])
+        return ClaraError(f"{self.source}: field '{name}' is {got}, not {wanted}")
+
+    def text(self, name: str) -> str:
+        if not isinstance(self.get(name), str):
+            raise self.wrong(name, "a string")
+        return self.values[name]
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self.get(name)
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(item, str) for item in value
+        ):
+            raise self.wrong(name, "a string or a list of strings")
+        return tuple(value)
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        value = self.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value,)
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(item, int) and not isinstance(item, bool) for item in value
+        ):
+            raise self.wrong(name, "a list of integers")
+        return tuple(dict.fromkeys(value))
+
+    def items(self, name: str) -> list[Any]:
+        if not isinstance(self.get(name), (list, tuple)):
+            raise self.wrong(name, "a list")
+        return list(self.values[name])
+
+
+CLARA_FIELDS = (
+    "docs",
+    "question",
+    "answer",
+    "answers",
+    "data_type",
+    "pos_index",
+    "gold_answer",
+    "id",
+    "_id",
+)
+
+
+def read_clara(values: Any, source: str) -> Record:
+    """Read the stage format of the CLaRa release.
+
+    Args:
+      values: ``docs`` (strings), ``question`` (a string or several), ``answer`` or
+        ``answers`` (likewise), and optionally ``data_type`` (out of `KINDS`,
+        ``qa`` by default), ``pos_index`` (indices into ``docs``), ``gold_answer``
+        (accepted answers, when the target is a model's own), ``id``.
+      source: ``file:line``.
+
+    Raises:
+      ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
+    """
+    fields = _Fields(values, source, CLARA_FIELDS)
+    kind = fields.text("data_type") if "data_type" in fields else "qa"
+    if kind not in KINDS:
+        raise ClaraError(
+            f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
+        )
+    documents = fields.texts("docs")
+    if kind == "text":
+        return Record(documents, kind=kind, source=source)
+    gold = fields.texts("gold_answer") if "gold_answer" in fields else ()
+    if "answer" in fields and "answers" in fields:
+        raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
+    if "answers" in fields:
+        answers = fields.texts("answers")
+    elif "answer" in fields or not gold:
+        answers = fields.texts("answer")
+    else:
+        answers = gold
+    if not answers:
+        raise ClaraError(f"{source}: the list of answers is empty")
+    questions = fields.texts("question") if kind == "qa" else ()
+    positives = fields.numbers("pos_index") if "pos_index" in fields else ()
+    return Record(
+        documents, questions, answers, kind, positives, gold or answers, source
+    )
+
+
+def read_hotpotqa(values: Any, source: str) -> Record:
+    """Read HotpotQA or 2WikiMultihopQA as published.
+
+    Args:
+      values: ``question``, ``answer``, ``context`` as [title, [sentence]] pairs,
+        ``supporting_facts`` as [title, sentence index] pairs; other fields are ignored.
+      source: file and place.
+    """
+    fields = _Fields(values, source)
+    documents, titles = [], []
+    for pair in fields.items("context"):
+        if not (
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], (list, tuple))
+            and all(isinstance(sentence, str) for sentence in pair[1])
+        ):
+            raise fields.wrong("context", "a list of [title, [sentences]] pairs")
+        titles.append(pair[0])
+        documents.append(passage(pair[0], " ".join(s.strip() for s in pair[1])))
+    try:
+        gold_titles = {fact[0] for fact in fields.items("supporting_facts")}
+    except (TypeError, IndexError, KeyError):
+        wanted = "a list of [title, sentence index] pairs"
+        raise fields.wrong("supporting_facts", wanted) from None
+    positives = tuple(i for i, title in enumerate(titles) if title in gold_titles)
+    answers = (fields.text("answer"),)
+    return Record(
+        tuple(documents),
+        (fields.text("question"),),
+        answers,
+        "qa",
+        positives,
+        answers,
+        source,
+    )
+
+
+def read_musique(values: Any, source: str) -> Record:
+    """Read MuSiQue as published.
+
+    Args:
+      values: ``question``, ``answer``, ``answer_aliases``, ``paragraphs`` with
+        ``title``, ``paragraph_text``, ``is_supporting``; other fields are ignored.
+      source: file and line.
+    """
+    fields = _Fields(values, source)
+    documents, positives = [], []
+    for i, value in enumerate(fields.items("paragraphs")):
+        paragraph = _Fields(value, f"{source}: paragraph {i}")
+        documents.append(
+            passage(paragraph.text("title"), paragraph.text("paragraph_text"))
+        )
+        if paragraph.get("is_supporting"):
+            positives.append(i)
+    answer = fields.text("answer")
+    aliases = fields.texts("answer_aliases") if "answer_aliases" in fields else ()
+    return Record(
+        tuple(documents),
+        (fields.text("question"),),
+        (answer,),
+        "qa",
+        tuple(positives),
+        (answer, *aliases),
+        source,
+    )
+
+
+def read_text(values: Any, source: str) -> Record:
+    """Read a passage: ``text``, and optionally ``title`` and ``id``."""
+    fields = _Fields(values, source, ("text", "title", "id", "_id"))
+    title = fields.text("title") if "title" in fields else ""
+    document = passage(title, fields.text("text")) if title else fields.text("text")
+    return Record((document,), kind="text", source=source)
+
+
+FORMATS: dict[str, Reader] = {
+    "clara": read_clara,
+    "hotpotqa": read_hotpotqa,
+    "2wikimultihopqa": read_hotpotqa,
+    "musique": read_musique,
+    "text": read_text,
+}
+
+
+def detect_format(values: Any, source: str) -> str:
+    """Tell the format of a file by its first record.
+
+    Raises:
+      ClaraError: it looks like none of `FORMATS`.
+    """
+    signs = {
+        "clara": "docs",
+        "hotpotqa": "context",
+        "musique": "paragraphs",
+        "text": "text",
+    }
+    for name, sign in signs.items():
+        if isinstance(values, Mapping) and sign in values:
+            return name
+    fields = ", ".join(map(str, values)) if isinstance(values, Mapping) else "none"
+    raise ClaraError(
+        f"{source}: of no known format (fields: {fields}); a record has 'docs' "
+        "(clara), 'context' (hotpotqa), 'paragraphs' (musique) or 'text'"
+    )
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    return names.get(type(value), f"{type(value).__name__} {value!r:.40}")

@@ -1,0 +1,204 @@
+"""Records by index, out of files and TFDS folders of every format in `FORMATS`."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import io
+import itertools
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from clara_jax.data.files import JsonFile
+from clara_jax.data.records import FORMATS, Reader, Record, detect_format
+from clara_jax.errors import ClaraError
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What a format is read from: raw objects by index, each with its place."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Any, str]: ...
+
+
+class Records(Sequence[Record]):
+    """Records of several files, one after the other, read when they are asked for.
+
+    Args:
+      parts: rows, and the reader for them.
+      limit: keep only the first so many; 0 keeps all.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Rows, Reader]], limit: int = 0):
+        self._parts = list(parts)
+        self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
+        total = self._ends[-1] if self._ends else 0
+        self._length = min(total, limit) if limit else total
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index = int(index) % len(self)
+        part = bisect.bisect_right(self._ends, index)
+        rows, reader = self._parts[part]
+        return reader(*rows[index - (self._ends[part - 1] if part else 0)])
+
+
+def open_records(
+    paths: Sequence[str | Path] | str | Path, format: str = "auto", limit: int = 0
+) -> Records:
+    """Open files and TFDS folders of records.
+
+    Args:
+      paths: JSONL files, JSON files that are one array, or TFDS folders (with
+        ``#split`` after the name where a folder has several; ``train`` by default).
+      format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
+      limit: use only the first so many records; 0 takes all.
+
+    Returns:
+      A sequence of `Record`. Indexing raises ClaraError with file and line where a
+      record is not as its format says.
+
+    Raises:
+      ClaraError: a path that does not exist or holds no records, an unknown format.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    if format != "auto" and format not in FORMATS:
+        raise ClaraError(
+            f"data.format is '{format}', but must be one of auto, {', '.join(FORMATS)}"
+        )
+    if not paths:
+        raise ClaraError("data: no files of records are named")
+    parts: list[tuple[Rows, Reader]] = []
+    for path in paths:
+        rows = _open_rows(str(path))
+        name = detect_format(*rows[0]) if format == "auto" else format
+        parts.append((rows, FORMATS[name]))
+    return Records(parts, limit)
+
+
+def _open_rows(path: str) -> Rows:
+    folder, _, split = path.partition("#")
+    if Path(folder).is_dir():
+        return TfdsRows(folder, split)
+    if not Path(path).exists():
+        raise ClaraError(f"{path}: no such file or folder")
+    return JsonFile(path)
+
+
+class TfdsRows:
+    """Rows of a TFDS folder with ArrayRecord files, read without TensorFlow.
+
+    Args:
+      folder: the folder with ``dataset_info.json``, or one that has it one or two
+        levels below (``NAME/VERSION``).
+      split: empty takes ``train``, or the only one there is.
+    """
+
+    def __init__(self, folder: str, split: str = ""):
+        found = [
+            path.parent
+            for pattern in ("", "*/", "*/*/")
+            for path in sorted(Path(folder).glob(f"{pattern}dataset_info.json"))
+        ]
+        if len(found) != 1:
+            what = "several TFDS data sets" if found else "no TFDS data set"
+            raise ClaraError(f"{folder}: is a folder with {what}; name one")
+        tfds = _import_tfds()
+        try:
+            builder = tfds.builder_from_directory(str(found[0]))
+            splits = list(builder.info.splits)
+            if not split:
+                split = splits[0] if len(splits) == 1 else "train"
+            if split not in splits:
+                raise ClaraError(
+                    f"{folder}: has no split '{split}', only {', '.join(splits)}"
+                )
+            self._source = builder.as_data_source(split=split)
+        except ClaraError:
+            raise
+        except Exception as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ClaraError(f"{folder}: cannot be read by TFDS: {line}") from error
+        self._name = f"{folder}#{split}"
+        if not len(self._source):
+            raise ClaraError(f"{self._name}: holds no records")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        values = _plain(self._source[index])
+        return values, f"{self._name}: record {index + 1}"
+
+
+def _plain(value: Any) -> Any:
+    """TFDS values as JSON would give them; empty lists, which stand for absence, go."""
+    if isinstance(value, Mapping):
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        return {key: item for key, item in plain.items() if item != []}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return value
+
+
+def write_tfds(records: Mapping[str, Sequence[Record]], folder: str | Path) -> Path:
+    """Write records as a TFDS folder of ArrayRecord files.
+
+    Args:
+      records: split name to records.
+      folder: where to; must not exist, and appears only when it is complete.
+
+    Returns:
+      The folder, which `open_records` reads.
+
+    Raises:
+      ClaraError: the folder exists, a record is bad, or the disk is full.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ClaraError(f"{folder}: exists already; name a new folder")
+    _import_tfds()
+    from clara_jax.data.clara_records import ClaraRecords
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+    except OSError as error:
+        raise ClaraError(f"{folder}: {error.strerror or error}") from error
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = ClaraRecords(splits=records, data_dir=scratch)
+            builder.download_and_prepare()
+        Path(builder.data_dir).replace(folder)
+    except OSError as error:
+        raise ClaraError(f"{folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _import_tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ClaraError(
+            "TFDS folders need the packages tensorflow-datasets, array-record and "
+            f"importlib_resources ({error})"
+        ) from error
+    tensorflow_datasets.disable_progress_bar()
+    return tensorflow_datasets

@@ -1,0 +1,60 @@
+"""Every document of a data set once, for vectors that are computed beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from clara_jax.data.records import Record
+
+
+class UniqueDocuments(Sequence[str]):
+    """The distinct documents of some records, numbered by first appearance.
+
+    Holds places and digests, not texts; texts are read again from the records.
+
+    Args:
+      records: read once, in order.
+    """
+
+    def __init__(self, records: Sequence[Record]):
+        self._records = records
+        numbers: dict[bytes, int] = {}
+        places: list[tuple[int, int]] = []
+        used: list[np.ndarray] = []
+        for i in range(len(records)):
+            row = []
+            for j, text in enumerate(records[i].documents):
+                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+                number = numbers.setdefault(digest, len(numbers))
+                if number == len(places):
+                    places.append((i, j))
+                row.append(number)
+            used.append(np.asarray(row, np.int32))
+        self._places = places
+        self._used = used
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i, j = self._places[index]
+        return self._records[i].documents[j]
+
+    def candidates(self, record: int) -> np.ndarray:
+        """Numbers of the documents of record `record`, in its order."""
+        return self._used[record]
+
+    @property
+    def most_candidates(self) -> int:
+        """The largest number of documents that a record has."""
+        return max((len(row) for row in self._used), default=0)
+
+
+def unique_documents(records: Sequence[Record]) -> UniqueDocuments:
+    """Number the distinct documents of `records`; see `UniqueDocuments`."""
+    return UniqueDocuments(records)
