@@ -7,12 +7,20 @@ from clara_jax.convert.folder import (
     write_model_folder,
 )
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.load import load_config, load_hf, load_model
+from clara_jax.convert.load import (
+    load_apple,
+    load_config,
+    load_gguf,
+    load_hf,
+    load_model,
+)
 
 __all__ = [
     "ClaraSettings",
     "ModelFolder",
+    "load_apple",
     "load_config",
+    "load_gguf",
     "load_hf",
     "load_model",
     "model_config_from_hf",

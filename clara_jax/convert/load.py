@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 from clara_jax.config import ModelConfig
+from clara_jax.convert.apple import (
+    find_base,
+    is_apple_checkpoint,
+    read_apple_checkpoint,
+)
 from clara_jax.convert.folder import (
     ModelFolder,
     is_model_folder,
@@ -49,14 +54,40 @@ def load_gguf(
     return ModelFolder(config, params, tokenizer, eos_ids=file.eos_ids())
 
 
+def load_apple(
+    source: str | os.PathLike,
+    base: str = "",
+    param_dtype: str = "",
+    progress: Progress = quiet,
+) -> ModelFolder:
+    """Load a checkpoint of the original CLaRa implementation, with its base model.
+
+    Args:
+      source: the checkpoint's folder.
+      base: the base model, as `load_model` takes it; empty finds the one that the
+        checkpoint names.
+      param_dtype, progress: see `load_model`.
+    """
+    folder = Path(source)
+    if not is_apple_checkpoint(folder):
+        raise ClaraError(
+            f"{folder}: has no adapters.pth, so it is no CLaRa checkpoint; give the "
+            "folder that holds it"
+        )
+    found = find_base(folder, base)
+    if is_apple_checkpoint(Path(found)):
+        raise ClaraError(f"{found}: is a CLaRa checkpoint itself, not a base model")
+    return read_apple_checkpoint(folder, load_model(found, param_dtype, progress))
+
+
 def load_model(
     path: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
 ) -> ModelFolder:
     """Load a model, whatever it is.
 
     Args:
-      path: a model folder, a run folder, a Hugging Face folder or hub name, or a
-        ``.gguf`` file.
+      path: a model folder, a run folder, a Hugging Face folder or hub name, a
+        ``.gguf`` file, or a checkpoint folder of the original implementation.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       progress: wraps loops over tensors, for a progress bar.
 
@@ -69,6 +100,8 @@ def load_model(
     folder = Path(path)
     if folder.suffix == ".gguf":
         return load_gguf(folder, param_dtype, progress)
+    if is_apple_checkpoint(folder):
+        return load_apple(folder, "", param_dtype, progress)
     if not is_model_folder(folder):
         return load_hf(path, param_dtype, progress)
     clara = read_clara_settings(folder)
@@ -86,6 +119,8 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
         return GgufFile(folder).config()
     if is_model_folder(folder):
         return read_model_config(folder)[0]
+    if is_apple_checkpoint(folder):
+        return load_config(find_base(folder))
     return read_hf_config(fetch(path))
 
 
