@@ -1,0 +1,29 @@
+"""Decoding, and answers from compressed documents."""
+
+from clara_jax.generate.answer import Clara, Selection
+from clara_jax.generate.batched import continue_rows, encode_rows
+from clara_jax.generate.decode import (
+    DecodeConfig,
+    DecodeState,
+    decode_loop,
+    decode_step,
+    generate,
+    prefill,
+)
+from clara_jax.generate.sampling import Sampling
+from clara_jax.generate.settings import AnswerConfig
+
+__all__ = [
+    "AnswerConfig",
+    "Clara",
+    "DecodeConfig",
+    "DecodeState",
+    "Sampling",
+    "Selection",
+    "continue_rows",
+    "decode_loop",
+    "decode_step",
+    "encode_rows",
+    "generate",
+    "prefill",
+]

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from clara_jax.errors import ClaraError
 from clara_jax.generate.sampling import Sampling, fold_step, row_keys, sample
@@ -45,7 +44,8 @@ class DecodeConfig:
             )
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecodeState:
     """Everything that changes from step to step.
 
@@ -141,7 +141,7 @@ def decode_step(
         cache=state.cache,
         method="hidden",
     )
-    state = state.replace(cache=cache, visible=visible)
+    state = dataclasses.replace(state, cache=cache, visible=visible)
     return _draw(model, variables, hidden, state, config)
 
 
@@ -189,7 +189,7 @@ def generate(
     Returns:
       ``[B, max_new_tokens]`` new tokens; a row ends with its end token, then pads.
     """
-    keys = row_keys(seed, mask.shape[0])
+    keys = row_keys(seed, jnp.arange(mask.shape[0]))
     state = jit_prefill(model, variables, embeddings, mask, config, keys)
     return jit_decode_loop(model, variables, state, config).tokens
 
@@ -222,7 +222,8 @@ def _draw(
     keys = None if state.keys is None else fold_step(state.keys, state.step)
     token = jnp.where(state.done, config.pad_id, sample(logits, keys, config.sampling))
     ends = jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))
-    return state.replace(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         tokens=state.tokens.at[:, state.step].set(token),
         done=state.done | ends,

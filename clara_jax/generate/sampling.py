@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +79,11 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="rows")
-def row_keys(seed: int | Int[Array, ""], rows: int) -> Key:
-    """One key per row, ``[rows]``: row i's key depends on the seed and on i only."""
+@jax.jit
+def row_keys(seed: int | Int[Array, ""], rows: Int[Array, " B"]) -> Key:
+    """One key per row number, ``[B]``: a row's draws depend on it and the seed only."""
     key = jax.random.key(seed)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def fold_step(keys: Key, step: Int[Array, ""]) -> Key:

@@ -1,0 +1,253 @@
+"""Evaluators: what a training run measures on held-out data.
+
+An evaluator's ``run(state)`` yields (name, value) pairs. It is built with everything
+that training does not change, the compiled programs included, and reads only
+``state.trainable`` from the state, so the same object serves every evaluation of a run
+and any other place where adapters are at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from clara_jax.clara import Batch
+from clara_jax.data.records import Record
+from clara_jax.evaluate.metrics import score_answers, score_retrieval
+from clara_jax.generate import Clara
+from clara_jax.shapes import Array, Float, Params
+
+Result = tuple[str, float]
+
+
+class Trained(Protocol):
+    """A training state, as far as evaluators know it."""
+
+    @property
+    def trainable(self) -> Mapping[str, Params]:
+        """Adapter name to tree."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Measures a state on held-out data."""
+
+    def run(self, state: Trained) -> Iterable[Result]:
+        """Yield (name, value) pairs."""
+        ...
+
+
+class HeldOutLoss:
+    """The stage's own loss, without dropout.
+
+    Args:
+      eval_step: ``(trainable, backbone, frozen, batch) -> (sums, weights, metrics)``.
+      backbone: frozen weights and rows. frozen: adapters that are not trained.
+      batches: gives the held-out batches, anew at every call.
+      put: moves a batch to the devices.
+    """
+
+    def __init__(
+        self,
+        eval_step: Callable[..., Any],
+        backbone: Params,
+        frozen: Mapping[str, Params],
+        batches: Callable[[], Iterable[Batch]],
+        put: Callable[[Batch], Batch] = jax.device_put,
+    ):
+        self._eval_step = jax.jit(eval_step)
+        self._backbone, self._frozen = backbone, dict(frozen)
+        self._batches, self._put = batches, put
+
+    def run(self, state: Trained) -> Iterator[Result]:
+        """Yield ``loss``, each of its terms and the loss's metrics.
+
+        Sums and weights are added up over all batches and divided once, so the result
+        does not depend on how rows fall into batches.
+        """
+        totals: dict[tuple[str, str], np.ndarray] = {}
+        for batch in self._batches():
+            sums, weights, metrics = self._eval_step(
+                dict(state.trainable), self._backbone, self._frozen, self._put(batch)
+            )
+            pairs = {("loss/", name): (sums[name], weights[name]) for name in sums}
+            pairs |= {("", name): pair for name, pair in metrics.items()}
+            for key, pair in jax.device_get(pairs).items():
+                totals[key] = totals.get(key, 0) + np.asarray(pair, np.float64)
+        means = {
+            prefix + name: float(total / weight)
+            for (prefix, name), (total, weight) in totals.items()
+            if weight > 0
+        }
+        terms = [v for name, v in means.items() if name.startswith("loss/")]
+        if terms:
+            yield "loss", sum(terms)
+        yield from means.items()
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One held-out question.
+
+    Attributes:
+      question: the text.
+      gold: answers that count as right.
+      documents: candidates.
+      positives: indices of those that hold the answer; empty when unknown.
+    """
+
+    question: str
+    gold: tuple[str, ...]
+    documents: tuple[str, ...]
+    positives: tuple[int, ...] = ()
+
+    @property
+    def gold_documents(self) -> tuple[str, ...]:
+        """The documents that hold the answer; all where that is unknown."""
+        return tuple(self.documents[i] for i in self.positives) or self.documents
+
+
+def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
+    """Every question of the records, with its own answers.
+
+    Args:
+      records: records of any kind; those without questions are passed over.
+      limit: stop after so many questions; 0 takes all.
+
+    Returns:
+      Questions in the records' order.
+    """
+    found: list[Question] = []
+    for record in records:
+        for i in range(len(record.questions) if record.kind == "qa" else 0):
+            if limit and len(found) == limit:
+                return found
+            question, _, gold = record.pair(i)
+            found.append(Question(question, gold, record.documents, record.positives))
+    return found
+
+
+class CompressedAnswers:
+    """Answers decoded from the vectors of the gold documents.
+
+    Args:
+      clara: the model, with the frozen adapters.
+      questions: held out.
+    """
+
+    def __init__(self, clara: Clara, questions: Sequence[Question]):
+        self._clara, self._questions = clara, list(questions)
+        self._vectors = _VectorCache()
+
+    def run(self, state: Trained) -> Iterator[Result]:
+        """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
+        clara = with_adapters(self._clara, state.trainable)
+        rows = [q.gold_documents for q in self._questions]
+        vectors, mask = self._vectors.gather(clara, rows, state.trainable)
+        answers = clara.answer_from_vectors(
+            [q.question for q in self._questions], vectors, mask
+        )
+        yield from answer_results("gold", answers, self._questions)
+
+
+class SelectedAnswers:
+    """What the reasoner chooses among the candidates, and the answers from that.
+
+    Args:
+      clara: the model, with the frozen adapters.
+      questions: held out, with positives and at least `top_k` candidates.
+      top_k: J; by default the model's.
+      ks: cut-offs of recall.
+      decode: also answer from the chosen documents; costs most of the time.
+    """
+
+    def __init__(
+        self,
+        clara: Clara,
+        questions: Sequence[Question],
+        top_k: int | None = None,
+        ks: Sequence[int] = (1, 5),
+        decode: bool = True,
+    ):
+        self._clara, self._questions = clara, list(questions)
+        self._top_k = clara.selection.top_k if top_k is None else top_k
+        self._ks, self._decode = tuple(ks), decode
+        self._vectors = _VectorCache()
+
+    def run(self, state: Trained) -> Iterator[Result]:
+        """Yield ``recall@k`` for each k and ``selected/exact_match``, ``f1`` etc."""
+        clara = with_adapters(self._clara, state.trainable)
+        texts = [q.question for q in self._questions]
+        rows = [q.documents for q in self._questions]
+        vectors, mask = self._vectors.gather(clara, rows, state.trainable)
+        chosen, scores = clara.select(clara.reason(texts), vectors, self._top_k, mask)
+        ranked = np.argsort(-scores, axis=1, kind="stable")
+        recall = score_retrieval(
+            [q.positives for q in self._questions], ranked.tolist(), self._ks
+        )
+        yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
+        if self._decode:
+            picked = vectors[np.arange(len(texts))[:, None], chosen]
+            answers = clara.answer_from_vectors(texts, picked)
+            yield from answer_results("selected", answers, self._questions)
+
+
+class TextAnswers:
+    """Answers from the gold documents' full text: the baseline without compression.
+
+    Args:
+      clara: the model, with the frozen adapters.
+      questions: held out.
+      role: ``generator``, or None for the plain backbone.
+    """
+
+    def __init__(
+        self, clara: Clara, questions: Sequence[Question], role: str | None = None
+    ):
+        self._clara, self._questions, self._role = clara, list(questions), role
+
+    def run(self, state: Trained) -> Iterator[Result]:
+        """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
+        clara = with_adapters(self._clara, state.trainable)
+        answers = clara.answer_from_text(
+            [q.question for q in self._questions],
+            [q.gold_documents for q in self._questions],
+            self._role,
+        )
+        yield from answer_results("text", answers, self._questions)
+
+
+def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
+    """The same model with some adapters replaced."""
+    return dataclasses.replace(clara, adapters={**clara.adapters, **trainable})
+
+
+def answer_results(
+    prefix: str, answers: Sequence[str], questions: Sequence[Question]
+) -> Iterator[Result]:
+    """Scores of answers as ``prefix/name``."""
+    scores = score_answers(answers, [q.gold for q in questions])
+    yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
+
+
+class _VectorCache:
+    """Document vectors, kept between runs while what makes them is frozen."""
+
+    def __init__(self):
+        self._kept: tuple[Float[Array, "B C M D"], np.ndarray] | None = None
+
+    def gather(
+        self,
+        clara: Clara,
+        rows: Sequence[Sequence[str]],
+        trainable: Mapping[str, Params],
+    ) -> tuple[Float[Array, "B C M D"], np.ndarray]:
+        if trainable.keys() & {"compressor", "memory", "backbone"}:
+            return clara.gather(rows)
+        if self._kept is None:
+            self._kept = clara.gather(rows)
+        return self._kept

@@ -1,0 +1,388 @@
+"""Answers from documents: compress, reason, select, answer.
+
+`Clara` bundles what every answer needs. Its methods take texts, split them into padded
+batches of few shapes and run the functions of `clara_jax.clara` and of
+`clara_jax.generate.decode`, which are compiled once per shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from clara_jax.config import MemoryConfig, SelectionConfig
+from clara_jax.errors import ClaraError
+from clara_jax.generate.batched import (
+    Watch,
+    candidate_scores,
+    continue_rows,
+    encode_rows,
+)
+from clara_jax.generate.decode import trim
+from clara_jax.generate.prompts import encode_prompts, refuse_empty
+from clara_jax.generate.settings import AnswerConfig
+from clara_jax.model import Transformer
+from clara_jax.shapes import Array, Bool, Float, Int, Params
+from clara_jax.text import (
+    PARAPHRASES,
+    ClaraTokenizer,
+    Prompt,
+    answer_prompt,
+    paraphrase_prompt,
+    plain,
+)
+
+_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
+
+
+class Selection(NamedTuple):
+    """Answers and what they were answered from.
+
+    Attributes:
+      answers: one per question.
+      indices: ``[B, J]`` chosen candidates, best first.
+      scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
+    """
+
+    answers: list[str]
+    indices: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Clara:
+    """A model that answers questions from compressed documents.
+
+    Attributes:
+      model: the transformer with its LoRA settings.
+      backbone, adapters: see `role_variables`.
+      tokenizer: with special tokens.
+      memory, selection: how documents are compressed and chosen.
+      config: how answers are made.
+      watch: called with a part's name (compress, reason, select, prefill, decode) for a
+        context around it, to take times.
+
+    Example::
+
+      vectors = clara.compress(documents)                     # [n, M, D]
+      clara.answer_from_vectors(["Who?"], vectors[None, :5])  # ["..."]
+    """
+
+    model: Transformer
+    backbone: Params
+    adapters: Params
+    tokenizer: ClaraTokenizer
+    memory: MemoryConfig
+    selection: SelectionConfig = SelectionConfig()
+    config: AnswerConfig = AnswerConfig()
+    watch: Watch = contextlib.nullcontext
+
+    def compress(self, documents: Sequence[str]) -> Float[Array, "n M D"]:
+        """Compress documents; text beyond ``doc_max_length`` tokens is not read.
+
+        Args:
+          documents: texts, none empty.
+
+        Returns:
+          ``[n, M, D]`` vectors.
+
+        Raises:
+          ClaraError: a document is empty, or the model has no compressor.
+        """
+        refuse_empty(documents, "document {}")
+        with self.watch("compress"):
+            return self._encode(documents, self.memory.doc_max_length, "compressor")
+
+    def reason(self, questions: Sequence[str]) -> Float[Array, "n M D"]:
+        """Encode questions into the documents' space.
+
+        Args:
+          questions: texts, none empty.
+
+        Returns:
+          ``[n, M, D]`` vectors.
+
+        Raises:
+          ClaraError: a question is empty or too long, or there is no reasoner.
+        """
+        refuse_empty(questions, "question {}")
+        limit = self.config.question_max_length or self.memory.doc_max_length
+        for i, question in enumerate(questions):
+            found = self.tokenizer.document_length(question)
+            if found > limit and self.config.too_long == "error":
+                raise ClaraError(
+                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
+                    "shorten it"
+                )
+        with self.watch("reason"):
+            return self._encode(questions, limit, "reasoner")
+
+    def gather(
+        self, documents: Sequence[Sequence[str]]
+    ) -> tuple[Float[Array, "B C M D"], Bool[np.ndarray, "B C"]]:
+        """Compress rows of documents, each distinct text once.
+
+        Args:
+          documents: B rows of texts; their numbers may differ.
+
+        Returns:
+          Vectors ``[B, C, M, D]``, C the longest row, and which of them exist.
+        """
+        for i, row in enumerate(documents):
+            refuse_empty(row, f"document {{}} of question {i + 1}")
+        width = max(map(len, documents), default=0)
+        places = np.zeros((len(documents), width), np.int32)
+        mask = np.zeros((len(documents), width), bool)
+        number: dict[str, int] = {}
+        for i, row in enumerate(documents):
+            mask[i, : len(row)] = True
+            places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
+        return self.compress(list(number))[places], mask
+
+    def select(
+        self,
+        question_vectors: Float[Array, "B M D"],
+        vectors: Float[Array, "*rows C M D"],
+        top_k: int,
+        mask: Bool[np.ndarray, "B C"] | None = None,
+    ) -> tuple[Int[np.ndarray, "B J"], Float[np.ndarray, "B C"]]:
+        """Rank candidates by their cosine with the question (paper section 3.3).
+
+        Args:
+          question_vectors: as of `reason`.
+          vectors: candidates of each question ``[B, C, M, D]``, or ``[C, M, D]`` the
+            same for all.
+          top_k: J.
+          mask: candidates that exist.
+
+        Returns:
+          Chosen indices, best first, and all cosines, minus infinity where there is no
+          candidate.
+
+        Raises:
+          ClaraError: a question has fewer candidates than `top_k`.
+        """
+        if mask is None:
+            mask = np.ones((question_vectors.shape[0], vectors.shape[-3]), bool)
+        for i, found in enumerate(mask.sum(axis=1).tolist()):
+            if top_k > found:
+                raise ClaraError(
+                    f"top_k {top_k} is above the number of candidates {found} of "
+                    f"question {i + 1}; lower top_k or give more documents"
+                )
+        with self.watch("select"):
+            scores = np.asarray(candidate_scores(question_vectors, vectors))
+            scores = np.where(mask, scores, -np.inf)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            return order[:, :top_k], scores
+
+    def answer_from_vectors(
+        self,
+        questions: Sequence[str],
+        vectors: Float[Array, "B J M D"],
+        mask: Bool[np.ndarray, "B J"] | None = None,
+    ) -> list[str]:
+        """Answer questions from the vectors of their documents.
+
+        Args:
+          questions: texts, none empty.
+          vectors: J documents each, in the order in which the prompt holds them.
+          mask: documents that exist, the first ones of each row; by default all.
+
+        Returns:
+          One answer per question.
+        """
+        return self._texts(self.answer_prompts(questions, vectors, mask), vectors)
+
+    def answer(
+        self, questions: Sequence[str], documents: Sequence[Sequence[str]]
+    ) -> list[str]:
+        """Answer each question from its own documents, in the order given.
+
+        Args:
+          questions: texts, none empty.
+          documents: per question any number of texts, none empty.
+
+        Returns:
+          One answer per question.
+        """
+        return self.answer_from_vectors(questions, *self.gather(documents))
+
+    def select_and_answer(
+        self,
+        questions: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        top_k: int | None = None,
+    ) -> Selection:
+        """Answer each question from the best of its candidates.
+
+        Args:
+          questions: texts, none empty.
+          candidates: per question at least `top_k` documents; numbers may differ.
+          top_k: J; the trained number by default.
+
+        Returns:
+          A `Selection`.
+
+        Raises:
+          ClaraError: `top_k` above the number of candidates; see also `reason`.
+        """
+        top_k = self.selection.top_k if top_k is None else top_k
+        questions_as_vectors = self.reason(questions)
+        vectors, mask = self.gather(candidates)
+        indices, scores = self.select(questions_as_vectors, vectors, top_k, mask)
+        chosen = vectors[np.arange(len(questions))[:, None], indices]
+        return Selection(self.answer_from_vectors(questions, chosen), indices, scores)
+
+    def answer_from_text(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        role: str | None = None,
+    ) -> list[str]:
+        """Answer from the documents' full text: the baseline without compression.
+
+        Args:
+          questions: texts, none empty.
+          documents: per question any number of texts.
+          role: ``generator``, or None for the plain backbone.
+
+        Returns:
+          One answer per question.
+        """
+        refuse_empty(questions, "question {}")
+        prompts = [
+            answer_prompt("\n\n".join(map(plain, texts)), question)
+            for question, texts in zip(questions, documents, strict=True)
+        ]
+        longest = self.model.config.rope.max_position
+        limit = longest - self.config.max_new_tokens if longest else None
+        return self._texts(encode_prompts(self.tokenizer, prompts, limit), None, role)
+
+    def paraphrase(
+        self,
+        documents: Sequence[Sequence[str]],
+        instructions: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Say in other words what documents say, from their vectors.
+
+        Args:
+          documents: per row one or more texts, none empty.
+          instructions: per row which of `PARAPHRASES`; by default drawn with the seed.
+
+        Returns:
+          One text per row.
+        """
+        vectors, mask = self.gather(documents)
+        rows = self.paraphrase_prompts(mask.sum(axis=1).tolist(), instructions)
+        return self._texts(rows, vectors)
+
+    def answer_prompts(
+        self,
+        questions: Sequence[str],
+        vectors: Float[Array, "B J M D"],
+        mask: Bool[np.ndarray, "B J"] | None = None,
+    ) -> list[list[int]]:
+        """Token ids of the prompts of `answer_from_vectors`."""
+        refuse_empty(questions, "question {}")
+        counts = [vectors.shape[1]] * len(questions)
+        if mask is not None:
+            counts = mask.sum(axis=1).tolist()
+        prompts = [
+            answer_prompt(self._slots(count), question)
+            for count, question in zip(counts, questions, strict=True)
+        ]
+        return self._encode_slots(prompts)
+
+    def paraphrase_prompts(
+        self, counts: Sequence[int], instructions: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Token ids of the prompts of `paraphrase`, for so many documents each."""
+        if instructions is None:
+            draw = random.Random(self.config.seed)
+            choices = range(len(PARAPHRASES))
+            instructions = [draw.choice(choices) for _ in counts]
+        prompts = [
+            paraphrase_prompt(self._slots(count), instruction)
+            for count, instruction in zip(counts, instructions, strict=True)
+        ]
+        return self._encode_slots(prompts)
+
+    def continue_prompts(
+        self,
+        rows: Sequence[Sequence[int]],
+        vectors: Float[Array, "B J M D"] | None,
+        role: str | None = "generator",
+    ) -> Int[np.ndarray, "B new"]:
+        """Decode what follows prompts.
+
+        Args:
+          rows: token ids of each prompt.
+          vectors: fill the memory tokens from the left; None where there are none.
+          role: whose adapter writes; None for the plain backbone.
+
+        Returns:
+          New tokens; a row ends with its end token, then pads.
+        """
+        if role is not None:
+            self._need(role)
+        return continue_rows(
+            self.model,
+            self.backbone,
+            self.adapters,
+            rows,
+            vectors,
+            role=role,
+            config=self.config.decoding(self.tokenizer),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            watch=self.watch,
+        )
+
+    def _texts(
+        self,
+        rows: Sequence[Sequence[int]],
+        vectors: Float[Array, "B J M D"] | None,
+        role: str | None = "generator",
+    ) -> list[str]:
+        tokens = self.continue_prompts(rows, vectors, role)
+        ends = self.config.decoding(self.tokenizer).eos_ids
+        return [self.tokenizer.decode(row).strip() for row in trim(tokens, ends)]
+
+    def _encode(
+        self, texts: Sequence[str], max_length: int, role: str
+    ) -> Float[Array, "n M D"]:
+        self._need(role)
+        count = self.memory.num_memory
+        return encode_rows(
+            self.model,
+            self.backbone,
+            self.adapters,
+            self.tokenizer.encode_documents(texts, max_length),
+            role=role,
+            num_memory=count,
+            pad_id=self.tokenizer.pad_id,
+            batch_size=self.config.batch_size,
+            largest=max_length + 3 + count,
+        )
+
+    def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        cut = self.config.too_long == "cut"
+        return encode_prompts(
+            self.tokenizer, prompts, self.config.prompt_max_length, cut
+        )
+
+    def _slots(self, count: int) -> str:
+        return self.tokenizer.slots(count, self.memory.separator)
+
+    def _need(self, role: str) -> None:
+        if role not in self.adapters:
+            raise ClaraError(
+                f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
+                f"run that stage and give its folder"
+            )

@@ -1,0 +1,158 @@
+"""Texts and prompts of any number and length through the compiled functions."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.clara import (
+    Tokens,
+    compress,
+    cosine_scores,
+    prompt_embeddings,
+    role_variables,
+)
+from clara_jax.generate.batching import batches_by_length
+from clara_jax.generate.decode import DecodeConfig, jit_decode_loop, jit_prefill
+from clara_jax.generate.sampling import row_keys
+from clara_jax.model import Transformer
+from clara_jax.shapes import Array, Float, Int, Params
+
+Watch = Callable[[str], AbstractContextManager]
+"""Called with a part's name for a context around it, to take times."""
+
+
+def encode_rows(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    rows: Sequence[Sequence[int]],
+    *,
+    role: str,
+    num_memory: int,
+    pad_id: int,
+    batch_size: int,
+    largest: int | None = None,
+) -> Float[Array, "n M D"]:
+    """Compress documents, or encode questions, batch by batch.
+
+    Args:
+      model: the transformer.
+      backbone, adapters: see `role_variables`.
+      rows: encoder rows, each ending in M memory tokens.
+      role: ``compressor`` or ``reasoner``.
+      num_memory: M.
+      pad_id: fills shorter rows.
+      batch_size: rows read together.
+      largest: longest row that can occur, where it is known.
+
+    Returns:
+      ``[n, M, D]`` vectors in the rows' order.
+    """
+    dtype = jnp.dtype(model.config.dtype)
+    vectors = jnp.zeros((len(rows), num_memory, model.config.width), dtype)
+    for chosen, tokens in batches_by_length(rows, pad_id, batch_size, largest):
+        found = _compress(model, backbone, adapters, tokens, num_memory, role)
+        vectors = vectors.at[chosen].set(found[: len(chosen)])
+    return jax.block_until_ready(vectors)
+
+
+def continue_rows(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    rows: Sequence[Sequence[int]],
+    vectors: Float[Array, "n J M D"] | None,
+    *,
+    role: str | None,
+    config: DecodeConfig,
+    batch_size: int,
+    seed: int = 0,
+    watch: Watch = contextlib.nullcontext,
+) -> Int[np.ndarray, "n new"]:
+    """Decode what follows prompts, batch by batch.
+
+    Args:
+      model: the transformer.
+      backbone, adapters: see `role_variables`.
+      rows: token ids of each prompt.
+      vectors: fill the memory tokens from the left; None where there are none.
+      role: whose adapter writes; None for the plain backbone, without special rows.
+      config: how to decode.
+      batch_size: prompts decoded together.
+      seed: of the draws, which do not depend on how rows fall into batches.
+      watch: gets ``prefill`` and ``decode``.
+
+    Returns:
+      New tokens; a row ends with its end token, then pads.
+    """
+    if role is None and vectors is None:
+        adapters = {name: adapters[name] for name in adapters if name == "backbone"}
+    variables = role_variables(backbone, adapters, role)
+    out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
+    for chosen, prompt in batches_by_length(rows, config.pad_id, batch_size):
+        padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
+        filling = None if vectors is None else vectors[padded]
+        with watch("prefill"):
+            embeddings = _embed(model, backbone, adapters, prompt, filling)
+            keys = row_keys(seed, jnp.asarray(padded))
+            state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
+            jax.block_until_ready(state)
+        with watch("decode"):
+            state = jit_decode_loop(model, variables, state, config)
+            out[chosen] = np.asarray(state.tokens)[: len(chosen)]
+    return out
+
+
+@jax.jit
+def candidate_scores(
+    questions: Float[Array, "B M D"], vectors: Float[Array, "*rows C M D"]
+) -> Float[Array, "B C"]:
+    """Cosines of questions with their candidates ``[B, C, M, D]``.
+
+    ``[C, M, D]`` are the same candidates for all questions; they are not repeated.
+    """
+    flat = questions.reshape(questions.shape[0], -1)
+    documents = vectors.reshape(*vectors.shape[:-2], -1)
+    if documents.ndim == 3:
+        return cosine_scores(flat, documents)
+
+    def one(question: Float[Array, " W"]) -> Float[Array, " C"]:
+        return cosine_scores(question[None], documents[None])[0]
+
+    return jax.vmap(one)(flat)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_memory", "role"))
+def _compress(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    tokens: Tokens,
+    num_memory: int,
+    role: str,
+) -> Float[Array, "B M D"]:
+    encoding = compress(
+        model, backbone, adapters, tokens, num_memory=num_memory, role=role
+    )
+    return encoding.memory
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embed(
+    model: Transformer,
+    backbone: Params,
+    adapters: Params,
+    prompt: Tokens,
+    vectors: Float[Array, "B J M D"] | None,
+) -> Float[Array, "B T D"]:
+    if vectors is None or vectors.shape[1] == 0:
+        variables = role_variables(backbone, adapters, None)
+        return model.apply(variables, prompt.ids, method="embed")
+    return prompt_embeddings(model, backbone, adapters, prompt, vectors)

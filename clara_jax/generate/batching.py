@@ -1,0 +1,85 @@
+"""Ragged rows of token ids to padded batches of few shapes.
+
+Every new shape compiles anew, so lengths are rounded up to 16, 24, 32, 48, 64, 96, ...
+and numbers of rows to powers of two: at most half of a batch is padding, and a service
+sees about two programs per doubling of the length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.clara import Tokens
+
+
+def length_bucket(length: int, largest: int | None = None) -> int:
+    """The padded length of a row: a power of two, or one and a half of it.
+
+    Args:
+      length: tokens in the longest row.
+      largest: longest length that can occur, where it is known.
+
+    Returns:
+      The smallest bucket of at least 16 that holds `length`; never above `largest`.
+    """
+    for exponent in itertools.count(4):
+        for bucket in (2**exponent, 3 * 2 ** (exponent - 1)):
+            if bucket >= length:
+                return bucket if largest is None else max(length, min(bucket, largest))
+    raise AssertionError("unreachable")
+
+
+def row_bucket(rows: int, batch_size: int) -> int:
+    """The padded number of rows: the next power of two, `batch_size` at most."""
+    return min(1 << max(rows - 1, 0).bit_length(), batch_size)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad_id: int, count: int, length: int
+) -> Tokens:
+    """Stack rows, padded on the right, below them empty rows.
+
+    Args:
+      rows: token ids.
+      pad_id: fills the rest.
+      count: rows of the result. length: its columns.
+
+    Returns:
+      `Tokens` of shape ``[count, length]``.
+    """
+    ids = np.full((count, length), pad_id, np.int32)
+    mask = np.zeros((count, length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return Tokens(ids=jnp.asarray(ids), mask=jnp.asarray(mask), right_padded=True)
+
+
+def batches_by_length(
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+    largest: int | None = None,
+) -> Iterator[tuple[np.ndarray, Tokens]]:
+    """Batches of rows of like length.
+
+    Args:
+      rows: token ids.
+      pad_id: fills shorter rows.
+      batch_size: rows in a batch.
+      largest: longest length that can occur, where it is known.
+
+    Yields:
+      Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
+      they are.
+    """
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        length = length_bucket(max(len(rows[i]) for i in chosen), largest)
+        count = row_bucket(len(chosen), batch_size)
+        yield chosen, pad_rows([rows[i] for i in chosen], pad_id, count, length)

@@ -1,0 +1,49 @@
+"""How answers are made, as one validated dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from clara_jax.errors import ClaraError
+from clara_jax.generate.decode import DecodeConfig
+from clara_jax.generate.sampling import Sampling
+from clara_jax.text import ClaraTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are made.
+
+    Attributes:
+      max_new_tokens: longest answer.
+      sampling: greedy by default. seed: of the draws, and of paraphrase instructions.
+      eos_ids: end tokens; empty takes the tokenizer's.
+      batch_size: rows read together.
+      prompt_max_length: longest prompt with document slots, in tokens.
+      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
+    """
+
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    batch_size: int = 8
+    prompt_max_length: int = 1024
+    question_max_length: int = 0
+    too_long: Literal["error", "cut"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
+            if getattr(self, name) < 1:
+                raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
+
+    def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
+        """The static settings of decoding with this tokenizer."""
+        return DecodeConfig(
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids or (tokenizer.eos_id,),
+            pad_id=tokenizer.pad_id,
+            sampling=self.sampling,
+        )

@@ -1,0 +1,127 @@
+"""Answers from documents: batches, padding and numbers of documents change nothing."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from clara_jax.config import MemoryConfig
+from clara_jax.errors import ClaraError
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.generate.batching import length_bucket, row_bucket
+from clara_jax.testing import toy_model, toy_tokenizer
+from clara_jax.text import ClaraTokenizer
+
+DOCUMENTS = [
+    "Ada Bell was born in Corin and works as a baker",
+    "Edo Falk studied in Gemma",
+    "Hana Iver was born in Jory",
+    "Kip",
+]
+QUESTIONS = ["Where was Ada Bell born", "Where did Edo Falk study"]
+
+
+@functools.cache
+def clara(window=None):
+    tokenizer = toy_tokenizer(DOCUMENTS + QUESTIONS)
+    toy = toy_model(text_vocab=len(tokenizer), sliding_window=window)
+    return Clara(
+        model=toy.model,
+        backbone=toy.backbone,
+        adapters=toy.adapters,
+        tokenizer=ClaraTokenizer(tokenizer, toy.num_memory),
+        memory=MemoryConfig(doc_max_length=8, compression_rate=4),
+        config=AnswerConfig(max_new_tokens=4, batch_size=4),
+    )
+
+
+def test_vectors_do_not_depend_on_the_batch():
+    together = clara().compress(DOCUMENTS)
+    alone = [clara().compress([text])[0] for text in DOCUMENTS]
+    assert together.shape == (4, 2, 16)
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_answers_do_not_depend_on_the_batch_or_the_padding_of_documents():
+    rows = [DOCUMENTS[:1], DOCUMENTS[1:4]]
+    tokens = continue_answers(clara(), QUESTIONS, rows)
+    for i in range(2):
+        alone = continue_answers(clara(), QUESTIONS[i : i + 1], rows[i : i + 1])
+        np.testing.assert_array_equal(tokens[i], alone[0])
+    assert clara().answer(QUESTIONS, rows) == [
+        clara().tokenizer.decode(row).strip() for row in tokens
+    ]
+
+
+def continue_answers(model, questions, rows):
+    vectors, mask = model.gather(rows)
+    prompts = model.answer_prompts(questions, vectors, mask)
+    return model.continue_prompts(prompts, vectors)
+
+
+def test_selection_is_that_of_a_loop():
+    model = clara()
+    rows = [DOCUMENTS, DOCUMENTS[1:]]
+    result = model.select_and_answer(QUESTIONS, rows, top_k=2)
+    for i, row in enumerate(rows):
+        question = np.ravel(model.reason([QUESTIONS[i]])[0])
+        documents = np.stack([np.ravel(v) for v in model.compress(row)])
+        norms = np.linalg.norm(documents, axis=1) * np.linalg.norm(question)
+        cosines = documents @ question / norms
+        np.testing.assert_allclose(result.scores[i, : len(row)], cosines, atol=1e-5)
+        np.testing.assert_array_equal(result.indices[i], np.argsort(-cosines)[:2])
+        chosen = [row[j] for j in result.indices[i]]
+        assert result.answers[i] == model.answer([QUESTIONS[i]], [chosen])[0]
+    assert result.scores[1, 3] == -np.inf
+    shared = model.select(model.reason(QUESTIONS), model.compress(DOCUMENTS), 2)
+    np.testing.assert_allclose(shared[1][0], result.scores[0], atol=1e-5)
+
+
+def test_text_baseline_and_paraphrase_run():
+    model = clara()
+    plain = model.answer_from_text(QUESTIONS, [DOCUMENTS[:2], []])
+    tuned = model.answer_from_text(QUESTIONS, [DOCUMENTS[:2], []], "generator")
+    assert len(plain) == len(tuned) == 2
+    assert len(model.paraphrase([DOCUMENTS[:1], DOCUMENTS[1:3]])) == 2
+    rows = model.paraphrase_prompts([1], [0])
+    assert (
+        rows == model.paraphrase_prompts([1], [0]) != model.paraphrase_prompts([2], [0])
+    )
+
+
+def test_bad_input_is_one_line():
+    model = clara()
+    with pytest.raises(ClaraError, match=r"^document 2 is empty"):
+        model.compress(["a", " \n"])
+    with pytest.raises(ClaraError, match=r"^document 1 of question 2 is empty"):
+        model.answer(QUESTIONS, [["a"], [""]])
+    with pytest.raises(ClaraError, match=r"^question 1 is empty"):
+        model.answer([" "], [["a"]])
+    with pytest.raises(ClaraError, match=r"^question 1 has 10 tokens.* limit 8"):
+        model.reason(["Ada " * 10])
+    with pytest.raises(ClaraError, match=r"top_k 5 is above .* 4 of question 1"):
+        model.select_and_answer(QUESTIONS[:1], [DOCUMENTS], top_k=5)
+    lacking = dataclasses.replace(model, adapters={"memory": 0})
+    with pytest.raises(ClaraError, match="no reasoner, which stage end_to_end trains"):
+        lacking.reason(QUESTIONS)
+    short = dataclasses.replace(model.config, prompt_max_length=20)
+    with pytest.raises(ClaraError, match="prompt of question 1 has .* above the limit"):
+        dataclasses.replace(model, config=short).answer(QUESTIONS, [["a"], ["b"]])
+
+
+def test_long_questions_can_be_cut():
+    config = dataclasses.replace(clara().config, too_long="cut")
+    model = dataclasses.replace(clara(), config=config)
+    np.testing.assert_allclose(
+        model.reason(["Ada " * 30]), model.reason(["Ada " * 40]), atol=1e-6
+    )
+
+
+def test_few_shapes():
+    assert {length_bucket(n) for n in range(1, 1025)} == {
+        *(2**i for i in range(4, 11)),
+        *(3 * 2**i for i in range(3, 9)),
+    }
+    assert length_bucket(60, 61) == 61
+    assert [row_bucket(n, 8) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
