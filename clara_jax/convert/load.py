@@ -103,6 +103,11 @@ def load_model(
     if is_apple_checkpoint(folder):
         return load_apple(folder, "", param_dtype, progress)
     if not is_model_folder(folder):
+        if (folder / "checkpoints").is_dir():
+            raise ClaraError(
+                f"{folder}: is a training run that has not finished; run the same "
+                "command again to finish it"
+            )
         return load_hf(path, param_dtype, progress)
     clara = read_clara_settings(folder)
     if clara is None or clara.backbone == "backbone":
