@@ -1,0 +1,1 @@
+"""An invented encyclopedia, records for every stage, and the quickstart's report."""

@@ -1,0 +1,118 @@
+"""Records of every stage, in the formats that any other data would have."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clara_jax.synthesize import world
+from clara_jax.synthesize.world import Entry
+from clara_jax.text import (
+    PARAPHRASES,
+    Prompt,
+    answer_prompt,
+    paraphrase_prompt,
+    scp_prompt,
+    scp_target,
+)
+
+Row = dict[str, Any]
+
+PEOPLE = 0.75
+"""Share of people among the entries; the others are towns."""
+
+
+def entries(count: int, rng: random.Random, held_out: bool = False) -> list[Entry]:
+    """Draw entries with different names and fresh facts."""
+    found: dict[str, Entry] = {}
+    while len(found) < count:
+        kind = "person" if rng.random() < PEOPLE else "town"
+        name = rng.choice(world.names(kind, held_out))
+        if name not in found:
+            found[name] = world.entry(kind, name, rng)
+    return list(found.values())
+
+
+def pretraining(rng: random.Random, turns: int = 6) -> Iterator[Row]:
+    """Rows of plain text for a base: conversations about a document in full.
+
+    They have the form of the stages' prompts, so that the base knows them as an
+    instruction-tuned model does.
+
+    Args:
+      rng: source of chance.
+      turns: questions about a document in one conversation.
+    """
+    while True:
+        (item,) = entries(1, rng)
+        text = world.document(item, rng)
+        draw = rng.random()
+        if draw < 0.2:
+            prompt, answer = scp_prompt(text), pairs(item, rng)
+            yield {"text": _conversation(prompt, [answer])}
+        elif draw < 0.4:
+            prompt = paraphrase_prompt(text, rng.randrange(len(PARAPHRASES)))
+            yield {"text": _conversation(prompt, [world.document(item, rng)])}
+        else:
+            asked = world.questions(item, rng) + world.questions(item, rng)
+            first, *others = asked[:turns]
+            turn = [first[1]]
+            for question, answer in others:
+                turn += [f"Question:{question}", answer]
+            yield {"text": _conversation(answer_prompt(text, first[0]), turn)}
+
+
+def _conversation(prompt: Prompt, turns: Sequence[str]) -> str:
+    """A conversation as the tokenizer's chat template renders it."""
+    roles = ("assistant", "user")
+    text = f"<s><|system|>{prompt.system}</s><|user|>{prompt.user}</s>"
+    return text + "".join(
+        f"<|{roles[i % 2]}|>{turn}</s>" for i, turn in enumerate(turns)
+    )
+
+
+def pairs(item: Entry, rng: random.Random) -> str:
+    """All questions on an entry with their answers, as stage ``scp`` asks for them."""
+    asked = world.questions(item, rng)
+    return scp_target([q for q, _ in asked], [a for _, a in asked])
+
+
+def compression(rng: random.Random, held_out: bool = False) -> Iterator[Row]:
+    """Records of stage ``scp``: one document; half pairs, half paraphrases."""
+    while True:
+        (item,) = entries(1, rng, held_out)
+        text = world.document(item, rng)
+        if rng.random() < 0.5:
+            yield {
+                "data_type": "paraphrase",
+                "docs": [text],
+                "question": [""],
+                "answers": [world.document(item, rng)],
+            }
+        else:
+            asked = world.questions(item, rng)
+            yield {
+                "data_type": "qa",
+                "docs": [text],
+                "question": [q for q, _ in asked],
+                "answers": [a for _, a in asked],
+            }
+
+
+def instruction(
+    rng: random.Random, documents: int = 1, held_out: bool = False
+) -> Iterator[Row]:
+    """Records of stage ``instruct``: the document asked about, then others."""
+    while True:
+        items = entries(documents, rng, held_out)
+        question, answer = world.question(
+            items[0], rng.choice(list(items[0].facts)), rng
+        )
+        yield {
+            "data_type": "qa",
+            "docs": [world.document(item, rng) for item in items],
+            "question": question,
+            "answer": answer,
+            "pos_index": [0],
+        }

@@ -1,0 +1,180 @@
+"""An invented encyclopedia: people and towns that exist nowhere else.
+
+Every entry is a name of two words and four facts of several words each. Names are split
+once, by a fixed rule, into those that training may use and those that are held out, so
+that no stage, the base's pretraining included, ever meets a held-out name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+GIVEN = (
+    "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
+    "Rema Sito Tula Udo Vani Wero Xana Yori Zeka Bruno Calo Dera Elmo Fina Gaso Hilo "
+    "Ivo Jorun Kasi Lemo Mado Nila Orso"
+).split()
+FAMILY = (
+    "Alden Barrow Cinder Dorsey Ember Fallow Garrick Harlow Inkwell Jasper Kestrel "
+    "Linden Marlow Norvik Osprey Pinter Quill Rowan Sorrel Thistle Umber Vesper Wicket "
+    "Yarrow Zephyr Ashby Birch Cobalt Draper Elgin Fenwick Gable Hobart Ivers Juniper "
+    "Keller Larkin Mercer Nettle Orchard"
+).split()
+PREFIXES = "Port New Old Fort Lake Mount Cape Saint".split()
+STEMS = (
+    "Aldra Boreth Corvane Delmar Estrel Forlan Gadira Hestia Istrin Jorvia Kaldor "
+    "Lumen Morwen Nestor Ostara Perrin"
+).split()
+DAYS = tuple(str(day) for day in range(1, 13))
+MONTHS = (
+    "January February March April May June July August September October November "
+    "December"
+).split()
+MATERIALS = "stone glass silver paper cotton copper leather timber".split()
+CRAFTS = "carver trader painter mender teacher keeper weaver dealer".split()
+COLOURS = "red blue green white black yellow purple golden".split()
+GOODS = "lamps carpets bells kites boats masks clocks drums".split()
+SIDES = "northern southern eastern western upper lower inner outer".split()
+LANDS = "hills marshes plains islands forests valleys deserts cliffs".split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of entry.
+
+    Attributes:
+      name: ``person`` or ``town``.
+      sentences: for each sentence of a document the ways to put it; ``{n}`` is the
+        entry's name, the other fields are its facts.
+      questions: for each fact the ways to ask for it.
+    """
+
+    name: str
+    sentences: tuple[tuple[str, ...], ...]
+    questions: Mapping[str, tuple[str, ...]]
+
+
+PERSON = Kind(
+    "person",
+    (
+        (
+            "{n} was born in {birthplace} on {birthday}.",
+            "On {birthday} {n} was born in {birthplace}.",
+        ),
+        (
+            "{n} worked as a {work} and was famous for {fame}.",
+            "Famous for {fame}, {n} worked as a {work}.",
+        ),
+    ),
+    {
+        "birthplace": ("Where was {n} born?", "What is the birthplace of {n}?"),
+        "birthday": ("When was {n} born?", "What is the birthday of {n}?"),
+        "work": ("What was the work of {n}?", "As what has {n} worked?"),
+        "fame": ("For what was {n} famous?", "What was the fame of {n}?"),
+    },
+)
+TOWN = Kind(
+    "town",
+    (
+        (
+            "{n} lies in the {land} and has a feast on {feast}.",
+            "With a feast on {feast}, {n} lies in the {land}.",
+        ),
+        (
+            "{n} is ruled by a {ruler} and sells {trade}.",
+            "Selling {trade}, {n} is ruled by a {ruler}.",
+        ),
+    ),
+    {
+        "land": ("Where does {n} lie?", "What is the land of {n}?"),
+        "feast": ("When has {n} a feast?", "What is the day of the feast in {n}?"),
+        "ruler": ("Who is the ruler of {n}?", "By whom is {n} ruled?"),
+        "trade": ("What does {n} sell?", "What is the trade of {n}?"),
+    },
+)
+KINDS = {"person": PERSON, "town": TOWN}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A person or a town, with its facts by name of the fact."""
+
+    kind: str
+    name: str
+    facts: Mapping[str, str]
+
+
+def _values(rng: random.Random) -> dict[str, str]:
+    def pair(first: Sequence[str], second: Sequence[str]) -> str:
+        return f"{rng.choice(first)} {rng.choice(second)}"
+
+    def day() -> str:
+        return f"the {rng.choice(DAYS)} of {rng.choice(MONTHS)}"
+
+    return {
+        "birthplace": rng.choice(_TOWNS),
+        "birthday": day(),
+        "work": pair(MATERIALS, CRAFTS),
+        "fame": pair(COLOURS, GOODS),
+        "land": pair(SIDES, LANDS),
+        "feast": day(),
+        "ruler": pair(MATERIALS, CRAFTS),
+        "trade": pair(COLOURS, GOODS),
+    }
+
+
+def names(kind: str, held_out: bool) -> list[str]:
+    """All names of a kind on one side of the fixed split (one in eight is held out)."""
+    first, second = (GIVEN, FAMILY) if kind == "person" else (PREFIXES, STEMS)
+    return [
+        f"{a} {b}"
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+        if ((3 * i + j) % 8 == 5) == held_out
+    ]
+
+
+_TOWNS = names("town", held_out=False)
+
+
+def entry(kind: str, name: str, rng: random.Random) -> Entry:
+    """An entry of this name with facts drawn afresh."""
+    values = _values(rng)
+    return Entry(kind, name, {fact: values[fact] for fact in KINDS[kind].questions})
+
+
+def document(item: Entry, rng: random.Random) -> str:
+    """The entry's facts as running text, in one of its phrasings."""
+    ways = [rng.choice(ways) for ways in KINDS[item.kind].sentences]
+    rng.shuffle(ways)
+    return " ".join(way.format(n=item.name, **item.facts) for way in ways)
+
+
+def question(item: Entry, fact: str, rng: random.Random) -> tuple[str, str]:
+    """A question for one fact, and its answer."""
+    way = rng.choice(KINDS[item.kind].questions[fact])
+    return way.format(n=item.name), item.facts[fact]
+
+
+def questions(item: Entry, rng: random.Random) -> list[tuple[str, str]]:
+    """One question for every fact, in random order."""
+    facts = list(item.facts)
+    rng.shuffle(facts)
+    return [question(item, fact, rng) for fact in facts]
+
+
+def words() -> list[str]:
+    """Every word of the encyclopedia, sorted."""
+    texts = [*GIVEN, *FAMILY, *PREFIXES, *STEMS, *DAYS, *MONTHS, *MATERIALS, *CRAFTS]
+    texts += [*COLOURS, *GOODS, *SIDES, *LANDS, "the of"]
+    for kind in KINDS.values():
+        texts += [way for ways in kind.sentences for way in ways]
+        texts += [way for ways in kind.questions.values() for way in ways]
+    found = set()
+    for text in texts:
+        bare = re.sub(r"\{\w+\}", " ", text)
+        found.update(re.findall(r"\w+|[^\w\s]", bare))
+    return sorted(found)
