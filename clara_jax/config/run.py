@@ -107,6 +107,7 @@ class HooksConfig:
 
     Attributes:
       log_every: a line of metrics. eval_every: the evaluators (always at the end too).
+      eval_first: run the evaluators on the starting state too.
       eval_limit: held-out records that a scheduled evaluation reads; 0 reads all.
       checkpoint_every: a full state. keep: how many of them stay.
       max_new_tokens: longest answer an evaluator decodes.
@@ -116,6 +117,7 @@ class HooksConfig:
 
     log_every: int = 10
     eval_every: int = 0
+    eval_first: bool = False
     checkpoint_every: int = 200
     keep: int = 2
     max_new_tokens: int = 32

@@ -95,6 +95,8 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
         raise ClaraError(f"config file '{path}' is no Python file")
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
+    # So that ``from configs import common`` works from any folder.
+    sys.path.insert(0, str(Path(path).resolve().parent.parent))
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):

@@ -55,7 +55,9 @@ class Start:
 
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """The model folder that holds the result of training."""
-        adapters = {**self.frozen, **trainable}
+        adapters, rows = jax.device_get(
+            ({**self.frozen, **trainable}, self.backbone.get("rows"))
+        )
         base = ModelFolder(
             config=self.model.config,
             params=self.backbone["params"],
@@ -72,9 +74,7 @@ class Start:
             backbone=self.reference,
             stage=config.stage,
         )
-        return dataclasses.replace(
-            base, clara=settings, adapters=adapters, rows=self.backbone["rows"]
-        )
+        return dataclasses.replace(base, clara=settings, adapters=adapters, rows=rows)
 
 
 def prepare(config: RunConfig, key: Key) -> Start:
@@ -229,6 +229,8 @@ def _random_base(config: RunConfig, preset: str, key: Key) -> ModelFolder:
     if config.param_dtype:
         shape = dataclasses.replace(shape, param_dtype=config.param_dtype)
     tokenizer = load_tokenizer(config.tokenizer)
+    rows = max(shape.vocab_size, len(tokenizer))
+    shape = dataclasses.replace(shape, vocab_size=rows)
     key = jax.random.fold_in(key, zlib.crc32(b"backbone"))
     params = init_backbone(Transformer(shape, text_vocab=shape.vocab_size), key)
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)

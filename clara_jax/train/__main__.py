@@ -1,0 +1,108 @@
+"""The command ``python -m clara_jax.train --config=FILE [--config.field=value]``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate.evaluators import (
+    CompressedAnswers,
+    HeldOutLoss,
+    SelectedAnswers,
+    questions_of,
+)
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.train.experiments import read_experiment
+from clara_jax.train.hooks import Evaluator
+from clara_jax.train.runner import Interrupted, Parts, run
+from clara_jax.train.step import make_eval_step
+
+USAGE = """\
+usage: python -m clara_jax.train --config=FILE[:ARG] [--config.FIELD=VALUE ...]
+
+FILE is an experiment, such as configs/quickstart.py; it says at its top what it does
+and what it needs. Fields are those of clara_jax.config.RunConfig, with dots between
+groups: --config.workdir=runs/mine --config.optim.steps=20
+The same command started again goes on where it was.
+"""
+
+
+def make_evaluators(parts: Parts) -> list[Evaluator]:
+    """Choose what is measured on held-out data: the loss, and answers as decoded.
+
+    Args:
+      parts: of the run.
+
+    Returns:
+      Evaluators; none when the config names no held-out records.
+    """
+    config = parts.config
+    if not len(parts.records):
+        return []
+    step = make_eval_step(parts.loss, parts.model)
+    found: list[Evaluator] = [
+        HeldOutLoss(step, parts.backbone, parts.frozen, parts.batches, parts.put)
+    ]
+    questions = questions_of(parts.records, config.hooks.eval_limit)
+    if config.stage == "lm" or not questions:
+        return found
+    clara = Clara(
+        model=parts.model,
+        backbone=parts.backbone,
+        adapters=parts.frozen,
+        tokenizer=parts.tokenizer,
+        memory=config.memory,
+        selection=config.selection,
+        config=AnswerConfig(
+            max_new_tokens=config.hooks.max_new_tokens,
+            eos_ids=parts.eos_ids,
+            batch_size=config.data.eval_batch_size or config.data.batch_size,
+            prompt_max_length=config.data.prompt_max_length,
+            question_max_length=config.data.question_max_length,
+            too_long=config.data.too_long,
+        ),
+    )
+    if config.stage in ("scp", "instruct"):
+        found.append(CompressedAnswers(clara, questions))
+    else:
+        decode = config.stage == "end_to_end"
+        ks = tuple(sorted({1, config.selection.top_k}))
+        found.append(SelectedAnswers(clara, questions, ks=ks, decode=decode))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+      arguments: the command line without the program's name.
+
+    Returns:
+      The exit status: 0 done, 1 bad input, 128 + n after signal n.
+    """
+    if not arguments or {"-h", "--help", "-help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 1
+    try:
+        experiment = read_experiment(arguments)
+        if experiment.synthesize is not None:
+            from clara_jax import synthesize
+
+            synthesize.prepare(experiment.workdir, experiment.synthesize)
+        for config in experiment.runs:
+            run(config, make_evaluators)
+        if experiment.synthesize is not None:
+            synthesize.report(experiment.workdir, experiment.synthesize)
+    except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + signal.Signals[stopped.signal]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

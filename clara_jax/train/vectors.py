@@ -1,0 +1,145 @@
+"""Document vectors of a whole data set, made once before training.
+
+The compressor is frozen in end_to_end and rerank, so the vectors never change. They lie
+in one memory-mapped file, which an interrupted command goes on writing where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax.checkpoint import write_error
+from clara_jax.config import MemoryConfig, to_dict
+from clara_jax.generate import encode_rows
+from clara_jax.model import Transformer
+from clara_jax.text import ClaraTokenizer
+from clara_jax.train.folder import read_json, write_json
+
+CHUNK = 512
+"""Documents between two notes of how far the file is written."""
+
+
+def cached_vectors(
+    folder: Path,
+    model: Transformer,
+    backbone: dict[str, Any],
+    adapters: dict[str, Any],
+    tokenizer: ClaraTokenizer,
+    memory: MemoryConfig,
+    documents: Sequence[str],
+    *,
+    batch_size: int = 32,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
+    """Compress every document, or find that an earlier command did.
+
+    Args:
+      folder: holds ``vectors.bin`` and ``vectors.json``.
+      model, backbone, adapters: see ``clara.role_variables``; the compressor reads.
+      tokenizer, memory: how documents become rows.
+      documents: texts; distinct ones, as `data.unique_documents` gives them.
+      batch_size: documents compressed together.
+      stop: asked after every chunk whether to end early.
+
+    Returns:
+      A memory map ``[len(documents), M, D]`` in the compute type, or None after `stop`.
+
+    Raises:
+      ClaraError: the file cannot be written.
+    """
+    shape = (len(documents), memory.num_memory, model.config.width)
+    dtype = np.dtype(model.config.dtype)  # bfloat16 too: JAX registers it
+    note = {
+        "shape": list(shape),
+        "dtype": dtype.name,
+        "fingerprint": fingerprint(model, backbone, adapters, memory, documents),
+    }
+    data, notes = folder / "vectors.bin", folder / "vectors.json"
+    done = 0
+    if data.exists() and notes.exists():
+        before = read_json(notes)
+        if {k: before.get(k) for k in note} == note:
+            done = before["done"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not done:
+            notes.unlink(missing_ok=True)
+            _reserve(data, int(np.prod(shape)) * dtype.itemsize)
+        vectors = np.memmap(data, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise write_error(data, error) from error
+    if done == len(documents):
+        return np.memmap(data, dtype, "r", shape=shape)
+    with tqdm(
+        total=len(documents), initial=done, desc="compress documents", unit="doc"
+    ) as bar:
+        for begin in range(done, len(documents), CHUNK):
+            texts = documents[begin : begin + CHUNK]
+            found = encode_rows(
+                model,
+                backbone,
+                adapters,
+                tokenizer.encode_documents(list(texts), memory.doc_max_length),
+                role="compressor",
+                num_memory=memory.num_memory,
+                pad_id=tokenizer.pad_id,
+                batch_size=batch_size,
+                largest=memory.doc_max_length + 3 + memory.num_memory,
+            )
+            vectors[begin : begin + len(texts)] = np.asarray(found)
+            vectors.flush()
+            write_json(notes, {**note, "done": begin + len(texts)})
+            bar.update(len(texts))
+            if stop() and begin + len(texts) < len(documents):
+                return None
+    return np.memmap(data, dtype, "r", shape=shape)
+
+
+def fingerprint(
+    model: Transformer,
+    backbone: dict[str, Any],
+    adapters: dict[str, Any],
+    memory: MemoryConfig,
+    documents: Sequence[str],
+) -> str:
+    """Digest of all that document vectors depend on.
+
+    Compressor, memory and marks go in whole; of every backbone array a spread of at
+    most 4,096 numbers, which tells models apart without reading gigabytes.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {"model": to_dict(model.config), "memory": to_dict(memory)}
+    settings["model"]["remat"] = ""
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    whole = (adapters["compressor"], adapters["memory"], backbone["rows"]["marks"])
+    for leaf in jax.tree.leaves(whole):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    for leaf in jax.tree.leaves(backbone["params"]):
+        flat = leaf.reshape(-1)
+        spread = flat[:: max(1, flat.size // 4096)]
+        digest.update(np.ascontiguousarray(spread).tobytes())
+    for text in documents:
+        digest.update(text.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes and take its room on the disk now.
+
+    Writing to a memory map on a full disk would kill the process.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
