@@ -1,8 +1,8 @@
 """Convert a model to a model folder.
 
-    python -m clara_jax.convert hf    FOLDER_OR_HUB_NAME DESTINATION
-    python -m clara_jax.convert gguf  FILE.gguf          DESTINATION
-    python -m clara_jax.convert apple CHECKPOINT_FOLDER  DESTINATION [--base BASE]
+python -m clara_jax.convert hf    FOLDER_OR_HUB_NAME DESTINATION
+python -m clara_jax.convert gguf  FILE.gguf          DESTINATION
+python -m clara_jax.convert apple CHECKPOINT_FOLDER  DESTINATION [--base BASE]
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from clara_jax.convert.names import LAYER_ROWS, TreeBuilder, lora_tensors
 from clara_jax.convert.pth import read_pth
 from clara_jax.errors import ClaraError
 from clara_jax.shapes import Params
+from clara_jax.text import NAME_KEY
 
 ROLES = {
     "encoder_adapter": "compressor",
@@ -77,10 +78,12 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
         fit the base; or the checkpoint uses a feature that is not supported.
     """
     path = folder / "config.json"
-    memory, rank, top_k, stage = _settings(read_json(path), str(path))
+    values = read_json(path)
+    memory, rank, top_k, stage = _settings(values, str(path))
     adapters, lora = _read_adapters(folder / ADAPTERS, base.config, rank)
     special, rows = memory.num_memory + 3, {}
     text_vocab = len(base.tokenizer)
+    base.tokenizer.init_kwargs[NAME_KEY] = values.get("decoder_model_name", "")
     params = dict(base.params)
     tables = read_pth(folder / LAYERS)
     for name, group, array in (

@@ -29,9 +29,10 @@ from clara_jax.config import (
     parse,
     to_dict,
 )
-from clara_jax.convert.hf import numpy_dtype, read_json, read_tokenizer
+from clara_jax.convert.hf import numpy_dtype, read_json
 from clara_jax.errors import ClaraError
 from clara_jax.shapes import Params
+from clara_jax.text import load_tokenizer
 
 FORMAT = "clara_jax model 1"
 
@@ -193,7 +194,7 @@ def read_model_folder(
     return ModelFolder(
         config=config,
         params=params,
-        tokenizer=read_tokenizer(folder / "tokenizer"),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
         clara=clara,
         adapters=adapters,
         rows=rows,

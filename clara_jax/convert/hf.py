@@ -131,27 +131,6 @@ def read_hf_params(
     return builder.finish()
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, chat template included.
-
-    Raises:
-      ClaraError: its files are missing or damaged.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(
-                str(folder), local_files_only=True
-            )
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ClaraError(
-            f"{folder}: the tokenizer cannot be read ({text[:160]})"
-        ) from error
-
-
 def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer: generation config, else config, else tokenizer."""
     for name in ("generation_config.json", "config.json"):

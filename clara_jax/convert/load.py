@@ -26,9 +26,9 @@ from clara_jax.convert.hf import (
     read_eos_ids,
     read_hf_config,
     read_hf_params,
-    read_tokenizer,
 )
 from clara_jax.errors import ClaraError
+from clara_jax.text import NAME_KEY, load_tokenizer
 
 
 def load_hf(
@@ -37,7 +37,9 @@ def load_hf(
     """Load a base model from a Hugging Face folder or hub name."""
     folder = fetch(source)
     config = read_hf_config(folder, param_dtype)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    # Some rules of the original go by the name; the files must not lose it.
+    tokenizer.init_kwargs.setdefault(NAME_KEY, str(source))
     eos_ids = read_eos_ids(folder, tokenizer)
     params = read_hf_params(folder, config, progress)
     return ModelFolder(config, params, tokenizer, eos_ids=eos_ids)

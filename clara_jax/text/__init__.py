@@ -9,9 +9,10 @@ from clara_jax.text.prompts import (
     scp_prompt,
     scp_target,
 )
-from clara_jax.text.tokenizer import ClaraTokenizer, load_tokenizer
+from clara_jax.text.tokenizer import NAME_KEY, ClaraTokenizer, load_tokenizer
 
 __all__ = [
+    "NAME_KEY",
     "PARAPHRASES",
     "ClaraTokenizer",
     "Prompt",

@@ -17,7 +17,9 @@ from clara_jax.errors import ClaraError
 from clara_jax.text.markers import mark, marker_names, plain, readable
 from clara_jax.text.prompts import Prompt
 
-_NAME_KEY = "clara_name"
+NAME_KEY = "clara_name"
+"""Where a tokenizer keeps the name of its base model (``init_kwargs``, config)."""
+
 _NO_SYSTEM = "System role not supported"
 
 
@@ -63,11 +65,11 @@ class ClaraTokenizer:
                 f"tokenizer {type(tokenizer).__name__} is no fast tokenizer; give one "
                 "that has a tokenizer.json"
             )
-        stored = tokenizer.init_kwargs.get(_NAME_KEY, "")
+        stored = tokenizer.init_kwargs.get(NAME_KEY, "")
         self.name = name or stored or str(tokenizer.name_or_path or "")
         self.num_memory = num_memory
         self.base = copy.deepcopy(tokenizer)
-        self.base.init_kwargs[_NAME_KEY] = self.name
+        self.base.init_kwargs[NAME_KEY] = self.name
         self.text_vocab = len(self.base)
         self._marked = copy.deepcopy(tokenizer)
         self._add_markers()
