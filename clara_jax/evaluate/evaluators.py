@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from clara_jax.shapes import Array, Float, Params
 Result = tuple[str, float]
 
 
+@runtime_checkable
 class Trained(Protocol):
     """A training state, as far as evaluators know it."""
 
@@ -33,6 +34,7 @@ class Trained(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Measures a state on held-out data."""
 
