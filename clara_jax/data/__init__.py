@@ -3,7 +3,7 @@
 from clara_jax.data.collate import Layout, collate
 from clara_jax.data.examples import Dialogue, Example, ExampleMaker, supervise
 from clara_jax.data.pipeline import count_candidates, make_batches
-from clara_jax.data.records import FORMATS, Record, passage
+from clara_jax.data.records import FORMATS, Record, RecordSource, passage
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.data.unique import UniqueDocuments, unique_documents
 
@@ -14,6 +14,7 @@ __all__ = [
     "ExampleMaker",
     "Layout",
     "Record",
+    "RecordSource",
     "Records",
     "UniqueDocuments",
     "collate",

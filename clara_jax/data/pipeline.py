@@ -12,14 +12,14 @@ from clara_jax.clara.batches import Batch
 from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.data.collate import Layout, Vectors, collate
 from clara_jax.data.examples import Example, ExampleMaker
-from clara_jax.data.records import Record
+from clara_jax.data.records import RecordSource
 from clara_jax.data.unique import UniqueDocuments
 from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 
 
 def make_batches(
-    records: Sequence[Record],
+    records: RecordSource,
     tokenizer: ClaraTokenizer,
     stage: str,
     memory: MemoryConfig,
@@ -123,7 +123,7 @@ def make_batches(
 
 
 def count_candidates(
-    records: Sequence[Record],
+    records: RecordSource,
     data: DataConfig,
     documents: UniqueDocuments | None = None,
 ) -> int:

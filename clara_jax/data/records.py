@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from clara_jax.errors import ClaraError
 
@@ -41,6 +41,11 @@ class Record:
         for i, text in enumerate(self.documents):
             if not text.strip():
                 raise ClaraError(f"{self.source}: document {i} is empty or blank")
+        for text in (*self.documents, *self.questions, *self.answers):
+            if not _is_unicode(text):
+                raise ClaraError(
+                    f"{self.source}: holds half of a surrogate pair, which is no text"
+                )
         if self.kind != "qa":
             return
         for question in self.questions or ("",):
@@ -64,6 +69,17 @@ class Record:
             answer = self.answers[index]
             return self.questions[index], answer, (answer,)
         return self.questions[0], self.answers[0], self.gold or self.answers
+
+
+@runtime_checkable
+class RecordSource(Protocol):
+    """Records by number: a list of them, or what `open_records` gives.
+
+    It is no ``Sequence``, so that checking its type never reads a record.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Record: ...
 
 
 Reader = Callable[[Mapping[str, Any], str], Record]
@@ -291,6 +307,14 @@ def detect_format(values: Any, source: str) -> str:
         f"{source}: of no known format (fields: {fields}); a record has 'docs' "
         "(clara), 'context' (hotpotqa), 'paragraphs' (musique) or 'text'"
     )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

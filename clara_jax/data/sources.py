@@ -10,10 +10,10 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from clara_jax.data.files import JsonFile
-from clara_jax.data.records import FORMATS, Reader, Record, detect_format
+from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
 from clara_jax.errors import ClaraError
 
 
@@ -25,7 +25,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, str]: ...
 
 
-class Records(Sequence[Record]):
+class Records:
     """Records of several files, one after the other, read when they are asked for.
 
     Args:
@@ -42,6 +42,10 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return self._length
 
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -65,7 +69,7 @@ def open_records(
       limit: use only the first so many records; 0 takes all.
 
     Returns:
-      A sequence of `Record`. Indexing raises ClaraError with file and line where a
+      Records by number. Indexing raises ClaraError with file and line where a
       record is not as its format says.
 
     Raises:
@@ -156,7 +160,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write_tfds(records: Mapping[str, Sequence[Record]], folder: str | Path) -> Path:
+def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
     """Write records as a TFDS folder of ArrayRecord files.
 
     Args:

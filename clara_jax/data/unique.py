@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
-from clara_jax.data.records import Record
+from clara_jax.data.records import RecordSource
 
 
-class UniqueDocuments(Sequence[str]):
+class UniqueDocuments:
     """The distinct documents of some records, numbered by first appearance.
 
     Holds places and digests, not texts; texts are read again from the records.
@@ -19,7 +19,7 @@ class UniqueDocuments(Sequence[str]):
       records: read once, in order.
     """
 
-    def __init__(self, records: Sequence[Record]):
+    def __init__(self, records: RecordSource):
         self._records = records
         numbers: dict[bytes, int] = {}
         places: list[tuple[int, int]] = []
@@ -35,15 +35,26 @@ class UniqueDocuments(Sequence[str]):
             used.append(np.asarray(row, np.int32))
         self._places = places
         self._used = used
+        self._last: tuple[int, tuple[str, ...]] = (-1, ())
 
     def __len__(self) -> int:
         return len(self._places)
 
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
         i, j = self._places[index]
-        return self._records[i].documents[j]
+        record, documents = self._last
+        if record != i:
+            documents = self._records[i].documents
+            self._last = (i, documents)
+        return documents[j]
 
     def candidates(self, record: int) -> np.ndarray:
         """Numbers of the documents of record `record`, in its order."""
@@ -55,6 +66,6 @@ class UniqueDocuments(Sequence[str]):
         return max((len(row) for row in self._used), default=0)
 
 
-def unique_documents(records: Sequence[Record]) -> UniqueDocuments:
+def unique_documents(records: RecordSource) -> UniqueDocuments:
     """Number the distinct documents of `records`; see `UniqueDocuments`."""
     return UniqueDocuments(records)

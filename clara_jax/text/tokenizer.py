@@ -6,9 +6,9 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import tokenizers
 import transformers
@@ -163,11 +163,11 @@ class ClaraTokenizer:
         """Turn a string into ids; bos and eos only where the string spells them."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
         """Turn ids into a string.
 
         Args:
-          ids: token ids below n + E.
+          ids: token ids below n + E, a list or an array.
           skip_special: leave special tokens out; else they read ``<MEM0>``.
         """
         text = self._marked.decode(

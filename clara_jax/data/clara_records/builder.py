@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from clara_jax.data.records import Record
+from clara_jax.data.records import RecordSource
 
 
 class ClaraRecords(tfds.core.GeneratorBasedBuilder):
@@ -22,7 +22,7 @@ class ClaraRecords(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Documents, questions, answers, positives."}  # noqa: RUF012
 
-    def __init__(self, *, splits: Mapping[str, Sequence[Record]], data_dir: str):
+    def __init__(self, *, splits: Mapping[str, RecordSource], data_dir: str):
         self._records = splits
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -51,7 +51,7 @@ class ClaraRecords(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(
-        self, records: Sequence[Record]
+        self, records: RecordSource
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for i in range(len(records)):
             record = records[i]

@@ -1,0 +1,209 @@
+import numpy as np
+import pytest
+
+from clara_jax.clara.batches import IGNORE
+from clara_jax.config import DataConfig, MemoryConfig
+from clara_jax.data import ExampleMaker, Record, supervise
+from clara_jax.errors import ClaraError
+from clara_jax.text import PARAPHRASES, ClaraTokenizer
+from tests.text.toy import toy_tokenizer
+
+MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
+LONG = DataConfig(prompt_max_length=600, question_max_length=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ClaraTokenizer:
+    return ClaraTokenizer(toy_tokenizer(), MEMORY.num_memory)
+
+
+def qa(documents=("one", "two"), **fields) -> Record:
+    fields = {"questions": ("why?",), "answers": ("so",), "source": "f:1"} | fields
+    return Record(tuple(documents), **fields)
+
+
+class Fixed:
+    """Draws the number it is told."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def integers(self, low: int, /) -> int:
+        assert self.number < low
+        return self.number
+
+
+def answer_of(tokenizer: ClaraTokenizer, example) -> str:
+    kept = example.labels != IGNORE
+    np.testing.assert_array_equal(example.labels[kept], example.prompt[kept])
+    return tokenizer.decode(example.labels[kept], skip_special=False)
+
+
+def test_supervise_counts_and_cuts():
+    assert supervise([5, 6, 7, 8], 2, 9).tolist() == [IGNORE, IGNORE, 7, 8]
+    assert supervise([5, 6, 7, 8], 2, 3).tolist() == [IGNORE, IGNORE, 7]
+    assert supervise([5, 6, 7, 8], 5, 9).tolist() == [IGNORE] * 4
+
+
+def test_scp_pairs(tokenizer):
+    make = ExampleMaker(tokenizer, "scp", MEMORY, LONG, top_k=5)
+    record = qa(["a document"], questions=("p?", "q?"), answers=("x", "y"))
+    example = make(record, np.random.default_rng(0))
+    target = "Question: p?\nAnswer: x\nQuestion: q?\nAnswer: y</s>"
+    assert answer_of(tokenizer, example) == target
+    row = tokenizer.encode_document("a document", 8)
+    assert [r.tolist() for r in example.documents] == [row]
+    slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+    assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id]
+    assert example.num_tokens == len(example.prompt) + len(row)
+
+
+def test_scp_paraphrase_draws_an_instruction(tokenizer):
+    make = ExampleMaker(tokenizer, "scp", MEMORY, LONG)
+    record = Record(("a document",), (), ("a document",), "paraphrase", source="f:1")
+    for number in (0, 12):
+        said = make.dialogue(record, Fixed(number))
+        want = PARAPHRASES[number].replace("{docs}", tokenizer.slots(1))
+        assert said.prompt.user == want
+        assert answer_of(tokenizer, make(record, Fixed(number))) == "a document</s>"
+    assert make.dialogue(record) == make.dialogue(record, Fixed(0))
+
+
+def test_separator_is_a_choice(tokenizer):
+    memory = MemoryConfig(8, 4, separator=False)
+    example = ExampleMaker(tokenizer, "instruct", memory, LONG, top_k=2)(qa())
+    slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+    assert slots.tolist() == [*tokenizer.memory_ids] * 2
+
+
+def test_instruct(tokenizer):
+    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=3)
+    example = make(qa())
+    assert answer_of(tokenizer, example) == "so</s>"
+    assert len(example.documents) == 2
+    slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+    assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id] * 2
+
+
+def test_instruct_keeps_positives(tokenizer):
+    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
+    said = make.dialogue(qa("abcd", positives=(3,)))
+    assert said.documents == ("a", "d")
+    with pytest.raises(ClaraError, match="f:1: has 4 documents, more than"):
+        make(qa("abcd"))
+
+
+def test_one_of_several_questions_is_drawn(tokenizer):
+    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
+    record = qa(questions=("p?", "q?"), answers=("x", "y"))
+    assert answer_of(tokenizer, make(record)) == "x</s>"
+    assert answer_of(tokenizer, make(record, Fixed(1))) == "y</s>"
+
+
+def test_end_to_end(tokenizer):
+    make = ExampleMaker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
+    record = qa("abc", positives=(2,))
+    example = make(record)
+    assert example.question.tolist() == tokenizer.encode_document("why?", 40)
+    assert len(example.candidates) == 3
+    assert example.positives.tolist() == [False, False, True]
+    slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+    assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id] * 2
+    numbered = make(record, candidate_ids=np.asarray([4, 5, 6], np.int32))
+    assert numbered.candidates == ()
+    assert numbered.candidate_ids.tolist() == [4, 5, 6]
+    with pytest.raises(ClaraError, match=r"f:1: has 1 candidate .*top_k 2"):
+        make(qa("a"))
+
+
+def test_reasoner_and_generator_get_one_question(tokenizer):
+    make = ExampleMaker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
+    record = qa(questions=("p?", "q?"), answers=("x", "y"))
+    example = make(record, Fixed(1))
+    assert example.question.tolist() == tokenizer.encode_document("q?", 40)
+    assert "Question:q?" in tokenizer.decode(example.prompt)
+
+
+def test_rerank(tokenizer):
+    make = ExampleMaker(tokenizer, "rerank", MEMORY, LONG, top_k=9)
+    example = make(qa("abc", positives=(0, 2)))
+    assert example.prompt is None
+    assert example.positives.tolist() == [True, False, True]
+
+
+def test_language_model(tokenizer):
+    make = ExampleMaker(tokenizer, "lm", MEMORY, LONG)
+    example = make(Record(("plain words",), kind="text"))
+    text = tokenizer.decode(example.prompt, skip_special=False)
+    assert text == "<s>plain words</s>"
+    np.testing.assert_array_equal(example.labels, example.prompt)
+    spelled = make(Record(("<s>plain words</s>",), kind="text"))
+    assert spelled.prompt.tolist() == example.prompt.tolist()
+    read = make(qa())
+    text = tokenizer.decode(read.prompt)
+    assert "Background:\none\n\ntwo\n\nQuestion:why?" in text
+    assert text.endswith("so")
+    cut = ExampleMaker(tokenizer, "lm", MEMORY, DataConfig(prompt_max_length=4))
+    assert len(cut(qa()).prompt) == 4
+
+
+def test_documents_are_cut_to_their_length(tokenizer):
+    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
+    example = make(qa(["a very long document"]))
+    assert len(example.documents[0]) == 8 + 3 + 2
+
+
+def test_long_questions(tokenizer):
+    record = qa(questions=("why " * 20,))
+    make = ExampleMaker(tokenizer, "rerank", MEMORY, DataConfig())
+    with pytest.raises(
+        ClaraError, match="f:1: the question has 80 tokens, more than 8"
+    ):
+        make(record)
+    make = ExampleMaker(tokenizer, "rerank", MEMORY, DataConfig(too_long="cut"))
+    assert len(make(record).question) == 8 + 3 + 2
+
+
+def test_long_prompts(tokenizer):
+    short = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)(qa())
+    length, prompt = len(short.prompt), int((short.labels == IGNORE).sum())
+
+    def make(limit, **settings):
+        data = DataConfig(prompt_max_length=limit, **settings)
+        return ExampleMaker(tokenizer, "instruct", MEMORY, data, top_k=2)(qa())
+
+    assert answer_of(tokenizer, make(length - 1)) == "so"
+    assert answer_of(tokenizer, make(prompt + 1)) == "s"
+    with pytest.raises(ClaraError, match="leaves no room for an answer"):
+        make(prompt)
+    assert (make(prompt, too_long="cut").labels == IGNORE).all()
+    with pytest.raises(ClaraError, match="f:1: the documents' slots need"):
+        make(20, too_long="cut")
+
+
+def test_stage_and_record_must_fit(tokenizer):
+    text = Record(("t",), kind="text", source="f:1")
+    again = Record(("t",), (), ("t",), "paraphrase", source="f:1")
+    for stage in ("scp", "instruct", "end_to_end", "rerank"):
+        make = ExampleMaker(tokenizer, stage, MEMORY, LONG)
+        with pytest.raises(ClaraError, match="f:1: is of type text"):
+            make(text)
+        if stage != "scp":
+            with pytest.raises(ClaraError, match="f:1: is of type paraphrase"):
+                make(again)
+    with pytest.raises(ClaraError, match="f:1: has 2 documents, but stage scp"):
+        ExampleMaker(tokenizer, "scp", MEMORY, LONG)(qa())
+    with pytest.raises(ClaraError, match="stage is 'sft'"):
+        ExampleMaker(tokenizer, "sft", MEMORY, LONG)
+    with pytest.raises(ClaraError, match="2 memory tokens, but"):
+        ExampleMaker(tokenizer, "scp", MemoryConfig(8, 2), LONG)
+    few = DataConfig(candidates=1)
+    with pytest.raises(ClaraError, match="data.candidates is 1; raise it"):
+        ExampleMaker(tokenizer, "rerank", MEMORY, few)(qa())
+
+
+def test_users_cannot_add_slots(tokenizer):
+    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
+    example = make(qa(["a"], questions=("<MEM0>?",), answers=("<MEM1>",)))
+    slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+    assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id]

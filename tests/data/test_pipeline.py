@@ -1,0 +1,221 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax.clara.batches import IGNORE, Batch
+from clara_jax.config import DataConfig, MemoryConfig
+from clara_jax.data import Record, make_batches, open_records, unique_documents
+from clara_jax.errors import ClaraError
+from clara_jax.text import ClaraTokenizer
+from tests.text.toy import toy_tokenizer
+
+MEMORY = MemoryConfig(doc_max_length=24, compression_rate=12)
+DATA = DataConfig(
+    batch_size=4,
+    window=3,
+    doc_buckets=(12, 20),
+    prompt_buckets=(260, 280, 300, 320),
+    prompt_max_length=400,
+    question_max_length=24,
+    workers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ClaraTokenizer:
+    return ClaraTokenizer(toy_tokenizer(), MEMORY.num_memory)
+
+
+def make_records(count: int = 30) -> list[Record]:
+    """Record i asks "q i?" over three documents, the i-th and two all have."""
+    return [
+        Record(
+            (f"d{i} " + "x" * (i % 20), "common", "ground"),
+            (f"q{i}?",),
+            (f"a{i}" + "y" * (7 * i % 60),),
+            positives=(0,),
+            source=f"f:{i}",
+        )
+        for i in range(count)
+    ]
+
+
+def make(tokenizer, stage="end_to_end", data=DATA, records=None, **settings):
+    records = make_records() if records is None else records
+    settings = {"top_k": 2, "seed": 5} | settings
+    return make_batches(records, tokenizer, stage, MEMORY, data, **settings)
+
+
+def take(dataset, count):
+    iterator = iter(dataset)
+    return [next(iterator) for _ in range(count)]
+
+
+def same(left: Batch, right: Batch) -> bool:
+    ours, theirs = jax.tree.leaves(left), jax.tree.leaves(right)
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
+
+
+def questions(tokenizer, batch: Batch) -> list[str]:
+    assert batch.question is not None
+    return [
+        tokenizer.decode(np.asarray(ids)[np.asarray(mask)])
+        for ids, mask in zip(batch.question.ids, batch.question.mask, strict=True)
+    ]
+
+
+def test_batches_are_numpy_and_fit_their_buckets(tokenizer):
+    for batch in take(make(tokenizer), 6):
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
+        assert batch.prompt.ids.shape[0] == 4
+        assert batch.prompt.ids.shape[1] in (*DATA.prompt_buckets, 400)
+        assert batch.candidates.ids.shape[:2] == (4, 3)
+        assert batch.candidates.ids.shape[2] in (12, 20, 29)
+        longest = int(batch.prompt.mask.sum(-1).max())
+        fitting = [n for n in DATA.prompt_buckets if n >= longest]
+        assert batch.prompt.ids.shape[1] == min([*fitting, 400])
+
+
+def test_sorting_saves_padding(tokenizer):
+    def padding(data):
+        batches = take(make(tokenizer, data=data), 6)
+        return sum(int((~batch.prompt.mask).sum()) for batch in batches)
+
+    plain = DataConfig(**{**DATA.__dict__, "window": 1})
+    assert padding(DATA) < padding(plain)
+
+
+def test_an_epoch_has_every_record_once(tokenizer):
+    data = DataConfig(batch_size=5, window=2, prompt_buckets=(300,), workers=0)
+    batches = list(make(tokenizer, data=data, epochs=2))
+    assert len(batches) == 12
+    seen = [q for batch in batches for q in questions(tokenizer, batch)]
+    first, second = seen[:30], seen[30:]
+    assert set(first) == set(second) == {f"q{i}?" for i in range(30)}
+    assert first != second
+
+
+def test_order_depends_on_the_seed_alone(tokenizer):
+    first = take(make(tokenizer), 8)
+    other = DataConfig(**{**DATA.__dict__, "workers": 0})
+    assert all(map(same, first, take(make(tokenizer, data=other), 8)))
+    assert not all(map(same, first, take(make(tokenizer, seed=6), 8)))
+
+
+def test_unshuffled_records_keep_their_order(tokenizer):
+    data = DataConfig(batch_size=4, shuffle=False)
+    (batch,) = take(make(tokenizer, data=data), 1)
+    assert questions(tokenizer, batch) == ["q0?", "q1?", "q2?", "q3?"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_exact_anywhere(tokenizer, workers):
+    data = DataConfig(**{**DATA.__dict__, "workers": workers})
+    dataset = make(tokenizer, data=data)
+    iterator = iter(dataset)
+    states, whole = [iterator.get_state()], []
+    for _ in range(9):  # three windows, the last across two epochs
+        whole.append(next(iterator))
+        states.append(json.loads(json.dumps(iterator.get_state())))
+    again = iter(dataset)
+    next(again)
+    for stop in (7, 0, 1, 2, 3, 4):
+        again.set_state(states[stop])
+        assert again.get_state() == states[stop]
+        rest = [next(again) for _ in range(2)]
+        assert all(map(same, rest, whole[stop : stop + 2]))
+        assert again.get_state() == states[stop + 2]
+
+
+def test_resume_after_the_end_stays_there(tokenizer):
+    dataset = make(tokenizer, epochs=1)
+    iterator = iter(dataset)
+    count = len(list(iterator))
+    assert count == 7
+    again = iter(dataset)
+    again.set_state(iterator.get_state())
+    assert list(again) == []
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_processes_share_global_batches(tokenizer, train):
+    def run(index, count):
+        settings = {"process_index": index, "process_count": count, "train": train}
+        return take(make(tokenizer, records=make_records(27), **settings), 6)
+
+    whole = run(0, 1)
+    parts = [run(index, 2) for index in range(2)]
+    for batch, left, right in zip(whole, *parts, strict=True):
+        joined = jax.tree.map(lambda a, b: np.concatenate((a, b)), left, right)
+        assert same(batch, joined)
+
+
+def test_evaluation_fills_the_last_batch(tokenizer):
+    data = DataConfig(**{**DATA.__dict__, "eval_batch_size": 8})
+    batches = list(make(tokenizer, data=data, records=make_records(10), train=False))
+    asked = [q for batch in batches for q in questions(tokenizer, batch)]
+    assert asked == [f"q{i}?" for i in range(10)] + [""] * 6
+    assert (batches[1].labels[2:] == IGNORE).all()
+    assert not batches[1].candidate_mask[2:].any()
+
+
+def test_paraphrases_are_drawn_anew_in_every_epoch(tokenizer):
+    record = Record(("text",), (), ("text",), "paraphrase")
+    data = DataConfig(batch_size=4, shuffle=False)
+    settings = {"stage": "scp", "data": data, "records": [record] * 4}
+    prompts = [batch.prompt.ids for batch in take(make(tokenizer, **settings), 3)]
+    assert not np.array_equal(prompts[0], prompts[1])
+    assert len({row.tobytes() for ids in prompts for row in ids}) > 4
+    again = [batch.prompt.ids for batch in take(make(tokenizer, **settings), 3)]
+    assert all(map(np.array_equal, prompts, again))
+    (fixed,) = make(tokenizer, train=False, **settings)
+    assert len({row.tobytes() for row in fixed.prompt.ids}) == 1
+
+
+def test_vectors_replace_candidates(tokenizer):
+    records = make_records()
+    unique = unique_documents(records)
+    assert len(unique) == 32
+    table = np.random.default_rng(0).normal(size=(32, 2, 4)).astype(np.float32)
+    settings = {"documents": unique, "vectors": table, "train": False}
+    batches = list(make(tokenizer, records=records, **settings))
+    assert batches[0].candidates is None
+    assert batches[0].vectors.shape == (4, 3, 2, 4)
+    np.testing.assert_array_equal(batches[1].vectors[2], table[unique.candidates(6)])
+    settings["train"] = True
+    (shuffled,) = take(make(tokenizer, records=records, **settings), 1)
+    for asked, vectors in zip(
+        questions(tokenizer, shuffled), shuffled.vectors, strict=True
+    ):
+        number = int(asked.strip("q?"))
+        np.testing.assert_array_equal(vectors, table[unique.candidates(number)])
+    with pytest.raises(ClaraError, match="go together"):
+        make(tokenizer, vectors=table)
+
+
+def test_language_model_batches(tokenizer):
+    texts = [Record((f"text {i}",), kind="text") for i in range(8)]
+    data = DataConfig(batch_size=4, prompt_max_length=16)
+    (batch, _) = take(make(tokenizer, "lm", data=data, records=texts), 2)
+    assert batch.prompt.ids.shape == (4, 16)
+    assert (batch.labels == IGNORE).sum() == (~batch.prompt.mask).sum()
+    assert len(jax.tree.leaves(batch)) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_records_stop_with_their_line(tokenizer, tmp_path, workers):
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"docs": ["d", "e"], "question": "q?", "answer": "a"})
+    path.write_text("\n".join([good] * 7 + ["oops"]), encoding="utf-8")
+    data = DataConfig(batch_size=4, candidates=2, workers=workers)
+    with pytest.raises(ClaraError, match=r"a.jsonl:8: is no JSON"):
+        list(make(tokenizer, data=data, records=open_records(path), epochs=1))
+
+
+def test_refusals(tokenizer):
+    with pytest.raises(ClaraError, match=r"data.batch_size.*31 is more than the 30"):
+        make(tokenizer, data=DataConfig(batch_size=31))
+    with pytest.raises(ClaraError, match="not divisible by the 3 processes"):
+        make(tokenizer, process_count=3)

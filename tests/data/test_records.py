@@ -1,0 +1,149 @@
+import pytest
+
+from clara_jax.data.records import (
+    FORMATS,
+    Record,
+    detect_format,
+    passage,
+    read_clara,
+    read_hotpotqa,
+    read_musique,
+    read_text,
+)
+from clara_jax.errors import ClaraError
+
+QA = {"docs": ["a", "b"], "question": "q?", "answer": "x", "pos_index": [1]}
+HOTPOT = {
+    "question": "q?",
+    "answer": "yes",
+    "context": [["A", ["One.", " Two."]], ["B", []], ["C", ["Three."]]],
+    "supporting_facts": [["C", 0], ["A", 1], ["Z", 0]],
+    "level": "easy",
+}
+MUSIQUE = {
+    "question": "q?",
+    "answer": "x",
+    "answer_aliases": ["y"],
+    "paragraphs": [
+        {"title": "A", "paragraph_text": "One.", "is_supporting": False},
+        {"title": "B", "paragraph_text": "Two.", "is_supporting": True},
+    ],
+    "answerable": True,
+}
+
+
+def test_stage_format():
+    record = read_clara({**QA, "gold_answer": ["x", "y"], "id": "7"}, "f:3")
+    assert record == Record(("a", "b"), ("q?",), ("x",), "qa", (1,), ("x", "y"), "f:3")
+    assert record.pair() == ("q?", "x", ("x", "y"))
+
+
+def test_many_questions():
+    values = {"docs": ["a"], "question": ["p?", "q?"], "answers": ["x", "y"]}
+    record = read_clara({**values, "data_type": "qa"}, "f:1")
+    assert record.pair(1) == ("q?", "y", ("y",))
+    assert record.positives == ()
+
+
+def test_accepted_answers_may_be_the_target():
+    record = read_clara({"docs": "a", "question": "q?", "gold_answer": ["x", "y"]}, "f")
+    assert record.documents == ("a",)
+    assert record.pair() == ("q?", "x", ("x", "y"))
+
+
+def test_paraphrase_needs_no_question():
+    values = {"docs": ["a"], "question": "", "answer": ["a"], "data_type": "paraphrase"}
+    assert read_clara(values, "f").kind == "paraphrase"
+    assert read_clara(values, "f").questions == ()
+
+
+def test_hotpotqa():
+    record = read_hotpotqa(HOTPOT, "f: record 1")
+    assert record.documents == ("A\nOne. Two.", "B", "C\nThree.")
+    assert record.positives == (0, 2)
+    assert record.pair() == ("q?", "yes", ("yes",))
+
+
+def test_musique():
+    record = read_musique(MUSIQUE, "f:1")
+    assert record.documents == ("A\nOne.", "B\nTwo.")
+    assert record.positives == (1,)
+    assert record.pair() == ("q?", "x", ("x", "y"))
+
+
+def test_text():
+    assert read_text({"text": "t", "title": "T", "id": "0"}, "f").documents == ("T\nt",)
+    assert read_text({"text": " t "}, "f").documents == (" t ",)
+    assert passage("T", "") == "T"
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [(QA, "clara"), (HOTPOT, "hotpotqa"), (MUSIQUE, "musique"), ({"text": ""}, "text")],
+)
+def test_formats_are_told_apart(values, name):
+    assert detect_format(values, "f") == name
+    assert name in FORMATS
+
+
+@pytest.mark.parametrize("values", [{"doc": 1}, [1], "text", None])
+def test_unknown_format(values):
+    with pytest.raises(ClaraError, match="f:1: of no known format"):
+        detect_format(values, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dcos": 1}, "f:9: unknown field 'dcos'; did you mean 'docs'"),
+        ({"zzz": 1}, "f:9: unknown field 'zzz'; known are docs"),
+        ({"docs": None}, "f:9: field 'docs' is missing"),
+        ({"question": None}, "f:9: field 'question' is missing"),
+        ({"answer": None}, "f:9: field 'answer' is missing"),
+        ({"answers": "x"}, "both 'answer' and 'answers'"),
+        ({"docs": []}, "f:9: has no documents"),
+        ({"docs": ["a", " \n"]}, "f:9: document 1 is empty or blank"),
+        ({"docs": [1]}, "field 'docs' is a list, not a string or a list of strings"),
+        ({"docs": {"a": 1}}, "field 'docs' is an object"),
+        ({"question": " "}, "f:9: a question is empty or blank"),
+        ({"question": []}, "f:9: a question is empty or blank"),
+        ({"question": ["a", "b"]}, "has 2 questions, but 1 answers"),
+        ({"answer": []}, "list of answers is empty"),
+        ({"pos_index": [2]}, "positive document 2, but there are only 2"),
+        ({"pos_index": [-1]}, "positive document -1"),
+        ({"pos_index": "1"}, "field 'pos_index' is a string, not a list of integers"),
+        ({"pos_index": [True]}, "not a list of integers"),
+        ({"question": "a\ud800"}, "f:9: holds half of a surrogate pair"),
+        ({"data_type": "poem"}, "data_type is 'poem', but must be one of qa"),
+    ],
+)
+def test_bad_stage_records_are_named(changes, message):
+    with pytest.raises(ClaraError) as caught:
+        read_clara({**QA, **changes}, "f:9")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "values", "message"),
+    [
+        (read_hotpotqa, {"context": [["A"]]}, "list of [title, [sentences]] pairs"),
+        (read_hotpotqa, {"context": "A"}, "field 'context' is a string, not a list"),
+        (read_hotpotqa, {"supporting_facts": [3]}, "[title, sentence index]"),
+        (read_hotpotqa, {"answer": None}, "field 'answer' is missing"),
+        (read_hotpotqa, {"context": []}, "has no documents"),
+        (read_musique, {"paragraphs": [{"title": "A"}]}, "paragraph 0: field 'parag"),
+        (read_musique, {"paragraphs": [3]}, "paragraph 0: is int 3, but must be"),
+    ],
+)
+def test_bad_published_records_are_named(read, values, message):
+    good = HOTPOT if read is read_hotpotqa else MUSIQUE
+    with pytest.raises(ClaraError) as caught:
+        read({**good, **values}, "f:9")
+    assert str(caught.value).startswith("f:9: ")
+    assert message in str(caught.value)
+
+
+def test_a_record_is_an_object():
+    with pytest.raises(ClaraError, match="f:9: is a list, but must be an object"):
+        read_clara([1], "f:9")

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from clara_jax.data import Record, open_records, write_tfds
+from clara_jax.data.__main__ import main
+from clara_jax.errors import ClaraError
+
+
+def write_jsonl(path, count, **fields):
+    rows = [
+        {"docs": [f"d{i}"], "question": f"q{i}?", "answer": f"a{i}", **fields}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_files_follow_each_other(tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", 3)
+    second = tmp_path / "b.jsonl"
+    second.write_text('{"text": "t0"}\n{"text": "t1"}\n', encoding="utf-8")
+    records = open_records([first, str(second)])
+    assert len(records) == 5
+    assert [r.documents[0] for r in records] == ["d0", "d1", "d2", "t0", "t1"]
+    assert records[3].source == f"{second}:1"
+    assert records[-1].documents == ("t1",)
+    assert [r.documents[0] for r in records[1:4]] == ["d1", "d2", "t0"]
+    with pytest.raises(IndexError):
+        records[5]
+
+
+def test_limit(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", 3)
+    assert len(open_records(path, limit=2)) == 2
+    assert len(open_records(path, limit=9)) == 3
+    assert len(list(open_records(path, limit=2))) == 2
+
+
+def test_bad_lines_wait_until_they_are_asked_for(tmp_path):
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"docs": ["d"], "question": "q?", "answer": "a"})
+    path.write_text(f"{good}\n{good[:-1]}\n", encoding="utf-8")
+    records = open_records(path)
+    assert records[0].answers == ("a",)
+    with pytest.raises(ClaraError, match=r"a.jsonl:2: is no JSON"):
+        records[1]
+
+
+def test_refusals(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", 1)
+    with pytest.raises(ClaraError, match="data.format is 'clra'"):
+        open_records(path, "clra")
+    with pytest.raises(ClaraError, match="no such file"):
+        open_records(tmp_path / "none.jsonl")
+    with pytest.raises(ClaraError, match="no files"):
+        open_records([])
+    with pytest.raises(ClaraError, match="folder with no TFDS data set"):
+        open_records(tmp_path)
+    with pytest.raises(ClaraError, match=r"a.jsonl:1: field 'context' is missing"):
+        open_records(path, "hotpotqa")[0]
+
+
+def test_tfds_folder_reads_back(tmp_path):
+    train = [
+        Record((f"d{i}", "ü"), (f"q{i}?",), ("a",), "qa", (1,), ("a", "b"), f"f:{i}")
+        for i in range(30)
+    ]
+    other = [
+        Record(("d",), (), ("d",), "paraphrase", (), ("d",)),
+        Record(("d",), ("p?", "q?"), ("a", "b"), "qa", (), ("a", "b")),
+        Record(("t",), kind="text"),
+    ]
+    folder = write_tfds({"train": train, "test": other}, tmp_path / "new" / "set")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["set"]
+    again = open_records(folder)
+    assert len(again) == 30
+    for i, record in enumerate(train):
+        assert again[i].source == f"{folder}#train: record {i + 1}"
+        assert again[i].__dict__ | {"source": ""} == record.__dict__ | {"source": ""}
+    assert [r.kind for r in open_records(f"{folder}#test")] == [
+        "paraphrase",
+        "qa",
+        "text",
+    ]
+    assert open_records(f"{folder}#test")[1].pair(1) == ("q?", "b", ("b",))
+    with pytest.raises(ClaraError, match="has no split 'dev', only train, test"):
+        open_records(f"{folder}#dev")
+    with pytest.raises(ClaraError, match="exists already"):
+        write_tfds({"train": train}, folder)
+
+
+def test_command_writes_a_tfds_folder(tmp_path, capsys):
+    first = write_jsonl(tmp_path / "a.jsonl", 4)
+    second = write_jsonl(tmp_path / "b.jsonl", 2)
+    folder = tmp_path / "set"
+    assert main([str(first), f"test={second}", str(folder)]) == 0
+    assert "train 4, test 2 records" in capsys.readouterr().out
+    assert len(open_records(folder)) == 4
+    assert main([str(first), str(folder)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_bad_record_leaves_no_folder(tmp_path, capsys):
+    path = write_jsonl(tmp_path / "a.jsonl", 2)
+    path.write_text(path.read_text() + '\n{"docs": [""]}\n', encoding="utf-8")
+    assert main([str(path), str(tmp_path / "set")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}:3: ")
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
