@@ -118,6 +118,7 @@ class HooksConfig:
     log_every: int = 10
     eval_every: int = 0
     eval_first: bool = False
+    eval_limit: int = 0
     checkpoint_every: int = 200
     keep: int = 2
     max_new_tokens: int = 32
