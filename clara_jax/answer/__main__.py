@@ -1,0 +1,163 @@
+"""Ask a model about documents.
+
+    python -m clara_jax.answer --model DIR --documents docs.jsonl "question" ...
+
+Documents are compressed once; for each question the reasoner chooses among them and the
+generator answers from the chosen vectors. ``-`` reads questions from standard input,
+one a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clara_jax.answer import Answer, Session, load_clara, read_documents
+from clara_jax.errors import ClaraError
+from clara_jax.generate import AnswerConfig, Sampling
+
+DOCUMENTS = "documents.jsonl"
+PARTS = ("reason", "select", "prefill", "decode")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.answer",
+        description="Ask a model about documents.",
+    )
+    add = parser.add_argument
+    add("questions", nargs="*", help="questions; - reads them from standard input")
+    add("--model", required=True, help="run folder or model folder")
+    add(
+        "--documents",
+        action="append",
+        help=".txt or .md file (one document), or JSONL with text (and title, id) or "
+        f"docs; may be repeated; default: {DOCUMENTS} in the model's folder",
+    )
+    add("--top-k", type=int, help="documents to answer from; default: as trained")
+    add("--max-new-tokens", type=int, default=64, help="longest answer")
+    add("--temperature", type=float, default=0.0, help="0 takes the best token")
+    add(
+        "--top-p", type=float, default=1.0, help="share of the probability to draw from"
+    )
+    add("--seed", type=int, default=0, help="of the draws")
+    add("--json", action="store_true", help="print one JSON object per question")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its result is the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if not arguments.questions:
+        raise ClaraError("there is no question; give one, or - to type them")
+    for question in arguments.questions:
+        if not question.strip():
+            raise ClaraError("the question is empty")
+    config = AnswerConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.temperature, arguments.top_p),
+        seed=arguments.seed,
+    )
+    documents = read_documents(_document_files(arguments))
+    session = Session(load_clara(arguments.model, config), documents, arguments.top_k)
+    if session.cut_documents:
+        _note(
+            f"{session.cut_documents} of {len(documents)} documents are longer than "
+            "the model reads; their ends are left out"
+        )
+    if not session.selects:
+        _note("this model has no reasoner; all documents are read in the order given")
+    if not arguments.json:
+        seconds = session.seconds["compress"]
+        print(f"compressed {len(documents)} documents in {seconds:.2f} s")
+    for question in _questions(arguments.questions):
+        try:
+            answer = session.ask(question)
+        except ClaraError as error:
+            if "-" not in arguments.questions or not sys.stdin.isatty():
+                raise
+            _note(str(error))
+            continue
+        print(_as_json(answer, session) if arguments.json else _as_text(answer))
+
+
+def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
+    if arguments.documents:
+        return list(arguments.documents)
+    default = Path(arguments.model) / DOCUMENTS
+    if not default.is_file():
+        raise ClaraError(
+            f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
+            "file with --documents"
+        )
+    return [default]
+
+
+def _questions(given: Sequence[str]) -> Iterator[str]:
+    for question in given:
+        if question != "-":
+            yield question
+            continue
+        while True:
+            if sys.stdin.isatty():
+                print("question> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                break
+            if line.strip():
+                yield line.strip()
+
+
+def _as_text(answer: Answer) -> str:
+    lines = [f"\nquestion: {answer.question}", f"answer:   {answer.answer}"]
+    for i, document in enumerate(answer.documents):
+        score = "" if answer.scores is None else f"{answer.scores[i]:7.4f}  "
+        lines.append(f"  {i + 1}. {score}{document.label}  ({document.source})")
+    times = [f"{name} {answer.seconds.get(name, 0.0):.2f} s" for name in PARTS]
+    return "\n".join([*lines, "  " + ", ".join(times)])
+
+
+def _as_json(answer: Answer, session: Session) -> str:
+    documents = [
+        {
+            "id": document.id,
+            "title": document.title,
+            "source": document.source,
+            "score": None if answer.scores is None else answer.scores[i],
+            "text": document.text,
+        }
+        for i, document in enumerate(answer.documents)
+    ]
+    seconds = {**session.seconds, **answer.seconds}
+    return json.dumps(
+        {
+            "question": answer.question,
+            "answer": answer.answer,
+            "documents": documents,
+            "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        },
+        ensure_ascii=False,
+    )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The command as a user runs it: answers, JSON, standard input, one-line errors."""
+
+import functools
+import io
+import json
+
+import pytest
+
+from clara_jax.answer.__main__ import main
+from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
+from clara_jax.convert import ClaraSettings, ModelFolder, write_model_folder
+from clara_jax.testing import toy_model, toy_tokenizer
+
+DOCUMENTS = [
+    {"id": "d1", "title": "Ada Bell", "text": "Ada Bell was born in Corin"},
+    {"title": "Edo Falk", "text": "Edo Falk studied in Gemma"},
+    {"docs": ["Hana Iver was born in Jory"]},
+]
+QUESTION = "Where was Ada Bell born"
+
+
+LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+
+
+@functools.cache
+def toy_parts():
+    tokenizer = toy_tokenizer([*(str(d) for d in DOCUMENTS), QUESTION])
+    return tokenizer, toy_model(text_vocab=len(tokenizer), lora=LORA)
+
+
+def write_toy(path, *, roles=("compressor", "generator", "reasoner"), base=False):
+    tokenizer, toy = toy_parts()
+    settings = ClaraSettings(
+        memory=MemoryConfig(doc_max_length=8, compression_rate=4),
+        lora=LORA,
+        selection=SelectionConfig(top_k=2),
+        text_vocab=len(tokenizer),
+    )
+    model = ModelFolder(
+        config=toy.model.config,
+        params=toy.backbone["params"],
+        tokenizer=tokenizer,
+        clara=None if base else settings,
+        adapters={name: toy.adapters[name] for name in (*roles, "memory")},
+        rows=toy.backbone["rows"],
+        eos_ids=(tokenizer.eos_token_id,),
+    )
+    write_model_folder(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = write_toy(tmp_path_factory.mktemp("answer") / "run")
+    lines = [json.dumps(document) for document in DOCUMENTS]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("answer") / "run"
+    return write_toy(path, roles=("compressor", "generator"))
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in (*arguments, "--max-new-tokens", 3)])
+    return status, *capsys.readouterr()
+
+
+def error(capsys, *arguments):
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_prints_answer_documents_and_times(model, capsys):
+    status, out, err = run(capsys, "--model", model, QUESTION)
+    assert status == 0, err
+    assert f"question: {QUESTION}" in out
+    assert "compressed 3 documents in" in out
+    assert "  2. " in out and "  3. " not in out
+    for part in ("reason", "select", "prefill", "decode"):
+        assert f"{part} " in out
+
+
+def test_json_of_several_questions(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where did Edo Falk study\n\n"))
+    status, out, _ = run(
+        capsys, "--model", model, "--json", "--top-k", 3, QUESTION, "-"
+    )
+    assert status == 0
+    first, second = map(json.loads, out.splitlines())
+    assert (first["question"], second["question"]) == (
+        QUESTION,
+        "Where did Edo Falk study",
+    )
+    scores = [document["score"] for document in first["documents"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {d["title"] for d in first["documents"]} == {"Ada Bell", "Edo Falk", ""}
+    assert set(first["seconds"]) == {
+        "compress",
+        "reason",
+        "select",
+        "prefill",
+        "decode",
+    }
+
+
+def test_text_files_and_no_reasoner(unfinished, tmp_path, capsys):
+    files = []
+    for i in range(2):
+        files += ["--documents", tmp_path / f"{i}.txt"]
+        files[-1].write_text(DOCUMENTS[i]["text"] + " and much more" * 5)
+    status, out, err = run(capsys, "--model", unfinished, *files, QUESTION)
+    assert status == 0, err
+    assert "note: 2 of 2 documents are longer" in err
+    assert "no reasoner; all documents are read" in err
+    assert "1. 0.txt" in out and "2. 1.txt" in out
+
+
+def test_a_missing_reasoner_names_its_stage(unfinished, model, capsys):
+    documents = model / "documents.jsonl"
+    message = error(capsys, "--model", unfinished, "--documents", documents, QUESTION)
+    assert "stage end_to_end" in message and "--top-k 3" in message
+
+
+def test_bad_input(model, unfinished, tmp_path, capsys):
+    def documents(name, text):
+        (tmp_path / name).write_text(text)
+        return ("--model", model, "--documents", tmp_path / name, QUESTION)
+
+    model_only = ("--model", model)
+    assert "question is empty" in error(capsys, *model_only, "  ")
+    assert "no question" in error(capsys, *model_only)
+    assert "no documents" in error(capsys, "--model", unfinished, QUESTION)
+    assert "limit 8" in error(capsys, *model_only, "born " * 20)
+    assert "top_k 4" in error(capsys, *model_only, "--top-k", 4, QUESTION)
+    assert "top_k 0" in error(capsys, *model_only, "--top-k", 0, QUESTION)
+    assert "top_p" in error(capsys, *model_only, "--top-p", 0, QUESTION)
+    assert "a.txt" in error(capsys, *documents("a.txt", " \n "))
+    assert "b.jsonl:2" in error(capsys, *documents("b.jsonl", '{"text":"a"}\n{"text'))
+    assert "c.jsonl:1" in error(capsys, *documents("c.jsonl", '{"text": "  "}'))
+    assert "neither" in error(capsys, *documents("d.jsonl", '{"body": "a"}'))
+    assert "e.jsonl" in error(capsys, *documents("e.jsonl", ""))
+    absent = ("--documents", tmp_path / "no.jsonl", QUESTION)
+    assert "no.jsonl" in error(capsys, *model_only, *absent)
+
+
+def test_a_base_model_is_refused(tmp_path, model, capsys):
+    base = write_toy(tmp_path / "base", base=True)
+    documents = model / "documents.jsonl"
+    message = error(capsys, "--model", base, "--documents", documents, QUESTION)
+    assert "base model without CLaRa adapters" in message
