@@ -1,0 +1,144 @@
+"""Evaluators: sums divided once, gold documents, selection, cached vectors."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax.clara import make_loss
+from clara_jax.config import MemoryConfig, SelectionConfig
+from clara_jax.data.records import Record
+from clara_jax.evaluate import (
+    CompressedAnswers,
+    HeldOutLoss,
+    SelectedAnswers,
+    TextAnswers,
+    questions_of,
+    score_answers,
+)
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.testing import random_batch, toy_model, toy_tokenizer
+from clara_jax.text import ClaraTokenizer
+
+DOCUMENTS = ("Ada lives in Corin", "Edo lives in Gemma", "Hana lives in Jory")
+RECORDS = [
+    Record(
+        documents=DOCUMENTS,
+        questions=(f"Where does {name} live",),
+        answers=(town,),
+        positives=(i,),
+        gold=(town, f"in {town}"),
+    )
+    for i, (name, town) in enumerate([("Ada", "Corin"), ("Edo", "Gemma")])
+]
+SEVERAL = Record(("a",), ("first", "second"), ("one", "two"))
+
+
+@functools.cache
+def parts():
+    tokenizer = toy_tokenizer([*DOCUMENTS, *(r.questions[0] for r in RECORDS)])
+    return tokenizer, toy_model(text_vocab=len(tokenizer))
+
+
+def split(*trains):
+    """The toy with some adapters in the state and the others frozen."""
+    tokenizer, toy = parts()
+    frozen = {k: v for k, v in toy.adapters.items() if k not in trains}
+    clara = Clara(
+        model=toy.model,
+        backbone=toy.backbone,
+        adapters=frozen,
+        tokenizer=ClaraTokenizer(tokenizer, toy.num_memory),
+        memory=MemoryConfig(doc_max_length=8, compression_rate=4),
+        selection=SelectionConfig(top_k=2),
+        config=AnswerConfig(max_new_tokens=3, batch_size=4),
+    )
+    trainable = {name: toy.adapters[name] for name in trains}
+    return clara, types.SimpleNamespace(trainable=trainable)
+
+
+def complete(clara, state):
+    return dataclasses.replace(clara, adapters={**clara.adapters, **state.trainable})
+
+
+def test_questions_keep_their_own_answers():
+    text = Record(("a",), kind="text")
+    first, second, third = questions_of([SEVERAL, text, *RECORDS], limit=3)
+    assert (first.question, first.gold) == ("first", ("one",))
+    assert (second.question, second.gold) == ("second", ("two",))
+    assert first.gold_documents == ("a",)
+    assert third.gold == ("Corin", "in Corin")
+    assert third.gold_documents == DOCUMENTS[:1]
+
+
+@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+def test_held_out_loss_divides_once(stage):
+    toy = toy_model()
+    selection = SelectionConfig(top_k=2)
+    loss = make_loss(stage, num_memory=toy.num_memory, selection=selection)
+    # The same shapes, but other numbers of supervised tokens.
+    batches = [random_batch(stage, rows=2, documents=2, seed=s) for s in (1, 2)]
+
+    @jax.jit
+    def step(trainable, backbone, frozen, batch):
+        return loss(toy.model, backbone, {**frozen, **trainable}, batch, None)
+
+    evaluator = HeldOutLoss(step, toy.backbone, {}, lambda: iter(batches))
+    state = types.SimpleNamespace(trainable=toy.adapters)
+    results = dict(evaluator.run(state))
+    assert results == dict(evaluator.run(state))
+    found = [step(toy.adapters, toy.backbone, {}, batch) for batch in batches]
+    for name in found[0][0]:
+        total = sum(float(sums[name]) for sums, _, _ in found)
+        weight = sum(float(weights[name]) for _, weights, _ in found)
+        np.testing.assert_allclose(results[f"loss/{name}"], total / weight, rtol=1e-5)
+    terms = [value for name, value in results.items() if name.startswith("loss/")]
+    assert results["loss"] == pytest.approx(sum(terms))
+
+
+def test_answers_from_gold_documents():
+    clara, state = split("compressor", "generator", "memory")
+    questions = questions_of(RECORDS)
+    results = dict(CompressedAnswers(clara, questions).run(state))
+    model = complete(clara, state)
+    answers = model.answer(
+        [q.question for q in questions], [[d] for d in DOCUMENTS[:2]]
+    )
+    expected = score_answers(answers, [q.gold for q in questions])
+    assert results == {f"gold/{name}": value for name, value in expected.items()}
+    said = [
+        dataclasses.replace(q, gold=(a,))
+        for q, a in zip(questions, answers, strict=True)
+    ]
+    assert dict(CompressedAnswers(clara, said).run(state))["gold/exact_match"] == 1.0
+
+
+def test_selection_is_scored_and_frozen_vectors_are_kept(monkeypatch):
+    clara, state = split("reasoner", "generator")
+    questions = questions_of(RECORDS)
+    chosen = complete(clara, state).select_and_answer(
+        [q.question for q in questions], [DOCUMENTS] * 2
+    )
+    # Call right what is chosen first for question 0, and last for question 1.
+    ranks = np.argsort(-chosen.scores, axis=1)
+    questions = [
+        dataclasses.replace(q, positives=(int(p),), gold=(a,))
+        for q, p, a in zip(
+            questions, (ranks[0, 0], ranks[1, 2]), chosen.answers, strict=True
+        )
+    ]
+    evaluator = SelectedAnswers(clara, questions, ks=(1, 3))
+    results = dict(evaluator.run(state))
+    assert results["recall@1"] == 0.5 and results["recall@3"] == 1.0
+    assert results["selected/exact_match"] == 1.0
+    monkeypatch.setattr(Clara, "compress", None)
+    assert dict(evaluator.run(state)) == results
+
+
+def test_text_baseline():
+    clara, state = split("generator")
+    results = dict(TextAnswers(clara, questions_of(RECORDS), "generator").run(state))
+    assert set(results) >= {"text/exact_match", "text/f1", "text/cover_em"}
