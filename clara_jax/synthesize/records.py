@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from clara_jax.synthesize import world
@@ -116,3 +116,60 @@ def instruction(
             "answer": answer,
             "pos_index": [0],
         }
+
+
+def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry, str]]:
+    """One entry for every name of one side of the split, with its document."""
+    found = []
+    for kind in world.KINDS:
+        for name in world.names(kind, held_out):
+            item = world.entry(kind, name, rng)
+            found.append((item, world.document(item, rng)))
+    return found
+
+
+def ranking(
+    rng: random.Random,
+    corpus: Sequence[tuple[Entry, str]],
+    candidates: int,
+    facts: Iterable[tuple[int, str]],
+) -> Iterator[Row]:
+    """Records of stage ``end_to_end``: candidates, a question, its answer.
+
+    Args:
+      rng: source of chance.
+      corpus: entries and documents; names differ, so one candidate alone is right.
+      candidates: C, the right document included.
+      facts: number of an entry in the corpus, and the fact to ask for.
+    """
+    for number, fact in facts:
+        others = rng.sample(range(len(corpus) - 1), candidates - 1)
+        chosen = [other + (other >= number) for other in others]
+        place = rng.randrange(candidates)
+        chosen.insert(place, number)
+        question, answer = world.question(corpus[number][0], fact, rng)
+        yield {
+            "data_type": "qa",
+            "docs": [corpus[i][1] for i in chosen],
+            "question": question,
+            "answer": answer,
+            "pos_index": [place],
+        }
+
+
+def asked(
+    rng: random.Random, corpus: Sequence[tuple[Entry, str]], each: int = 0
+) -> list[tuple[int, str]]:
+    """Which facts to ask for, in random order.
+
+    Args:
+      rng: source of chance.
+      corpus: entries and documents.
+      each: facts of every entry; 0 takes all.
+    """
+    found = []
+    for number, (item, _) in enumerate(corpus):
+        facts = list(item.facts)
+        found += [(number, f) for f in rng.sample(facts, each or len(facts))]
+    rng.shuffle(found)
+    return found

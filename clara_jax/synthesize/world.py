@@ -8,6 +8,7 @@ that no stage, the base's pretraining included, ever meets a held-out name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -126,15 +127,16 @@ def _values(rng: random.Random) -> dict[str, str]:
     }
 
 
-def names(kind: str, held_out: bool) -> list[str]:
+@functools.cache
+def names(kind: str, held_out: bool) -> tuple[str, ...]:
     """All names of a kind on one side of the fixed split (one in eight is held out)."""
     first, second = (GIVEN, FAMILY) if kind == "person" else (PREFIXES, STEMS)
-    return [
+    return tuple(
         f"{a} {b}"
         for i, a in enumerate(first)
         for j, b in enumerate(second)
         if ((3 * i + j) % 8 == 5) == held_out
-    ]
+    )
 
 
 _TOWNS = names("town", held_out=False)
@@ -164,6 +166,20 @@ def questions(item: Entry, rng: random.Random) -> list[tuple[str, str]]:
     facts = list(item.facts)
     rng.shuffle(facts)
     return [question(item, fact, rng) for fact in facts]
+
+
+def count_values(value: str) -> int:
+    """How many values a fact could have had that has this one."""
+    first = value.split()[0]
+    if first == "the":
+        return len(DAYS) * len(MONTHS)
+    if first in PREFIXES:
+        return len(_TOWNS)
+    return next(
+        len(starts) * len(ends)
+        for starts, ends in ((MATERIALS, CRAFTS), (COLOURS, GOODS), (SIDES, LANDS))
+        if first in starts
+    )
 
 
 def words() -> list[str]:

@@ -1,0 +1,150 @@
+"""Files of the invented encyclopedia, made before a run and never changed after."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clara_jax.checkpoint import replace_folder, write_error
+from clara_jax.config import parse
+from clara_jax.errors import ClaraError
+from clara_jax.synthesize import records
+
+SETTINGS = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is written, and how much of it.
+
+    Attributes:
+      records: ``stages`` writes records of scp, instruct and end_to_end, held-out ones
+        included; ``pretraining`` writes text for a base, and its tokenizer.
+      seed: of everything.
+      pretraining, scp, instruct, end_to_end: numbers of training records; 0 for
+        end_to_end asks for every fact of the encyclopedia once.
+      held_out: held-out questions for each of the stages.
+      candidates: C, documents of an end_to_end record.
+      documents: documents of an instruct record, the right one first.
+    """
+
+    records: str = "stages"
+    seed: int = 0
+    pretraining: int = 20000
+    scp: int = 12000
+    instruct: int = 6000
+    end_to_end: int = 0
+    held_out: int = 200
+    candidates: int = 20
+    documents: int = 1
+
+    def __post_init__(self) -> None:
+        if self.records not in ("stages", "pretraining"):
+            raise ClaraError(
+                f"config field 'synthesize.records' is '{self.records}', but must be "
+                "stages or pretraining"
+            )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("seed", "end_to_end") else 1
+            if field.name != "records" and value < least:
+                raise ClaraError(
+                    f"config field 'synthesize.{field.name}' is {value}, but must be "
+                    f"at least {least}"
+                )
+
+
+def prepare(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> Path:
+    """Write ``workdir/data`` unless it is there already.
+
+    The folder appears whole or not at all, and holds the same bytes for the same
+    settings, so that a run that was killed goes on with the same data.
+
+    Args:
+      workdir: the pipeline's folder.
+      settings: fields of `Settings`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ClaraError: it holds data of other settings, or cannot be written.
+    """
+    if not isinstance(settings, Settings):
+        settings = parse(Settings, settings, "synthesize")
+    folder = Path(workdir) / "data"
+    wanted = dataclasses.asdict(settings)
+    if folder.exists():
+        try:
+            before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        if before != wanted:
+            raise ClaraError(
+                f"{folder} holds other data; give another --config.workdir"
+            )
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".data.") as name:
+            made = Path(name) / "data"
+            made.mkdir()
+            for file, rows in _contents(settings).items():
+                _write_lines(made / file, rows)
+            if settings.records == "pretraining":
+                from clara_jax.synthesize.tokenizer import make_tokenizer
+
+                make_tokenizer().save_pretrained(str(made / "tokenizer"))
+            text = json.dumps(wanted, indent=2) + "\n"
+            (made / SETTINGS).write_text(text, encoding="utf-8")
+            replace_folder(made, folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    return folder
+
+
+def _contents(settings: Settings) -> dict[str, Iterable[records.Row]]:
+    """File name to rows; each file has its own source of chance."""
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"{settings.seed} {name}")
+
+    def some(rows: Iterable[records.Row], count: int) -> Iterable[records.Row]:
+        return itertools.islice(rows, count)
+
+    if settings.records == "pretraining":
+        rows = records.pretraining(rng("pretraining"))
+        held = records.instruction(rng("held out"), held_out=True)
+        return {
+            "pretraining.jsonl": some(rows, settings.pretraining),
+            "held_out.jsonl": some(held, settings.held_out),
+        }
+    train = records.encyclopedia(rng("encyclopedia"))
+    held = records.encyclopedia(rng("held out encyclopedia"), held_out=True)
+    draw, held_draw = rng("end_to_end"), rng("held out questions")
+    questions = records.asked(draw, train)
+    held_questions = records.asked(held_draw, held)[: settings.held_out]
+    ranked = records.ranking(draw, train, settings.candidates, questions)
+    held_rows = records.ranking(held_draw, held, settings.candidates, held_questions)
+    return {
+        "scp.jsonl": some(records.compression(rng("scp")), settings.scp),
+        "instruct.jsonl": some(
+            records.instruction(rng("instruct"), settings.documents),
+            settings.instruct,
+        ),
+        "end_to_end.jsonl": some(ranked, settings.end_to_end or len(questions)),
+        "held_out.jsonl": held_rows,
+        "documents.jsonl": ({"id": item.name, "text": text} for item, text in held),
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[records.Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
