@@ -14,6 +14,7 @@ import dataclasses
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -167,12 +168,10 @@ class _Machine:
     def run(self, program: bytes) -> Any:
         """The object that the program leaves behind."""
         try:
-            for operation, argument, _ in pickletools.genops(program):
-                if operation.name == "STOP":
-                    break
-                self._step(operation.name, argument)
-            else:
-                raise self._refuse("has no end")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about bad escapes in texts
+                for operation, argument, _ in pickletools.genops(program):
+                    self._step(operation.name, argument)
             (result,) = self._stack
         except ClaraError:
             raise
@@ -189,7 +188,7 @@ class _Machine:
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
-        elif name in ("PROTO", "FRAME"):
+        elif name in ("PROTO", "FRAME", "STOP"):
             pass
         elif name == "MARK":
             stack.append(_MARK)
