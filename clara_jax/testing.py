@@ -24,9 +24,9 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers
 
-from clara_jax.clara import IGNORE, ROLES, STAGES, Batch, Tokens, init_rows
+from clara_jax.clara import IGNORE, ROLES, STAGES, Batch, Tokens
 from clara_jax.config import LoraConfig, ModelConfig
-from clara_jax.model import Transformer, init_backbone, init_lora
+from clara_jax.model import Transformer, abstract_variables
 from clara_jax.shapes import Params
 from clara_jax.text import (
     PARAPHRASES,
@@ -99,31 +99,33 @@ def toy_model(
     config = toy_config(**changes)
     settings = lora or LoraConfig(rank=4, alpha=8.0, dropout=0.0)
     model = Transformer(config, text_vocab, settings)
-    plain = Transformer(config, text_vocab)
-    keys = jax.random.split(jax.random.key(seed), 4 + 2 * len(ROLES))
-    params = init_backbone(plain, keys[0])
-    table = params["embed"]["embedding"]
-    rows = {"marks": init_rows(table, 3, keys[1])}
+    rng = np.random.default_rng(seed)
+    shapes = abstract_variables(model)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = path[-1].key
+        numbers = rng.normal(size=leaf.shape)
+        if name == "scale":
+            numbers = 1 + 0.1 * numbers
+        elif name == "bias":
+            numbers = 0.1 * numbers
+        elif name != "embedding":
+            numbers = numbers / np.sqrt(leaf.shape[-2])
+        return jnp.asarray(numbers, leaf.dtype)
+
+    def rows(count: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(count, config.width)), jnp.float32)
+
+    backbone = {
+        "params": jax.tree.map_with_path(draw, shapes["params"]),
+        "rows": {"marks": rows(3)},
+    }
     if not config.tied:
-        rows["head"] = init_rows(params["head"]["kernel"].T, num_memory + 3, keys[2])
-    adapters: dict[str, Any] = {"memory": init_rows(table, num_memory, keys[3])}
-    for number, role in enumerate(ROLES):
-        fresh = init_lora(model, keys[4 + 2 * number])
-        adapters[role] = _spread(fresh, keys[5 + 2 * number])
-    return ToyModel(
-        model, {"params": params, "rows": rows}, adapters, num_memory, text_vocab
-    )
-
-
-def _spread(tree: Params, key: jax.Array) -> Params:
-    """Add noise to every array, so that no adapter is the identity."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype)
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, noisy)
+        backbone["rows"]["head"] = rows(num_memory + 3)
+    adapters: dict[str, Any] = {"memory": rows(num_memory)}
+    for role in ROLES:
+        adapters[role] = jax.tree.map_with_path(draw, shapes["lora"])
+    return ToyModel(model, backbone, adapters, num_memory, text_vocab)
 
 
 def toy_tokenizer(

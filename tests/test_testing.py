@@ -23,7 +23,6 @@ def test_every_loss_takes_its_batch(toy, stage):
         stage, num_memory=toy.num_memory, selection=SelectionConfig(top_k=3)
     )
 
-    @jax.jit
     def total(trained, frozen):
         sums, weights, _ = loss(
             toy.model, toy.backbone, {**frozen, **trained}, batch, None
@@ -32,7 +31,7 @@ def test_every_loss_takes_its_batch(toy, stage):
 
     everything = {**toy.adapters, "backbone": toy.backbone["params"]}
     trained = {name: everything[name] for name in STAGES[stage].trains}
-    value, gradients = jax.value_and_grad(total)(trained, toy.adapters)
+    value, gradients = jax.jit(jax.value_and_grad(total))(trained, toy.adapters)
     assert np.isfinite(value)
     # The toys are rich enough for a gradient to reach every trained array.
     for path, gradient in jax.tree.leaves_with_path(gradients):
@@ -61,12 +60,20 @@ def test_labels_are_the_prompts_own_tokens():
 
 def test_adapters_differ(toy):
     ids = jnp.arange(8)[None, :]
+    apply = jax.jit(toy.model.apply)
     outputs = []
     for role in ("compressor", "reasoner", "generator"):
         variables = {"params": toy.backbone["params"], "lora": toy.adapters[role]}
-        outputs.append(toy.model.apply(variables, ids))
+        outputs.append(apply(variables, ids))
     assert not np.allclose(outputs[0], outputs[1], atol=1e-3)
     assert not np.allclose(outputs[1], outputs[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"tied": True}, {"qkv_bias": True}])
+def test_toys_of_other_kinds(changes):
+    toy = testing.toy_model(**changes)
+    assert toy.model.config == testing.toy_config(**changes)
+    assert ("head" in toy.backbone["params"]) == ("tied" not in changes)
 
 
 @pytest.mark.parametrize("template", [testing.CHAT_TEMPLATE, None])
