@@ -1,3 +1,68 @@
-"""CLaRa in JAX: retrieval and generation in one continuous space."""
+"""CLaRa in JAX: retrieval and generation in one continuous space.
+
+Documents are compressed once into vectors of the model's own width; a question picks
+among them and the answer is generated from the vectors alone. See the README for the
+commands. As a library, by what you want to do:
+
+* settings: `RunConfig`, `ModelConfig`, `LoraConfig`, `MemoryConfig`,
+  `SelectionConfig`; all bad input raises `ClaraError`
+* read a model: `load_model` (Hugging Face, GGUF, model and run folders)
+* answer questions: `load_clara`, `Session`, `Document`
+* the method, as pure functions: `compress`, `reason`, `cosine_scores`, `soft_topk`,
+  `make_loss`, with `Tokens` and `Batch`; the backbone is `Transformer`
+* data: `open_records`, `make_batches`, `ClaraTokenizer`
+* train: `make_train_step`, `fit`; where arrays lie: `make_mesh`, `shard_batch`
+* measure: `score_answers`, `score_retrieval`
+* test your own: `clara_jax.testing`
+
+Nothing is imported before it is asked for.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "answer": ("Document", "Session", "load_clara"),
+    "clara": (
+        "Batch",
+        "Tokens",
+        "compress",
+        "cosine_scores",
+        "make_loss",
+        "reason",
+        "soft_topk",
+    ),
+    "config": (
+        "LoraConfig",
+        "MemoryConfig",
+        "ModelConfig",
+        "RunConfig",
+        "SelectionConfig",
+    ),
+    "convert": ("load_model",),
+    "data": ("make_batches", "open_records"),
+    "errors": ("ClaraError",),
+    "evaluate": ("score_answers", "score_retrieval"),
+    "generate": (),
+    "model": ("Transformer",),
+    "sharding": ("make_mesh", "shard_batch"),
+    "synthesize": (),
+    "testing": (),
+    "text": ("ClaraTokenizer",),
+    "train": ("fit", "make_train_step"),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -78,6 +78,8 @@ def _imports(
                 yield node.lineno, f"{PACKAGE}.{module}.relative"
                 continue
             for alias in node.names:
+                if (base, alias.name) == (PACKAGE, "__version__"):
+                    continue
                 inner = f"{base}.{alias.name}"
                 yield node.lineno, inner if inner in known else base
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-import clara_jax
+from clara_jax import __version__
 from clara_jax.checkpoint import write_error
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.errors import ClaraError
@@ -120,7 +120,7 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions of the package and of what its numbers depend on."""
-    found = {"clara_jax": clara_jax.__version__, "python": platform.python_version()}
+    found = {"clara_jax": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         found[name] = importlib.metadata.version(name)
     return found

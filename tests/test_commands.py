@@ -1,0 +1,72 @@
+"""What is imported when: the package alone is light, and every command explains itself.
+
+Run in processes of their own, without the guards of `conftest`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clara_jax
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = sorted(
+    path.parent.name for path in (ROOT / "clara_jax").glob("*/__main__.py")
+)
+# Not dependencies, or only needed where something is drawn, indexed or written.
+HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "scann", "wandb"}
+
+LOADED = "import sys; print('loaded:', *sorted({m.split('.')[0] for m in sys.modules}))"
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+"""
+
+
+def run(code: str, *arguments: str) -> tuple[str, set[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{LOADED}", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text, _, loaded = done.stdout.rpartition("loaded:")
+    return text, set(loaded.split())
+
+
+def test_importing_the_package_imports_nothing_else():
+    _, loaded = run("import clara_jax; clara_jax.__version__; dir(clara_jax)")
+    assert not loaded & (HEAVY | {"jax", "flax", "numpy", "transformers"})
+
+
+def test_everything_at_once_needs_no_torch_and_no_tensorflow():
+    code = "import clara_jax\nfor name in dir(clara_jax): getattr(clara_jax, name)"
+    _, loaded = run(code)
+    assert "jax" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    text, loaded = run(HELP, f"clara_jax.{command}")
+    assert text.startswith("usage: python -m clara_jax." + command)
+    assert not loaded & HEAVY
+
+
+def test_the_table_of_contents_is_right():
+    # Names that a room's own table lists, so that neither is out of date.
+    for name, room in clara_jax._HOMES.items():
+        assert getattr(clara_jax, name) is getattr(getattr(clara_jax, room), name)
+        assert f"`{name}`" in (clara_jax.__doc__ or "")
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = clara_jax.Missing
