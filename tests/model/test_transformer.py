@@ -1,0 +1,189 @@
+"""The backbone against itself: padding, windows, cache, remat, types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax.clara import positions_in_rows
+from clara_jax.model import PRESETS, Transformer, abstract_variables, count, zeros_cache
+from clara_jax.testing import toy_model
+
+VARIANTS = {
+    "plain": {},
+    "window": {"sliding_window": 3},
+    "tied": {"tied": True},
+    "qk_norm": {"qk_norm": True, "qkv_bias": True},
+    "fused": {"fused_qkv": True, "fused_gate_up": True},
+}
+
+
+def _ids(rows=2, length=9, vocab=61):
+    return jax.random.randint(jax.random.key(3), (rows, length), 3, vocab)
+
+
+def _states(toy, ids, positions=None, mask=None):
+    variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
+    embeddings = toy.model.apply(variables, ids, method="embed")
+    return toy.model.apply(variables, embeddings, positions, mask, method="hidden")[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padding_on_either_side_changes_nothing(name):
+    toy, ids = toy_model(**VARIANTS[name]), _ids()
+    bare = _states(toy, ids)
+    pad = jnp.zeros((2, 4), ids.dtype)
+    real, none = jnp.ones((2, 9), bool), jnp.zeros((2, 4), bool)
+
+    right = _states(toy, jnp.concatenate((ids, pad), 1))
+    np.testing.assert_allclose(right[:, :9], bare, atol=1e-5)
+    for parts in ((ids, pad), (pad, ids)):
+        shifted = jnp.concatenate(parts, 1)
+        mask = jnp.concatenate([none if part is pad else real for part in parts], 1)
+        states = _states(toy, shifted, positions_in_rows(mask), mask)
+        assert bool(jnp.all(jnp.isfinite(states)))
+        kept = states[:, :9] if parts[0] is ids else states[:, 4:]
+        np.testing.assert_allclose(kept, bare, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cache_gives_the_states_of_one_pass(name):
+    toy, ids = toy_model(**VARIANTS[name]), _ids()
+    variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
+    embeddings = toy.model.apply(variables, ids, method="embed")
+    cache, parts = zeros_cache(toy.model.config, 2, 12), []
+    for chunk in (embeddings[:, :5], embeddings[:, 5:6], embeddings[:, 6:]):
+        states, cache = toy.model.apply(
+            variables, chunk, cache=cache, method="hidden"
+        )
+        parts.append(states)
+    assert int(cache.length) == 9
+    np.testing.assert_allclose(
+        jnp.concatenate(parts, 1), _states(toy, ids), atol=1e-5
+    )
+
+
+def test_window_is_a_limit_on_distance():
+    toy, ids = toy_model(sliding_window=3, num_layers=1), _ids(rows=1)
+    changed = ids.at[0, 2].set((ids[0, 2] - 3 + 1) % 58 + 3)
+    moved = jnp.any(jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6, -1)[0]
+    assert moved.tolist() == [False, False, True, True, True] + [False] * 4
+
+
+def test_future_tokens_are_never_seen():
+    toy, ids = toy_model(), _ids(rows=1)
+    changed = ids.at[0, 6].set((ids[0, 6] - 3 + 1) % 58 + 3)
+    moved = jnp.any(jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6, -1)[0]
+    assert moved.tolist() == [False] * 6 + [True] * 3
+
+
+def test_adapter_of_zeros_is_the_base_model():
+    toy, ids = toy_model(), _ids()
+    params = {"params": toy.backbone["params"]}
+    zero = jax.tree.map(jnp.zeros_like, toy.adapters["generator"])
+    base = toy.model.apply(params, ids)
+    np.testing.assert_array_equal(toy.model.apply({**params, "lora": zero}, ids), base)
+    other = toy.model.apply({**params, "lora": toy.adapters["generator"]}, ids)
+    assert float(jnp.max(jnp.abs(other - base))) > 1e-3
+
+
+@pytest.mark.parametrize("policy", ["full", "dots", "dots_no_batch"])
+def test_remat_changes_no_gradient(policy):
+    ids = _ids()
+
+    def slope(remat):
+        toy = toy_model(remat=remat)
+        params = {"params": toy.backbone["params"]}
+
+        def loss(lora):
+            return jnp.sum(jnp.sin(toy.model.apply({**params, "lora": lora}, ids)))
+
+        return jax.grad(loss)(toy.adapters["generator"])
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        slope(policy),
+        slope("none"),
+    )
+
+
+def test_dropout_works_in_training_only():
+    from clara_jax.config import LoraConfig
+
+    toy = toy_model(lora=LoraConfig(rank=4, alpha=8.0, dropout=0.5))
+    variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
+    still = toy.model.apply(variables, _ids())
+    np.testing.assert_array_equal(toy.model.apply(variables, _ids()), still)
+    draws = [
+        toy.model.apply(variables, _ids(), rngs={"dropout": jax.random.key(k)})
+        for k in (0, 1)
+    ]
+    assert float(jnp.max(jnp.abs(draws[0] - still))) > 1e-3
+    assert float(jnp.max(jnp.abs(draws[0] - draws[1]))) > 1e-3
+
+
+def test_bfloat16_keeps_logits_and_softmax_wide():
+    toy = toy_model(dtype="bfloat16", param_dtype="bfloat16")
+    variables = {"params": toy.backbone["params"]}
+    assert all(
+        leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(variables["params"])
+    )
+    ids = _ids()
+    assert toy.model.apply(variables, ids).dtype == jnp.float32
+    assert _states(toy, ids).dtype == jnp.bfloat16
+    jaxpr = str(jax.make_jaxpr(lambda v: toy.model.apply(v, ids))(variables))
+    for line in jaxpr.splitlines():
+        if " exp " in line or " rsqrt " in line:
+            assert "f32" in line.split("=")[0], line
+
+
+def test_rows_stand_beside_both_tables():
+    toy, ids = toy_model(tied=False), _ids()
+    rows = {
+        "embedding": jax.random.normal(jax.random.key(1), (5, 16)),
+        "head": jax.random.normal(jax.random.key(2), (5, 16)),
+    }
+    params = {"params": toy.backbone["params"]}
+    plain = toy.model.apply(params, ids)
+    both = toy.model.apply({**params, "rows": rows}, ids)
+    assert both.shape[-1] == plain.shape[-1] + 5
+    np.testing.assert_allclose(both[..., :-5], plain, atol=1e-6)
+    special = toy.model.apply(
+        {**params, "rows": rows}, jnp.array([[60, 61, 65]]), method="embed"
+    )
+    np.testing.assert_array_equal(special[0, 1:], rows["embedding"][jnp.array([0, 4])])
+
+
+def test_padded_vocabulary_rows_take_no_part():
+    toy = toy_model(text_vocab=50, vocab_size=61)
+    assert toy.model.apply({"params": toy.backbone["params"]}, _ids(vocab=50)).shape[
+        -1
+    ] == 50
+
+
+def test_all_keys_hidden_gives_no_nan_forwards_or_backwards():
+    toy, ids = toy_model(), _ids()
+    mask = jnp.zeros((2, 9), bool).at[1].set(True)
+
+    def loss(lora):
+        variables = {"params": toy.backbone["params"], "lora": lora}
+        return jnp.sum(toy.model.apply(variables, ids, None, mask)[1])
+
+    value, slope = jax.value_and_grad(loss)(toy.adapters["generator"])
+    assert bool(jnp.isfinite(value))
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("smollm2_135m", 134_515_008),
+        ("mistral_7b", 7_241_732_096),
+        ("phi4_mini", 3_836_021_760),
+    ],
+)
+def test_presets_have_the_published_size(name, parameters):
+    config = PRESETS[name]
+    variables = abstract_variables(Transformer(config, config.vocab_size))
+    width = 4 if config.param_dtype == "float32" else 2
+    assert count(variables["params"]) == (parameters, parameters * width)
