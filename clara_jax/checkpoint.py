@@ -21,6 +21,9 @@ logging.getLogger("absl").addFilter(
     lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
 )
 
+WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+"""What Orbax and the system raise when a write fails; see `write_error`."""
+
 
 def save_tree(path: str | os.PathLike, tree: Params) -> None:
     """Write a tree of arrays to a new folder.
@@ -40,16 +43,19 @@ def save_tree(path: str | os.PathLike, tree: Params) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(temporary / "tree", args=ocp.args.PyTreeSave(tree))
+        write_tree(temporary / "tree", tree)
         replace_folder(temporary / "tree", path)
-    except ClaraError:
-        raise
-    except Exception as error:
+    except WRITE_ERRORS as error:
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tree(path: Path, tree: Params) -> None:
+    """Write a tree to a new folder, and let errors pass: for use by other writers."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
 
 
 def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:

@@ -20,7 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from clara_jax.checkpoint import load_tree, replace_folder, save_tree, write_error
+from clara_jax.checkpoint import (
+    WRITE_ERRORS,
+    load_tree,
+    replace_folder,
+    write_error,
+    write_tree,
+)
 from clara_jax.config import (
     LoraConfig,
     MemoryConfig,
@@ -140,7 +146,7 @@ def write_model_folder(
                     replace_folder(part, path / part.name)
                 else:
                     os.replace(part, path / part.name)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
@@ -212,13 +218,13 @@ def _write_parts(folder: Path, model: ModelFolder) -> None:
     _write_json(folder / "model.json", values)
     write_tokenizer(folder / "tokenizer", model.tokenizer)
     if model.clara is None or model.clara.backbone == "backbone":
-        save_tree(folder / "backbone", model.params)
+        write_tree(folder / "backbone", model.params)
     if model.clara is not None:
         _write_json(folder / "clara.json", to_dict(model.clara))
         adapters = dict(model.adapters or {})
         if model.rows:
             adapters["rows"] = model.rows
-        save_tree(folder / "adapters", adapters)
+        write_tree(folder / "adapters", adapters)
 
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:

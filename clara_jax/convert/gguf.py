@@ -77,28 +77,28 @@ class GgufFile:
           param_dtype: type to keep weights in; empty takes bfloat16 for a bfloat16
             file and float32 for all others.
         """
-        if self._number("expert_count", 0):
+        if self._whole("expert_count", 0):
             raise ClaraError(f"{self.path}: mixtures of experts are not supported")
         if "token_embd.weight" not in self._tensors:
             raise ClaraError(f"{self.path}: tensor 'token_embd.weight' is missing")
-        width = int(self._number("embedding_length"))
-        heads = int(self._number("attention.head_count"))
-        rotated = int(self._number("rope.dimension_count", 0))
-        head_dim = int(self._number("attention.key_length", 0)) or width // heads
+        width = self._whole("embedding_length")
+        heads = self._whole("attention.head_count")
+        rotated = self._whole("rope.dimension_count", 0)
+        head_dim = self._whole("attention.key_length", 0) or width // max(heads, 1)
         embedding = self._tensors["token_embd.weight"]
         stored_bf16 = any(
             tensor.tensor_type == GGMLQuantizationType.BF16
             for tensor in self._tensors.values()
         )
-        window = int(self._number("attention.sliding_window", 0))
+        window = self._whole("attention.sliding_window", 0)
         return ModelConfig(
             vocab_size=int(embedding.shape[1]),
             width=width,
-            num_layers=int(self._number("block_count")),
+            num_layers=self._whole("block_count"),
             num_heads=heads,
-            num_kv_heads=int(self._number("attention.head_count_kv", heads)),
+            num_kv_heads=self._whole("attention.head_count_kv", heads),
             head_dim=head_dim,
-            mlp_dim=int(self._number("feed_forward_length")),
+            mlp_dim=self._whole("feed_forward_length"),
             norm_eps=_short(self._number("attention.layer_norm_rms_epsilon")),
             tied="output.weight" not in self._tensors,
             qkv_bias=self._has("attn_q.bias") or self._has("attn_qkv.bias"),
@@ -148,7 +148,13 @@ class GgufFile:
         ids = (self.value(key, -1) for key in keys)
         return tuple(dict.fromkeys(i for i in ids if i >= 0))
 
+    def _whole(self, key: str, default: int | None = None) -> int:
+        return int(self._plain(key, default))
+
     def _number(self, key: str, default: float | None = None) -> float:
+        return float(self._plain(key, default))
+
+    def _plain(self, key: str, default: Any) -> Any:
         key = f"{self.architecture}.{key}"
         value = self.value(key, default)
         if isinstance(value, list):
@@ -180,12 +186,12 @@ class GgufFile:
         return array.reshape(self._shape(name))
 
     def _rope(self, rotated: int, head_dim: int) -> RopeConfig:
-        longest = int(self._number("context_length"))
+        longest = self._whole("context_length")
         kind = str(self.value(f"{self.architecture}.rope.scaling.type", "none"))
-        original = int(self._number("rope.scaling.original_context_length", longest))
-        factor = float(self._number("rope.scaling.factor", 0.0))
+        original = self._whole("rope.scaling.original_context_length", longest)
+        factor = self._number("rope.scaling.factor", 0.0)
         common = {
-            "theta": float(self._number("rope.freq_base", 10000.0)),
+            "theta": self._number("rope.freq_base", 10000.0),
             "fraction": rotated / head_dim,
             "max_position": longest,
         }

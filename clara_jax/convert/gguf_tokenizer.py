@@ -20,6 +20,7 @@ from tokenizers import (
     processors,
 )
 
+from clara_jax.checkpoint import first_line
 from clara_jax.errors import ClaraError
 
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
@@ -96,15 +97,19 @@ def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
     while types and types[-1] == _UNUSED:
         del tokens[-1], types[-1]
     model = str(_field(values, "ggml.model", where))
-    if model == "gpt2":
-        tokenizer = _byte_level(values, tokens, where)
-    elif model == "llama":
-        tokenizer = _sentencepiece(values, tokens, types, where)
-    else:
+    if model not in _MODELS:
         raise ClaraError(
             f"{where}: tokenizer model '{model}' is not supported; gpt2 (byte-level "
             "BPE) and llama (SentencePiece) are"
         )
+    try:
+        tokenizer = _MODELS[model](values, tokens, types, where)
+    except ClaraError:
+        raise
+    except Exception as error:
+        raise ClaraError(
+            f"{where}: the tokenizer is damaged ({first_line(error)})"
+        ) from error
     _add_tokens(tokenizer, tokens, types)
 
     def named(key: str) -> str | None:
@@ -132,7 +137,10 @@ def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
     )
 
 
-def _byte_level(values: Mapping[str, Any], tokens: list[str], where: str) -> Tokenizer:
+def _byte_level(
+    values: Mapping[str, Any], tokens: list[str], types: list[int], where: str
+) -> Tokenizer:
+    del types
     pre = str(values.get("ggml.pre", "default"))
     if pre not in _PATTERNS:
         raise ClaraError(
@@ -194,6 +202,9 @@ def _sentencepiece(
         ]
     )
     return tokenizer
+
+
+_MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:

@@ -1,0 +1,239 @@
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize, quantize
+
+from clara_jax.convert import load_config, load_model
+from clara_jax.convert.gguf import GgufFile
+from clara_jax.convert.hf_config import model_config_from_hf
+from clara_jax.convert.names import extract, gguf_tensors
+from clara_jax.errors import ClaraError
+
+WIDTH, HEADS, KV_HEADS, LAYERS, MLP, VOCAB = 256, 4, 2, 2, 512, 41
+
+
+def _values(arch, **changes):
+    return {
+        "architectures": [f"{arch}ForCausalLM"],
+        "hidden_size": WIDTH,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": MLP,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "head_dim": None,
+        "sliding_window": None,
+        **changes,
+    }
+
+
+def _blocks(shape, kind, rng):
+    """Random blocks of a type that gguf can only read; scales are kept small."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (*shape[:-1], shape[-1] // block, size), np.uint8)
+    scales = slice(0, 4) if kind == Kind.Q4_K else slice(size - 2, size)
+    count = (scales.stop - scales.start) // 2
+    small = rng.uniform(0.01, 0.1, (*raw.shape[:-1], count)).astype(np.float16)
+    raw[..., scales] = small.view(np.uint8)
+    return raw.reshape(*shape[:-1], -1)
+
+
+def _write(path, config, arch, kind=Kind.F32, *, change=None, extra=(), skip=()):
+    """Write a file with random weights; returns what they dequantize to."""
+    writer = gguf.GGUFWriter(path, arch)
+    numbers = {
+        "block_count": config.num_layers,
+        "context_length": 64,
+        "embedding_length": config.width,
+        "feed_forward_length": config.mlp_dim,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        **(change or {}),
+    }
+    for key, value in numbers.items():
+        if isinstance(value, str):
+            writer.add_string(f"{arch}.{key}", value)
+        elif isinstance(value, list):
+            writer.add_array(f"{arch}.{key}", value)
+        elif isinstance(value, float):
+            writer.add_float32(f"{arch}.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32(f"{arch}.rope.freq_base", 5000.0)
+    tokens = ["t", "1", *(f"t{i}" for i in range(1, VOCAB - 1))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["t 1"])
+    writer.add_eos_token_id(2)
+    rng, expected = np.random.default_rng(0), {}
+    for tensor in gguf_tensors(config):
+        if tensor.name in skip:
+            continue
+        array = rng.normal(size=tensor.shape).astype(np.float32)
+        if len(tensor.shape) == 1 or kind == Kind.F32:
+            writer.add_tensor(tensor.name, array)
+        else:
+            if kind in (Kind.Q4_K, Kind.Q6_K):
+                raw = _blocks(tensor.shape, kind, rng)
+            else:
+                raw = quantize(array, kind)
+            array = dequantize(raw, kind)
+            if kind == Kind.F16:
+                writer.add_tensor(tensor.name, raw)
+            else:
+                writer.add_tensor(tensor.name, raw, raw_dtype=kind)
+        expected[tensor.name] = array
+    for name, array in extra:
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def _interleaved(array, heads):
+    """What llama.cpp's converter does to the rows of q and k of Llama files."""
+    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _config(arch, **changes):
+    return model_config_from_hf(_values(arch, **changes), "")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1),
+        *(Kind.Q4_K, Kind.Q6_K),
+    ],
+    ids=lambda kind: kind.name,
+)
+def test_types(tmp_path, kind):
+    path = tmp_path / "model.gguf"
+    expected = _write(path, _config("Qwen2"), "qwen2", kind)
+    model = load_model(path)
+    wide = "bfloat16" if kind == Kind.BF16 else "float32"
+    assert model.config.param_dtype == wide and model.eos_ids == (2,)
+    for tensor in gguf_tensors(model.config):
+        array = extract(model.params, tensor).astype(np.float32)
+        assert np.all(np.isfinite(array))
+        limit = 0.01 if kind == Kind.BF16 else 0
+        np.testing.assert_allclose(array, expected[tensor.name], rtol=limit)
+
+
+@pytest.mark.parametrize(
+    ("arch", "family", "changes"),
+    [
+        ("llama", "Llama", {"tie_word_embeddings": True}),
+        ("llama", "Llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", "Qwen3", {}),
+        ("phi3", "Phi3", {}),
+    ],
+)
+def test_architectures(tmp_path, arch, family, changes):
+    path = tmp_path / "model.gguf"
+    config = _config(family, **changes)
+    lengths = {"attention.key_length": config.head_dim}
+    expected = _write(path, config, arch, change=lengths)
+    model = load_model(path)
+    rope = {"theta": 5000.0, "max_position": 64}
+    for name in ("tied", "qkv_bias", "output_bias", "mlp_bias", "qk_norm", "head_dim"):
+        assert getattr(model.config, name) == getattr(config, name), name
+    assert (model.config.fused_qkv, model.config.norm_eps) == (config.fused_qkv, 1e-5)
+    assert (model.config.rope.theta, model.config.rope.max_position) == (
+        rope["theta"],
+        rope["max_position"],
+    )
+    for tensor in gguf_tensors(config):
+        array = extract(model.params, tensor)
+        heads = {"query": HEADS, "key": KV_HEADS}.get(tensor.path[-2])
+        if arch == "llama" and heads:
+            array = _interleaved(array, heads)
+        np.testing.assert_array_equal(array, expected[tensor.name])
+
+
+def test_rope_kinds(tmp_path):
+    path = tmp_path / "model.gguf"
+
+    def read(arch="llama", family="Llama", extra=(), **change):
+        change = {key.replace("__", "."): value for key, value in change.items()}
+        _write(path, _config(family), arch, change=change, extra=extra)
+        return load_config(path).rope
+
+    half = np.linspace(1, 4, 32, dtype=np.float32)
+    llama3 = read(extra=[("rope_freqs.weight", half)])
+    assert llama3.short_factors == llama3.long_factors == tuple(half.tolist())
+    assert llama3.attention_factor == 1
+    linear = read(rope__scaling__type="linear", rope__scaling__factor=2.0)
+    assert (linear.kind, linear.factor) == ("linear", 2)
+    yarn = read(
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+        rope__scaling__original_context_length=16,
+    )
+    assert (yarn.kind, yarn.factor, yarn.original_max_position) == ("yarn", 4, 16)
+    phi = read(
+        arch="phi3",
+        family="Phi3",
+        extra=[
+            ("rope_factors_long.weight", half[:24] * 2),
+            ("rope_factors_short.weight", half[:24]),
+        ],
+        rope__dimension_count=48,
+        rope__scaling__original_context_length=16,
+        rope__scaling__attn_factor=1.5,
+    )
+    assert (phi.kind, phi.fraction, phi.factor) == ("longrope", 0.75, 4)
+    assert phi.long_factors == tuple((half[:24] * 2).tolist())
+    assert phi.attention_factor == 1.5
+    with pytest.raises(ClaraError, match="rope scaling 'odd' is not supported"):
+        read(rope__scaling__type="odd")
+
+
+def test_refusals(tmp_path):
+    path = tmp_path / "model.gguf"
+    config = _config("Llama")
+
+    def fails(pattern, arch="llama", **options):
+        _write(path, config, arch, **options)
+        with pytest.raises(ClaraError, match=pattern) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+    fails("unknown architecture 'gemma'", arch="gemma")
+    fails("'blk.1.ffn_up.weight' is missing", skip=("blk.1.ffn_up.weight",))
+    fails("'token_embd.weight' is missing", skip=("token_embd.weight",))
+    odd = np.zeros(3, np.float32)
+    fails("'blk.0.odd.weight' is not expected", extra=[("blk.0.odd.weight", odd)])
+    fails(r"'blk.0.ffn_gate.weight' has shape", change={"feed_forward_length": 256})
+    fails("'llama.block_count' is missing", change={"block_count": None})
+    fails("'llama.block_count' must be a number", change={"block_count": "two"})
+    per_layer = {"attention.head_count_kv": [2, 4]}
+    fails("'llama.attention.head_count_kv' differs", change=per_layer)
+    fails("mixtures of experts", change={"expert_count": 8})
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "model.gguf"
+    _write(path, _config("Llama"), "llama")
+    data = path.read_bytes()
+    for content in (
+        b"",
+        b"GGUF",
+        data[:30],
+        data[:1000],
+        data[:-4],
+        b"XXXX" + data[4:],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ClaraError, match="truncated or no GGUF file") as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ClaraError, match="no such file"):
+        GgufFile(tmp_path / "none.gguf")
