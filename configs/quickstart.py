@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 0.01
     config.data.batch_size = 48
     config.data.eval_batch_size = 50
-    config.data.prompt_max_length = 64
+    config.data.prompt_max_length = 72
     config.data.question_max_length = 16
     config.hooks.log_every = 10
     config.hooks.max_new_tokens = 6

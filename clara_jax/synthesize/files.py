@@ -14,7 +14,7 @@ from typing import Any
 from clara_jax.checkpoint import replace_folder, write_error
 from clara_jax.config import parse
 from clara_jax.errors import ClaraError
-from clara_jax.synthesize import records
+from clara_jax.synthesize import records, world
 
 SETTINGS = "settings.json"
 
@@ -58,6 +58,12 @@ class Settings:
                     f"config field 'synthesize.{field.name}' is {value}, but must be "
                     f"at least {least}"
                 )
+        names = sum(len(world.names(kind, held_out=True)) for kind in world.KINDS)
+        if self.candidates > names:
+            raise ClaraError(
+                f"config field 'synthesize.candidates' is {self.candidates}, but only "
+                f"{names} names are held out"
+            )
 
 
 def prepare(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> Path:

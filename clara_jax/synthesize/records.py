@@ -50,20 +50,20 @@ def pretraining(rng: random.Random, turns: int = 6) -> Iterator[Row]:
         draw = rng.random()
         if draw < 0.2:
             prompt, answer = scp_prompt(text), pairs(item, rng)
-            yield {"text": _conversation(prompt, [answer])}
+            yield {"text": conversation(prompt, [answer])}
         elif draw < 0.4:
             prompt = paraphrase_prompt(text, rng.randrange(len(PARAPHRASES)))
-            yield {"text": _conversation(prompt, [world.document(item, rng)])}
+            yield {"text": conversation(prompt, [world.document(item, rng)])}
         else:
             asked = world.questions(item, rng) + world.questions(item, rng)
             first, *others = asked[:turns]
             turn = [first[1]]
             for question, answer in others:
                 turn += [f"Question:{question}", answer]
-            yield {"text": _conversation(answer_prompt(text, first[0]), turn)}
+            yield {"text": conversation(answer_prompt(text, first[0]), turn)}
 
 
-def _conversation(prompt: Prompt, turns: Sequence[str]) -> str:
+def conversation(prompt: Prompt, turns: Sequence[str]) -> str:
     """A conversation as the tokenizer's chat template renders it."""
     roles = ("assistant", "user")
     text = f"<s><|system|>{prompt.system}</s><|user|>{prompt.user}</s>"

@@ -1,0 +1,96 @@
+"""Files of records: reproducible, whole, and readable by every stage."""
+
+import json
+
+import pytest
+
+from clara_jax.config import DataConfig, MemoryConfig
+from clara_jax.data import open_records
+from clara_jax.data.examples import ExampleMaker
+from clara_jax.errors import ClaraError
+from clara_jax.synthesize import prepare, world
+from clara_jax.synthesize.tokenizer import make_tokenizer
+from clara_jax.text import ClaraTokenizer
+
+SMALL = {"scp": 30, "instruct": 20, "end_to_end": 40, "held_out": 20, "candidates": 5}
+MEMORY = MemoryConfig(doc_max_length=30, compression_rate=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("world"), SMALL)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_same_settings_give_the_same_bytes(folder, tmp_path):
+    again = prepare(tmp_path, SMALL)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in again.iterdir()}
+    prepare(tmp_path, SMALL)
+    assert before == {path: path.stat().st_mtime_ns for path in again.iterdir()}
+
+
+def test_other_settings_are_refused(folder):
+    with pytest.raises(ClaraError, match="holds other data"):
+        prepare(folder.parent, {**SMALL, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scpp": 3}, "synthesize.scpp"),
+        ({"records": "all"}, "stages or pretraining"),
+        ({"held_out": 0}, "at least 1"),
+        ({"candidates": 300}, "synthesize.candidates"),
+    ],
+)
+def test_bad_settings(tmp_path, settings, message):
+    with pytest.raises(ClaraError, match=message):
+        prepare(tmp_path, settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_held_out_name_is_in_training(folder, tmp_path):
+    texts = [(folder / f"{s}.jsonl").read_text() for s in ("scp", "instruct")]
+    texts += [(folder / "end_to_end.jsonl").read_text()]
+    base = prepare(tmp_path, {"records": "pretraining", "pretraining": 200})
+    texts += [(base / "pretraining.jsonl").read_text()]
+    held = [*world.names("person", True), *world.names("town", True)]
+    for text in texts:
+        assert not [name for name in held if name in text]
+
+
+def test_one_candidate_alone_is_right(folder):
+    held = set(world.names("person", True) + world.names("town", True))
+    for row in rows(folder / "held_out.jsonl"):
+        assert len(row["docs"]) == 5
+        name = next(name for name in held if name in row["question"])
+        right = [i for i, text in enumerate(row["docs"]) if name in text]
+        assert right == row["pos_index"]
+        assert row["answer"] in row["docs"][right[0]]
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "longest"),
+    [
+        ("scp", "scp", 72),
+        ("instruct", "instruct", 40),
+        ("instruct", "held_out", 40),
+        ("end_to_end", "end_to_end", 40),
+    ],
+)
+def test_stages_read_the_files_uncut(folder, stage, file, longest):
+    data = DataConfig(prompt_max_length=longest, question_max_length=16)
+    tokenizer = ClaraTokenizer(make_tokenizer(), MEMORY.num_memory)
+    make = ExampleMaker(tokenizer, stage, MEMORY, data, top_k=1)
+    for record in open_records(folder / f"{file}.jsonl"):
+        example = make(record)
+        assert example.prompt[-1] == tokenizer.eos_id
+        assert all(
+            tokenizer.document_length(text) <= MEMORY.doc_max_length
+            for text in record.documents
+        )
