@@ -17,9 +17,8 @@ from configs import common
 
 def get_config() -> ConfigDict:
     """One language-model run."""
-    config = common.base("lm", "runs/quickstart_base", "random:quickstart")
+    config = common.base("lm", "runs/quickstart_base", "{workdir}/data/start")
     config.unlock()
-    config.tokenizer = "{workdir}/data/tokenizer"
     config.synthesize = ConfigDict(
         {"records": "pretraining", "seed": 0, "pretraining": 40000, "held_out": 200}
     )

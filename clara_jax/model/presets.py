@@ -12,18 +12,6 @@ TINY = ModelConfig(
     mlp_dim=64,
 )
 
-# The quickstart's base; its vocabulary is that of `clara_jax.synthesize`.
-QUICKSTART = ModelConfig(
-    vocab_size=253,
-    width=64,
-    num_layers=3,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=32,
-    mlp_dim=160,
-    rope=RopeConfig(theta=10000.0, max_position=512),
-)
-
 SMOLLM2_135M = ModelConfig(
     vocab_size=49152,
     width=576,
@@ -89,7 +77,6 @@ PHI4_MINI = ModelConfig(
 
 PRESETS = {
     "tiny": TINY,
-    "quickstart": QUICKSTART,
     "smollm2_135m": SMOLLM2_135M,
     "mistral_7b": MISTRAL_7B,
     "phi4_mini": PHI4_MINI,

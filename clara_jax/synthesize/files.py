@@ -15,6 +15,7 @@ from clara_jax.checkpoint import replace_folder, write_error
 from clara_jax.config import parse
 from clara_jax.errors import ClaraError
 from clara_jax.synthesize import records, world
+from clara_jax.synthesize.base import random_base, write_base
 
 SETTINGS = "settings.json"
 
@@ -25,7 +26,7 @@ class Settings:
 
     Attributes:
       records: ``stages`` writes records of scp, instruct and end_to_end, held-out ones
-        included; ``pretraining`` writes text for a base, and its tokenizer.
+        included; ``pretraining`` writes text for a base, and an untrained one.
       seed: of everything.
       pretraining, scp, instruct, end_to_end: numbers of training records; 0 for
         end_to_end asks for every fact of the encyclopedia once.
@@ -104,9 +105,7 @@ def prepare(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> Path
             for file, rows in _contents(settings).items():
                 _write_lines(made / file, rows)
             if settings.records == "pretraining":
-                from clara_jax.synthesize.tokenizer import make_tokenizer
-
-                make_tokenizer().save_pretrained(str(made / "tokenizer"))
+                write_base(random_base(settings.seed), made / "start")
             text = json.dumps(wanted, indent=2) + "\n"
             (made / SETTINGS).write_text(text, encoding="utf-8")
             replace_folder(made, folder)

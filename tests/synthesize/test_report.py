@@ -12,8 +12,9 @@ from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import TextAnswers, questions_of
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.model import PRESETS, Transformer
+from clara_jax.model import Transformer
 from clara_jax.synthesize import BASE, curves, prepare, report, write_base
+from clara_jax.synthesize.base import SHAPE
 from clara_jax.synthesize.report import table
 from clara_jax.text import ClaraTokenizer
 
@@ -65,8 +66,7 @@ def test_report_names_a_missing_run(tmp_path):
 
 def test_base_round_trip(tmp_path):
     model = load_model(BASE)
-    shape = PRESETS["quickstart"]
-    assert model.config == shape
+    assert model.config == SHAPE
     write_base(model, tmp_path / "base")
     before = load_file(BASE / "model.safetensors")
     after = load_file(tmp_path / "base" / "model.safetensors")

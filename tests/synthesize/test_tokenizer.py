@@ -2,8 +2,8 @@
 
 import random
 
-from clara_jax.model import PRESETS
 from clara_jax.synthesize import BASE, records, world
+from clara_jax.synthesize.base import SHAPE
 from clara_jax.synthesize.tokenizer import make_tokenizer
 from clara_jax.text import (
     PARAPHRASES,
@@ -15,9 +15,9 @@ from clara_jax.text import (
 )
 
 
-def test_vocabulary_is_the_preset_s_and_the_shipped_base_s():
+def test_vocabulary_is_the_shape_s_and_the_shipped_base_s():
     tokenizer = make_tokenizer()
-    assert len(tokenizer) == PRESETS["quickstart"].vocab_size
+    assert len(tokenizer) == SHAPE.vocab_size
     assert load_tokenizer(BASE).get_vocab() == tokenizer.get_vocab()
 
 
