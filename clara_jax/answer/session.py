@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from clara_jax.answer.documents import Document
 from clara_jax.convert import load_model
@@ -154,7 +153,7 @@ class Session:
             )
             chosen = indices[0].tolist()
             scores = tuple(cosines[0, chosen].tolist())
-        vectors = self._vectors[jnp.asarray(chosen)][None]
+        vectors = self._vectors[chosen][None]
         (answer,) = clara.answer_from_vectors([question], vectors)
         documents = tuple(self.documents[i] for i in chosen)
         return Answer(question, answer, documents, scores, watch.seconds)

@@ -19,7 +19,7 @@ from clara_jax.clara import Batch
 from clara_jax.data.records import Record
 from clara_jax.evaluate.metrics import score_answers, score_retrieval
 from clara_jax.generate import Clara
-from clara_jax.shapes import Array, Float, Params
+from clara_jax.shapes import Float, Params
 
 Result = tuple[str, float]
 
@@ -240,14 +240,14 @@ class _VectorCache:
     """Document vectors, kept between runs while what makes them is frozen."""
 
     def __init__(self):
-        self._kept: tuple[Float[Array, "B C M D"], np.ndarray] | None = None
+        self._kept: tuple[Float[np.ndarray, "B C M D"], np.ndarray] | None = None
 
     def gather(
         self,
         clara: Clara,
         rows: Sequence[Sequence[str]],
         trainable: Mapping[str, Params],
-    ) -> tuple[Float[Array, "B C M D"], np.ndarray]:
+    ) -> tuple[Float[np.ndarray, "B C M D"], np.ndarray]:
         if trainable.keys() & {"compressor", "memory", "backbone"}:
             return clara.gather(rows)
         if self._kept is None:

@@ -18,6 +18,7 @@ import numpy as np
 from clara_jax.config import MemoryConfig, SelectionConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate.batched import (
+    AnyArray,
     Watch,
     candidate_scores,
     continue_rows,
@@ -27,7 +28,7 @@ from clara_jax.generate.decode import trim
 from clara_jax.generate.prompts import encode_prompts, refuse_empty
 from clara_jax.generate.settings import AnswerConfig
 from clara_jax.model import Transformer
-from clara_jax.shapes import Array, Bool, Float, Int, Params
+from clara_jax.shapes import Bool, Float, Int, Params
 from clara_jax.text import (
     PARAPHRASES,
     ClaraTokenizer,
@@ -82,7 +83,7 @@ class Clara:
     config: AnswerConfig = AnswerConfig()
     watch: Watch = contextlib.nullcontext
 
-    def compress(self, documents: Sequence[str]) -> Float[Array, "n M D"]:
+    def compress(self, documents: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Compress documents; text beyond ``doc_max_length`` tokens is not read.
 
         Args:
@@ -98,7 +99,7 @@ class Clara:
         with self.watch("compress"):
             return self._encode(documents, self.memory.doc_max_length, "compressor")
 
-    def reason(self, questions: Sequence[str]) -> Float[Array, "n M D"]:
+    def reason(self, questions: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Encode questions into the documents' space.
 
         Args:
@@ -124,7 +125,7 @@ class Clara:
 
     def gather(
         self, documents: Sequence[Sequence[str]]
-    ) -> tuple[Float[Array, "B C M D"], Bool[np.ndarray, "B C"]]:
+    ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
         """Compress rows of documents, each distinct text once.
 
         Args:
@@ -146,8 +147,8 @@ class Clara:
 
     def select(
         self,
-        question_vectors: Float[Array, "B M D"],
-        vectors: Float[Array, "*rows C M D"],
+        question_vectors: Float[AnyArray, "B M D"],
+        vectors: Float[AnyArray, "*rows C M D"],
         top_k: int,
         mask: Bool[np.ndarray, "B C"] | None = None,
     ) -> tuple[Int[np.ndarray, "B J"], Float[np.ndarray, "B C"]]:
@@ -176,7 +177,7 @@ class Clara:
                     f"question {i + 1}; lower top_k or give more documents"
                 )
         with self.watch("select"):
-            scores = np.asarray(candidate_scores(question_vectors, vectors))
+            scores = candidate_scores(question_vectors, vectors)
             scores = np.where(mask, scores, -np.inf)
             order = np.argsort(-scores, axis=1, kind="stable")
             return order[:, :top_k], scores
@@ -184,7 +185,7 @@ class Clara:
     def answer_from_vectors(
         self,
         questions: Sequence[str],
-        vectors: Float[Array, "B J M D"],
+        vectors: Float[AnyArray, "B J M D"],
         mask: Bool[np.ndarray, "B J"] | None = None,
     ) -> list[str]:
         """Answer questions from the vectors of their documents.
@@ -285,7 +286,7 @@ class Clara:
     def answer_prompts(
         self,
         questions: Sequence[str],
-        vectors: Float[Array, "B J M D"],
+        vectors: Float[AnyArray, "B J M D"],
         mask: Bool[np.ndarray, "B J"] | None = None,
     ) -> list[list[int]]:
         """Token ids of the prompts of `answer_from_vectors`."""
@@ -316,7 +317,7 @@ class Clara:
     def continue_prompts(
         self,
         rows: Sequence[Sequence[int]],
-        vectors: Float[Array, "B J M D"] | None,
+        vectors: Float[AnyArray, "B J M D"] | None,
         role: str | None = "generator",
     ) -> Int[np.ndarray, "B new"]:
         """Decode what follows prompts.
@@ -347,7 +348,7 @@ class Clara:
     def _texts(
         self,
         rows: Sequence[Sequence[int]],
-        vectors: Float[Array, "B J M D"] | None,
+        vectors: Float[AnyArray, "B J M D"] | None,
         role: str | None = "generator",
     ) -> list[str]:
         tokens = self.continue_prompts(rows, vectors, role)
@@ -356,7 +357,7 @@ class Clara:
 
     def _encode(
         self, texts: Sequence[str], max_length: int, role: str
-    ) -> Float[Array, "n M D"]:
+    ) -> Float[np.ndarray, "n M D"]:
         self._need(role)
         count = self.memory.num_memory
         return encode_rows(

@@ -1,4 +1,8 @@
-"""Texts and prompts of any number and length through the compiled functions."""
+"""Texts and prompts of any number and length through the compiled functions.
+
+Vectors stay in host memory between the parts: batches are cut and put together there,
+so that only padded shapes are ever compiled.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,7 @@ from clara_jax.clara import (
     prompt_embeddings,
     role_variables,
 )
-from clara_jax.generate.batching import batches_by_length
+from clara_jax.generate.batching import batches_by_length, length_bucket, row_bucket
 from clara_jax.generate.decode import DecodeConfig, jit_decode_loop, jit_prefill
 from clara_jax.generate.sampling import row_keys
 from clara_jax.model import Transformer
@@ -26,6 +31,8 @@ from clara_jax.shapes import Array, Float, Int, Params
 
 Watch = Callable[[str], AbstractContextManager]
 """Called with a part's name for a context around it, to take times."""
+
+AnyArray = Array | np.ndarray
 
 
 def encode_rows(
@@ -39,7 +46,7 @@ def encode_rows(
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
-) -> Float[Array, "n M D"]:
+) -> Float[np.ndarray, "n M D"]:
     """Compress documents, or encode questions, batch by batch.
 
     Args:
@@ -56,11 +63,11 @@ def encode_rows(
       ``[n, M, D]`` vectors in the rows' order.
     """
     dtype = jnp.dtype(model.config.dtype)
-    vectors = jnp.zeros((len(rows), num_memory, model.config.width), dtype)
+    vectors = np.zeros((len(rows), num_memory, model.config.width), dtype)
     for chosen, tokens in batches_by_length(rows, pad_id, batch_size, largest):
         found = _compress(model, backbone, adapters, tokens, num_memory, role)
-        vectors = vectors.at[chosen].set(found[: len(chosen)])
-    return jax.block_until_ready(vectors)
+        vectors[chosen] = np.asarray(found)[: len(chosen)]
+    return vectors
 
 
 def continue_rows(
@@ -68,7 +75,7 @@ def continue_rows(
     backbone: Params,
     adapters: Params,
     rows: Sequence[Sequence[int]],
-    vectors: Float[Array, "n J M D"] | None,
+    vectors: Float[AnyArray, "n J M D"] | None,
     *,
     role: str | None,
     config: DecodeConfig,
@@ -95,10 +102,11 @@ def continue_rows(
     if role is None and vectors is None:
         adapters = {name: adapters[name] for name in adapters if name == "backbone"}
     variables = role_variables(backbone, adapters, role)
+    filled = None if vectors is None else np.asarray(vectors)
     out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
     for chosen, prompt in batches_by_length(rows, config.pad_id, batch_size):
         padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
-        filling = None if vectors is None else vectors[padded]
+        filling = None if filled is None else jnp.asarray(filled[padded])
         with watch("prefill"):
             embeddings = _embed(model, backbone, adapters, prompt, filling)
             keys = row_keys(seed, jnp.asarray(padded))
@@ -110,14 +118,35 @@ def continue_rows(
     return out
 
 
-@jax.jit
 def candidate_scores(
+    questions: Float[AnyArray, "B M D"], vectors: Float[AnyArray, "*rows C M D"]
+) -> Float[np.ndarray, "B C"]:
+    """Cosines of questions with their candidates, padded to few shapes.
+
+    Args:
+      questions: vectors of questions.
+      vectors: of each question's candidates ``[B, C, M, D]``, or ``[C, M, D]`` the same
+        for all questions.
+
+    Returns:
+      ``[B, C]`` float32.
+    """
+    rows, candidates = questions.shape[0], vectors.shape[-3]
+    more_rows = row_bucket(rows, 1 << 30) - rows
+    more = [(0, length_bucket(candidates) - candidates), (0, 0), (0, 0)]
+    if vectors.ndim == 4:
+        more.insert(0, (0, more_rows))
+    scores = _scores(
+        jnp.asarray(np.pad(questions, [(0, more_rows), (0, 0), (0, 0)])),
+        jnp.asarray(np.pad(vectors, more)),
+    )
+    return np.asarray(scores)[:rows, :candidates]
+
+
+@jax.jit
+def _scores(
     questions: Float[Array, "B M D"], vectors: Float[Array, "*rows C M D"]
 ) -> Float[Array, "B C"]:
-    """Cosines of questions with their candidates ``[B, C, M, D]``.
-
-    ``[C, M, D]`` are the same candidates for all questions; they are not repeated.
-    """
     flat = questions.reshape(questions.shape[0], -1)
     documents = vectors.reshape(*vectors.shape[:-2], -1)
     if documents.ndim == 3:
@@ -154,5 +183,6 @@ def _embed(
 ) -> Float[Array, "B T D"]:
     if vectors is None or vectors.shape[1] == 0:
         variables = role_variables(backbone, adapters, None)
-        return model.apply(variables, prompt.ids, method="embed")
+        apply: Any = model.apply
+        return apply(variables, prompt.ids, method="embed")
     return prompt_embeddings(model, backbone, adapters, prompt, vectors)

@@ -92,7 +92,8 @@ def prefill(
     rows, length, _ = embeddings.shape
     slots = length + config.max_new_tokens
     visible = jnp.pad(mask, ((0, 0), (0, config.max_new_tokens)))
-    hidden, cache = model.apply(
+    apply: Any = model.apply
+    hidden, cache = apply(
         variables,
         embeddings,
         jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0),
@@ -133,9 +134,10 @@ def decode_step(
     token = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
     slots = jnp.arange(state.visible.shape[1])
     visible = state.visible | (slots == state.cache.length)[None]
-    hidden, cache = model.apply(
+    apply: Any = model.apply
+    hidden, cache = apply(
         variables,
-        model.apply(variables, token, method="embed"),
+        apply(variables, token, method="embed"),
         state.positions[:, None],
         visible,
         cache=state.cache,
@@ -218,7 +220,8 @@ def _draw(
     state: DecodeState,
     config: DecodeConfig,
 ) -> DecodeState:
-    logits = model.apply(variables, hidden, method="logits")[:, 0]
+    apply: Any = model.apply
+    logits = apply(variables, hidden, method="logits")[:, 0]
     keys = None if state.keys is None else fold_step(state.keys, state.step)
     token = jnp.where(state.done, config.pad_id, sample(logits, keys, config.sampling))
     ends = jnp.isin(token, jnp.array(config.eos_ids, jnp.int32))

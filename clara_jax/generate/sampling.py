@@ -65,13 +65,13 @@ def sample(
     Args:
       logits: ``[B, V]`` float32.
       keys: one key per row, ``[B]``, so that a row's draws do not depend on the rows
-        beside it; None with greedy sampling.
+        beside it; None is greedy sampling.
       sampling: static settings.
 
     Returns:
       ``[B]`` int32 token ids.
     """
-    if sampling.greedy:
+    if sampling.greedy or keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
     if sampling.top_p < 1.0:

@@ -9,7 +9,7 @@ import pytest
 from clara_jax.answer.__main__ import main
 from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, write_model_folder
-from clara_jax.testing import toy_model, toy_tokenizer
+from clara_jax.testing import EOS, toy_model, toy_tokenizer
 
 DOCUMENTS = [
     {"id": "d1", "title": "Ada Bell", "text": "Ada Bell was born in Corin"},
@@ -43,7 +43,7 @@ def write_toy(path, *, roles=("compressor", "generator", "reasoner"), base=False
         clara=None if base else settings,
         adapters={name: toy.adapters[name] for name in (*roles, "memory")},
         rows=toy.backbone["rows"],
-        eos_ids=(tokenizer.eos_token_id,),
+        eos_ids=(EOS,),
     )
     write_model_folder(path, model)
     return path

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +37,11 @@ RECORDS = [
 SEVERAL = Record(("a",), ("first", "second"), ("one", "two"))
 
 
+@dataclasses.dataclass
+class State:
+    trainable: dict[str, Any]
+
+
 @functools.cache
 def parts():
     tokenizer = toy_tokenizer([*DOCUMENTS, *(r.questions[0] for r in RECORDS)])
@@ -57,7 +62,7 @@ def split(*trains):
         config=AnswerConfig(max_new_tokens=3, batch_size=4),
     )
     trainable = {name: toy.adapters[name] for name in trains}
-    return clara, types.SimpleNamespace(trainable=trainable)
+    return clara, State(trainable)
 
 
 def complete(clara, state):
@@ -87,7 +92,7 @@ def test_held_out_loss_divides_once(stage):
         return loss(toy.model, backbone, {**frozen, **trainable}, batch, None)
 
     evaluator = HeldOutLoss(step, toy.backbone, {}, lambda: iter(batches))
-    state = types.SimpleNamespace(trainable=toy.adapters)
+    state = State(toy.adapters)
     results = dict(evaluator.run(state))
     assert results == dict(evaluator.run(state))
     found = [step(toy.adapters, toy.backbone, {}, batch) for batch in batches]

@@ -23,9 +23,9 @@ QUESTIONS = ["Where was Ada Bell born", "Where did Edo Falk study"]
 
 
 @functools.cache
-def clara(window=None):
+def clara(dtype="float32"):
     tokenizer = toy_tokenizer(DOCUMENTS + QUESTIONS)
-    toy = toy_model(text_vocab=len(tokenizer), sliding_window=window)
+    toy = toy_model(text_vocab=len(tokenizer), dtype=dtype)
     return Clara(
         model=toy.model,
         backbone=toy.backbone,
@@ -76,6 +76,15 @@ def test_selection_is_that_of_a_loop():
     assert result.scores[1, 3] == -np.inf
     shared = model.select(model.reason(QUESTIONS), model.compress(DOCUMENTS), 2)
     np.testing.assert_allclose(shared[1][0], result.scores[0], atol=1e-5)
+
+
+def test_bfloat16_selects_alike():
+    wide, narrow = (
+        model.select(model.reason(QUESTIONS), model.compress(DOCUMENTS), 1)[1]
+        for model in (clara(), clara("bfloat16"))
+    )
+    assert clara("bfloat16").compress(DOCUMENTS[:1]).dtype == "bfloat16"
+    np.testing.assert_allclose(narrow, wide, atol=0.05)
 
 
 def test_text_baseline_and_paraphrase_run():
