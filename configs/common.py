@@ -68,6 +68,29 @@ def paper(stage: str, name: str, backbone: str) -> ConfigDict:
     return config
 
 
+def smollm2(stage: str) -> ConfigDict:
+    """SmolLM2-135M-Instruct: the paper's settings at the size of a laptop.
+
+    Args:
+      stage: as of `paper`.
+    """
+    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config = paper(stage, "smollm2_135m", hub)
+    config.dtype = config.param_dtype = "float32"  # faster than bfloat16 on a CPU
+    config.remat = "none"
+    config.data.batch_size = 8
+    config.data.too_long = "cut"
+    config.data.prompt_max_length = 600
+    config.data.prompt_buckets = (192, 256, 320, 384, 600)
+    config.hooks.log_every = 1
+    config.hooks.checkpoint_every = 50
+    if stage == "instruct":
+        config.selection.top_k = 2
+    elif stage == "end_to_end":
+        config.data.candidates = 10
+    return config
+
+
 def local(config: ConfigDict) -> ConfigDict:
     """A few small steps on the first records, to see that everything fits together."""
     config.workdir += "_local"

@@ -1,0 +1,21 @@
+"""End-to-end training (stage 3) of SmolLM2-135M: retrieval from answers alone.
+
+Source: paper section 3.3 and table 10 (learning rate 5e-6), but for the batch of 8
+    instead of 32, ten candidates (HotpotQA's own paragraphs) and float32. The
+    documents are compressed once, before the first step.
+Command: python -m clara_jax.train --config=configs/smollm2_135m_end_to_end.py
+    --config.init_from=runs/smollm2_135m_instruct
+    --config.data.train=hotpotqa_train.json
+Hardware: 2 CPU cores, 5 GiB. Time and score: not measured.
+Local mode: ``configs/smollm2_135m_end_to_end.py:local``.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment, or its ``local`` mode."""
+    config = common.smollm2("end_to_end")
+    return common.local(config) if arg == "local" else config

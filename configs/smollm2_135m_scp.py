@@ -1,0 +1,22 @@
+"""Compression pretraining (stage 1) of SmolLM2-135M: CLaRa on a laptop.
+
+Source: paper section 3.1 and table 10, but for the batch of 8 instead of 128, float32
+    and 600 tokens a prompt: one epoch over a thousand passages takes hours on two CPU
+    cores, and 20 steps take minutes. The paper has no model of this size.
+Command: python -m clara_jax.train --config=configs/smollm2_135m_scp.py
+    --config.data.train=scp_pretrain_1000.jsonl
+    with ``--config.backbone=SmolLM2-135M-Instruct.Q4_1.gguf`` for a file at hand.
+Hardware: 2 CPU cores, 5 GiB; or any GPU with ``--config.data.batch_size=128``.
+Time: see the README. Score: not measured.
+Local mode: ``configs/smollm2_135m_scp.py:local`` (20 steps of 4 on 64 records).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment, or its ``local`` mode."""
+    config = common.smollm2("scp")
+    return common.local(config) if arg == "local" else config

@@ -1,0 +1,151 @@
+"""What each stage starts from: new, kept, copied, refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax.config import LoraConfig, MemoryConfig, RunConfig, SelectionConfig
+from clara_jax.convert import ClaraSettings, ModelFolder
+from clara_jax.errors import ClaraError
+from clara_jax.testing import toy_model
+from clara_jax.train.start import make_adapters, trained_names
+
+LORA = LoraConfig(rank=4, alpha=8.0)
+MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toy_model()
+
+
+def config(stage, **changes):
+    fields = {"backbone": "b", "init_from": "earlier", "lora": LORA, "memory": MEMORY}
+    return RunConfig(stage=stage, workdir="w", **{**fields, **changes})
+
+
+def earlier(toy, without=(), **changes):
+    adapters = {k: v for k, v in toy.adapters.items() if k not in without}
+    settings = ClaraSettings(MEMORY, LORA, SelectionConfig(), toy.text_vocab)
+    settings = dataclasses.replace(settings, **changes)
+    return ModelFolder(
+        toy.model.config,
+        toy.backbone["params"],
+        None,
+        settings,
+        adapters,
+        toy.backbone["rows"],
+    )
+
+
+def make(toy, run, folder):
+    params = toy.backbone["params"]
+    return make_adapters(run, toy.model, params, folder, jax.random.key(5))
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def is_new(lora):
+    leaves = jax.tree_util.tree_flatten_with_path(lora)[0]
+    return all(not np.any(x) for path, x in leaves if path[-1].key == "b")
+
+
+def test_scp_starts_everything_afresh(toy):
+    adapters, rows = make(toy, config("scp"), earlier(toy, without=["reasoner"]))
+    assert set(adapters) == {"compressor", "generator", "memory"}
+    assert is_new(adapters["compressor"]) and is_new(adapters["generator"])
+    assert not same(adapters["compressor"], adapters["generator"])
+    assert not same(adapters["memory"], toy.adapters["memory"])
+    assert not same(rows["marks"], toy.backbone["rows"]["marks"])
+    assert rows["head"].shape == (5, 16) and rows["marks"].shape == (3, 16)
+
+
+def test_new_rows_resemble_the_text_rows(toy):
+    params = dict(toy.backbone["params"])
+    spread = jnp.arange(1.0, 17.0)[None, :]
+    table = 3.0 + jax.random.normal(jax.random.key(1), (61, 16)) * spread
+    params["embed"] = {"embedding": jnp.concatenate([table, jnp.full((40, 16), 1e6)])}
+    run = config("scp", memory=MemoryConfig(doc_max_length=4096, compression_rate=2))
+    adapters, _ = make_adapters(run, toy.model, params, None, jax.random.key(0))
+    memory = np.asarray(adapters["memory"])
+    np.testing.assert_allclose(memory.mean(0), table.mean(0), atol=2.0)
+    np.testing.assert_allclose(memory.std(0), table.std(0), rtol=0.1)
+
+
+def test_instruct_keeps_the_compressor_and_starts_a_new_generator(toy):
+    adapters, rows = make(toy, config("instruct"), earlier(toy))
+    for name in ("compressor", "memory", "reasoner"):
+        assert same(adapters[name], toy.adapters[name])
+    assert is_new(adapters["generator"])
+    assert same(rows, toy.backbone["rows"])
+
+
+@pytest.mark.parametrize("stage", ["end_to_end", "rerank"])
+def test_the_reasoner_starts_as_a_copy_of_the_compressor(toy, stage):
+    adapters, _ = make(toy, config(stage), earlier(toy, without=["reasoner"]))
+    assert same(adapters["reasoner"], toy.adapters["compressor"])
+    assert same(adapters["generator"], toy.adapters["generator"])
+    adapters, _ = make(toy, config(stage), earlier(toy))
+    assert same(adapters["reasoner"], toy.adapters["reasoner"])
+
+
+def test_reinit_starts_what_it_names(toy):
+    run = config("end_to_end", reinit=("reasoner", "generator"))
+    adapters, _ = make(toy, run, earlier(toy))
+    assert is_new(adapters["reasoner"]) and is_new(adapters["generator"])
+    assert same(adapters["compressor"], toy.adapters["compressor"])
+
+
+def test_rerank_needs_no_generator(toy):
+    folder = earlier(toy, without=["reasoner", "generator"])
+    adapters, _ = make(toy, config("rerank"), folder)
+    assert set(adapters) == {"compressor", "memory", "reasoner"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "without", "message"),
+    [
+        ("instruct", ["compressor"], "needs? .*compressor|trained compressor"),
+        ("end_to_end", ["generator"], "trained generator.*--config.reinit=generator"),
+        ("rerank", ["memory"], "trained memory"),
+    ],
+)
+def test_what_is_missing_is_named(toy, stage, without, message):
+    with pytest.raises(ClaraError, match=message):
+        make(toy, config(stage), earlier(toy, without=without))
+
+
+def test_a_bare_base_is_no_start_for_later_stages(toy):
+    with pytest.raises(ClaraError, match="init_from' is empty"):
+        make(toy, config("instruct", init_from=""), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": LoraConfig(rank=8, alpha=8.0)}, r"'lora.rank' is 8.*lora.rank=4"),
+        ({"memory": MemoryConfig(16, 4)}, "compression_rate.*get 4 .*has 2; set"),
+        ({"memory": MemoryConfig(8, 4, False)}, "'memory.separator' is False"),
+    ],
+)
+def test_settings_that_differ_from_the_adapters_are_named(toy, changes, message):
+    with pytest.raises(ClaraError, match=message):
+        make(toy, config("instruct", **changes), earlier(toy))
+
+
+def test_adapters_of_another_backbone_are_refused(toy):
+    other = earlier(toy_model(width=24))
+    with pytest.raises(ClaraError, match="does not fit the backbone"):
+        make(toy, config("instruct"), other)
+
+
+def test_what_each_stage_trains():
+    assert trained_names(config("scp")) == ("compressor", "generator", "memory")
+    assert trained_names(config("end_to_end")) == ("reasoner", "generator")
+    frozen = config("end_to_end", train_generator=False)
+    assert trained_names(frozen) == ("reasoner",)
