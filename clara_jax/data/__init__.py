@@ -1,7 +1,13 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
 from clara_jax.data.collate import Layout, collate
-from clara_jax.data.examples import Dialogue, Example, ExampleMaker, supervise
+from clara_jax.data.examples import (
+    Dialogue,
+    Example,
+    ExampleMaker,
+    check_records,
+    supervise,
+)
 from clara_jax.data.pipeline import count_candidates, make_batches
 from clara_jax.data.records import FORMATS, Record, RecordSource, passage
 from clara_jax.data.sources import Records, open_records, write_tfds
@@ -17,6 +23,7 @@ __all__ = [
     "RecordSource",
     "Records",
     "UniqueDocuments",
+    "check_records",
     "collate",
     "count_candidates",
     "make_batches",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,31 +102,26 @@ def collate(
     part = range(batch_size)[rows or slice(None)]
     count = len(examples)
     chosen = [examples[i] if i < count else Example() for i in part]
-    batch = Batch()
-
+    fields: dict[str, Any] = {}
     if layout.prompts:
         length = _fit([_length(e.prompt) for e in examples], layout.prompts)
-        prompt = _pad([e.prompt for e in chosen], length, layout.pad_id)
+        fields["prompt"] = _pad([e.prompt for e in chosen], length, layout.pad_id)
         labels = np.full((len(chosen), length), IGNORE, np.int32)
         for i, example in enumerate(chosen):
             labels[i, : _length(example.labels)] = _row(example.labels)
-        batch = batch.replace(prompt=prompt, labels=labels)
+        fields["labels"] = labels
     if layout.slots:
-        batch = batch.replace(
-            documents=_grid(
-                [e.documents for e in examples],
-                [e.documents for e in chosen],
-                layout.slots,
-                layout,
-            )
+        fields["documents"] = _grid(
+            [e.documents for e in examples],
+            [e.documents for e in chosen],
+            layout.slots,
+            layout,
         )
     if layout.candidates:
         length = _fit([_length(e.question) for e in examples], layout.questions)
-        batch = batch.replace(
-            question=_pad([e.question for e in chosen], length, layout.pad_id),
-            **_candidates(examples, chosen, layout, vectors),
-        )
-    return batch
+        fields["question"] = _pad([e.question for e in chosen], length, layout.pad_id)
+        fields |= _candidates(examples, chosen, layout, vectors)
+    return Batch(**fields)
 
 
 def _candidates(
@@ -133,7 +129,7 @@ def _candidates(
     chosen: Sequence[Example],
     layout: Layout,
     vectors: Vectors | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     width = layout.candidates
     mask = np.zeros((len(chosen), width), bool)
     positives = np.zeros((len(chosen), width), bool)
@@ -146,7 +142,7 @@ def _candidates(
     for i, example in enumerate(chosen):
         mask[i, : _length(example.positives)] = True
         positives[i, : _length(example.positives)] = _row(example.positives)
-    fields: dict[str, object] = {"candidate_mask": mask, "positives": positives}
+    fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
     if vectors is None:
         fields["candidates"] = _grid(
             [e.candidates for e in examples],
@@ -180,8 +176,8 @@ def _grid(
 
 
 def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
-    ids = np.full((len(rows), length), pad_id, np.int32)
-    mask = np.zeros((len(rows), length), bool)
+    ids: Any = np.full((len(rows), length), pad_id, np.int32)
+    mask: Any = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         ids[i, : _length(row)] = _row(row)
         mask[i, : _length(row)] = True

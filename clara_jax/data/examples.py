@@ -10,7 +10,7 @@ import numpy as np
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import STAGES, DataConfig, MemoryConfig
-from clara_jax.data.records import Record
+from clara_jax.data.records import Record, RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.text import (
     PARAPHRASES,
@@ -170,12 +170,22 @@ class ExampleMaker:
         said = self.dialogue(record, draw)
         if self.stage == "rerank":
             return self._ranked(record, said.question, candidate_ids)
-        rows = self._prompt_rows(record, said)
+        prompt, labels = self._prompt_rows(record, said)
         if self.stage == "end_to_end":
             ranked = self._ranked(record, said.question, candidate_ids)
-            return dataclasses.replace(ranked, **rows)
+            return dataclasses.replace(ranked, prompt=prompt, labels=labels)
         documents = self._rows(said.documents)
-        return Example(documents=documents, source=record.source, **rows)
+        return Example(prompt, labels, documents, source=record.source)
+
+    def check(self, record: Record) -> None:
+        """Raise what making the example would, but for a prompt that is too long.
+
+        Much faster than making it: only the question is tokenised.
+        """
+        if self.stage != "lm":
+            said = self.dialogue(record)
+            if self.stage in ("end_to_end", "rerank"):
+                self._ranked(record, said.question, np.zeros(0, np.int32))
 
     def dialogue(self, record: Record, draw: Draw | None = None) -> Dialogue:
         """Say what the generator is asked, what it shall answer, and from what.
@@ -290,7 +300,7 @@ class ExampleMaker:
         chosen = [*record.positives, *others][: self.top_k]
         return tuple(record.documents[i] for i in sorted(chosen))
 
-    def _prompt_rows(self, record: Record, said: Dialogue) -> dict[str, Row]:
+    def _prompt_rows(self, record: Record, said: Dialogue) -> tuple[Row, Row]:
         ids, count = self.tokenizer.encode_chat(said.prompt, said.answer)
         limit = self.data.prompt_max_length
         row = np.asarray(ids, np.int32)
@@ -307,7 +317,25 @@ class ExampleMaker:
                 f"for an answer in data.prompt_max_length {limit}; raise it or set "
                 "data.too_long to cut"
             )
-        return {"prompt": row[:limit], "labels": labels}
+        return row[:limit], labels
+
+
+def check_records(
+    records: RecordSource, maker: ExampleMaker, most: int = 100_000
+) -> None:
+    """Read records before training starts, so that bad ones are named at once.
+
+    Args:
+      records: what training will read.
+      maker: of the stage's examples.
+      most: read so many at most, evenly spread over the files.
+
+    Raises:
+      ClaraError: the first bad record, with file and line.
+    """
+    step = max(1, -(-len(records) // most))
+    for i in range(0, len(records), step):
+        maker.check(records[i])
 
 
 def _pick(draw: Draw | None, count: int) -> int:

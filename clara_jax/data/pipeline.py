@@ -161,7 +161,7 @@ class Windows(grain.IterDataset[Batch]):
         super().__init__(parent)
         self.collate = collate
         self.batch_size, self.window = batch_size, window
-        self.seed, self.drop_remainder = seed, drop_remainder
+        self.order_seed, self.drop_remainder = seed, drop_remainder
 
     def __iter__(self) -> WindowIterator:
         return WindowIterator(iter(self._parent), self)
@@ -209,7 +209,7 @@ class WindowIterator(grain.DatasetIterator[Batch]):
             examples.sort(key=lambda example: example.num_tokens)
         batches = [examples[i : i + size] for i in range(0, len(examples), size)]
         if settings.window > 1:
-            order = np.random.default_rng((settings.seed, number))
+            order = np.random.default_rng((settings.order_seed, number))
             batches = [batches[i] for i in order.permutation(len(batches))]
         return batches
 

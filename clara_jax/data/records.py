@@ -48,9 +48,8 @@ class Record:
                 )
         if self.kind != "qa":
             return
-        for question in self.questions or ("",):
-            if not question.strip():
-                raise ClaraError(f"{self.source}: a question is empty or blank")
+        if not self.questions or not all(q.strip() for q in self.questions):
+            raise ClaraError(f"{self.source}: a question is empty or blank")
         if len(self.questions) > 1 and len(self.questions) != len(self.answers):
             raise ClaraError(
                 f"{self.source}: has {len(self.questions)} questions, but "
@@ -68,7 +67,8 @@ class Record:
         if len(self.questions) > 1:
             answer = self.answers[index]
             return self.questions[index], answer, (answer,)
-        return self.questions[0], self.answers[0], self.gold or self.answers
+        question = next(iter(self.questions), "")
+        return question, self.answers[0], self.gold or self.answers
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import io
 import itertools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -41,6 +41,9 @@ class Records:
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Record: ...

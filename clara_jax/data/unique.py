@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import overload
 
 import numpy as np
@@ -39,6 +40,9 @@ class UniqueDocuments:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import ExampleMaker, Record, supervise
+from clara_jax.data import ExampleMaker, Record, check_records, supervise
 from clara_jax.errors import ClaraError
 from clara_jax.text import PARAPHRASES, ClaraTokenizer
 from tests.text.toy import toy_tokenizer
@@ -20,6 +22,11 @@ def tokenizer() -> ClaraTokenizer:
 def qa(documents=("one", "two"), **fields) -> Record:
     fields = {"questions": ("why?",), "answers": ("so",), "source": "f:1"} | fields
     return Record(tuple(documents), **fields)
+
+
+def maker(*arguments, **settings) -> Any:
+    """An `ExampleMaker` whose examples are not asked which fields they have."""
+    return ExampleMaker(*arguments, **settings)
 
 
 class Fixed:
@@ -46,7 +53,7 @@ def test_supervise_counts_and_cuts():
 
 
 def test_scp_pairs(tokenizer):
-    make = ExampleMaker(tokenizer, "scp", MEMORY, LONG, top_k=5)
+    make = maker(tokenizer, "scp", MEMORY, LONG, top_k=5)
     record = qa(["a document"], questions=("p?", "q?"), answers=("x", "y"))
     example = make(record, np.random.default_rng(0))
     target = "Question: p?\nAnswer: x\nQuestion: q?\nAnswer: y</s>"
@@ -59,7 +66,7 @@ def test_scp_pairs(tokenizer):
 
 
 def test_scp_paraphrase_draws_an_instruction(tokenizer):
-    make = ExampleMaker(tokenizer, "scp", MEMORY, LONG)
+    make = maker(tokenizer, "scp", MEMORY, LONG)
     record = Record(("a document",), (), ("a document",), "paraphrase", source="f:1")
     for number in (0, 12):
         said = make.dialogue(record, Fixed(number))
@@ -71,13 +78,13 @@ def test_scp_paraphrase_draws_an_instruction(tokenizer):
 
 def test_separator_is_a_choice(tokenizer):
     memory = MemoryConfig(8, 4, separator=False)
-    example = ExampleMaker(tokenizer, "instruct", memory, LONG, top_k=2)(qa())
+    example = maker(tokenizer, "instruct", memory, LONG, top_k=2)(qa())
     slots = example.prompt[example.prompt >= tokenizer.text_vocab]
     assert slots.tolist() == [*tokenizer.memory_ids] * 2
 
 
 def test_instruct(tokenizer):
-    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=3)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=3)
     example = make(qa())
     assert answer_of(tokenizer, example) == "so</s>"
     assert len(example.documents) == 2
@@ -86,7 +93,7 @@ def test_instruct(tokenizer):
 
 
 def test_instruct_keeps_positives(tokenizer):
-    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
     said = make.dialogue(qa("abcd", positives=(3,)))
     assert said.documents == ("a", "d")
     with pytest.raises(ClaraError, match="f:1: has 4 documents, more than"):
@@ -94,14 +101,14 @@ def test_instruct_keeps_positives(tokenizer):
 
 
 def test_one_of_several_questions_is_drawn(tokenizer):
-    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=2)
     record = qa(questions=("p?", "q?"), answers=("x", "y"))
     assert answer_of(tokenizer, make(record)) == "x</s>"
     assert answer_of(tokenizer, make(record, Fixed(1))) == "y</s>"
 
 
 def test_end_to_end(tokenizer):
-    make = ExampleMaker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
+    make = maker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
     record = qa("abc", positives=(2,))
     example = make(record)
     assert example.question.tolist() == tokenizer.encode_document("why?", 40)
@@ -117,7 +124,7 @@ def test_end_to_end(tokenizer):
 
 
 def test_reasoner_and_generator_get_one_question(tokenizer):
-    make = ExampleMaker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
+    make = maker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
     record = qa(questions=("p?", "q?"), answers=("x", "y"))
     example = make(record, Fixed(1))
     assert example.question.tolist() == tokenizer.encode_document("q?", 40)
@@ -125,14 +132,14 @@ def test_reasoner_and_generator_get_one_question(tokenizer):
 
 
 def test_rerank(tokenizer):
-    make = ExampleMaker(tokenizer, "rerank", MEMORY, LONG, top_k=9)
+    make = maker(tokenizer, "rerank", MEMORY, LONG, top_k=9)
     example = make(qa("abc", positives=(0, 2)))
     assert example.prompt is None
     assert example.positives.tolist() == [True, False, True]
 
 
 def test_language_model(tokenizer):
-    make = ExampleMaker(tokenizer, "lm", MEMORY, LONG)
+    make = maker(tokenizer, "lm", MEMORY, LONG)
     example = make(Record(("plain words",), kind="text"))
     text = tokenizer.decode(example.prompt, skip_special=False)
     assert text == "<s>plain words</s>"
@@ -143,34 +150,34 @@ def test_language_model(tokenizer):
     text = tokenizer.decode(read.prompt)
     assert "Background:\none\n\ntwo\n\nQuestion:why?" in text
     assert text.endswith("so")
-    cut = ExampleMaker(tokenizer, "lm", MEMORY, DataConfig(prompt_max_length=4))
+    cut = maker(tokenizer, "lm", MEMORY, DataConfig(prompt_max_length=4))
     assert len(cut(qa()).prompt) == 4
 
 
 def test_documents_are_cut_to_their_length(tokenizer):
-    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
     example = make(qa(["a very long document"]))
     assert len(example.documents[0]) == 8 + 3 + 2
 
 
 def test_long_questions(tokenizer):
     record = qa(questions=("why " * 20,))
-    make = ExampleMaker(tokenizer, "rerank", MEMORY, DataConfig())
+    make = maker(tokenizer, "rerank", MEMORY, DataConfig())
     with pytest.raises(
         ClaraError, match="f:1: the question has 80 tokens, more than 8"
     ):
         make(record)
-    make = ExampleMaker(tokenizer, "rerank", MEMORY, DataConfig(too_long="cut"))
+    make = maker(tokenizer, "rerank", MEMORY, DataConfig(too_long="cut"))
     assert len(make(record).question) == 8 + 3 + 2
 
 
 def test_long_prompts(tokenizer):
-    short = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=2)(qa())
+    short = maker(tokenizer, "instruct", MEMORY, LONG, top_k=2)(qa())
     length, prompt = len(short.prompt), int((short.labels == IGNORE).sum())
 
     def make(limit, **settings):
         data = DataConfig(prompt_max_length=limit, **settings)
-        return ExampleMaker(tokenizer, "instruct", MEMORY, data, top_k=2)(qa())
+        return maker(tokenizer, "instruct", MEMORY, data, top_k=2)(qa())
 
     assert answer_of(tokenizer, make(length - 1)) == "so"
     assert answer_of(tokenizer, make(prompt + 1)) == "s"
@@ -185,25 +192,42 @@ def test_stage_and_record_must_fit(tokenizer):
     text = Record(("t",), kind="text", source="f:1")
     again = Record(("t",), (), ("t",), "paraphrase", source="f:1")
     for stage in ("scp", "instruct", "end_to_end", "rerank"):
-        make = ExampleMaker(tokenizer, stage, MEMORY, LONG)
+        make = maker(tokenizer, stage, MEMORY, LONG)
         with pytest.raises(ClaraError, match="f:1: is of type text"):
             make(text)
         if stage != "scp":
             with pytest.raises(ClaraError, match="f:1: is of type paraphrase"):
                 make(again)
     with pytest.raises(ClaraError, match="f:1: has 2 documents, but stage scp"):
-        ExampleMaker(tokenizer, "scp", MEMORY, LONG)(qa())
+        maker(tokenizer, "scp", MEMORY, LONG)(qa())
     with pytest.raises(ClaraError, match="stage is 'sft'"):
-        ExampleMaker(tokenizer, "sft", MEMORY, LONG)
+        maker(tokenizer, "sft", MEMORY, LONG)
     with pytest.raises(ClaraError, match="2 memory tokens, but"):
-        ExampleMaker(tokenizer, "scp", MemoryConfig(8, 2), LONG)
+        maker(tokenizer, "scp", MemoryConfig(8, 2), LONG)
     few = DataConfig(candidates=1)
     with pytest.raises(ClaraError, match="data.candidates is 1; raise it"):
-        ExampleMaker(tokenizer, "rerank", MEMORY, few)(qa())
+        maker(tokenizer, "rerank", MEMORY, few)(qa())
 
 
 def test_users_cannot_add_slots(tokenizer):
-    make = ExampleMaker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
     example = make(qa(["a"], questions=("<MEM0>?",), answers=("<MEM1>",)))
     slots = example.prompt[example.prompt >= tokenizer.text_vocab]
     assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id]
+
+
+def test_records_are_checked_before_training(tokenizer):
+    good = qa("abc")
+    ranked = maker(tokenizer, "end_to_end", MEMORY, DataConfig(), top_k=2)
+    check_records([good] * 5, ranked)
+    for bad, message in [
+        (qa("a"), "f:1: has 1 candidate"),
+        (qa("abc", questions=("why " * 9,)), "f:1: the question has 36 tokens"),
+        (Record(("t",), kind="text", source="f:1"), "f:1: is of type text"),
+    ]:
+        with pytest.raises(ClaraError, match=message):
+            check_records([good, good, bad], ranked)
+        check_records([good, bad], ranked, most=1)
+        with pytest.raises(ClaraError, match=message):
+            ranked(bad)
+    check_records([qa()], maker(tokenizer, "lm", MEMORY, DataConfig()))

@@ -7,13 +7,19 @@ import pytest
 from tests.conftest import oracle_folder
 
 
+def is_backbone(folder: Path) -> bool:
+    """Any sign counts, so that an incomplete folder fails instead of going unseen."""
+    signs = ("meta.json", "base", "stage1", "stage1_qa.json", "stage1_qa.npz")
+    return any((folder / sign).exists() for sign in signs)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backbone_dir" not in metafunc.fixturenames:
         return
     folder = oracle_folder(metafunc.config)
     found: list[Path] = []
     if folder is not None:
-        found = sorted(path.parent for path in folder.glob("*/meta.json"))
+        found = sorted(path for path in folder.iterdir() if is_backbone(path))
     skip = pytest.mark.skip(reason="no reference numbers; give --oracle DIR")
     metafunc.parametrize(
         "backbone_dir",

@@ -60,7 +60,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def left_padded(tokens: Tokens, width: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+def left_padded(tokens: Any, width: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
     """Our right-padded rows, any leading axes, as the original pads them."""
     ids = np.asarray(tokens.ids).reshape(-1, tokens.ids.shape[-1])
     masks = np.asarray(tokens.mask).reshape(ids.shape)
@@ -104,9 +104,9 @@ class Case:
             candidates=max(len(record.documents) for record in self.records),
             pad_id=self.tokenizer.pad_id,
         )
-        self.batch = collate(examples, self.layout, len(examples))
+        self.batch: Any = collate(examples, self.layout, len(examples))
 
-    def draw(self, make) -> list[Any]:
+    def draw(self, make: Any) -> list[Any]:
         source = PythonRandom(self.facts["python_random_seed"])
         return [make(record, source) for record in self.records]
 
@@ -152,7 +152,9 @@ def test_special_ids(backbone_dir: Path):
 def test_prompt_strings(case: Case):
     tokenizer = case.tokenizer
     said = case.draw(case.maker.dialogue)
-    texts = [readable(tokenizer.chat(*d.prompt, d.answer)) for d in said]
+    texts = [
+        readable(tokenizer.chat(d.prompt.system, d.prompt.user, d.answer)) for d in said
+    ]
     assert texts == [prompt["text"] for prompt in case.facts["prompts"]]
     lengths = [tokenizer.encode_chat(d.prompt, d.answer)[1] for d in said]
     assert lengths == [prompt["prompt_len"] for prompt in case.facts["prompts"]]
@@ -160,7 +162,6 @@ def test_prompt_strings(case: Case):
 
 def test_prompt_ids_and_masks(case: Case):
     width = case.arrays["dec_input_ids"].shape[1]
-    assert case.batch.prompt is not None
     ids, mask = left_padded(case.batch.prompt, width, case.tokenizer.pad_id)
     np.testing.assert_array_equal(ids, case.arrays["dec_input_ids"])
     np.testing.assert_array_equal(mask, case.arrays["dec_attention_mask"] > 0)
@@ -169,18 +170,16 @@ def test_prompt_ids_and_masks(case: Case):
 
 def test_labels(case: Case):
     width = case.arrays["labels"].shape[1]
-    assert case.batch.prompt is not None
-    rows = Tokens(np.asarray(case.batch.labels), case.batch.prompt.mask)
+    rows = Tokens(case.batch.labels, case.batch.prompt.mask)
     labels, _ = left_padded(rows, width, IGNORE)
     np.testing.assert_array_equal(labels, case.arrays["labels"])
 
 
 def test_encoder_ids_and_masks(case: Case):
     rows = case.batch.candidates or case.batch.documents
-    assert rows is not None
     # Absent documents have no row in the original.
     there = np.asarray(rows.mask).any(-1)
-    rows = Tokens(np.asarray(rows.ids)[there], np.asarray(rows.mask)[there], True)
+    rows = Tokens(rows.ids[there], rows.mask[there], right_padded=True)
     width = case.arrays["enc_input_ids"].shape[1]
     ids, mask = left_padded(rows, width, case.tokenizer.pad_id)
     np.testing.assert_array_equal(ids, case.arrays["enc_input_ids"])
@@ -191,7 +190,6 @@ def test_encoder_ids_and_masks(case: Case):
 def test_question_ids_and_masks(backbone_dir: Path, cases):
     case = cases.get((backbone_dir, "stage2_e2e")) or Case(backbone_dir, "stage2_e2e")
     width = case.arrays["query_input_ids"].shape[1]
-    assert case.batch.question is not None
     ids, mask = left_padded(case.batch.question, width, case.tokenizer.pad_id)
     np.testing.assert_array_equal(ids, case.arrays["query_input_ids"])
     np.testing.assert_array_equal(mask, case.arrays["query_attention_mask"] > 0)

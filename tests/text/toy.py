@@ -17,7 +17,13 @@ NO_SYSTEM = (
 )
 
 
-def toy_tokenizer(template=TEMPLATE, bos="<s>", eos="</s>", pad="<pad>", extra=()):
+def toy_tokenizer(
+    template: str | None = TEMPLATE,
+    bos: str | None = "<s>",
+    eos: str | None = "</s>",
+    pad: str | None = "<pad>",
+    extra: tuple[str, ...] = (),
+) -> transformers.PreTrainedTokenizerFast:
     """Build the tokenizer; pass None for a token it should not have."""
     specials = [token for token in (pad, bos, eos, *extra) if token]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
