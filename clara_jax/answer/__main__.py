@@ -4,7 +4,7 @@
 
 Documents are compressed once; for each question the reasoner chooses among them and the
 generator answers from the chosen vectors. ``-`` reads questions from standard input,
-one a line.
+one a line. Times hold compilation where a part meets a new length.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ Watch = Callable[[str], AbstractContextManager]
 
 AnyArray = Array | np.ndarray
 
+_PROMPT = 64
+"""Shortest padded prompt: no real one is much shorter."""
+
 
 def encode_rows(
     model: Transformer,
@@ -104,7 +107,8 @@ def continue_rows(
     variables = role_variables(backbone, adapters, role)
     filled = None if vectors is None else np.asarray(vectors)
     out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
-    for chosen, prompt in batches_by_length(rows, config.pad_id, batch_size):
+    batches = batches_by_length(rows, config.pad_id, batch_size, smallest=_PROMPT)
+    for chosen, prompt in batches:
         padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
         filling = None if filled is None else jnp.asarray(filled[padded])
         with watch("prefill"):

@@ -16,19 +16,21 @@ import numpy as np
 from clara_jax.clara import Tokens
 
 
-def length_bucket(length: int, largest: int | None = None) -> int:
+def length_bucket(length: int, largest: int | None = None, smallest: int = 16) -> int:
     """The padded length of a row: a power of two, or one and a half of it.
 
     Args:
       length: tokens in the longest row.
       largest: longest length that can occur, where it is known.
+      smallest: lower bound, which saves programs where short rows cost little.
 
     Returns:
-      The smallest bucket of at least 16 that holds `length`; never above `largest`.
+      The smallest such number that holds `length`; never above `largest`.
     """
+    length = max(length, 1)
     for exponent in itertools.count(4):
         for bucket in (2**exponent, 3 * 2 ** (exponent - 1)):
-            if bucket >= length:
+            if bucket >= max(length, smallest):
                 return bucket if largest is None else max(length, min(bucket, largest))
     raise AssertionError("unreachable")
 
@@ -64,6 +66,7 @@ def batches_by_length(
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
+    smallest: int = 16,
 ) -> Iterator[tuple[np.ndarray, Tokens]]:
     """Batches of rows of like length.
 
@@ -71,7 +74,7 @@ def batches_by_length(
       rows: token ids.
       pad_id: fills shorter rows.
       batch_size: rows in a batch.
-      largest: longest length that can occur, where it is known.
+      largest, smallest: see `length_bucket`.
 
     Yields:
       Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
@@ -80,6 +83,6 @@ def batches_by_length(
     order = np.argsort([len(row) for row in rows], kind="stable")
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
-        length = length_bucket(max(len(rows[i]) for i in chosen), largest)
+        length = length_bucket(max(len(rows[i]) for i in chosen), largest, smallest)
         count = row_bucket(len(chosen), batch_size)
         yield chosen, pad_rows([rows[i] for i in chosen], pad_id, count, length)

@@ -133,4 +133,5 @@ def test_few_shapes():
         *(3 * 2**i for i in range(3, 9)),
     }
     assert length_bucket(60, 61) == 61
+    assert length_bucket(3, smallest=64) == length_bucket(64) == 64
     assert [row_bucket(n, 8) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
