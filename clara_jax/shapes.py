@@ -23,7 +23,7 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Params = Any
 """A nested dict of arrays."""
@@ -49,6 +49,7 @@ __all__ = [
     "Mask",
     "Params",
     "Scores",
+    "Shaped",
     "TokenIds",
     "Vectors",
 ]

@@ -19,11 +19,14 @@ from clara_jax.clara.roles import compress, generate_hidden, logits_of, reason
 from clara_jax.clara.topk import cosine_scores, soft_topk
 from clara_jax.config import SelectionConfig
 from clara_jax.model import Transformer
-from clara_jax.shapes import Array, Bool, Float, Int, Key, Params, Scores
+from clara_jax.shapes import Array, Bool, Float, Int, Key, Params, Scores, Shaped
 
 Terms = dict[str, Float[Array, ""]]
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 Outcome = tuple[Terms, Terms, Metrics]
+
+_STRETCH = 64
+"""Positions whose logits exist at one time."""
 
 
 @runtime_checkable
@@ -61,8 +64,6 @@ def answer_terms(
       ``token_accuracy``.
     """
 
-    # Logits of a whole batch are the largest array of a step: made again backwards.
-    @jax.checkpoint
     def score(states, targets):
         logits = logits_of(model, backbone, adapters, states)
         counted = targets != IGNORE
@@ -72,10 +73,34 @@ def answer_terms(
         right = (jnp.argmax(logits, axis=-1) == targets) & counted
         return jnp.sum(jnp.where(counted, loss, 0.0)), jnp.sum(right, dtype=jnp.float32)
 
+    def nothing(states, targets):
+        del states, targets
+        return jnp.zeros(()), jnp.zeros(())
+
+    # Logits are a step's largest array: made a stretch of positions at a time, again
+    # backwards, and not at all where no row has a label (the prompt, the padding).
+    @jax.checkpoint
+    def stretch(totals, inputs):
+        counted = jnp.any(inputs[1] != IGNORE)
+        found = jax.lax.cond(counted, score, nothing, *inputs)
+        return jax.tree.map(jnp.add, totals, found), None
+
     targets = labels[:, 1:]
-    total, right = score(hidden[:, :-1], targets)
+    stretches = _stretches(hidden[:, :-1], 0), _stretches(targets, IGNORE)
+    (total, right), _ = jax.lax.scan(stretch, nothing(hidden, labels), stretches)
     weight = jnp.sum(targets != IGNORE, dtype=jnp.float32)
     return {"answer": total}, {"answer": weight}, {"token_accuracy": (right, weight)}
+
+
+def _stretches(x: Shaped[Array, "B T *rest"], fill: int) -> Shaped[Array, "..."]:
+    """Cut the length into equal stretches, which become the leading axis."""
+    length = x.shape[1]
+    count = max(1, -(-length // _STRETCH))
+    size = -(-length // count)
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (0, count * size - length)
+    padded = jnp.pad(x, widths, constant_values=fill)
+    return jnp.moveaxis(padded.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
 
 
 @dataclasses.dataclass(frozen=True)

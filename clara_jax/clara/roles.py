@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -115,6 +115,11 @@ def _rngs(rng: Key | None) -> dict[str, Key] | None:
     return None if rng is None else {"dropout": rng}
 
 
+def _apply(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+    """Call a module without mutable collections, so that it returns its result alone."""
+    return module.apply(*arguments, **options)
+
+
 def compress(
     model: Transformer,
     backbone: Params,
@@ -138,8 +143,11 @@ def compress(
     Returns:
       An `Encoding`.
     """
-    return Compressor(model, num_memory).apply(
-        role_variables(backbone, adapters, role), tokens, rngs=_rngs(rng)
+    return _apply(
+        Compressor(model, num_memory),
+        role_variables(backbone, adapters, role),
+        tokens,
+        rngs=_rngs(rng),
     )
 
 
@@ -153,8 +161,11 @@ def reason(
     rng: Key | None = None,
 ) -> Float[Array, "B W"]:
     """Encode questions ``[B, S]`` into the documents' space, flat ``[B, M * D]``."""
-    return Reasoner(model, num_memory).apply(
-        role_variables(backbone, adapters, "reasoner"), tokens, rngs=_rngs(rng)
+    return _apply(
+        Reasoner(model, num_memory),
+        role_variables(backbone, adapters, "reasoner"),
+        tokens,
+        rngs=_rngs(rng),
     )
 
 
@@ -169,8 +180,12 @@ def generate_hidden(
     rng: Key | None = None,
 ) -> Float[Array, "B T D"]:
     """Last hidden states of prompts whose slots hold `vectors`."""
-    return Generator(model).apply(
-        role_variables(backbone, adapters, role), prompt, vectors, rngs=_rngs(rng)
+    return _apply(
+        Generator(model),
+        role_variables(backbone, adapters, role),
+        prompt,
+        vectors,
+        rngs=_rngs(rng),
     )
 
 
@@ -182,8 +197,12 @@ def prompt_embeddings(
     vectors: Float[Array, "B J M D"],
 ) -> Float[Array, "B T D"]:
     """Input embeddings of prompts with their slots filled, for decoding."""
-    return Generator(model).apply(
-        role_variables(backbone, adapters, None), prompt, vectors, method="embed"
+    return _apply(
+        Generator(model),
+        role_variables(backbone, adapters, None),
+        prompt,
+        vectors,
+        method="embed",
     )
 
 
@@ -195,4 +214,4 @@ def logits_of(
 ) -> Float[Array, "*rows V"]:
     """Float32 scores of hidden states, special rows included."""
     variables = role_variables(backbone, adapters, None)
-    return model.apply(variables, hidden, method="logits")
+    return _apply(model, variables, hidden, method="logits")
