@@ -116,7 +116,7 @@ def _rngs(rng: Key | None) -> dict[str, Key] | None:
 
 
 def _apply(module: nn.Module, *arguments: Any, **options: Any) -> Any:
-    """Call a module without mutable collections, so that it returns its result alone."""
+    """Call a module that changes no collection: its result comes alone."""
     return module.apply(*arguments, **options)
 
 

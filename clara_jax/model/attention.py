@@ -75,6 +75,7 @@ class Attention(nn.Module):
             key = self._norm("key_norm")(key)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
+            assert start is not None
             place = (0, start, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key, place)
             value = jax.lax.dynamic_update_slice(cache[1], value, place)

@@ -127,13 +127,13 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
         )(config, self.lora)
         self.final_norm = RMSNorm(config.norm_eps, config.dtype, config.param_dtype)
         if not config.tied:
-            self.head = _Table(table[::-1], param_dtype, "kernel")
+            self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")
 
     def __call__(
         self,
@@ -204,6 +204,7 @@ class Transformer(nn.Module):
             )
         x, layer_cache = self.layers(embeddings, layer_cache, cos, sin, visible, start)
         if cache is not None:
+            assert layer_cache is not None
             cache = Cache(
                 key=layer_cache[0],
                 value=layer_cache[1],

@@ -108,7 +108,7 @@ def measure(
         "after": CompressedAnswers(after, questions),
         "after ": SelectedAnswers(after, questions),
     }
-    nothing = types.SimpleNamespace(trainable={})
+    nothing: Any = types.SimpleNamespace(trainable={})
     for prefix, evaluator in parts.items():
         for name, value in evaluator.run(nothing):
             found[f"{prefix.strip()}/{name}"] = value

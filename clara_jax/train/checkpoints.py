@@ -95,7 +95,7 @@ class Checkpoints:
         )
         try:
             with _quiet():
-                read = self._manager.restore(step, args=arguments)
+                read: Any = self._manager.restore(step, args=arguments)
         except (OSError, ValueError, KeyError, TypeError) as error:
             folder = self.folder / str(step)
             raise ClaraError(

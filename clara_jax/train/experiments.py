@@ -73,7 +73,8 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
                 f"argument '{rest[0]}' is unknown; overrides look like "
                 "--config.optim.steps=20"
             )
-        return expand(values["config"].value)
+        overridden: Any = values["config"].value
+        return expand(overridden)
     except (flags.Error, TypeError, ValueError, AttributeError, KeyError) as error:
         raise ClaraError(_first_line(error)) from error
 

@@ -13,7 +13,7 @@ import optax
 from clara_jax.config import OptimConfig
 from clara_jax.shapes import Array
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Any], Array]
 """Steps done before an update to the learning rate of that update."""
 
 

@@ -261,7 +261,7 @@ def _reference(config: RunConfig, earlier: ModelFolder | None) -> str:
 
 def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> None:
     """The settings that kept adapters were trained with must be those of the run."""
-    pairs = [("lora", config.lora, clara.lora)]
+    pairs: list[tuple[str, Any, Any]] = [("lora", config.lora, clara.lora)]
     if memory:
         pairs.append(("memory", config.memory, clara.memory))
     for group, mine, theirs in pairs:
