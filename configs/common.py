@@ -7,6 +7,13 @@ from ml_collections import ConfigDict
 
 from clara_jax.config import RunConfig, to_dict
 
+BACKBONES = {
+    "mistral_7b": "mistralai/Mistral-7B-Instruct-v0.2",
+    "phi4_mini": "microsoft/Phi-4-mini-instruct",
+    "smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""Short names, as in folders and presets, to hub names."""
+
 
 def base(stage: str, workdir: str, backbone: str) -> ConfigDict:
     """All fields of `RunConfig` with their defaults, and those of pipelines, empty."""
@@ -17,7 +24,7 @@ def base(stage: str, workdir: str, backbone: str) -> ConfigDict:
     return fields.lock()
 
 
-def paper(stage: str, name: str, backbone: str) -> ConfigDict:
+def paper(stage: str, name: str) -> ConfigDict:
     """The paper's settings of a stage (table 10 and appendix).
 
     LoRA on all linear layers, rank 16, alpha 32, dropout 0.1; AdamW (0.9, 0.95), cosine
@@ -27,10 +34,9 @@ def paper(stage: str, name: str, backbone: str) -> ConfigDict:
 
     Args:
       stage: ``scp``, ``instruct`` or ``end_to_end``.
-      name: of the backbone, for folders.
-      backbone: hub name.
+      name: of the backbone, out of `BACKBONES`.
     """
-    config = base(stage, f"runs/{name}_{stage}", backbone)
+    config = base(stage, f"runs/{name}_{stage}", BACKBONES[name])
     config.dtype = "bfloat16"
     config.param_dtype = "bfloat16"
     config.remat = "full"
@@ -74,10 +80,8 @@ def smollm2(stage: str) -> ConfigDict:
     Args:
       stage: as of `paper`.
     """
-    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    config = paper(stage, "smollm2_135m", hub)
+    config = paper(stage, "smollm2_135m")
     config.dtype = config.param_dtype = "float32"  # faster than bfloat16 on a CPU
-    config.remat = "none"
     config.data.batch_size = 8
     config.data.too_long = "cut"
     config.data.prompt_max_length = 600
