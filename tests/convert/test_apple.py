@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from clara_jax.config import LoraConfig
 from clara_jax.convert import load_apple, load_config, load_model
 from clara_jax.convert.apple import ROLES
 from clara_jax.convert.names import extract, lora_tensors
@@ -12,6 +13,13 @@ from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 
 torch = pytest.importorskip("torch", reason="writes checkpoints with PyTorch")
+
+
+def _parts(model):
+    """Settings, adapters and rows, none of which may be missing."""
+    assert model.clara is not None
+    assert model.adapters is not None and model.rows is not None
+    return model.clara, model.adapters, model.rows
 
 
 def _settings(**changes):
@@ -41,8 +49,6 @@ def _adapter(config, lora, seed, **extra):
 
 def _write(folder, model, adapters, changes=None, layers=None):
     """A checkpoint as the original writes it, on top of the base `model`."""
-    from clara_jax.config import LoraConfig
-
     folder.mkdir(exist_ok=True)
     settings = _settings(**(changes or {}))
     (folder / "config.json").write_text(json.dumps(settings))
@@ -87,23 +93,24 @@ def test_all_families(tmp_path, base, roles):
     adapters, tables = _write(tmp_path / "stage", base, roles)
     model = load_model(tmp_path / "stage")
     assert model.config == base.config == load_config(tmp_path / "stage")
-    clara, n = model.clara, len(base.tokenizer)
+    clara, ours, rows = _parts(model)
+    n = len(base.tokenizer)
     assert (clara.text_vocab, clara.memory.num_memory, clara.stage) == (n, 2, "stage2")
     assert (clara.lora.rank, clara.lora.alpha, clara.lora.dropout) == (3, 6, 0.1)
     assert clara.selection.top_k == 2 and clara.memory.separator
-    assert set(model.adapters) == {"memory", *(ROLES[name] for name in roles)}
+    assert set(ours) == {"memory", *(ROLES[name] for name in roles)}
     for name in roles:
         for tensor in lora_tensors(base.config, clara.lora):
-            array = extract(model.adapters[ROLES[name]], tensor)
+            array = extract(ours[ROLES[name]], tensor)
             np.testing.assert_array_equal(array, adapters[name][tensor.name].numpy())
     embedding = tables["model.embed_tokens.weight"].numpy()
-    np.testing.assert_array_equal(model.adapters["memory"], embedding[n : n + 2])
-    np.testing.assert_array_equal(model.rows["marks"], embedding[n + 2 :])
+    np.testing.assert_array_equal(ours["memory"], embedding[n : n + 2])
+    np.testing.assert_array_equal(rows["marks"], embedding[n + 2 :])
     if base.config.tied:
-        assert "head" not in model.rows
+        assert "head" not in rows
     else:
         head = tables["lm_head.weight"].numpy()
-        np.testing.assert_array_equal(model.rows["head"], head[n:])
+        np.testing.assert_array_equal(rows["head"], head[n:])
     table = model.params["embed"]["embedding"]
     np.testing.assert_array_equal(table, base.params["embed"]["embedding"])
     assert ClaraTokenizer(model.tokenizer, 2).name == "base"
@@ -116,20 +123,21 @@ def test_oracle_checkpoints(oracle):
     for folder in folders:
         meta = json.loads((folder.parent / "meta.json").read_text())
         base, model = load_model(folder.parent / "base"), load_model(folder)
+        clara, ours, special = _parts(model)
         n, m = meta["mem_token_ids"][0], meta["n_mem_tokens"]
-        assert (model.clara.text_vocab, model.clara.memory.num_memory) == (n, m)
-        assert model.clara.lora.rank == meta["lora_r"]
+        assert (clara.text_vocab, clara.memory.num_memory) == (n, m)
+        assert clara.lora.rank == meta["lora_r"]
         stored = read_pth(folder / "adapters.pth")
-        assert {"memory", *(ROLES[name] for name in stored)} == set(model.adapters)
+        assert {"memory", *(ROLES[name] for name in stored)} == set(ours)
         for name, group in stored.items():
-            for tensor in lora_tensors(base.config, model.clara.lora):
-                array = extract(model.adapters[ROLES[name]], tensor)
+            for tensor in lora_tensors(base.config, clara.lora):
+                array = extract(ours[ROLES[name]], tensor)
                 expected = group[tensor.name].astype(np.float32)
                 np.testing.assert_array_equal(array, expected)
         layers = read_pth(folder / "decoder_first_last_layers.pth")
         embedding = layers["model.embed_tokens.weight"].astype(np.float32)
         assert len(embedding) == meta["resized_vocab"]
-        rows = [model.adapters["memory"], model.rows["marks"]]
+        rows = [ours["memory"], special["marks"]]
         np.testing.assert_array_equal(np.concatenate(rows), embedding[n:])
         ids = [*meta["mem_token_ids"], meta["ae_id"], meta["enc_id"], meta["sep_id"]]
         assert ids == list(range(n, n + m + 3))
@@ -173,14 +181,13 @@ def test_trained_text_rows_replace_the_bases(tmp_path, llama):
 
 
 def test_subset_of_layers(tmp_path, llama):
-    from clara_jax.config import LoraConfig
-
     lora = LoraConfig(rank=3, layers=("query", "value"))
     adapters = {"encoder_adapter": _adapter(llama.config, lora, 0)}
     _write(tmp_path / "stage", llama, adapters)
     model = load_model(tmp_path / "stage")
-    assert model.clara.lora.layers == ("query", "value")
-    assert set(model.adapters["compressor"]["layers"]) == {"attention"}
+    clara, ours, _ = _parts(model)
+    assert clara.lora.layers == ("query", "value")
+    assert set(ours["compressor"]["layers"]) == {"attention"}
 
 
 def test_refusals(tmp_path, llama):
@@ -193,8 +200,6 @@ def test_refusals(tmp_path, llama):
         assert "\n" not in str(caught.value)
 
     def bent(**extra):
-        from clara_jax.config import LoraConfig
-
         adapter = _adapter(llama.config, LoraConfig(rank=3), 0) | extra
         adapter = {key: value for key, value in adapter.items() if value is not None}
         return {"encoder_adapter": adapter}

@@ -79,6 +79,7 @@ def test_clara_round_trip(tmp_path, clara):
     cast = load_model(tmp_path / "model", "bfloat16")
     assert cast.config.param_dtype == "bfloat16"
     assert str(cast.params["final_norm"]["scale"].dtype) == "bfloat16"
+    assert cast.adapters is not None
     assert cast.adapters["memory"].dtype == np.float32
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -33,8 +35,6 @@ def _byte_level(pre_tokenizer):
 
 
 def _metadata(tokenizer, **more):
-    import json
-
     model = json.loads(tokenizer.to_str())["model"]
     vocabulary = sorted(model["vocab"], key=model["vocab"].get)
     return {
@@ -150,8 +150,6 @@ def test_sentencepiece_ids():
         show_progress=False,
     )
     _train(original, trainer)
-    import json
-
     model = json.loads(original.to_str())["model"]
     vocabulary = sorted(model["vocab"], key=model["vocab"].get)
     types = [2, 3, 3, *[6] * 256, *[1] * (len(vocabulary) - 259)]
