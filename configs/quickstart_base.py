@@ -1,4 +1,4 @@
-"""The quickstart's base: a language model of 174 thousand weights, from scratch.
+"""The quickstart's base: a language model of 156 thousand weights, from scratch.
 
 It reads conversations about one document in full: questions with answers, all questions
 at once, paraphrases, in the form of the stages' prompts. Held-out names are in none.

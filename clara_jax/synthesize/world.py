@@ -15,19 +15,16 @@ from collections.abc import Mapping, Sequence
 
 GIVEN = (
     "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
-    "Rema Sito Tula Udo Vani Wero Xana Yori Zeka Bruno Calo Dera Elmo Fina Gaso Hilo "
-    "Ivo Jorun Kasi Lemo Mado Nila Orso"
+    "Rema Sito Tula Udo Vani Wero Xana Yori Zeka Bruno Orso"
 ).split()
 FAMILY = (
     "Alden Barrow Cinder Dorsey Ember Fallow Garrick Harlow Inkwell Jasper Kestrel "
     "Linden Marlow Norvik Osprey Pinter Quill Rowan Sorrel Thistle Umber Vesper Wicket "
-    "Yarrow Zephyr Ashby Birch Cobalt Draper Elgin Fenwick Gable Hobart Ivers Juniper "
-    "Keller Larkin Mercer Nettle Orchard"
+    "Yarrow Zephyr Birch Cobalt Draper"
 ).split()
 PREFIXES = "Port New Old Fort Lake Mount Cape Saint".split()
 STEMS = (
-    "Aldra Boreth Corvane Delmar Estrel Forlan Gadira Hestia Istrin Jorvia Kaldor "
-    "Lumen Morwen Nestor Ostara Perrin"
+    "Aldra Boreth Corvane Delmar Estrel Forlan Gadira Hestia Istrin Jorvia Kaldor Lumen"
 ).split()
 DAYS = tuple(str(day) for day in range(1, 13))
 MONTHS = (
