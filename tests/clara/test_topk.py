@@ -71,7 +71,9 @@ def test_missing_candidates_are_chosen_last():
 @pytest.mark.parametrize("exclusion", ["reference", "exact"])
 def test_all_candidates_and_no_temperature_stay_finite(exclusion):
     slope = jax.grad(
-        lambda s: jnp.sum(soft_topk(s, 4, 0.0, exclusion)[0] * jnp.arange(4.0)[:, None])
+        lambda s: jnp.sum(
+            soft_topk(s, 4, 0.0, exclusion)[0] * jnp.arange(4.0)[None, :, None]
+        )
     )(SCORES * 0 + SCORES[:1])
     assert bool(jnp.all(jnp.isfinite(slope)))
 
