@@ -25,7 +25,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, str]: ...
 
 
-class Records(Sequence[Record]):
+class Records:
     """Records of several files, one after the other, read when they are asked for.
 
     Args:

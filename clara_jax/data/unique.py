@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import overload
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from clara_jax.data.records import RecordSource
 
 
-class UniqueDocuments(Sequence[str]):
+class UniqueDocuments:
     """The distinct documents of some records, numbered by first appearance.
 
     Holds places and digests, not texts; texts are read again from the records.

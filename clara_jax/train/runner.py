@@ -15,7 +15,7 @@ import jax
 from clara_jax.clara import Batch, Loss, make_loss
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
-from clara_jax.data import Record, make_batches, open_records, unique_documents
+from clara_jax.data import Record, Records, make_batches, open_records, unique_documents
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.sharding import make_mesh, named_sharding
@@ -76,7 +76,7 @@ class Parts:
     frozen: dict[str, Any]
     tokenizer: ClaraTokenizer
     eos_ids: tuple[int, ...]
-    records: Sequence[Record]
+    records: Records | list[Record]
     batches: Callable[[], Iterable[Batch]]
     put: Callable[[Batch], Batch]
 
@@ -121,6 +121,7 @@ def _train(
     start = dataclasses.replace(start, backbone=backbone, frozen=frozen)
     documents = vectors = None
     if config.data.cache_vectors and config.stage in ("end_to_end", "rerank"):
+        folder.claim(config)
         documents = unique_documents(records)
         vectors = cached_vectors(
             folder_of_vectors(config),
@@ -283,7 +284,7 @@ def _mesh(config: RunConfig) -> jax.sharding.Mesh:
     return make_mesh(devices=jax.devices()[:count])
 
 
-def _held_out(config: RunConfig) -> Sequence[Record]:
+def _held_out(config: RunConfig) -> Records | list[Record]:
     if not config.data.eval:
         return []
     limits = [n for n in (config.data.eval_limit, config.hooks.eval_limit) if n]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from clara_jax.checkpoint import write_error
 from clara_jax.config import MemoryConfig, to_dict
+from clara_jax.data import UniqueDocuments
 from clara_jax.generate import encode_rows
 from clara_jax.model import Transformer
 from clara_jax.text import ClaraTokenizer
@@ -35,7 +36,7 @@ def cached_vectors(
     adapters: dict[str, Any],
     tokenizer: ClaraTokenizer,
     memory: MemoryConfig,
-    documents: Sequence[str],
+    documents: Sequence[str] | UniqueDocuments,
     *,
     batch_size: int = 32,
     stop: Callable[[], bool] = lambda: False,
@@ -109,7 +110,7 @@ def fingerprint(
     backbone: dict[str, Any],
     adapters: dict[str, Any],
     memory: MemoryConfig,
-    documents: Sequence[str],
+    documents: Sequence[str] | UniqueDocuments,
 ) -> str:
     """Digest of all that document vectors depend on.
 
