@@ -6,8 +6,8 @@ Source: paper section 3.3 and table 10: batch 32, learning rate 5e-6, 20 candida
 Command: python -m clara_jax.train --config=configs/mistral_7b_end_to_end.py
     --config.init_from=runs/mistral_7b_instruct
     --config.data.train=data/end_to_end.jsonl
-Hardware: by estimate one GPU of 80 GB (14.5 GB are frozen weights in bfloat16) in microbatches
-    of 4 (``optim.accumulate``). Several GPUs share the rows of a microbatch.
+Hardware: by estimate one GPU of 80 GB (frozen weights: 14.5 GB), in microbatches of 4
+    (``optim.accumulate``). Several GPUs share the rows of a microbatch.
 Time and score: not measured.
 Local mode: ``configs/mistral_7b_end_to_end.py:local`` (20 steps of 4 on 64 records).
 """

@@ -5,8 +5,8 @@ Source: paper section 3.1 and table 10: batch 128, learning rate 1e-4, LoRA rank
     1,966,291 paraphrases.
 Command: python -m clara_jax.train --config=configs/mistral_7b_scp.py
     --config.data.train=data/scp_pretrain.jsonl
-Hardware: by estimate one GPU of 80 GB (14.5 GB are frozen weights in bfloat16) in microbatches
-    of 8 (``optim.accumulate``). Several GPUs share the rows of a microbatch.
+Hardware: by estimate one GPU of 80 GB (frozen weights: 14.5 GB), in microbatches of 8
+    (``optim.accumulate``). Several GPUs share the rows of a microbatch.
 Time and score: not measured.
 Local mode: ``configs/mistral_7b_scp.py:local`` (20 steps of 4 on 64 records).
 """

@@ -6,8 +6,8 @@ Source: paper section 3.3 and table 10: batch 32, learning rate 5e-6, 20 candida
 Command: python -m clara_jax.train --config=configs/phi4_mini_end_to_end.py
     --config.init_from=runs/phi4_mini_instruct
     --config.data.train=data/end_to_end.jsonl
-Hardware: by estimate one GPU of 40 GB (7.7 GB are frozen weights in bfloat16) in microbatches
-    of 4 (``optim.accumulate``). Several GPUs share the rows of a microbatch.
+Hardware: by estimate one GPU of 40 GB (frozen weights: 7.7 GB), in microbatches of 4
+    (``optim.accumulate``). Several GPUs share the rows of a microbatch.
 Time and score: not measured.
 Local mode: ``configs/phi4_mini_end_to_end.py:local`` (20 steps of 4 on 64 records).
 """

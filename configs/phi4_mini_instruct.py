@@ -5,8 +5,8 @@ Source: paper section 3.1 and table 10: batch 128, learning rate 1e-4, 453k ques
     is new, as in the original.
 Command: python -m clara_jax.train --config=configs/phi4_mini_instruct.py
     --config.init_from=runs/phi4_mini_scp --config.data.train=data/instruct.jsonl
-Hardware: by estimate one GPU of 40 GB (7.7 GB are frozen weights in bfloat16) in microbatches
-    of 8 (``optim.accumulate``). Several GPUs share the rows of a microbatch.
+Hardware: by estimate one GPU of 40 GB (frozen weights: 7.7 GB), in microbatches of 8
+    (``optim.accumulate``). Several GPUs share the rows of a microbatch.
 Time and score: not measured.
 Local mode: ``configs/phi4_mini_instruct.py:local`` (20 steps of 4 on 64 records).
 """
