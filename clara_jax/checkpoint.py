@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +20,6 @@ import orbax.checkpoint as ocp
 
 from clara_jax.errors import ClaraError
 from clara_jax.shapes import Params
-
-# Orbax tells about every file at INFO and about defaults at WARNING.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
-)
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
@@ -46,6 +46,8 @@ def save_tree(path: str | os.PathLike, tree: Params) -> None:
         write_tree(temporary / "tree", tree)
         replace_folder(temporary / "tree", path)
     except WRITE_ERRORS as error:
+        if temporary is not None:
+            remove_folder(temporary)
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
@@ -53,9 +55,14 @@ def save_tree(path: str | os.PathLike, tree: Params) -> None:
 
 
 def write_tree(path: Path, tree: Params) -> None:
-    """Write a tree to a new folder, and let errors pass: for use by other writers."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+    """Write a tree to a new folder, and let errors pass: for use by other writers.
+
+    About one array at a time is copied on its way to the disk, not the whole tree.
+    """
+    largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
+    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
 def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
@@ -77,7 +84,8 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
     if not path.is_dir():
         raise ClaraError(f"{path}: there is no saved tree; check the path")
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler()
+        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             stored = _shapes(checkpointer.metadata(path).item_metadata.tree)
             template = stored if like is None else _matched(path, stored, like)
             return checkpointer.restore(
@@ -95,6 +103,36 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
         ) from error
 
 
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keep off stderr what Orbax logs of errors that it raises as well.
+
+    Reads and writes that it abandons on an error come back to an event loop that is
+    closed by then, each with a traceback of its own; those are dropped from then on.
+    """
+    if not isinstance(sys.unraisablehook, _WithoutLateReturns):
+        sys.unraisablehook = _WithoutLateReturns(sys.unraisablehook)
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+class _WithoutLateReturns:
+    """Passes everything to `hook` but returns to a closed event loop."""
+
+    def __init__(self, hook: Callable[[Any], object]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, RuntimeError) or "loop is closed" not in str(error):
+            self._hook(unraisable)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Rename folder `source` to `target`; what was there is removed afterwards."""
     if not target.exists():
@@ -104,6 +142,19 @@ def replace_folder(source: Path, target: Path) -> None:
     os.rename(target, old / "old")
     os.rename(source, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path, rounds: int = 10) -> None:
+    """Remove the temporary folder of a write, which may have failed.
+
+    Writes that Orbax abandons on an error go on for a moment and make their folders
+    again, so the folder has to stay away for a second.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    for _ in range(rounds):
+        time.sleep(0.1)
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_error(path: Path, error: Exception) -> ClaraError:
@@ -119,6 +170,17 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, cut to a readable length."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
+
+
+class _Lent(np.ndarray):
+    """An array that nobody changes during the save: Orbax need not copy it first."""
+
+    def __deepcopy__(self, memo: dict) -> np.ndarray:
+        return self
+
+
+def _lent(leaf):
+    return leaf.view(_Lent) if type(leaf) is np.ndarray else leaf
 
 
 def _shapes(tree: Params) -> Params:

@@ -65,8 +65,6 @@ def test_mismatch_names_the_array(tmp_path):
     fails(r"\['b'\] is not expected", b=None)
 
 
-# Reads of other arrays come back after TensorStore's loop has been closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_missing_or_damaged(tmp_path):
     with pytest.raises(ClaraError, match="there is no saved tree"):
         load_tree(tmp_path / "none")

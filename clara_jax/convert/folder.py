@@ -23,6 +23,7 @@ import numpy as np
 from clara_jax.checkpoint import (
     WRITE_ERRORS,
     load_tree,
+    remove_folder,
     replace_folder,
     write_error,
     write_tree,
@@ -147,6 +148,8 @@ def write_model_folder(
                 else:
                     os.replace(part, path / part.name)
     except WRITE_ERRORS as error:
+        if temporary is not None:
+            remove_folder(temporary)
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
