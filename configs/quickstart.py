@@ -3,7 +3,7 @@
 A tiny pretrained base that comes with the package (`quickstart_base.py` makes it again)
 stays frozen; LoRA adapters and memory tokens learn on it, as in the big experiments:
 
-1. ``scp``: a document of 27 to 30 tokens becomes 6 vectors; from these alone its facts
+1. ``scp``: a document of 33 to 38 tokens becomes 8 vectors; from these alone its facts
    and a paraphrase are to be told.
 2. ``instruct``: one question, one short answer, from the right document's vectors.
 3. ``end_to_end``: 20 candidates, a question, its answer, and nobody says which of them
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             "documents": 1,
         }
     )
-    config.memory.doc_max_length = 30
+    config.memory.doc_max_length = 40
     config.memory.compression_rate = 5
     config.lora.dropout = 0.0
     config.selection.top_k = 1
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.data.batch_size = 48
     config.data.eval_batch_size = 50
     config.data.prompt_max_length = 72
-    config.data.question_max_length = 16
+    config.data.question_max_length = 12
     config.hooks.log_every = 10
     config.hooks.max_new_tokens = 6
     config.hooks.checkpoint_every = 100
@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
                 "train": ("{workdir}/data/instruct.jsonl",),
                 "eval": held_out,
                 "batch_size": 64,
-                "prompt_max_length": 40,
+                "prompt_max_length": 36,
             },
             "optim": {"learning_rate": 3e-3, "steps": 150},
             "hooks": {"eval_every": 50, "eval_first": True},
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
                 "train": ("{workdir}/data/end_to_end.jsonl",),
                 "eval": held_out,
                 "batch_size": 64,
-                "prompt_max_length": 40,
+                "prompt_max_length": 36,
                 "candidates": 20,
                 "cache_vectors": True,
             },

@@ -1,4 +1,4 @@
-"""The quickstart's base: a language model of 156 thousand weights, from scratch.
+"""The quickstart's base: a language model of 158 thousand weights, from scratch.
 
 It reads conversations about one document in full: questions with answers, all questions
 at once, paraphrases, in the form of the stages' prompts. Held-out names are in none.
@@ -20,19 +20,19 @@ def get_config() -> ConfigDict:
     config = common.base("lm", "runs/quickstart_base", "{workdir}/data/start")
     config.unlock()
     config.synthesize = ConfigDict(
-        {"records": "pretraining", "seed": 0, "pretraining": 40000, "held_out": 200}
+        {"records": "pretraining", "seed": 0, "pretraining": 26000, "held_out": 200}
     )
     config.stages = ({"name": "lm"},)
     config.data.train = ("{workdir}/data/pretraining.jsonl",)
     config.data.batch_size = 32
-    config.data.prompt_max_length = 104
+    config.data.prompt_max_length = 112
     config.optim.learning_rate = 4e-3
     config.optim.b2 = 0.98
     config.optim.warmup_fraction = 0.05
     config.optim.final_fraction = 0.05
     config.optim.weight_decay = 0.01
-    config.optim.steps = 1200
+    config.optim.steps = 800
     config.hooks.log_every = 20
-    config.hooks.checkpoint_every = 200
+    config.hooks.checkpoint_every = 100
     config.hooks.tensorboard = False
     return config.lock()

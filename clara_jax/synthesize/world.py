@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 GIVEN = (
     "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
@@ -26,17 +26,26 @@ PREFIXES = "Port New Old Fort Lake Mount Cape Saint".split()
 STEMS = (
     "Aldra Boreth Corvane Delmar Estrel Forlan Gadira Hestia Istrin Jorvia Kaldor Lumen"
 ).split()
-DAYS = tuple(str(day) for day in range(1, 13))
+DAYS = "1 9 17 25".split()
 MONTHS = (
     "January February March April May June July August September October November "
     "December"
 ).split()
-MATERIALS = "stone glass silver paper cotton copper leather timber".split()
-CRAFTS = "carver trader painter mender teacher keeper weaver dealer".split()
-COLOURS = "red blue green white black yellow purple golden".split()
-GOODS = "lamps carpets bells kites boats masks clocks drums".split()
-SIDES = "northern southern eastern western upper lower inner outer".split()
-LANDS = "hills marshes plains islands forests valleys deserts cliffs".split()
+WORKS = (
+    "stone carver,glass blower,bread baker,boat builder,clock maker,sheep shearer,"
+    "cloth weaver,silver smith,wine trader,bell ringer,map drawer,horse trainer,"
+    "roof mender,salt miner,lamp lighter,letter writer"
+).split(",")
+FAMES = (
+    "red lamps,green tea,white horses,wild honey,old songs,sharp knives,paper kites,"
+    "cold soup,tall towers,fine silk,sweet plums,blue pottery,long poems,rare books,"
+    "black cheese,wooden toys"
+).split(",")
+LANDS = (
+    "northern hills,southern plains,eastern marshes,western cliffs,upper valleys,"
+    "lower meadows,inner islands,outer reefs,dark forests,dry deserts,frozen lakes,"
+    "misty moors"
+).split(",")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +72,12 @@ PERSON = Kind(
             "On {birthday} {n} was born in {birthplace}.",
         ),
         (
-            "{n} worked as a {work} and was famous for {fame}.",
-            "Famous for {fame}, {n} worked as a {work}.",
+            "{n} worked as a {work} for many years.",
+            "For many years {n} worked as a {work}.",
+        ),
+        (
+            "{n} was famous everywhere for {fame}.",
+            "Everywhere {n} was famous for {fame}.",
         ),
     ),
     {
@@ -82,15 +95,19 @@ TOWN = Kind(
             "With a feast on {feast}, {n} lies in the {land}.",
         ),
         (
-            "{n} is ruled by a {ruler} and sells {trade}.",
-            "Selling {trade}, {n} is ruled by a {ruler}.",
+            "{n} was ruled by a {ruler} for many years.",
+            "For many years {n} was ruled by a {ruler}.",
+        ),
+        (
+            "{n} is famous everywhere for {trade}.",
+            "Everywhere {n} is famous for {trade}.",
         ),
     ),
     {
         "land": ("Where does {n} lie?", "What is the land of {n}?"),
-        "feast": ("When has {n} a feast?", "What is the day of the feast in {n}?"),
-        "ruler": ("Who is the ruler of {n}?", "By whom is {n} ruled?"),
-        "trade": ("What does {n} sell?", "What is the trade of {n}?"),
+        "feast": ("When has {n} a feast?", "What is the feast day of {n}?"),
+        "ruler": ("Who was the ruler of {n}?", "By whom was {n} ruled?"),
+        "trade": ("For what is {n} famous?", "What is the fame of {n}?"),
     },
 )
 KINDS = {"person": PERSON, "town": TOWN}
@@ -106,21 +123,18 @@ class Entry:
 
 
 def _values(rng: random.Random) -> dict[str, str]:
-    def pair(first: Sequence[str], second: Sequence[str]) -> str:
-        return f"{rng.choice(first)} {rng.choice(second)}"
-
     def day() -> str:
         return f"the {rng.choice(DAYS)} of {rng.choice(MONTHS)}"
 
     return {
         "birthplace": rng.choice(_TOWNS),
         "birthday": day(),
-        "work": pair(MATERIALS, CRAFTS),
-        "fame": pair(COLOURS, GOODS),
-        "land": pair(SIDES, LANDS),
+        "work": rng.choice(WORKS),
+        "fame": rng.choice(FAMES),
+        "land": rng.choice(LANDS),
         "feast": day(),
-        "ruler": pair(MATERIALS, CRAFTS),
-        "trade": pair(COLOURS, GOODS),
+        "ruler": rng.choice(WORKS),
+        "trade": rng.choice(FAMES),
     }
 
 
@@ -167,22 +181,15 @@ def questions(item: Entry, rng: random.Random) -> list[tuple[str, str]]:
 
 def count_values(value: str) -> int:
     """How many values a fact could have had that has this one."""
-    first = value.split()[0]
-    if first == "the":
+    if value.startswith("the "):
         return len(DAYS) * len(MONTHS)
-    if first in PREFIXES:
-        return len(_TOWNS)
-    return next(
-        len(starts) * len(ends)
-        for starts, ends in ((MATERIALS, CRAFTS), (COLOURS, GOODS), (SIDES, LANDS))
-        if first in starts
-    )
+    return next(len(all_) for all_ in (_TOWNS, WORKS, FAMES, LANDS) if value in all_)
 
 
 def words() -> list[str]:
     """Every word of the encyclopedia, sorted."""
-    texts = [*GIVEN, *FAMILY, *PREFIXES, *STEMS, *DAYS, *MONTHS, *MATERIALS, *CRAFTS]
-    texts += [*COLOURS, *GOODS, *SIDES, *LANDS, "the of"]
+    texts = [*GIVEN, *FAMILY, *PREFIXES, *STEMS, *DAYS, *MONTHS]
+    texts += [*WORKS, *FAMES, *LANDS, "the of"]
     for kind in KINDS.values():
         texts += [way for ways in kind.sentences for way in ways]
         texts += [way for ways in kind.questions.values() for way in ways]

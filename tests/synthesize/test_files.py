@@ -13,7 +13,7 @@ from clara_jax.synthesize.tokenizer import make_tokenizer
 from clara_jax.text import ClaraTokenizer
 
 SMALL = {"scp": 30, "instruct": 20, "end_to_end": 40, "held_out": 20, "candidates": 5}
-MEMORY = MemoryConfig(doc_max_length=30, compression_rate=5)
+MEMORY = MemoryConfig(doc_max_length=40, compression_rate=5)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,13 @@ def test_one_candidate_alone_is_right(folder):
     ("stage", "file", "longest"),
     [
         ("scp", "scp", 72),
-        ("instruct", "instruct", 40),
-        ("instruct", "held_out", 40),
-        ("end_to_end", "end_to_end", 40),
+        ("instruct", "instruct", 36),
+        ("instruct", "held_out", 36),
+        ("end_to_end", "end_to_end", 36),
     ],
 )
 def test_stages_read_the_files_uncut(folder, stage, file, longest):
-    data = DataConfig(prompt_max_length=longest, question_max_length=16)
+    data = DataConfig(prompt_max_length=longest, question_max_length=12)
     tokenizer = ClaraTokenizer(make_tokenizer(), MEMORY.num_memory)
     make = ExampleMaker(tokenizer, stage, MEMORY, data, top_k=1)
     for record in open_records(folder / f"{file}.jsonl"):

@@ -84,8 +84,8 @@ def test_shipped_base_answers_from_full_text(tmp_path):
         model=Transformer(model.config, model.config.vocab_size),
         backbone={"params": model.params},
         adapters={},
-        tokenizer=ClaraTokenizer(model.tokenizer, 6),
-        memory=MemoryConfig(doc_max_length=30, compression_rate=5),
+        tokenizer=ClaraTokenizer(model.tokenizer, 8),
+        memory=MemoryConfig(doc_max_length=40, compression_rate=5),
         config=AnswerConfig(max_new_tokens=6, batch_size=32),
     )
 
