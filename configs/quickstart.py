@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
             "end_to_end": 0,
             "held_out": 200,
             "candidates": 20,
+            "alike": 16,
             "documents": 1,
         }
     )

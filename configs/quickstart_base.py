@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.optim.warmup_fraction = 0.05
     config.optim.final_fraction = 0.05
     config.optim.weight_decay = 0.01
-    config.optim.steps = 800
+    config.optim.steps = 700
     config.hooks.log_every = 20
     config.hooks.checkpoint_every = 100
     config.hooks.tensorboard = False

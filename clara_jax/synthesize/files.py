@@ -14,7 +14,7 @@ from typing import Any
 from clara_jax.checkpoint import replace_folder, write_error
 from clara_jax.config import parse
 from clara_jax.errors import ClaraError
-from clara_jax.synthesize import records, world
+from clara_jax.synthesize import records
 from clara_jax.synthesize.base import random_base, write_base
 
 SETTINGS = "settings.json"
@@ -32,6 +32,7 @@ class Settings:
         end_to_end asks for every fact of the encyclopedia once.
       held_out: held-out questions for each of the stages.
       candidates: C, documents of an end_to_end record.
+      alike: how many of the wrong ones share half of the name.
       documents: documents of an instruct record, the right one first.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     end_to_end: int = 0
     held_out: int = 200
     candidates: int = 20
+    alike: int = 16
     documents: int = 1
 
     def __post_init__(self) -> None:
@@ -53,17 +55,16 @@ class Settings:
             )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("seed", "end_to_end") else 1
+            least = 0 if field.name in ("seed", "end_to_end", "alike") else 1
             if field.name != "records" and value < least:
                 raise ClaraError(
                     f"config field 'synthesize.{field.name}' is {value}, but must be "
                     f"at least {least}"
                 )
-        names = sum(len(world.names(kind, held_out=True)) for kind in world.KINDS)
-        if self.candidates > names:
+        if not self.alike < self.candidates <= 200:
             raise ClaraError(
-                f"config field 'synthesize.candidates' is {self.candidates}, but only "
-                f"{names} names are held out"
+                f"config field 'synthesize.candidates' is {self.candidates}, but must "
+                f"be above alike ({self.alike}) and at most 200"
             )
 
 
@@ -132,18 +133,21 @@ def _contents(settings: Settings) -> dict[str, Iterable[records.Row]]:
         }
     train = records.encyclopedia(rng("encyclopedia"))
     held = records.encyclopedia(rng("held out encyclopedia"), held_out=True)
+    everything = train + held
     draw, held_draw = rng("end_to_end"), rng("held out questions")
-    questions = records.asked(draw, train)
-    held_questions = records.asked(held_draw, held)[: settings.held_out]
-    ranked = records.ranking(draw, train, settings.candidates, questions)
-    held_rows = records.ranking(held_draw, held, settings.candidates, held_questions)
+    facts = records.asked(draw, train, range(len(train)))
+    numbers = range(len(train), len(everything))
+    held_facts = records.asked(held_draw, everything, numbers)[: settings.held_out]
+    shape = {"candidates": settings.candidates, "alike": settings.alike}
+    ranked = records.ranking(draw, train, facts, **shape)
+    held_rows = records.ranking(held_draw, everything, held_facts, **shape)
     return {
         "scp.jsonl": some(records.compression(rng("scp")), settings.scp),
         "instruct.jsonl": some(
             records.instruction(rng("instruct"), settings.documents),
             settings.instruct,
         ),
-        "end_to_end.jsonl": some(ranked, settings.end_to_end or len(questions)),
+        "end_to_end.jsonl": some(ranked, settings.end_to_end or len(facts)),
         "held_out.jsonl": held_rows,
         "documents.jsonl": ({"id": item.name, "text": text} for item, text in held),
     }

@@ -19,7 +19,7 @@ from clara_jax.text import (
 
 Row = dict[str, Any]
 
-PEOPLE = 0.75
+PEOPLE = 0.7
 """Share of people among the entries; the others are towns."""
 
 
@@ -131,45 +131,51 @@ def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry
 def ranking(
     rng: random.Random,
     corpus: Sequence[tuple[Entry, str]],
-    candidates: int,
     facts: Iterable[tuple[int, str]],
+    candidates: int,
+    alike: int,
 ) -> Iterator[Row]:
     """Records of stage ``end_to_end``: candidates, a question, its answer.
 
     Args:
       rng: source of chance.
       corpus: entries and documents; names differ, so one candidate alone is right.
-      candidates: C, the right document included.
       facts: number of an entry in the corpus, and the fact to ask for.
+      candidates: C, the right document included.
+      alike: how many of the others share half of the name, where there are so many.
     """
+    by_half: dict[tuple[str, int, str], list[int]] = {}
+    for number, (item, _) in enumerate(corpus):
+        for key in _halves(item):
+            by_half.setdefault(key, []).append(number)
     for number, fact in facts:
-        others = rng.sample(range(len(corpus) - 1), candidates - 1)
-        chosen = [other + (other >= number) for other in others]
-        place = rng.randrange(candidates)
-        chosen.insert(place, number)
-        question, answer = world.question(corpus[number][0], fact, rng)
+        item = corpus[number][0]
+        chosen = {number}
+        for key in _halves(item):
+            near = [i for i in by_half[key] if i != number]
+            chosen.update(rng.sample(near, min(alike // 2, len(near))))
+        while len(chosen) < candidates:
+            chosen.add(rng.randrange(len(corpus)))
+        order = sorted(chosen)
+        rng.shuffle(order)
+        question, answer = world.question(item, fact, rng)
         yield {
             "data_type": "qa",
-            "docs": [corpus[i][1] for i in chosen],
+            "docs": [corpus[i][1] for i in order],
             "question": question,
             "answer": answer,
-            "pos_index": [place],
+            "pos_index": [order.index(number)],
         }
 
 
-def asked(
-    rng: random.Random, corpus: Sequence[tuple[Entry, str]], each: int = 0
-) -> list[tuple[int, str]]:
-    """Which facts to ask for, in random order.
+def _halves(item: Entry) -> list[tuple[str, int, str]]:
+    return [(item.kind, place, word) for place, word in enumerate(item.name.split())]
 
-    Args:
-      rng: source of chance.
-      corpus: entries and documents.
-      each: facts of every entry; 0 takes all.
-    """
-    found = []
-    for number, (item, _) in enumerate(corpus):
-        facts = list(item.facts)
-        found += [(number, f) for f in rng.sample(facts, each or len(facts))]
+
+def asked(
+    rng: random.Random, corpus: Sequence[tuple[Entry, str]], numbers: Iterable[int]
+) -> list[tuple[int, str]]:
+    """All facts of the entries of these numbers, in random order."""
+    found = [(number, fact) for number in numbers for fact in corpus[number][0].facts]
     rng.shuffle(found)
     return found

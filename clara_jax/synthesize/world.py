@@ -26,10 +26,8 @@ PREFIXES = "Port New Old Fort Lake Mount Cape Saint".split()
 STEMS = (
     "Aldra Boreth Corvane Delmar Estrel Forlan Gadira Hestia Istrin Jorvia Kaldor Lumen"
 ).split()
-DAYS = "1 9 17 25".split()
-MONTHS = (
-    "January February March April May June July August September October November "
-    "December"
+BEASTS = (
+    "fox owl bear wolf hare crane otter lynx raven stag toad moth heron adder mole swan"
 ).split()
 WORKS = (
     "stone carver,glass blower,bread baker,boat builder,clock maker,sheep shearer,"
@@ -68,8 +66,8 @@ PERSON = Kind(
     "person",
     (
         (
-            "{n} was born in {birthplace} on {birthday}.",
-            "On {birthday} {n} was born in {birthplace}.",
+            "{n} was born in {birthplace} in {birthyear}.",
+            "In {birthyear} {n} was born in {birthplace}.",
         ),
         (
             "{n} worked as a {work} for many years.",
@@ -82,7 +80,7 @@ PERSON = Kind(
     ),
     {
         "birthplace": ("Where was {n} born?", "What is the birthplace of {n}?"),
-        "birthday": ("When was {n} born?", "What is the birthday of {n}?"),
+        "birthyear": ("When was {n} born?", "What is the birth year of {n}?"),
         "work": ("What was the work of {n}?", "As what has {n} worked?"),
         "fame": ("For what was {n} famous?", "What was the fame of {n}?"),
     },
@@ -91,8 +89,8 @@ TOWN = Kind(
     "town",
     (
         (
-            "{n} lies in the {land} and has a feast on {feast}.",
-            "With a feast on {feast}, {n} lies in the {land}.",
+            "{n} lies in the {land} and was founded in {founded}.",
+            "Founded in {founded}, {n} lies in the {land}.",
         ),
         (
             "{n} was ruled by a {ruler} for many years.",
@@ -105,7 +103,7 @@ TOWN = Kind(
     ),
     {
         "land": ("Where does {n} lie?", "What is the land of {n}?"),
-        "feast": ("When has {n} a feast?", "What is the feast day of {n}?"),
+        "founded": ("When was {n} founded?", "What is the first year of {n}?"),
         "ruler": ("Who was the ruler of {n}?", "By whom was {n} ruled?"),
         "trade": ("For what is {n} famous?", "What is the fame of {n}?"),
     },
@@ -123,16 +121,16 @@ class Entry:
 
 
 def _values(rng: random.Random) -> dict[str, str]:
-    def day() -> str:
-        return f"the {rng.choice(DAYS)} of {rng.choice(MONTHS)}"
+    def year() -> str:
+        return f"the year of the {rng.choice(BEASTS)}"
 
     return {
         "birthplace": rng.choice(_TOWNS),
-        "birthday": day(),
+        "birthyear": year(),
         "work": rng.choice(WORKS),
         "fame": rng.choice(FAMES),
         "land": rng.choice(LANDS),
-        "feast": day(),
+        "founded": year(),
         "ruler": rng.choice(WORKS),
         "trade": rng.choice(FAMES),
     }
@@ -182,14 +180,14 @@ def questions(item: Entry, rng: random.Random) -> list[tuple[str, str]]:
 def count_values(value: str) -> int:
     """How many values a fact could have had that has this one."""
     if value.startswith("the "):
-        return len(DAYS) * len(MONTHS)
+        return len(BEASTS)
     return next(len(all_) for all_ in (_TOWNS, WORKS, FAMES, LANDS) if value in all_)
 
 
 def words() -> list[str]:
     """Every word of the encyclopedia, sorted."""
-    texts = [*GIVEN, *FAMILY, *PREFIXES, *STEMS, *DAYS, *MONTHS]
-    texts += [*WORKS, *FAMES, *LANDS, "the of"]
+    texts = [*GIVEN, *FAMILY, *PREFIXES, *STEMS, *BEASTS]
+    texts += [*WORKS, *FAMES, *LANDS, "the year of"]
     for kind in KINDS.values():
         texts += [way for ways in kind.sentences for way in ways]
         texts += [way for ways in kind.questions.values() for way in ways]

@@ -27,7 +27,7 @@ def test_prompts_have_no_unknown_words():
     draw = random.Random(0)
     item = world.entry("person", "Abo Alden", draw)
     text = world.document(item, draw)
-    question, answer = world.question(item, "birthday", draw)
+    question, answer = world.question(item, "birthyear", draw)
     prompts = [(scp_prompt(text), records.pairs(item, draw))]
     prompts += [(paraphrase_prompt(text, i), text) for i in range(len(PARAPHRASES))]
     prompts += [(answer_prompt(text, question), answer)]
