@@ -15,7 +15,7 @@ from clara_jax.checkpoint import replace_folder, write_error
 from clara_jax.config import parse
 from clara_jax.errors import ClaraError
 from clara_jax.synthesize import records
-from clara_jax.synthesize.base import random_base, write_base
+from clara_jax.synthesize.shipped import random_base, write_base
 
 SETTINGS = "settings.json"
 

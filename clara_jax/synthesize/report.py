@@ -28,8 +28,8 @@ from clara_jax.evaluate import (
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
 from clara_jax.synthesize import curves, world
-from clara_jax.synthesize.base import write_base
 from clara_jax.synthesize.files import Settings
+from clara_jax.synthesize.shipped import write_base
 from clara_jax.text import ClaraTokenizer
 
 SHOWN = 5

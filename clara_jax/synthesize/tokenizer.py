@@ -7,7 +7,9 @@ the same.
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import tokenizers
 import transformers
@@ -69,3 +71,23 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer's files, which are the same for any version of transformers.
+
+    Args:
+      folder: there already.
+    """
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+        "clean_up_tokenization_spaces": False,
+    }
+    make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -14,8 +14,8 @@ from clara_jax.evaluate import TextAnswers, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
 from clara_jax.synthesize import BASE, curves, prepare, report, write_base
-from clara_jax.synthesize.base import SHAPE
 from clara_jax.synthesize.report import table
+from clara_jax.synthesize.shipped import SHAPE
 from clara_jax.text import ClaraTokenizer
 
 NUMBERS = {

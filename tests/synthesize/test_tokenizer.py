@@ -3,7 +3,7 @@
 import random
 
 from clara_jax.synthesize import BASE, records, world
-from clara_jax.synthesize.base import SHAPE
+from clara_jax.synthesize.shipped import SHAPE
 from clara_jax.synthesize.tokenizer import make_tokenizer
 from clara_jax.text import (
     PARAPHRASES,

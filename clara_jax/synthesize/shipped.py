@@ -19,7 +19,7 @@ from clara_jax.convert import ModelFolder
 from clara_jax.convert.names import hf_tensors
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer, init_backbone
-from clara_jax.synthesize.tokenizer import make_tokenizer
+from clara_jax.synthesize.tokenizer import make_tokenizer, save_tokenizer
 
 BASE = Path(__file__).parent / "base"
 """Folder of the shipped base."""
@@ -57,7 +57,7 @@ def random_base(seed: int) -> ModelFolder:
 
 
 def write_base(model: ModelFolder, folder: str | Path) -> None:
-    """Write a Llama-like model the way Hugging Face stores one.
+    """Write a Llama-like model with the world's tokenizer as Hugging Face folder.
 
     Args:
       model: without biases, fused projections or norms of queries and keys.
@@ -79,7 +79,7 @@ def write_base(model: ModelFolder, folder: str | Path) -> None:
         or config.rope.fraction != 1
     ):
         raise ClaraError(f"{folder}: the model is not of the plain Llama form")
-    tokenizer = model.tokenizer
+    tokenizer = make_tokenizer()
     described = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -121,7 +121,7 @@ def write_base(model: ModelFolder, folder: str | Path) -> None:
             text = json.dumps(described, indent=2) + "\n"
             (made / "config.json").write_text(text, encoding="utf-8")
             save_file(tensors, made / "model.safetensors", {"format": "pt"})
-            tokenizer.save_pretrained(str(made))
+            save_tokenizer(made)
             replace_folder(made, folder)
     except OSError as error:
         raise write_error(folder, error) from error
