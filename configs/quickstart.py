@@ -3,13 +3,13 @@
 A tiny pretrained base that comes with the package (`quickstart_base.py` makes it again)
 stays frozen; LoRA adapters and memory tokens learn on it, as in the big experiments:
 
-1. ``scp``: a document of 33 to 38 tokens becomes 8 vectors; from these alone its facts
+1. ``scp``: a document of 34 tokens becomes 8 vectors; from these alone its facts
    and a paraphrase are to be told.
 2. ``instruct``: one question, one short answer, from the right document's vectors.
 3. ``end_to_end``: 20 candidates, a question, its answer, and nobody says which of them
    is the right one: the loss on the answer teaches the question encoder to search.
 
-All that is measured is measured on people and towns that no stage has seen, not even
+All that is measured is measured on people whom no stage has met, not even
 the base. At the end: a table, a picture of the curves, some questions with the model's
 answers, and the command to ask your own.
 
@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
             "documents": 1,
         }
     )
-    config.memory.doc_max_length = 40
-    config.memory.compression_rate = 5
+    config.memory.doc_max_length = 34
+    config.memory.compression_rate = 4
     config.lora.dropout = 0.0
     config.selection.top_k = 1
     config.optim.b2 = 0.98

@@ -1,4 +1,4 @@
-"""The quickstart's base: a language model of 158 thousand weights, from scratch.
+"""The quickstart's base: a language model of 156 thousand weights, from scratch.
 
 It reads conversations about one document in full: questions with answers, all questions
 at once, paraphrases, in the form of the stages' prompts. Held-out names are in none.
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config = common.base("lm", "runs/quickstart_base", "{workdir}/data/start")
     config.unlock()
     config.synthesize = ConfigDict(
-        {"records": "pretraining", "seed": 0, "pretraining": 26000, "held_out": 200}
+        {"records": "pretraining", "seed": 0, "pretraining": 20000, "held_out": 200}
     )
     config.stages = ({"name": "lm"},)
     config.data.train = ("{workdir}/data/pretraining.jsonl",)
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.optim.warmup_fraction = 0.05
     config.optim.final_fraction = 0.05
     config.optim.weight_decay = 0.01
-    config.optim.steps = 700
+    config.optim.steps = 600
     config.hooks.log_every = 20
     config.hooks.checkpoint_every = 100
     config.hooks.tensorboard = False

@@ -19,19 +19,13 @@ from clara_jax.text import (
 
 Row = dict[str, Any]
 
-PEOPLE = 0.7
-"""Share of people among the entries; the others are towns."""
+_NAMES = {held_out: world.names(held_out) for held_out in (False, True)}
 
 
 def entries(count: int, rng: random.Random, held_out: bool = False) -> list[Entry]:
     """Draw entries with different names and fresh facts."""
-    found: dict[str, Entry] = {}
-    while len(found) < count:
-        kind = "person" if rng.random() < PEOPLE else "town"
-        name = rng.choice(world.names(kind, held_out))
-        if name not in found:
-            found[name] = world.entry(kind, name, rng)
-    return list(found.values())
+    chosen = rng.sample(_NAMES[held_out], count)
+    return [world.entry(name, rng) for name in chosen]
 
 
 def pretraining(rng: random.Random, turns: int = 6) -> Iterator[Row]:
@@ -120,12 +114,8 @@ def instruction(
 
 def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry, str]]:
     """One entry for every name of one side of the split, with its document."""
-    found = []
-    for kind in world.KINDS:
-        for name in world.names(kind, held_out):
-            item = world.entry(kind, name, rng)
-            found.append((item, world.document(item, rng)))
-    return found
+    items = [world.entry(name, rng) for name in _NAMES[held_out]]
+    return [(item, world.document(item, rng)) for item in items]
 
 
 def ranking(
@@ -144,7 +134,7 @@ def ranking(
       candidates: C, the right document included.
       alike: how many of the others share half of the name, where there are so many.
     """
-    by_half: dict[tuple[str, int, str], list[int]] = {}
+    by_half: dict[tuple[int, str], list[int]] = {}
     for number, (item, _) in enumerate(corpus):
         for key in _halves(item):
             by_half.setdefault(key, []).append(number)
@@ -168,8 +158,8 @@ def ranking(
         }
 
 
-def _halves(item: Entry) -> list[tuple[str, int, str]]:
-    return [(item.kind, place, word) for place, word in enumerate(item.name.split())]
+def _halves(item: Entry) -> list[tuple[int, str]]:
+    return list(enumerate(item.name.split()))
 
 
 def asked(

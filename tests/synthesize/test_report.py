@@ -85,7 +85,7 @@ def test_shipped_base_answers_from_full_text(tmp_path):
         backbone={"params": model.params},
         adapters={},
         tokenizer=ClaraTokenizer(model.tokenizer, 8),
-        memory=MemoryConfig(doc_max_length=40, compression_rate=5),
+        memory=MemoryConfig(doc_max_length=34, compression_rate=4),
         config=AnswerConfig(max_new_tokens=6, batch_size=32),
     )
 

@@ -25,7 +25,7 @@ def test_prompts_have_no_unknown_words():
     tokenizer = ClaraTokenizer(make_tokenizer(), 6)
     unknown = tokenizer.base.unk_token_id
     draw = random.Random(0)
-    item = world.entry("person", "Abo Alden", draw)
+    item = world.entry("Abo Alden", draw)
     text = world.document(item, draw)
     question, answer = world.question(item, "birthyear", draw)
     prompts = [(scp_prompt(text), records.pairs(item, draw))]
