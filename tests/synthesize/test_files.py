@@ -101,3 +101,13 @@ def test_stages_read_the_files_uncut(folder, stage, file, longest):
             tokenizer.document_length(text) <= MEMORY.doc_max_length
             for text in record.documents
         )
+
+
+def test_command(tmp_path, capsys):
+    from clara_jax.synthesize.__main__ import main
+
+    few = ["--scp", "3", "--instruct", "2", "--end-to-end", "4", "--held-out", "5"]
+    assert main([str(tmp_path), *few]) == 0
+    assert "held_out.jsonl: 5 records" in capsys.readouterr().out
+    assert main([str(tmp_path), *few, "--seed", "1"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
