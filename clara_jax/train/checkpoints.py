@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from clara_jax.checkpoint import first_line, write_error
+from clara_jax.checkpoint import (
+    WRITE_ERRORS,
+    first_line,
+    quiet_orbax,
+    remove_folder,
+    write_error,
+)
 from clara_jax.errors import ClaraError
 
 
@@ -41,9 +45,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
-            with _quiet():
+            with quiet_orbax():
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except (OSError, ValueError) as error:
+        except WRITE_ERRORS as error:
             raise write_error(self.folder, error) from error
 
     def latest(self) -> int | None:
@@ -69,9 +73,13 @@ class Checkpoints:
             extra=ocp.args.JsonSave(extra),  # type: ignore[call-arg]
         )
         try:
-            with _quiet():
+            with quiet_orbax():
                 self._manager.save(step, args=arguments)
-        except (OSError, ValueError) as error:  # TensorStore raises ValueError
+        except WRITE_ERRORS as error:
+            logging.getLogger("asyncio").addFilter(_is_no_echo)
+            # Half a checkpoint would keep the disk full.
+            for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                remove_folder(half)
             told = write_error(self.folder / str(step), error)
             raise ClaraError(f"{told}; earlier checkpoints stay") from error
 
@@ -94,7 +102,7 @@ class Checkpoints:
             extra=ocp.args.JsonRestore(),
         )
         try:
-            with _quiet():
+            with quiet_orbax():
                 read: Any = self._manager.restore(step, args=arguments)
         except (OSError, ValueError, KeyError, TypeError) as error:
             folder = self.folder / str(step)
@@ -109,13 +117,6 @@ class Checkpoints:
         self._manager.close()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging tracebacks of errors that are reported in one line."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Drop what asyncio says, at exit, of the other writes of a save that failed."""
+    return "exception was never retrieved" not in record.getMessage()

@@ -229,6 +229,24 @@ def test_a_full_disk_names_itself_and_keeps_what_is_there(tmp_path, monkeypatch)
     assert checkpoints.restore(2, state.saved())[1] == {"feed": 2}
 
 
+def test_a_write_that_fails_halfway_leaves_the_earlier_checkpoint(tmp_path, capfd):
+    resource = pytest.importorskip("resource")
+    checkpoints = Checkpoints(tmp_path)
+    noise = np.random.default_rng(0).normal(size=100_000)
+    checkpoints.save(1, {"noise": noise}, {"feed": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(ClaraError, match="2: cannot be written.*checkpoints stay"):
+            checkpoints.save(2, {"noise": noise}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    arrays, _ = Checkpoints(tmp_path).restore(1, {"noise": noise})
+    np.testing.assert_array_equal(arrays["noise"], noise)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, fresh().saved(), {})
