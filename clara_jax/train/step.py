@@ -39,6 +39,26 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
+def total_weights(
+    loss: Loss,
+    model: Any,
+    backbone: Any,
+    adapters: dict[str, Params],
+    parts: Batch,
+) -> dict[str, Array]:
+    """Add up the weights of a loss's terms over microbatches ``[parts, rows, ...]``.
+
+    Only the weights are kept, which depend on the batch alone, so that compilation
+    leaves nothing of the forward pass.
+    """
+
+    def weigh(_, batch: Batch):
+        return None, loss(model, backbone, adapters, batch, None)[1]
+
+    _, weights = jax.lax.scan(weigh, None, parts)
+    return jax.tree.map(lambda w: w.sum(0), weights)
+
+
 def make_train_step(
     loss: Loss,
     model: Any,
@@ -85,13 +105,8 @@ def make_train_step(
         parts = split_batch(batch, accumulate)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(accumulate))
 
-        def weigh_part(_, part):
-            batch, rng = part
-            adapters = {**frozen, **state.trainable}
-            return None, loss(model, backbone, adapters, batch, rng)[1]
-
-        _, weights = jax.lax.scan(weigh_part, None, (parts, rngs))
-        weights = jax.tree.map(lambda w: w.sum(0), weights)
+        adapters = {**frozen, **state.trainable}
+        weights = total_weights(loss, model, backbone, adapters, parts)
 
         def add_part(total, part):
             batch, rng = part

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from clara_jax.clara import make_loss
 from clara_jax.clara.batches import Batch
 from clara_jax.config import OptimConfig
 from clara_jax.sharding import make_mesh, named_sharding, shard_batch
+from clara_jax.testing import random_batch, toy_model
 from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import (
@@ -16,6 +18,7 @@ from clara_jax.train.step import (
     make_eval_step,
     make_train_step,
     split_batch,
+    total_weights,
 )
 
 
@@ -98,6 +101,47 @@ def test_accumulated_step_equals_the_whole_one(accumulate):
         state.opt_state[1][0].mu["compressor"]["a"],
         rtol=1e-5,
     )
+
+
+@pytest.fixture(scope="module")
+def scp():
+    """Two updates' worth of a real stage: toy model, loss, batch of unequal rows."""
+    toy = toy_model()
+    names = ("compressor", "generator", "memory")
+    return toy, make_loss("scp", num_memory=2), names, random_batch("scp")
+
+
+def test_accumulation_is_exact_for_a_real_stage(scp):
+    toy, loss, names, batch = scp
+    schedule = make_schedule(OptimConfig(), 10)
+    found = []
+    for accumulate in (1, 2):
+        # Plain descent with rate 1: the update is the gradient itself.
+        descent = optax.sgd(1.0)
+        step = make_train_step(
+            loss, toy.model, descent, schedule, accumulate=accumulate
+        )
+        trainable = {name: toy.adapters[name] for name in names}
+        state = init_state(trainable, descent, jax.random.key(0))
+        new, metrics = jax.jit(step)(state, toy.backbone, {}, batch)
+        grads = jax.tree.map(jnp.subtract, state.trainable, new.trainable)
+        found.append((grads, metrics))
+    (grads, metrics), (in_parts, same) = found
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(in_parts), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-7
+    for name in metrics:
+        np.testing.assert_allclose(same[name], metrics[name], rtol=1e-5, err_msg=name)
+
+
+def test_adding_up_weights_costs_no_forward_pass(scp):
+    toy, loss, _, batch = scp
+    parts = split_batch(batch, 2)
+
+    def weights(backbone, adapters, parts):
+        return total_weights(loss, toy.model, backbone, adapters, parts)
+
+    compiled = jax.jit(weights).lower(toy.backbone, toy.adapters, parts).compile()
+    assert " dot(" not in compiled.as_text()
 
 
 def test_microbatches_and_steps_draw_different_noise():
