@@ -3,20 +3,27 @@
 A tiny pretrained base that comes with the package (`quickstart_base.py` makes it again)
 stays frozen; LoRA adapters and memory tokens learn on it, as in the big experiments:
 
-1. ``scp``: a document of 34 tokens becomes 8 vectors; from these alone its facts
-   and a paraphrase are to be told.
+1. ``scp``: a document of 34 tokens becomes 8 vectors; from these alone its facts and a
+   paraphrase are to be told.
 2. ``instruct``: one question, one short answer, from the right document's vectors.
 3. ``end_to_end``: 20 candidates, a question, its answer, and nobody says which of them
-   is the right one: the loss on the answer teaches the question encoder to search.
+   is the right one: the loss on the answer teaches the question encoder to search. Of
+   the 19 others up to 16 share the first or the last name.
 
-All that is measured is measured on people whom no stage has met, not even
-the base. At the end: a table, a picture of the curves, some questions with the model's
-answers, and the command to ask your own.
+All that is measured is measured on people whom no stage has met, not even the base. At
+the end: a table, a picture of the curves, some questions with the model's answers, and
+the command to ask your own.
+
+The generator is given one document, the best (``selection.top_k`` 1; the paper takes
+5): the base has read one document at a time, and models of this size are slow to learn
+to tell several apart by the names in them.
 
 Source: the method is the paper's (arXiv 2511.18659); the world is ours. Learning rates
     are those of a toy, and dropout is off.
 Command: python -m clara_jax.train --config=configs/quickstart.py
 Hardware: two CPU cores, 2 GiB, no network. Time: about five minutes.
+Score: exact match of answers from compressed documents 0.99; Recall@1 from 0.16 to 0.99
+    in stage 3; answers end to end from 0.20 to 0.99 (seeds 0 and 1).
 """
 
 from ml_collections import ConfigDict
