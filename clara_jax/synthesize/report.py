@@ -64,11 +64,8 @@ def report(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> None:
     lines = [*table(numbers), "", *_shown(examples)]
     text = "\n".join(lines) + "\n"
     facts = {"numbers": numbers, "examples": examples}
-    try:
-        (workdir / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (workdir / "report.txt").write_text(text)
-    except OSError as error:
-        raise write_error(workdir / "report.json", error) from error
+    _write(workdir / "report.json", json.dumps(facts, indent=2) + "\n")
+    _write(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
     print(f"  {_command(workdir, questions[SHOWN].question)}")
@@ -180,6 +177,16 @@ def answers(clara: Clara, questions: Sequence[Question]) -> list[dict[str, Any]]
             questions, chosen.answers, chosen.indices, strict=True
         )
     ]
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
 
 
 def _shown(examples: Sequence[Mapping[str, Any]]) -> list[str]:
