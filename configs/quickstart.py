@@ -23,7 +23,7 @@ Source: the method is the paper's (arXiv 2511.18659); the world is ours. Learnin
 Command: python -m clara_jax.train --config=configs/quickstart.py
 Hardware: two CPU cores, 2 GiB, no network. Time: about five minutes.
 Score: exact match of answers from compressed documents 0.99; Recall@1 from 0.16 to 0.99
-    in stage 3; answers end to end from 0.20 to 0.99 (seeds 0 and 1).
+    in stage 3; answers end to end from 0.20 to 0.99 (three seeds).
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 GIVEN = (
     "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
@@ -44,7 +44,7 @@ _FAMES = (
     "cold soup,tall towers,fine silk,sweet plums,blue pottery,long poems,rare books,"
     "black cheese,wooden toys"
 ).split(",")
-FACTS: Mapping[str, list[str]] = {
+FACTS: Mapping[str, Sequence[str]] = {
     "birthplace": _TOWNS,
     "birthyear": _YEARS,
     "work": _WORKS,

@@ -2,6 +2,7 @@
 
 import json
 import types
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -89,6 +90,6 @@ def test_shipped_base_answers_from_full_text(tmp_path):
         config=AnswerConfig(max_new_tokens=6, batch_size=32),
     )
 
-    nothing = types.SimpleNamespace(trainable={})
+    nothing: Any = types.SimpleNamespace(trainable={})
     found = dict(TextAnswers(clara, questions).run(nothing))
     assert found["text/exact_match"] >= 0.9
