@@ -77,6 +77,9 @@ def paper(stage: str, name: str) -> ConfigDict:
 def smollm2(stage: str) -> ConfigDict:
     """SmolLM2-135M-Instruct: the paper's settings at the size of a laptop.
 
+    Float32, a batch of 8 and ten times the paper's learning rates, for a model fifty
+    times smaller; cut prompts where the paper's are longer.
+
     Args:
       stage: as of `paper`.
     """
@@ -84,6 +87,7 @@ def smollm2(stage: str) -> ConfigDict:
     config.dtype = config.param_dtype = "float32"  # faster than bfloat16 on a CPU
     config.data.batch_size = 8
     config.data.too_long = "cut"
+    config.optim.learning_rate *= 10
     config.data.prompt_max_length = 600
     config.data.prompt_buckets = (192, 256, 320, 384, 600)
     config.hooks.log_every = 1

@@ -1,7 +1,7 @@
 """End-to-end training (stage 3) of SmolLM2-135M: retrieval from answers alone.
 
-Source: paper section 3.3 and table 10 (learning rate 5e-6), but for the batch of 8
-    instead of 32, ten candidates (HotpotQA's own paragraphs) and float32. The
+Source: paper section 3.3 and table 10, but for what `common.smollm2` changes (batch,
+    learning rate, ten candidates instead of twenty: HotpotQA's own paragraphs). The
     documents are compressed once, before the first step.
 Command: python -m clara_jax.train --config=configs/smollm2_135m_end_to_end.py
     --config.init_from=runs/smollm2_135m_instruct

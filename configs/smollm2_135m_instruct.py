@@ -1,8 +1,8 @@
 """Instruction tuning (stage 2) of SmolLM2-135M on compressed documents.
 
-Source: paper section 3.1 and table 10, but for the batch of 8 instead of 128, float32
-    and two documents a question. Starts from the folder of stage 1; the generator's
-    adapter is new, as in the original.
+Source: paper section 3.1 and table 10, but for what `common.smollm2` changes (batch,
+    learning rate, two documents a question instead of five). Starts from the folder of
+    stage 1; the generator's adapter is new, as in the original.
 Command: python -m clara_jax.train --config=configs/smollm2_135m_instruct.py
     --config.init_from=runs/smollm2_135m_scp
     --config.data.train=hotpotqa_train.json

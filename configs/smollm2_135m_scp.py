@@ -1,8 +1,8 @@
 """Compression pretraining (stage 1) of SmolLM2-135M: CLaRa on a laptop.
 
-Source: paper section 3.1 and table 10, but for the batch of 8 instead of 128, float32
-    and 600 tokens a prompt: one epoch over a thousand passages takes hours on two CPU
-    cores, and 20 steps take minutes. The paper has no model of this size.
+Source: paper section 3.1 and table 10, but for what `common.smollm2` changes: batch 8
+    instead of 128 and learning rate 1e-3 instead of 1e-4. The paper has no model of
+    this size.
 Command: python -m clara_jax.train --config=configs/smollm2_135m_scp.py
     --config.data.train=scp_pretrain_1000.jsonl
     with ``--config.backbone=SmolLM2-135M-Instruct.Q4_1.gguf`` for a file at hand.

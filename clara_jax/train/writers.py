@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
+from clara_jax.checkpoint import write_error
 from clara_jax.errors import ClaraError
 
 
@@ -43,10 +44,13 @@ class JsonLines:
             steps that are about to be done again.
         """
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise write_error(path, error) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line."""
@@ -55,8 +59,7 @@ class JsonLines:
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
         except OSError as error:
-            path = self._file.name
-            raise ClaraError(f"cannot write {path}: {error.strerror}") from error
+            raise write_error(Path(self._file.name), error) from error
 
     def close(self) -> None:
         """Close the file."""

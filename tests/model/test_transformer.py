@@ -53,14 +53,10 @@ def test_cache_gives_the_states_of_one_pass(name):
     embeddings = toy.model.apply(variables, ids, method="embed")
     cache, parts = zeros_cache(toy.model.config, 2, 12), []
     for chunk in (embeddings[:, :5], embeddings[:, 5:6], embeddings[:, 6:]):
-        states, cache = toy.model.apply(
-            variables, chunk, cache=cache, method="hidden"
-        )
+        states, cache = toy.model.apply(variables, chunk, cache=cache, method="hidden")
         parts.append(states)
     assert int(cache.length) == 9
-    np.testing.assert_allclose(
-        jnp.concatenate(parts, 1), _states(toy, ids), atol=1e-5
-    )
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), _states(toy, ids), atol=1e-5)
 
 
 def test_window_is_a_limit_on_distance():
@@ -156,9 +152,10 @@ def test_rows_stand_beside_both_tables():
 
 def test_padded_vocabulary_rows_take_no_part():
     toy = toy_model(text_vocab=50, vocab_size=61)
-    assert toy.model.apply({"params": toy.backbone["params"]}, _ids(vocab=50)).shape[
-        -1
-    ] == 50
+    assert (
+        toy.model.apply({"params": toy.backbone["params"]}, _ids(vocab=50)).shape[-1]
+        == 50
+    )
 
 
 def test_all_keys_hidden_gives_no_nan_forwards_or_backwards():

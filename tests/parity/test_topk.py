@@ -19,11 +19,14 @@ def _cases(oracle):
         arrays = dict(file)
     for case in facts:
         name = f"{case['case']}/"
-        yield case, {
-            key.removeprefix(name): value
-            for key, value in arrays.items()
-            if key.startswith(name)
-        }
+        yield (
+            case,
+            {
+                key.removeprefix(name): value
+                for key, value in arrays.items()
+                if key.startswith(name)
+            },
+        )
 
 
 def test_values_and_slopes(oracle):

@@ -16,6 +16,7 @@ from clara_jax.train.hooks import (
     Checkpoint,
     Evaluate,
     Log,
+    Profile,
     StopOnNonFinite,
 )
 from clara_jax.train.loop import Clock, Interrupt, NotFinite, Trail, count_tokens, fit
@@ -262,6 +263,27 @@ def test_metrics_are_cut_at_the_step_and_at_a_torn_line(tmp_path):
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 4}\n{"step": 2}\n{"st')
     JsonLines(path, step=3).close()
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2}\n'
+
+
+def test_a_full_disk_under_the_metrics_is_one_line(tmp_path, monkeypatch):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+
+    class Full:
+        name = str(tmp_path / "metrics.jsonl")
+
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lines, "_file", Full())
+    with pytest.raises(ClaraError, match=r"metrics.jsonl: the disk is full"):
+        lines.write(1, {"loss": 1.0})
+
+
+def test_profile_writes_a_trace_of_its_steps(tmp_path):
+    profile = Profile(tmp_path, start=2, steps=1)
+    for step in (1, 2, 3):
+        profile(fresh(), {"step": step})
+    assert any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_tokens_are_counted_without_padding():

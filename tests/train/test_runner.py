@@ -129,6 +129,14 @@ def test_later_stages_start_from_earlier_folders(scp, tmp_path):
     assert not (last / "backbone").exists()
 
 
+def test_a_base_is_pretrained_into_a_plain_model_folder(tmp_path):
+    workdir = f"--config.workdir={tmp_path}/base"
+    run(read("lm", workdir, "--config.optim.steps=1"))
+    model = load_model(tmp_path / "base")
+    assert model.clara is None and model.adapters is None
+    assert model.params["embed"]["embedding"].shape[0] == len(model.tokenizer)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
