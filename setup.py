@@ -35,6 +35,7 @@ REQUIRES = [
     # Read by tensorflow-datasets at run time without being declared.
     "importlib_resources>=6",
     "transformers>=4.56",
+    "jinja2>=3.1",  # chat templates
     "tokenizers>=0.22",
     "safetensors>=0.5",
     "huggingface_hub>=0.34",

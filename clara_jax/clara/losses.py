@@ -189,7 +189,12 @@ class EndToEndLoss:
             choice.exclusion,
             batch.candidate_mask,
         )
-        selected = jnp.einsum("bjc,bcmd->bjmd", weights.astype(vectors.dtype), vectors)
+        selected = jnp.einsum(
+            "bjc,bcmd->bjmd",
+            weights.astype(vectors.dtype),
+            vectors,
+            precision="highest",
+        )
         hidden = generate_hidden(
             model, backbone, adapters, prompt, selected, rng=keys[1]
         )

@@ -23,7 +23,10 @@ def cosine_scores(
     Returns:
       ``[B, C]`` scores in [-1, 1]; 0 where a vector is all zero.
     """
-    return jnp.einsum("bw,bcw->bc", _unit(queries), _unit(documents))
+    # Accelerators would otherwise round the factors to half precision.
+    return jnp.einsum(
+        "bw,bcw->bc", _unit(queries), _unit(documents), precision="highest"
+    )
 
 
 def _unit(x: Float[Array, "*rows W"]) -> Float[Array, "*rows W"]:
@@ -93,11 +96,13 @@ def soft_topk(
     candidates = scores.shape[-1]
     if k > candidates:
         raise ValueError(f"top_k {k} is above the number of candidates {candidates}")
+    logits = scores / jnp.asarray(max(temperature, 1e-6), scores.dtype)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        # Finite, so that rows without any candidate stay finite too.
+        absent = jnp.finfo(scores.dtype).min / 4
+        scores, logits = (jnp.where(mask, x, absent) for x in (scores, logits))
     if indices is None:
         _, indices = jax.lax.top_k(jax.lax.stop_gradient(scores), k)
-    logits = scores / jnp.asarray(max(temperature, 1e-6), scores.dtype)
     taken = jnp.zeros_like(scores)
     slots = []
     for j in range(k):

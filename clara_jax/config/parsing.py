@@ -30,6 +30,14 @@ def positive(section: str, obj: Any, *names: str) -> None:
         require(value > 0, f"{section}.{name}", f"must be above 0, not {value}")
 
 
+def not_negative(section: str, obj: Any, *names: str) -> None:
+    """Refuse the fields of `obj` called `names` that are below 0."""
+    for name in names:
+        value = getattr(obj, name)
+        field = f"{section}.{name}".lstrip(".")
+        require(value >= 0, field, f"must not be negative, but is {value}")
+
+
 def one_of(section: str, obj: Any, name: str, choices: tuple[str, ...]) -> None:
     """Refuse the field `name` of `obj` unless it is one of `choices`."""
     value = getattr(obj, name)

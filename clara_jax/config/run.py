@@ -5,9 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from clara_jax.config.model import LoraConfig, MemoryConfig, SelectionConfig
-from clara_jax.config.parsing import one_of, positive, require
+from clara_jax.config.model import (
+    DTYPES,
+    REMAT_POLICIES,
+    LoraConfig,
+    MemoryConfig,
+    SelectionConfig,
+)
+from clara_jax.config.parsing import not_negative, one_of, positive, require
 
+ADAPTERS = ("compressor", "generator", "memory", "reasoner")
 STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank")
 
 
@@ -23,6 +30,8 @@ class DataConfig:
         smallest that holds its longest row. Empty takes the one longest length.
       prompt_max_length: longest prompt with its answer, in tokens.
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      eval_batch_size: rows that an evaluator takes at a time; 0 takes batch_size.
+      eval_limit: use only the first so many held-out records; 0 takes all.
       candidates: C, documents offered to each question; 0 takes the most that any
         record has, which reads all records once before training.
       window: batches drawn together and sorted by length before they are cut.
@@ -53,6 +62,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive("data", self, "batch_size", "prompt_max_length", "window")
+        not_negative(
+            "data",
+            self,
+            "eval_batch_size",
+            "question_max_length",
+            "candidates",
+            "limit",
+            "eval_limit",
+            "workers",
+        )
         one_of("data", self, "too_long", ("error", "cut"))
         for name in ("doc_buckets", "prompt_buckets"):
             lengths = getattr(self, name)
@@ -90,7 +109,11 @@ class OptimConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        positive("optim", self, "learning_rate", "accumulate")
+        positive("optim", self, "learning_rate", "accumulate", "eps")
+        not_negative("optim", self, "weight_decay", "clip_norm", "epochs")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name}", f"must be in [0, 1), not {value}")
         one_of("optim", self, "schedule", ("cosine", "constant"))
         require(self.steps >= 0, "optim.steps", "must not be negative")
         require(
@@ -127,7 +150,15 @@ class HooksConfig:
     profile_steps: int = 0
 
     def __post_init__(self) -> None:
-        positive("hooks", self, "log_every", "keep")
+        positive("hooks", self, "log_every", "keep", "max_new_tokens")
+        not_negative(
+            "hooks",
+            self,
+            "eval_every",
+            "eval_limit",
+            "checkpoint_every",
+            "profile_steps",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +175,7 @@ class RunConfig:
       reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
       train_generator: end_to_end only: whether the generator's adapter learns too.
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
-      dtype, param_dtype, remat: see `ModelConfig`; empty dtypes take the backbone's.
+      dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
     """
 
     stage: str
@@ -174,7 +205,15 @@ class RunConfig:
             "backbone",
             "is empty and there is no init_from; name a base model",
         )
-        require(self.mse_weight >= 0, "mse_weight", "must not be negative")
+        not_negative("", self, "mse_weight", "seed")
+        one_of("", self, "dtype", DTYPES)
+        one_of("", self, "remat", REMAT_POLICIES)
+        for name in self.reinit:
+            require(
+                name in ADAPTERS,
+                "reinit",
+                f"'{name}' is no adapter; there are {', '.join(ADAPTERS)}",
+            )
         require(
             self.data.batch_size % self.optim.accumulate == 0,
             "optim.accumulate",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from clara_jax.errors import ClaraError
 from clara_jax.model.transformer import Transformer
 from clara_jax.shapes import Key, Params
 
@@ -23,8 +24,16 @@ def init_lora(model: Transformer, key: Key) -> Params:
     Returns:
       The ``lora`` collection in float32: ``a`` uniform within ``1 / sqrt(inputs)``
       (Kaiming's rule with a = sqrt(5), as PEFT starts it), ``b`` zero.
+
+    Raises:
+      ClaraError: no layer of this backbone carries an adapter.
     """
-    shapes = abstract_variables(model)["lora"]
+    shapes = abstract_variables(model).get("lora")
+    if not shapes:
+        raise ClaraError(
+            "config field 'lora.layers' names no layer that this backbone has; "
+            "use ('all',)"
+        )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     keys = jax.random.split(key, len(leaves))
     fresh = []

@@ -15,7 +15,15 @@ import jax
 from clara_jax.clara import Batch, Loss, make_loss
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
-from clara_jax.data import Record, Records, make_batches, open_records, unique_documents
+from clara_jax.data import (
+    ExampleMaker,
+    Record,
+    Records,
+    check_records,
+    make_batches,
+    open_records,
+    unique_documents,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.sharding import make_mesh, named_sharding
@@ -115,6 +123,11 @@ def _train(
     start_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     start = prepare(config, start_key)
     tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
+    maker = ExampleMaker(
+        tokenizer, config.stage, config.memory, config.data, config.selection.top_k
+    )
+    for some in (records, _held_out(config)):
+        check_records(some, maker)
     mesh = _mesh(config)
     everywhere = named_sharding(mesh)
     backbone, frozen = jax.device_put((start.backbone, start.frozen), everywhere)

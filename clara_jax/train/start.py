@@ -162,7 +162,9 @@ def make_adapters(
     have = dict(earlier.adapters or {}) if earlier is not None else {}
     fresh = {*spec.fresh, *config.reinit}
     num_memory = config.memory.num_memory
-    kept = {name: tree for name, tree in have.items() if name not in fresh}
+    # A copy of what this stage trains would go stale: the original drops it as well.
+    stale = {"reasoner"} if "compressor" in spec.trains else set()
+    kept = {n: tree for n, tree in have.items() if n not in fresh | stale}
     if earlier is not None and earlier.clara is not None and kept:
         _check_settings(config, earlier.clara, "memory" in kept)
     copies = dict(spec.copies)
