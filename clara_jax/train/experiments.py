@@ -140,7 +140,9 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     for number, stage in enumerate(stages):
         stage = dict(stage)
         name = stage.pop("name", "")
-        if not re.fullmatch(r"[\w.-]+", name) or name in (r.workdir for r in runs):
+        if not re.fullmatch(r"[\w.-]+", name) or name in (
+            Path(r.workdir).name for r in runs
+        ):
             raise ClaraError(f"config field 'stages[{number}].name' is '{name}'")
         merged = _merge(values, _fill(stage, workdir), f"stages[{number}]")
         merged["workdir"] = str(Path(workdir) / name)
@@ -186,6 +188,15 @@ def _checked(text: str, config: ConfigDict) -> str:
             f"config field '{path}' is a group; set one of its fields, as in "
             f"--config.{path}.{first}=..."
         )
+    for stage in config.get("stages") or ():
+        inner: Any = stage
+        for part in parts:
+            inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None
+        if inner is not None:
+            raise ClaraError(
+                f"config field '{path}' is set by stage '{stage.get('name')}' of this "
+                "experiment, which wins; change it there"
+            )
     if isinstance(group, tuple) and value is not None:
         try:
             ast.literal_eval(value)

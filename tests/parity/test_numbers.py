@@ -13,6 +13,7 @@ from clara_jax.clara import (
     Tokens,
     candidate_vectors,
     compress,
+    cosine_scores,
     generate_hidden,
     logits_of,
     make_loss,
@@ -20,6 +21,7 @@ from clara_jax.clara import (
     reason,
     soft_topk,
 )
+from clara_jax.clara.losses import answer_terms
 from clara_jax.config import SelectionConfig
 from clara_jax.convert import load_apple
 from clara_jax.convert.names import extract, lora_tensors
@@ -249,34 +251,63 @@ def test_gradients(backbone_dir, name):
         assert difference(ours, theirs) < GRADIENTS_CLOSE, key
         compared += 1
     assert compared > 10
+    if name == "stage1_qa":
+        assert "grad/mem_rows" in case.arrays, "missing: grad/mem_rows in stage1_qa"
     for role in case.trained() - {"memory"}:
         assert not stored[role], f"missing: gradients of {role} in {name}"
 
 
-def test_gradients_of_intermediate_values(backbone_dir):
-    case = case_of(backbone_dir, "stage2_e2e")
-    arrays, batch, choice = case.arrays, case.batch, case.selection
-    vectors = candidate_vectors(*case.parts, batch, case.num_memory)
-    flat = vectors.reshape(*vectors.shape[:2], -1)
+def answer_loss(case, vectors):
+    """Mean cross-entropy of the labels as a function of the slots' vectors."""
+    hidden = generate_hidden(*case.parts, case.batch.prompt, vectors)
+    sums, weights, _ = answer_terms(*case.parts, hidden, case.batch.labels)
+    return sums["answer"] / weights["answer"]
 
-    def unit(x):
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+@pytest.mark.parametrize("name", ["stage1_qa", "stage1_2_qa"])
+def test_gradients_of_compressed_vectors(backbone_dir, name):
+    case = case_of(backbone_dir, name)
+    assert "grad/compressed" in case.arrays, f"missing: grad/compressed in {name}"
+    memory = jnp.asarray(case.arrays["compressed"])
+    rows = len(case.batch.labels)
+
+    def loss(memory):
+        return answer_loss(case, memory.reshape(rows, -1, *memory.shape[1:]))
+
+    slope = jax.jit(jax.grad(loss))(memory)
+    assert difference(slope, case.arrays["grad/compressed"]) < GRADIENTS_CLOSE
+
+
+def test_gradients_of_scores_and_queries(backbone_dir):
+    case = case_of(backbone_dir, "stage2_e2e")
+    arrays, choice = case.arrays, case.selection
+    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
+    flat = vectors.reshape(*vectors.shape[:2], -1)
 
     def loss_of_scores(scores):
         weights, _ = soft_topk(scores, choice.top_k, choice.temperature)
-        selected = jnp.einsum("bjc,bcmd->bjmd", weights, vectors)
-        hidden = generate_hidden(*case.parts, batch.prompt, selected)[:, :-1]
-        targets = batch.labels[:, 1:]
-        chosen = jax.nn.log_softmax(logits_of(*case.parts, hidden))
-        picked = jnp.take_along_axis(chosen, jnp.maximum(targets, 0)[..., None], -1)
-        counted = targets >= 0
-        return -jnp.sum(picked[..., 0] * counted) / jnp.sum(counted)
-
-    def scores_of(queries):
-        return jnp.einsum("bw,bcw->bc", unit(queries), unit(flat))
+        return answer_loss(case, jnp.einsum("bjc,bcmd->bjmd", weights, vectors))
 
     queries = jnp.asarray(arrays["query_reps"])
-    scores, pull = jax.vjp(scores_of, queries)
+    scores, pull = jax.vjp(lambda q: cosine_scores(q, flat), queries)
     by_scores = jax.jit(jax.grad(loss_of_scores))(scores)
     assert difference(by_scores, arrays["grad/scores"]) < GRADIENTS_CLOSE
     assert difference(pull(by_scores)[0], arrays["grad/query_reps"]) < GRADIENTS_CLOSE
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("stage2_retr")])
+def test_gradients_of_queries_for_reranking(backbone_dir, name):
+    case = case_of(backbone_dir, name)
+    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
+    flat = vectors.reshape(*vectors.shape[:2], -1)
+    positives = case.batch.positives
+
+    def loss(queries):
+        logits = cosine_scores(queries, flat) / case.selection.temperature
+        counted = positives.any(-1)
+        gold = jnp.where(positives | ~counted[:, None], logits, -1e30)
+        share = jax.nn.logsumexp(logits, -1) - jax.nn.logsumexp(gold, -1)
+        return jnp.sum(share * counted) / jnp.sum(counted)
+
+    slope = jax.grad(loss)(jnp.asarray(case.arrays["query_reps"]))
+    assert difference(slope, case.arrays["grad/query_reps"]) < GRADIENTS_CLOSE
