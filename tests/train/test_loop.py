@@ -267,6 +267,7 @@ def test_metrics_are_cut_at_the_step_and_at_a_torn_line(tmp_path):
 
 def test_a_full_disk_under_the_metrics_is_one_line(tmp_path, monkeypatch):
     lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.close()
 
     class Full:
         name = str(tmp_path / "metrics.jsonl")
