@@ -3,7 +3,7 @@
 | stage | compressor | memory and marks | generator | reasoner |
 |---|---|---|---|---|
 | scp | new | new | new | - |
-| instruct | of ``init_from`` | of ``init_from`` | new (``b = 0``), as in the original | - |
+| instruct | of ``init_from`` | of ``init_from`` | new (``b = 0``), as in the original | dropped, as in the original |
 | end_to_end | of ``init_from`` | of ``init_from`` | of ``init_from`` | of ``init_from``, else a copy of the compressor |
 | rerank | of ``init_from`` | of ``init_from`` | kept if there | as end_to_end |
 
