@@ -53,7 +53,6 @@ class ClaraSettings:
       backbone: where the frozen weights are: ``backbone`` is this folder's own; else
         a path (relative to this folder, or absolute) or hub name for `load_model`.
       stage: the stage that wrote the adapters; informative.
-      fingerprint: of the frozen weights, empty when unknown.
     """
 
     memory: MemoryConfig
@@ -62,7 +61,6 @@ class ClaraSettings:
     text_vocab: int
     backbone: str = "backbone"
     stage: str = ""
-    fingerprint: str = ""
 
 
 @dataclasses.dataclass
