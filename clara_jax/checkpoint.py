@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, write_error
 from clara_jax.shapes import Params
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -155,21 +155,6 @@ def remove_folder(path: Path, rounds: int = 10) -> None:
         time.sleep(0.1)
         if path.exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def write_error(path: Path, error: Exception) -> ClaraError:
-    """The one-line error for a failed write to `path`."""
-    text = str(error).lower()
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "no space left" in text or "quota exceeded" in text:
-        return ClaraError(f"{path}: the disk is full; free space and try again")
-    return ClaraError(f"{path}: cannot be written ({first_line(error)})")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to a readable length."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 class _Lent(np.ndarray):

@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "shapes": 0,
     "config": 0,
+    "files": 1,
     "sharding": 1,
     "text": 1,
     "model": 2,

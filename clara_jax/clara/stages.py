@@ -22,39 +22,30 @@ class StageSpec:
       trains: adapters that the optimizer holds; all others are frozen.
       fresh: adapters that start anew even if the earlier run has them.
       copies: adapter to the one it starts as a copy of, when the earlier run lacks it.
-      description: one line for people.
     """
 
     trains: tuple[str, ...]
     fresh: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
-    description: str = ""
 
 
 STAGES: dict[str, StageSpec] = {
-    "lm": StageSpec(
-        trains=("backbone",),
-        description="language-model pretraining of a small backbone",
-    ),
+    "lm": StageSpec(trains=("backbone",)),
     "scp": StageSpec(
         trains=("compressor", "generator", "memory"),
         fresh=("compressor", "generator", "memory"),
-        description="compression pretraining on questions, answers and paraphrases",
     ),
     "instruct": StageSpec(
         trains=("compressor", "generator"),
         fresh=("generator",),
-        description="answering from compressed documents",
     ),
     "end_to_end": StageSpec(
         trains=("reasoner", "generator"),
         copies=(("reasoner", "compressor"),),
-        description="retrieving and answering, from the answer loss alone",
     ),
     "rerank": StageSpec(
         trains=("reasoner",),
         copies=(("reasoner", "compressor"),),
-        description="retrieving, from labelled positives",
     ),
 }
 

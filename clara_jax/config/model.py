@@ -76,6 +76,7 @@ class ModelConfig:
       fused_qkv, fused_gate_up: one projection instead of three or two (Phi-3).
       sliding_window: a query sees itself and the ``sliding_window - 1`` keys before it;
         None sees all.
+      full_layers: layers, counted from 0, that see all in spite of `sliding_window`.
       dtype: compute type; norms, softmax and logits are float32 all the same.
       param_dtype: type in which the frozen weights are kept.
       remat: what a layer keeps for its backward pass: ``none`` keeps all, ``full``
@@ -98,6 +99,7 @@ class ModelConfig:
     fused_qkv: bool = False
     fused_gate_up: bool = False
     sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
     rope: RopeConfig = RopeConfig()
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -125,6 +127,11 @@ class ModelConfig:
             self.sliding_window is None or self.sliding_window > 0,
             "model.sliding_window",
             f"must be above 0 or none, not {self.sliding_window}",
+        )
+        require(
+            all(0 <= layer < self.num_layers for layer in self.full_layers),
+            "model.full_layers",
+            f"must name layers from 0 to {self.num_layers - 1}, not {self.full_layers}",
         )
         one_of("model", self, "dtype", DTYPES)
         one_of("model", self, "param_dtype", DTYPES)

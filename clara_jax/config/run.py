@@ -31,7 +31,6 @@ class DataConfig:
       prompt_max_length: longest prompt with its answer, in tokens.
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
       eval_batch_size: rows that an evaluator takes at a time; 0 takes batch_size.
-      eval_limit: use only the first so many held-out records; 0 takes all.
       candidates: C, documents offered to each question; 0 takes the most that any
         record has, which reads all records once before training.
       window: batches drawn together and sorted by length before they are cut.
@@ -55,7 +54,6 @@ class DataConfig:
     window: int = 16
     shuffle: bool = True
     limit: int = 0
-    eval_limit: int = 0
     cache_vectors: bool = False
     workers: int = 2
     too_long: Literal["error", "cut"] = "error"
@@ -69,7 +67,6 @@ class DataConfig:
             "question_max_length",
             "candidates",
             "limit",
-            "eval_limit",
             "workers",
         )
         one_of("data", self, "too_long", ("error", "cut"))
@@ -131,7 +128,7 @@ class HooksConfig:
     Attributes:
       log_every: a line of metrics. eval_every: the evaluators (always at the end too).
       eval_first: run the evaluators on the starting state too.
-      eval_limit: held-out records that a scheduled evaluation reads; 0 reads all.
+      eval_limit: use only the first so many held-out records; 0 takes all.
       checkpoint_every: a full state. keep: how many of them stay.
       max_new_tokens: longest answer an evaluator decodes.
       tensorboard, wandb: where scalars go besides ``metrics.jsonl``.

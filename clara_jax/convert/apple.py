@@ -14,10 +14,10 @@ import numpy as np
 
 from clara_jax.config import LoraConfig, MemoryConfig, ModelConfig, SelectionConfig
 from clara_jax.convert.folder import ClaraSettings, ModelFolder
-from clara_jax.convert.hf import read_json
 from clara_jax.convert.names import LAYER_ROWS, TreeBuilder, lora_tensors
 from clara_jax.convert.pth import read_pth
 from clara_jax.errors import ClaraError
+from clara_jax.files import read_json
 from clara_jax.shapes import Params
 from clara_jax.text import NAME_KEY
 

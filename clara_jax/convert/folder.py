@@ -25,7 +25,6 @@ from clara_jax.checkpoint import (
     load_tree,
     remove_folder,
     replace_folder,
-    write_error,
     write_tree,
 )
 from clara_jax.config import (
@@ -36,8 +35,9 @@ from clara_jax.config import (
     parse,
     to_dict,
 )
-from clara_jax.convert.hf import numpy_dtype, read_json
+from clara_jax.convert.hf import numpy_dtype
 from clara_jax.errors import ClaraError
+from clara_jax.files import read_json, write_error, write_json
 from clara_jax.shapes import Params
 from clara_jax.text import load_tokenizer
 
@@ -145,10 +145,13 @@ def write_model_folder(
                     replace_folder(part, path / part.name)
                 else:
                     os.replace(part, path / part.name)
-    except WRITE_ERRORS as error:
+    except (*WRITE_ERRORS, ClaraError) as error:
         if temporary is not None:
             remove_folder(temporary)
-        raise write_error(path, error) from error
+        # `write_json` has named the temporary folder; users know the destination.
+        cause = error.__cause__ if isinstance(error, ClaraError) else error
+        assert isinstance(cause, Exception)
+        raise write_error(path, cause) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -216,12 +219,12 @@ def cast_tree(tree: Params, dtype: str) -> Params:
 
 def _write_parts(folder: Path, model: ModelFolder) -> None:
     values = {"format": FORMAT, **to_dict(model.config), "eos_ids": model.eos_ids}
-    _write_json(folder / "model.json", values)
+    write_json(folder / "model.json", values)
     write_tokenizer(folder / "tokenizer", model.tokenizer)
     if model.clara is None or model.clara.backbone == "backbone":
         write_tree(folder / "backbone", model.params)
     if model.clara is not None:
-        _write_json(folder / "clara.json", to_dict(model.clara))
+        write_json(folder / "clara.json", to_dict(model.clara))
         adapters = dict(model.adapters or {})
         if model.rows:
             adapters["rows"] = model.rows
@@ -238,9 +241,4 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
     for key in ("backend", "is_local", "local_files_only"):
         values.pop(key, None)
-    _write_json(path, values)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, values)

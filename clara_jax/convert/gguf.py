@@ -16,13 +16,13 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from clara_jax.checkpoint import first_line
 from clara_jax.config import ModelConfig, RopeConfig
 from clara_jax.convert.gguf_tokenizer import build_tokenizer
 from clara_jax.convert.hf import Progress, numpy_dtype, quiet
 from clara_jax.convert.hf_config import longrope_attention_factor
 from clara_jax.convert.names import TensorName, TreeBuilder, gguf_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line
 from clara_jax.shapes import Params
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -60,6 +60,11 @@ class GgufFile:
                 f"{path}: unknown architecture '{self.architecture}'; "
                 f"supported are {', '.join(ARCHITECTURES)}"
             )
+
+    @property
+    def name(self) -> str:
+        """Architecture and the name that the file gives itself."""
+        return f"{self.architecture} {self.value('general.name', '')}".strip()
 
     def value(self, key: str, default: Any = None) -> Any:
         """One metadata value; without a default it must be there."""

@@ -20,8 +20,8 @@ from tokenizers import (
     processors,
 )
 
-from clara_jax.checkpoint import first_line
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line
 
 _UNKNOWN, _CONTROL, _USER, _UNUSED = 2, 3, 4, 5
 """Values of ``tokenizer.ggml.token_type`` that are no ordinary text (6: a byte)."""
@@ -72,6 +72,9 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
 _WHOLE_WORDS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"}
 
 
+_QWEN_ROLES = ("<|im_start|>", "<|im_end|>")
+
+
 def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
     """Build a tokenizer.
 
@@ -116,13 +119,18 @@ def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
         index = values.get(f"ggml.{key}_token_id")
         return tokens[index] if index is not None and index < len(tokens) else None
 
-    special = {
+    special: dict[str, Any] = {
         "bos_token": named("bos"),
         "eos_token": named("eos"),
         "unk_token": named("unknown"),
         "pad_token": named("padding"),
     }
-    if values.get("ggml.add_bos_token", model == "llama") and special["bos_token"]:
+    begins = values.get("ggml.add_bos_token", model == "llama")
+    if str(values.get("ggml.pre")) == "qwen2" and not begins:
+        # Qwen's own tokenizer has no bos; llama.cpp fills the field all the same.
+        special["bos_token"] = None
+        special["additional_special_tokens"] = [t for t in _QWEN_ROLES if t in tokens]
+    if begins and special["bos_token"]:
         bos = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos}:0 $A:0",
@@ -133,7 +141,7 @@ def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
         tokenizer_object=tokenizer,
         chat_template=values.get("chat_template"),
         clean_up_tokenization_spaces=False,
-        **{key: token for key, token in special.items() if token is not None},
+        **{key: token for key, token in special.items() if token},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from clara_jax.convert.hf_config import model_config_from_hf
 from clara_jax.convert.names import TreeBuilder, hf_tensors
 from clara_jax.convert.shards import SafetensorsFile
 from clara_jax.errors import ClaraError
+from clara_jax.files import read_json
 from clara_jax.shapes import Params
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -60,23 +60,6 @@ def fetch(source: str | os.PathLike) -> Path:
             f"({type(error).__name__}); check the name and the network, or download it "
             "elsewhere and give the folder"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-      ClaraError: it is missing or damaged.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ClaraError(f"{path}: is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ClaraError(f"{path}: must hold a JSON object")
-    return value
 
 
 def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:

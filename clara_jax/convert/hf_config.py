@@ -77,6 +77,7 @@ def model_config_from_hf(
     attention_bias = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and (
         fields.flag("attention_bias")
     )
+    window, full_layers = _window(fields, architecture)
     stored = str(values.get("dtype") or values.get("torch_dtype") or "")
     stored = stored.removeprefix("torch.")
     return ModelConfig(
@@ -95,7 +96,8 @@ def model_config_from_hf(
         qk_norm=architecture == "Qwen3ForCausalLM",
         fused_qkv=phi,
         fused_gate_up=phi,
-        sliding_window=_window(fields, architecture),
+        sliding_window=window,
+        full_layers=full_layers,
         rope=_rope(fields, head_dim, phi),
         param_dtype=param_dtype or (stored if stored in DTYPES else "float32"),
     )
@@ -115,12 +117,13 @@ def _architecture(values: Mapping[str, Any], where: str) -> str:
     return name
 
 
-def _window(fields: _Fields, architecture: str) -> int | None:
+def _window(fields: _Fields, architecture: str) -> tuple[int | None, tuple[int, ...]]:
+    """The sliding window, and the layers that do without it."""
     if architecture == "LlamaForCausalLM":
-        return None
+        return None, ()
     window = fields.integer("sliding_window", 0) or None
     if not architecture.startswith("Qwen"):
-        return window
+        return window, ()
     if not fields.flag("use_sliding_window"):
         window = None
     layers = fields.integer("num_hidden_layers")
@@ -129,16 +132,21 @@ def _window(fields: _Fields, architecture: str) -> int | None:
         first = fields.integer("max_window_layers") if window else layers
         kinds = ["full_attention"] * min(first, layers)
         kinds += ["sliding_attention"] * (layers - len(kinds))
-    if len(set(kinds)) > 1:
+    known = ["full_attention", *["sliding_attention"] * bool(window)]
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or any(kind not in known for kind in kinds)
+    ):
         raise ClaraError(
-            f"{fields.where}: some layers have a sliding window and some have not "
-            "(layer_types, max_window_layers); only all or none are supported"
+            f"{fields.where}: layer_types must give each of {layers} layers one of "
+            f"full_attention and (with use_sliding_window) sliding_attention, "
+            f"not {kinds!r}"
         )
-    if set(kinds) == {"full_attention"}:
-        return None
-    if set(kinds) == {"sliding_attention"} and window:
-        return window
-    raise ClaraError(f"{fields.where}: layer_types {kinds[:1]} is not supported")
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if len(full) == layers:
+        return None, ()
+    return window, full
 
 
 def _rope(fields: _Fields, head_dim: int, phi: bool) -> RopeConfig:

@@ -52,6 +52,7 @@ def load_gguf(
     file = GgufFile(Path(source))
     config = file.config(param_dtype)
     tokenizer = file.tokenizer()
+    tokenizer.init_kwargs.setdefault(NAME_KEY, file.name)
     params = file.params(config, progress)
     return ModelFolder(config, params, tokenizer, eos_ids=file.eos_ids())
 

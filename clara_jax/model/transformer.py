@@ -60,14 +60,22 @@ class Block(nn.Module):
         sin: Float[Array, "B T P"],
         visible: Bool[Array, "B 1 T S"] | None,
         start: Int[Array, ""] | None,
+        everything: Bool[Array, "B 1 T S"] | None = None,
+        full: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """The layer's output and its cache."""
+        """The layer's output and its cache.
+
+        Where layers differ, those whose `full` is set see `everything` instead of
+        `visible`.
+        """
         config, linear = self.config, _linear_settings(self.config, self.lora)
         attention = attention_from_config(config, linear, "attention")
         mlp = Mlp(
             config.mlp_dim, config.fused_gate_up, config.mlp_bias, linear, name="mlp"
         )
         norms = (config.norm_eps, config.dtype, config.param_dtype)
+        if full is not None:
+            visible = jnp.where(full, everything, visible)
         mixed, cache = attention(
             RMSNorm(*norms, name="input_norm")(x), cos, sin, visible, cache, start
         )
@@ -127,7 +135,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 5, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
         )(config, self.lora)
@@ -197,12 +205,19 @@ class Transformer(nn.Module):
             if mask is None:
                 room = cache.key.shape[2]
                 mask = jnp.ones((batch, room), bool)
-        visible = None
+        window, full_layers = config.sliding_window, config.full_layers
+        mixed = window is not None and bool(full_layers)
+        if mixed and mask is None:
+            mask = jnp.ones((batch, length), bool)
+        visible = everything = full = None
         if mask is not None:
-            visible = visible_keys(
-                slots, positions, key_positions, mask, config.sliding_window
-            )
-        x, layer_cache = self.layers(embeddings, layer_cache, cos, sin, visible, start)
+            visible = visible_keys(slots, positions, key_positions, mask, window)
+        if mixed:
+            everything = visible_keys(slots, positions, key_positions, mask, None)
+            full = jnp.isin(jnp.arange(config.num_layers), jnp.array(full_layers))
+        x, layer_cache = self.layers(
+            embeddings, layer_cache, cos, sin, visible, start, everything, full
+        )
         if cache is not None:
             assert layer_cache is not None
             cache = Cache(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.checkpoint import write_error
+from clara_jax.files import write_error
 
 MEASURES = {
     "eval/gold/exact_match": "answers from the right document's vectors",

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from clara_jax.checkpoint import write_error
 from clara_jax.config import parse
 from clara_jax.convert import ModelFolder, load_model
 from clara_jax.data import open_records
@@ -25,6 +24,7 @@ from clara_jax.evaluate import (
     TextAnswers,
     questions_of,
 )
+from clara_jax.files import write_error
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
 from clara_jax.synthesize import curves, world

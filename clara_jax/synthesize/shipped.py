@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from clara_jax.checkpoint import replace_folder, write_error
+from clara_jax.checkpoint import replace_folder
 from clara_jax.config import ModelConfig, RopeConfig
 from clara_jax.convert import ModelFolder
 from clara_jax.convert.names import hf_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.files import write_error
 from clara_jax.model import Transformer, init_backbone
 from clara_jax.synthesize.tokenizer import make_tokenizer, save_tokenizer
 

@@ -23,7 +23,8 @@ from clara_jax.train.hooks import (
 )
 from clara_jax.train.loop import Clock, Feed, Hook, Interrupt, NotFinite, Trail, fit
 from clara_jax.train.optim import Schedule, make_optimizer, make_schedule
-from clara_jax.train.runner import EvaluatorFactory, Interrupted, Parts, run
+from clara_jax.train.parts import EvaluatorFactory, Parts
+from clara_jax.train.runner import Interrupted, run
 from clara_jax.train.start import Start, make_adapters, prepare
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import compile_step, make_eval_step, make_train_step

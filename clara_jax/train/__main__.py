@@ -16,7 +16,8 @@ from clara_jax.evaluate.evaluators import (
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.train.experiments import read_experiment
 from clara_jax.train.hooks import Evaluator
-from clara_jax.train.runner import Interrupted, Parts, run
+from clara_jax.train.parts import Parts
+from clara_jax.train.runner import Interrupted, run
 from clara_jax.train.step import make_eval_step
 
 USAGE = """\
@@ -45,7 +46,7 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
     found: list[Evaluator] = [
         HeldOutLoss(step, parts.backbone, parts.frozen, parts.batches, parts.put)
     ]
-    questions = questions_of(parts.records, config.hooks.eval_limit)
+    questions = questions_of(parts.records)
     if config.stage == "lm" or not questions:
         return found
     clara = Clara(

@@ -9,14 +9,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from clara_jax.checkpoint import (
-    WRITE_ERRORS,
-    first_line,
-    quiet_orbax,
-    remove_folder,
-    write_error,
-)
+from clara_jax.checkpoint import WRITE_ERRORS, quiet_orbax, remove_folder
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, write_error
 
 
 class Checkpoints:

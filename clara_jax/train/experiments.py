@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clara_jax.config import RunConfig, parse
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
         overridden: Any = values["config"].value
         return expand(overridden)
     except (flags.Error, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise ClaraError(_first_line(error)) from error
+        raise ClaraError(first_line(error)) from error
 
 
 def load_config(path: str, argument: str | None = None) -> ConfigDict:
@@ -107,7 +108,7 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
         raise
     except Exception as error:
         line = _line_in(path, error)
-        raise ClaraError(f"config file {path}{line}: {_first_line(error)}") from error
+        raise ClaraError(f"config file {path}{line}: {first_line(error)}") from error
     finally:
         sys.path[:] = before
     if not isinstance(config, ConfigDict):
@@ -240,9 +241,3 @@ def _line_in(path: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename) == Path(path)]
     return f" line {lines[-1]}" if lines else ""
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

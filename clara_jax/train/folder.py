@@ -20,12 +20,12 @@ from typing import Any
 import jax
 
 from clara_jax import __version__
-from clara_jax.checkpoint import write_error
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.errors import ClaraError
+from clara_jax.files import read_json, write_json
 from clara_jax.train.writers import read_lines
 
-FREE = ("workdir", "hooks.", "data.workers", "data.eval", "data.eval_limit")
+FREE = ("workdir", "hooks.", "data.workers", "data.eval", "data.too_long")
 """Fields (or their beginnings) in which a resumed run may differ: none of them changes
 a step."""
 
@@ -124,37 +124,6 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         found[name] = importlib.metadata.version(name)
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-      ClaraError: it is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ClaraError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ClaraError(f"{path}: holds no JSON object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all.
-
-    Raises:
-      ClaraError: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

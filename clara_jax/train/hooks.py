@@ -151,12 +151,20 @@ class Profile:
         self._folder = folder
         self._start = start
         self._stop = start + steps
+        self._running = False
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Start and stop the trace."""
         if metrics["step"] == self._start:
             jax.block_until_ready(state.step)
             jax.profiler.start_trace(str(self._folder))
+            self._running = True
         elif metrics["step"] == self._stop:
             jax.block_until_ready(state.step)
+            self.close()
+
+    def close(self) -> None:
+        """Stop a trace that the end of the run cut short."""
+        if self._running:
+            self._running = False
             jax.profiler.stop_trace()

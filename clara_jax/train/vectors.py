@@ -17,13 +17,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.checkpoint import write_error
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
+from clara_jax.files import read_json, write_error, write_json
 from clara_jax.generate import encode_rows
 from clara_jax.model import Transformer
 from clara_jax.text import ClaraTokenizer
-from clara_jax.train.folder import read_json, write_json
 
 CHUNK = 512
 """Documents between two notes of how far the file is written."""

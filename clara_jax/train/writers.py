@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from clara_jax.checkpoint import write_error
 from clara_jax.errors import ClaraError
+from clara_jax.files import write_error
 
 
 @runtime_checkable
@@ -35,17 +36,18 @@ class JsonLines:
     A value that is not finite becomes null, so that every line is JSON.
     """
 
-    def __init__(self, path: Path, step: int = 0):
+    def __init__(self, path: Path, step: int | None = None):
         """Open `path`, dropping what lies after `step`.
 
         Args:
           path: made if absent.
-          step: the run goes on from here; later lines (and a torn last one) belong to
-            steps that are about to be done again.
+          step: the run goes on after it; later lines (and a torn last one) belong to
+            steps that are about to be done again. None begins anew.
         """
-        kept = [line for line in read_lines(path) if line["step"] <= step]
+        last = -1 if step is None else step
         temporary = path.with_name(f".{path.name}.tmp")
         try:
+            kept = [line for line in read_lines(path) if line["step"] <= last]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             temporary.replace(path)
             self._file = path.open("a", encoding="utf-8")
@@ -129,18 +131,31 @@ class ProgressBar:
 class TensorBoard:
     """Event files that TensorBoard reads, written without TensorFlow."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int | None = None):
+        """Open `folder`; points after `step`, as of `JsonLines`, are hidden."""
         module = _need("tensorboardX", "hooks.tensorboard", "pip install tensorboardX")
-        self._writer = module.SummaryWriter(str(folder))
+        self._folder = folder
+        after = 0 if step is None else step + 1
+        with self._told():
+            self._writer = module.SummaryWriter(str(folder), purge_step=after)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the scalars."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._told():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush the event file."""
-        self._writer.close()
+        with self._told():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self._folder, error) from error
 
 
 class WeightsAndBiases:

@@ -48,7 +48,7 @@ def test_sizes_and_defaults(llama_values):
     assert _read(llama_values, dtype="float16").param_dtype == "float16"
 
 
-def test_qwen_windows_all_or_none(llama_values):
+def test_qwen_windows(llama_values):
     qwen = {**llama_values, "architectures": ["Qwen2ForCausalLM"], "sliding_window": 5}
     used = {"use_sliding_window": True}
     assert _read(qwen).sliding_window is None
@@ -56,9 +56,13 @@ def test_qwen_windows_all_or_none(llama_values):
     assert _read(qwen, **used, max_window_layers=0).sliding_window == 5
     sliding = ["sliding_attention"] * 3
     assert _read(qwen, **used, layer_types=sliding).sliding_window == 5
-    _fails(qwen, "only all or none", **used, max_window_layers=1)
-    _fails(qwen, "only all or none", layer_types=["full_attention", *sliding[1:]])
-    _fails(qwen, "not supported", layer_types=["chunked_attention"] * 3)
+    mixed = _read(qwen, **used, max_window_layers=1)
+    assert (mixed.sliding_window, mixed.full_layers) == (5, (0,))
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    mixed = _read(qwen, **used, layer_types=kinds)
+    assert (mixed.sliding_window, mixed.full_layers) == (5, (1, 2))
+    for wrong in (sliding, ["chunked_attention"] * 3, ["full_attention"], "full"):
+        _fails(qwen, "each of 3 layers", layer_types=wrong)
 
 
 @pytest.mark.parametrize("version", [4, 5])

@@ -52,6 +52,10 @@ FAMILIES = {
     "llama3": ("Llama", {"rope_scaling": LLAMA3}),
     "llama_yarn": ("Llama", {"rope_scaling": YARN}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_mixed_windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3_window": ("Phi3", {"sliding_window": 7}),

@@ -12,6 +12,7 @@ from clara_jax.testing import toy_model
 VARIANTS = {
     "plain": {},
     "window": {"sliding_window": 3},
+    "mixed_windows": {"sliding_window": 3, "full_layers": (1,)},
     "tied": {"tied": True},
     "qk_norm": {"qk_norm": True, "qkv_bias": True},
     "fused": {"fused_qkv": True, "fused_gate_up": True},
@@ -64,6 +65,18 @@ def test_window_is_a_limit_on_distance():
     changed = ids.at[0, 2].set((ids[0, 2] - 3 + 1) % 58 + 3)
     moved = jnp.any(jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6, -1)[0]
     assert moved.tolist() == [False, False, True, True, True] + [False] * 4
+
+
+def test_full_layers_see_beyond_the_window():
+    ids = _ids(rows=1)
+    changed = ids.at[0, 2].set((ids[0, 2] - 3 + 1) % 58 + 3)
+    reach = {}
+    for full in ((), (0,), (1,), (0, 1)):
+        toy = toy_model(sliding_window=3, full_layers=full)
+        moved = jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6
+        reach[full] = int(jnp.any(moved, -1)[0].sum())
+    # From slot 2: two windows of 3 reach slot 6; one full layer reaches the end.
+    assert reach == {(): 5, (0,): 7, (1,): 7, (0, 1): 7}
 
 
 def test_future_tokens_are_never_seen():

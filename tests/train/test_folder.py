@@ -7,7 +7,8 @@ import pytest
 
 from clara_jax.config import HooksConfig, OptimConfig, RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.train.folder import RunFolder, write_json
+from clara_jax.files import write_json
+from clara_jax.train.folder import RunFolder
 
 
 def config(folder, **changes):
@@ -82,5 +83,5 @@ def test_a_full_disk_leaves_the_earlier_file(begun, monkeypatch):
 
 def test_damaged_json_is_named(begun):
     begun.config.write_text("{")
-    with pytest.raises(ClaraError, match="config.json: cannot be read as JSON"):
+    with pytest.raises(ClaraError, match="config.json: is no JSON"):
         begun.check(config(begun.path))

@@ -216,7 +216,6 @@ def test_a_full_disk_names_itself_and_keeps_what_is_there(tmp_path, monkeypatch)
     checkpoints = Checkpoints(tmp_path)
     state = fresh()
     checkpoints.save(1, state.saved(), {"feed": 1})
-    real = checkpoints._manager.save
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -224,10 +223,11 @@ def test_a_full_disk_names_itself_and_keeps_what_is_there(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(ClaraError, match="disk is full.*earlier checkpoints stay"):
         checkpoints.save(2, state.saved(), {})
-    monkeypatch.setattr(checkpoints._manager, "save", real)
-    assert Checkpoints(tmp_path).latest() == 1
-    checkpoints.save(2, state.saved(), {"feed": 2})
-    assert checkpoints.restore(2, state.saved())[1] == {"feed": 2}
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 1
+    again.save(2, state.saved(), {"feed": 2})
+    assert again.restore(2, state.saved())[1] == {"feed": 2}
 
 
 def test_a_write_that_fails_halfway_leaves_the_earlier_checkpoint(tmp_path, capfd):

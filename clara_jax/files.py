@@ -1,0 +1,62 @@
+"""JSON files, read and written whole, and what users are told when the disk fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clara_jax.errors import ClaraError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+      ClaraError: it is missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ClaraError(f"{path}: is no JSON ({first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise ClaraError(f"{path}: must hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object whole or not at all; missing folders are made.
+
+    Raises:
+      ClaraError: the disk is full, or the folder cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: Exception) -> ClaraError:
+    """Return the one-line error for a failed write to `path`."""
+    text = str(error).lower()
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "no space left" in text or "quota exceeded" in text:
+        return ClaraError(f"{path}: the disk is full; free space and try again")
+    return ClaraError(f"{path}: cannot be written ({first_line(error)})")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, cut to a readable length."""
+    # The text of a KeyError is the representation of its key.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = text.strip().splitlines()
+    return lines[0].strip()[:300] if lines else type(error).__name__

@@ -1,0 +1,190 @@
+"""What one run is built from before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from clara_jax.clara import Batch, Loss, make_loss
+from clara_jax.config import RunConfig
+from clara_jax.data import (
+    ExampleMaker,
+    Record,
+    Records,
+    check_records,
+    make_batches,
+    open_records,
+)
+from clara_jax.model import Transformer
+from clara_jax.sharding import make_mesh, named_sharding, shard_batch
+from clara_jax.text import ClaraTokenizer
+from clara_jax.train.hooks import Evaluator
+from clara_jax.train.optim import make_optimizer, make_schedule
+from clara_jax.train.start import Start, prepare
+from clara_jax.train.state import TrainState, count_bytes, count_parameters, init_state
+from clara_jax.train.step import StepFunction, compile_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The pieces of a run; nothing in it changes during training.
+
+    Attributes:
+      config: of the run.
+      start: backbone and frozen adapters, on the devices, and what starts to train.
+      loss: of the stage.
+      tokenizer: with special tokens.
+      train, records: training and held-out records; the latter may be empty.
+      mesh: the devices.
+      key: of dropout.
+    """
+
+    config: RunConfig
+    start: Start
+    loss: Loss
+    tokenizer: ClaraTokenizer
+    train: Records
+    records: Records | list[Record]
+    mesh: jax.sharding.Mesh
+    key: Any
+
+    @property
+    def model(self) -> Transformer:
+        """The transformer, as the stage uses it."""
+        return self.start.model
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """Frozen weights and rows."""
+        return self.start.backbone
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """Adapters that are not trained."""
+        return self.start.frozen
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return self.start.eos_ids
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        optim = self.config.optim
+        an_epoch = len(self.train) // self.config.data.batch_size
+        return optim.steps or math.ceil(optim.epochs * an_epoch)
+
+    def put(self, batch: Batch) -> Batch:
+        """Move a batch to the devices: split by rows where these go round evenly."""
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % self.mesh.size == 0:
+            return shard_batch(self.mesh, batch)
+        return jax.device_put(batch, named_sharding(self.mesh))
+
+    def batches(self) -> Iterable[Batch]:
+        """Return the held-out batches, from their beginning."""
+        if not len(self.records):
+            return ()
+        config = self.config
+        return make_batches(
+            self.records,
+            self.tokenizer,
+            config.stage,
+            config.memory,
+            config.data,
+            top_k=config.selection.top_k,
+            train=False,
+        )
+
+
+EvaluatorFactory = Callable[[Parts], Sequence[Evaluator]]
+
+
+def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
+    """Open data and model, and put what is frozen on the devices.
+
+    Args:
+      config: of the run.
+      say: takes remarks for the user.
+
+    Returns:
+      The parts.
+
+    Raises:
+      ClaraError: records or weights that are missing, damaged or do not fit.
+    """
+    train = open_records(config.data.train, config.data.format, config.data.limit)
+    records: Records | list[Record] = []
+    if config.data.eval:
+        limit = config.hooks.eval_limit
+        records = open_records(config.data.eval, config.data.format, limit)
+    start_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    start = prepare(config, start_key)
+    tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
+    top_k = config.selection.top_k
+    maker = ExampleMaker(tokenizer, config.stage, config.memory, config.data, top_k)
+    for some in (train, records):
+        check_records(some, maker)
+    mesh = _mesh(config, say)
+    backbone, frozen = jax.device_put(
+        (start.backbone, start.frozen), named_sharding(mesh)
+    )
+    return Parts(
+        config=config,
+        start=dataclasses.replace(start, backbone=backbone, frozen=frozen),
+        loss=make_loss(
+            config.stage,
+            num_memory=config.memory.num_memory,
+            mse_weight=config.mse_weight,
+            selection=config.selection,
+        ),
+        tokenizer=tokenizer,
+        train=train,
+        records=records,
+        mesh=mesh,
+        key=dropout_key,
+    )
+
+
+def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
+    """Make the state of step 0, on the devices, and the compiled train step."""
+    optim, everywhere = parts.config.optim, named_sharding(parts.mesh)
+    schedule = make_schedule(optim, parts.steps)
+    optimizer = make_optimizer(optim, schedule)
+    step = make_train_step(
+        parts.loss, parts.model, optimizer, schedule, accumulate=optim.accumulate
+    )
+    state = init_state(parts.start.trainable, optimizer, parts.key)
+    return (
+        jax.device_put(state, everywhere),
+        compile_step(step, out_shardings=everywhere),
+    )
+
+
+def sizes(parts: Parts, state: TrainState) -> dict[str, int]:
+    """Count numbers and bytes of what is trained and what is frozen."""
+    frozen = (parts.backbone, parts.frozen)
+    return {
+        "trainable": count_parameters(state.trainable),
+        "trainable_bytes": count_bytes(state.trainable),
+        "frozen": count_parameters(frozen),
+        "frozen_bytes": count_bytes(frozen),
+        "optimizer_bytes": count_bytes(state.opt_state),
+    }
+
+
+def _mesh(config: RunConfig, say: Callable[[str], None]) -> jax.sharding.Mesh:
+    """All devices, or as many as share the rows of a microbatch evenly."""
+    rows = config.data.batch_size // config.optim.accumulate
+    count = math.gcd(rows, jax.device_count())
+    if count < jax.device_count():
+        say(
+            f"using {count} of {jax.device_count()} devices: they share "
+            f"{rows} rows (data.batch_size / optim.accumulate)"
+        )
+    return make_mesh(devices=jax.devices()[:count])

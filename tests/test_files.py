@@ -1,0 +1,63 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, read_json, write_error, write_json
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"café": [1, None]})
+    assert read_json(path) == {"café": [1, None]}
+    assert (
+        path.read_text(encoding="utf-8") == '{\n  "café": [\n    1,\n    null\n  ]\n}\n'
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b'{"a": ', "is no JSON ("),
+        (b"\xff\xfe", "is no JSON ("),
+        (b"[1]", "must hold a JSON object"),
+    ],
+)
+def test_damage_is_one_line(tmp_path, content, expected):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ClaraError) as told:
+        read_json(path)
+    assert str(told.value).startswith(f"{path}: {expected}")
+    assert "\n" not in str(told.value)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def full(self, text, encoding):
+        with self.open("w") as file:
+            file.write(text[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ClaraError, match="the disk is full"):
+        write_json(path, {"new": 2})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_errors_are_told_in_one_line():
+    assert first_line(KeyError("no such field\nmore")) == "no such field"
+    assert first_line(ValueError("  first  \nsecond")) == "first"
+    assert first_line(ValueError()) == "ValueError"
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    told = str(write_error(Path("x"), denied))
+    assert told.startswith("x: cannot be written (") and "Permission" in told
