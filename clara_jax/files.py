@@ -54,6 +54,16 @@ def write_error(path: Path, error: Exception) -> ClaraError:
     return ClaraError(f"{path}: cannot be written ({first_line(error)})")
 
 
+def told(error: ClaraError | OSError) -> str:
+    """Return what a command prints of an error that ends it."""
+    if isinstance(error, ClaraError):
+        return f"error: {error}"
+    place = error.filename or "the system"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: {place}: the disk is full; free space and try again"
+    return f"error: {place}: {error.strerror or first_line(error)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, cut to a readable length."""
     # The text of a KeyError is the representation of its key.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, read_json, write_error, write_json
+from clara_jax.files import first_line, read_json, told, write_error, write_json
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -31,10 +31,10 @@ def test_damage_is_one_line(tmp_path, content, expected):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ClaraError) as told:
+    with pytest.raises(ClaraError) as raised:
         read_json(path)
-    assert str(told.value).startswith(f"{path}: {expected}")
-    assert "\n" not in str(told.value)
+    assert str(raised.value).startswith(f"{path}: {expected}")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -58,6 +58,12 @@ def test_errors_are_told_in_one_line():
     assert first_line(KeyError("no such field\nmore")) == "no such field"
     assert first_line(ValueError("  first  \nsecond")) == "first"
     assert first_line(ValueError()) == "ValueError"
+    assert told(ClaraError("x: y")) == "error: x: y"
+    full = OSError(errno.ENOSPC, "No space left on device", "a/b")
+    assert told(full) == "error: a/b: the disk is full; free space and try again"
+    assert told(OSError(errno.EACCES, "Permission denied", "a")).endswith(
+        "a: Permission denied"
+    )
     denied = PermissionError(errno.EACCES, "Permission denied")
-    told = str(write_error(Path("x"), denied))
-    assert told.startswith("x: cannot be written (") and "Permission" in told
+    message = str(write_error(Path("x"), denied))
+    assert message.startswith("x: cannot be written (") and "Permission" in message

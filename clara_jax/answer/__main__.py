@@ -17,6 +17,7 @@ from pathlib import Path
 
 from clara_jax.answer import Answer, Session, load_clara, read_documents
 from clara_jax.errors import ClaraError
+from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Sampling
 
 DOCUMENTS = "documents.jsonl"
@@ -54,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         _run(arguments)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
+    except (ClaraError, OSError) as error:
+        print(told(error), file=sys.stderr)
+        return 1
     return 0
 
 

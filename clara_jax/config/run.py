@@ -27,13 +27,15 @@ class DataConfig:
       format: ``auto`` looks at the file; else one of the names in ``data.sources``.
       batch_size: questions (or documents) per optimizer step.
       doc_buckets, prompt_buckets: padded lengths, ascending; a batch takes the
-        smallest that holds its longest row. Empty takes the one longest length.
+        smallest that holds its longest row, or the longest length there can be. One
+        program is compiled per length met; empty leaves the one longest length.
       prompt_max_length: longest prompt with its answer, in tokens.
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
       eval_batch_size: rows that an evaluator takes at a time; 0 takes batch_size.
       candidates: C, documents offered to each question; 0 takes the most that any
         record has, which reads all records once before training.
-      window: batches drawn together and sorted by length before they are cut.
+      window: batches drawn together and sorted by length before they are cut, where
+        `shuffle` is on.
       shuffle: draw records in a new random order in every epoch.
       limit: use only the first so many records; 0 takes all.
       cache_vectors: end_to_end: compress every document once, before training.
@@ -46,8 +48,8 @@ class DataConfig:
     format: str = "auto"
     batch_size: int = 32
     eval_batch_size: int = 0
-    doc_buckets: tuple[int, ...] = ()
-    prompt_buckets: tuple[int, ...] = ()
+    doc_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    prompt_buckets: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     prompt_max_length: int = 1024
     question_max_length: int = 0
     candidates: int = 0

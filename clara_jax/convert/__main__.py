@@ -24,6 +24,7 @@ from clara_jax.convert.folder import (
 )
 from clara_jax.convert.load import load_apple, load_gguf, load_hf
 from clara_jax.errors import ClaraError
+from clara_jax.files import told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = _load(options)
         print(f"writing {destination} ...", file=sys.stderr)
         write_model_folder(destination, model)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ClaraError, OSError) as error:
+        print(told(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(summary(model, destination))
     return 0
 

@@ -108,7 +108,7 @@ def make_batches(
     examples = order.random_map(example)
     if train:
         examples = examples.repeat(epochs)
-    sort = train and layout.has_choice
+    sort = train and data.shuffle and layout.has_choice
     options = grain.ReadOptions(
         num_threads=data.workers, prefetch_buffer_size=max(2 * batch_size, 16)
     )

@@ -2,7 +2,6 @@
 
 from clara_jax.evaluate.evaluators import (
     CompressedAnswers,
-    Evaluator,
     HeldOutLoss,
     Question,
     SelectedAnswers,
@@ -13,7 +12,6 @@ from clara_jax.evaluate.metrics import score_answers, score_retrieval
 
 __all__ = [
     "CompressedAnswers",
-    "Evaluator",
     "HeldOutLoss",
     "Question",
     "SelectedAnswers",

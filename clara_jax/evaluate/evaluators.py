@@ -34,15 +34,6 @@ class Trained(Protocol):
         ...
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """Measures a state on held-out data."""
-
-    def run(self, state: Trained) -> Iterable[Result]:
-        """Yield (name, value) pairs."""
-        ...
-
-
 class HeldOutLoss:
     """The stage's own loss, without dropout.
 
@@ -66,7 +57,7 @@ class HeldOutLoss:
         self._batches, self._put = batches, put
 
     def run(self, state: Trained) -> Iterator[Result]:
-        """Yield ``loss``, each of its terms and the loss's metrics.
+        """Yield ``loss``, ``loss/<term>`` and the loss's ``held_out/<metric>``.
 
         Sums and weights are added up over all batches and divided once, so the result
         does not depend on how rows fall into batches.
@@ -77,7 +68,7 @@ class HeldOutLoss:
                 dict(state.trainable), self._backbone, self._frozen, self._put(batch)
             )
             pairs = {("loss/", name): (sums[name], weights[name]) for name in sums}
-            pairs |= {("", name): pair for name, pair in metrics.items()}
+            pairs |= {("held_out/", name): pair for name, pair in metrics.items()}
             for key, pair in jax.device_get(pairs).items():
                 totals[key] = totals.get(key, 0) + np.asarray(pair, np.float64)
         means = {
@@ -161,7 +152,7 @@ class SelectedAnswers:
 
     Args:
       clara: the model, with the frozen adapters.
-      questions: held out, with positives and at least `top_k` candidates.
+      questions: held out, with at least `top_k` candidates.
       top_k: J; by default the model's.
       ks: cut-offs of recall.
       decode: also answer from the chosen documents; costs most of the time.
@@ -181,17 +172,20 @@ class SelectedAnswers:
         self._vectors = _VectorCache()
 
     def run(self, state: Trained) -> Iterator[Result]:
-        """Yield ``recall@k`` for each k and ``selected/exact_match``, ``f1`` etc."""
+        """Yield ``recall@k`` for each k and ``selected/exact_match``, ``f1`` etc.
+
+        Recall is measured on questions with known positives, and left out without any.
+        """
         clara = with_adapters(self._clara, state.trainable)
         texts = [q.question for q in self._questions]
         rows = [q.documents for q in self._questions]
         vectors, mask = self._vectors.gather(clara, rows, state.trainable)
         chosen, scores = clara.select(clara.reason(texts), vectors, self._top_k, mask)
-        ranked = np.argsort(-scores, axis=1, kind="stable")
-        recall = score_retrieval(
-            [q.positives for q in self._questions], ranked.tolist(), self._ks
-        )
-        yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
+        positives = [q.positives for q in self._questions]
+        if any(positives):
+            ranked = np.argsort(-scores, axis=1, kind="stable").tolist()
+            recall = score_retrieval(positives, ranked, self._ks)
+            yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
         if self._decode:
             picked = vectors[np.arange(len(texts))[:, None], chosen]
             answers = clara.answer_from_vectors(texts, picked)

@@ -61,6 +61,11 @@ class Settings:
                     f"config field 'synthesize.{field.name}' is {value}, but must be "
                     f"at least {least}"
                 )
+        if self.documents > 20:
+            raise ClaraError(
+                f"config field 'synthesize.documents' is {self.documents}, but must be "
+                "at most 20"
+            )
         if not self.alike < self.candidates <= 200:
             raise ClaraError(
                 f"config field 'synthesize.candidates' is {self.candidates}, but must "

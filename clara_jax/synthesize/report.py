@@ -18,7 +18,6 @@ from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import (
     CompressedAnswers,
-    Evaluator,
     Question,
     SelectedAnswers,
     TextAnswers,
@@ -31,6 +30,7 @@ from clara_jax.synthesize import curves, world
 from clara_jax.synthesize.files import Settings
 from clara_jax.synthesize.shipped import write_base
 from clara_jax.text import ClaraTokenizer
+from clara_jax.train import Evaluator
 
 SHOWN = 5
 """Questions printed with their answers."""
@@ -68,7 +68,7 @@ def report(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> None:
     _write(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
-    print(f"  {_command(workdir, questions[SHOWN].question)}")
+    print(f"  {_command(workdir, questions[-1].question)}")
 
 
 def measure(

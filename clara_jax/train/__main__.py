@@ -13,6 +13,7 @@ from clara_jax.evaluate.evaluators import (
     SelectedAnswers,
     questions_of,
 )
+from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.train.experiments import read_experiment
 from clara_jax.train.hooks import Evaluator
@@ -96,8 +97,8 @@ def main(arguments: Sequence[str]) -> int:
             run(config, make_evaluators)
         if experiment.synthesize is not None:
             synthesize.report(experiment.workdir, experiment.synthesize)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ClaraError, OSError) as error:
+        print(told(error), file=sys.stderr)
         return 1
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)

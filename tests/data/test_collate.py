@@ -33,7 +33,9 @@ def test_layout_of_a_stage():
     assert scp == Layout((6, 12, 13), (), (16, 32), 1, 0, 7)
     ranked = Layout.of("rerank", MEMORY, data, candidates=5)
     assert ranked == Layout((6, 12, 13), (6, 12, 13), (), 0, 5)
-    plain = Layout.of("instruct", MEMORY, DataConfig(), top_k=4)
+    assert Layout.of("lm", MEMORY, DataConfig()).prompts == (128, 256, 512, 1024)
+    one_length = DataConfig(doc_buckets=(), prompt_buckets=())
+    plain = Layout.of("instruct", MEMORY, one_length, top_k=4)
     assert plain == Layout((13,), (), (1024,), 4)
     assert not plain.has_choice
     assert scp.has_choice
