@@ -75,6 +75,7 @@ class Block(nn.Module):
         )
         norms = (config.norm_eps, config.dtype, config.param_dtype)
         if full is not None:
+            assert visible is not None and everything is not None
             visible = jnp.where(full, everything, visible)
         mixed, cache = attention(
             RMSNorm(*norms, name="input_norm")(x), cos, sin, visible, cache, start
@@ -212,9 +213,10 @@ class Transformer(nn.Module):
         visible = everything = full = None
         if mask is not None:
             visible = visible_keys(slots, positions, key_positions, mask, window)
-        if mixed:
-            everything = visible_keys(slots, positions, key_positions, mask, None)
-            full = jnp.isin(jnp.arange(config.num_layers), jnp.array(full_layers))
+            if mixed:
+                everything = visible_keys(slots, positions, key_positions, mask, None)
+                layers = jnp.arange(config.num_layers)
+                full = jnp.isin(layers, jnp.array(full_layers))
         x, layer_cache = self.layers(
             embeddings, layer_cache, cos, sin, visible, start, everything, full
         )
