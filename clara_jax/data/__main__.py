@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from clara_jax.data.sources import open_records, write_tfds
 from clara_jax.errors import ClaraError
+from clara_jax.files import told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name: open_records(paths, options.format) for name, paths in splits.items()
         }
         folder = write_tfds(records, options.folder)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ClaraError, OSError) as error:
+        print(told(error), file=sys.stderr)
         return 1
     counts = ", ".join(f"{name} {len(items)}" for name, items in records.items())
     print(f"{folder}: {counts} records")
