@@ -19,9 +19,13 @@ Nothing is imported before it is asked for.
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# transformers would advise at every start to install PyTorch; nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _ROOMS = {
     "answer": ("Document", "Session", "load_clara"),

@@ -65,7 +65,9 @@ def write_tree(path: Path, tree: Params) -> None:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
-def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
+def load_tree(
+    path: str | os.PathLike, like: Params | None = None, *, dtype: Any = None
+) -> Params:
     """Read a tree that `save_tree` wrote.
 
     Args:
@@ -73,6 +75,7 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
       like: a tree of arrays or ``jax.ShapeDtypeStruct`` to check names and shapes
         against. Its types are taken over, and its shardings where it has any: such
         leaves are read straight into their devices.
+      dtype: without `like`, the type that every array is read in; None takes its own.
 
     Returns:
       The tree: JAX arrays where `like` has shardings, numpy arrays elsewhere.
@@ -86,7 +89,8 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-            stored = _shapes(checkpointer.metadata(path).item_metadata.tree)
+            tree = checkpointer.metadata(path).item_metadata.tree
+            stored = _shapes(tree, dtype)
             template = stored if like is None else _matched(path, stored, like)
             return checkpointer.restore(
                 path,
@@ -168,11 +172,11 @@ def _lent(leaf):
     return leaf.view(_Lent) if type(leaf) is np.ndarray else leaf
 
 
-def _shapes(tree: Params) -> Params:
+def _shapes(tree: Params, dtype: Any) -> Params:
     def shape(leaf):
         if leaf.shape is None or leaf.dtype is None:
             raise ValueError("an array has no shape")
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
 
     return jax.tree.map(shape, tree)
 

@@ -18,6 +18,7 @@
 | C | candidate documents |
 | J | selected documents |
 | L | layers |
+| P | rotated pairs of a head |
 """
 
 from typing import Any

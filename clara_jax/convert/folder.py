@@ -17,9 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from clara_jax.checkpoint import (
     WRITE_ERRORS,
     load_tree,
@@ -176,13 +173,13 @@ def read_clara_settings(folder: Path) -> ClaraSettings | None:
 
 
 def read_model_folder(
-    folder: Path, params: Params | None = None, param_dtype: str = ""
+    folder: Path, base: ModelFolder | None = None, param_dtype: str = ""
 ) -> ModelFolder:
     """Read a model folder.
 
     Args:
       folder: the folder.
-      params: the backbone's weights when they are kept elsewhere.
+      base: the backbone, when it is kept elsewhere.
       param_dtype: type to keep weights in; empty takes the stored one.
 
     Returns:
@@ -193,10 +190,13 @@ def read_model_folder(
     """
     config, eos_ids = read_model_config(folder)
     clara = read_clara_settings(folder)
-    if param_dtype:
-        config = dataclasses.replace(config, param_dtype=param_dtype)
-    if params is None:
-        params = cast_tree(load_tree(folder / "backbone"), config.param_dtype)
+    if base is not None:
+        config, params = base.config, base.params
+    else:
+        if param_dtype:
+            config = dataclasses.replace(config, param_dtype=param_dtype)
+        dtype = numpy_dtype(config.param_dtype)
+        params = load_tree(folder / "backbone", dtype=dtype)
     adapters = rows = None
     if clara is not None:
         adapters = load_tree(folder / "adapters")
@@ -210,11 +210,6 @@ def read_model_folder(
         rows=rows,
         eos_ids=eos_ids,
     )
-
-
-def cast_tree(tree: Params, dtype: str) -> Params:
-    """Every array of a tree in one type; those that have it are passed through."""
-    return jax.tree.map(lambda a: np.asarray(a, numpy_dtype(dtype)), tree)
 
 
 def _write_parts(folder: Path, model: ModelFolder) -> None:

@@ -84,7 +84,11 @@ def load_apple(
 
 
 def load_model(
-    path: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+    path: str | os.PathLike,
+    param_dtype: str = "",
+    progress: Progress = quiet,
+    *,
+    base: str = "",
 ) -> ModelFolder:
     """Load a model, whatever it is.
 
@@ -93,6 +97,8 @@ def load_model(
         ``.gguf`` file, or a checkpoint folder of the original implementation.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       progress: wraps loops over tensors, for a progress bar.
+      base: for a CLaRa model, the base to take in place of the one that it names; only
+        one of them is read. Base models do not heed it.
 
     Returns:
       The model in host memory.
@@ -104,7 +110,7 @@ def load_model(
     if folder.suffix == ".gguf":
         return load_gguf(folder, param_dtype, progress)
     if is_apple_checkpoint(folder):
-        return load_apple(folder, "", param_dtype, progress)
+        return load_apple(folder, base, param_dtype, progress)
     if not is_model_folder(folder):
         if (folder / "checkpoints").is_dir():
             raise ClaraError(
@@ -113,11 +119,12 @@ def load_model(
             )
         return load_hf(path, param_dtype, progress)
     clara = read_clara_settings(folder)
-    if clara is None or clara.backbone == "backbone":
+    if clara is None or (clara.backbone == "backbone" and not base):
         return read_model_folder(folder, None, param_dtype)
-    reference = _reference(folder, clara.backbone)
-    params = load_model(reference, param_dtype, progress).params
-    return read_model_folder(folder, params, param_dtype)
+    found = load_model(
+        base or _reference(folder, clara.backbone), param_dtype, progress
+    )
+    return read_model_folder(folder, found, param_dtype)
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:

@@ -1,5 +1,7 @@
 """Grouped-query attention with rotary positions, windows and a cache."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -114,22 +116,19 @@ class Attention(nn.Module):
         return RMSNorm(self.norm_eps, self.dtype, self.param_dtype, name=name)
 
 
-def attention_from_config(
-    config: ModelConfig, linear: dict[str, dict], name: str
-) -> Attention:
-    """The attention layer that `config` describes."""
-    return Attention(
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        window=config.sliding_window,
-        qk_norm=config.qk_norm,
-        norm_eps=config.norm_eps,
-        fused=config.fused_qkv,
-        qkv_bias=config.qkv_bias,
-        output_bias=config.output_bias,
-        linear=linear,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        name=name,
-    )
+def attention_settings(config: ModelConfig, linear: dict[str, dict]) -> dict[str, Any]:
+    """Arguments of the `Attention` that `config` describes."""
+    return {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "window": config.sliding_window,
+        "qk_norm": config.qk_norm,
+        "norm_eps": config.norm_eps,
+        "fused": config.fused_qkv,
+        "qkv_bias": config.qkv_bias,
+        "output_bias": config.output_bias,
+        "linear": linear,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+    }

@@ -1,13 +1,16 @@
 """The one backbone: a decoder-only transformer of the Llama family."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from clara_jax.config import LORA_LAYERS, LoraConfig, ModelConfig
 from clara_jax.model.attention import (
+    Attention,
     LayerCache,
-    attention_from_config,
+    attention_settings,
     visible_keys,
 )
 from clara_jax.model.cache import Cache
@@ -46,10 +49,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each on a normed residual stream."""
+    """One layer: attention and feed-forward, each on a normed residual stream.
 
-    config: ModelConfig
-    lora: LoraConfig | None
+    Attributes:
+      attention, mlp, norm: arguments of `Attention`, `Mlp` and `RMSNorm`.
+    """
+
+    attention: dict[str, Any]
+    mlp: dict[str, Any]
+    norm: dict[str, Any]
 
     @nn.compact
     def __call__(
@@ -68,21 +76,39 @@ class Block(nn.Module):
         Where layers differ, those whose `full` is set see `everything` instead of
         `visible`.
         """
-        config, linear = self.config, _linear_settings(self.config, self.lora)
-        attention = attention_from_config(config, linear, "attention")
-        mlp = Mlp(
-            config.mlp_dim, config.fused_gate_up, config.mlp_bias, linear, name="mlp"
-        )
-        norms = (config.norm_eps, config.dtype, config.param_dtype)
+        attention = Attention(**self.attention, name="attention")
+        mlp = Mlp(**self.mlp, name="mlp")
+        input_norm = RMSNorm(**self.norm, name="input_norm")
+        post_norm = RMSNorm(**self.norm, name="post_norm")
         if full is not None:
             assert visible is not None and everything is not None
             visible = jnp.where(full, everything, visible)
-        mixed, cache = attention(
-            RMSNorm(*norms, name="input_norm")(x), cos, sin, visible, cache, start
-        )
+        mixed, cache = attention(input_norm(x), cos, sin, visible, cache, start)
         x = x + mixed
-        x = x + mlp(RMSNorm(*norms, name="post_norm")(x))
-        return x, cache
+        return x + mlp(post_norm(x)), cache
+
+
+def block_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, Any]:
+    """Arguments of the `Block` that `config` describes, adapters included."""
+    linear = _linear_settings(config, lora)
+    return {
+        "attention": attention_settings(config, linear),
+        "mlp": {
+            "hidden": config.mlp_dim,
+            "fused": config.fused_gate_up,
+            "use_bias": config.mlp_bias,
+            "linear": linear,
+        },
+        "norm": _norm_settings(config),
+    }
+
+
+def _norm_settings(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "eps": config.norm_eps,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+    }
 
 
 def _linear_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, dict]:
@@ -139,8 +165,8 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 5, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
-        )(config, self.lora)
-        self.final_norm = RMSNorm(config.norm_eps, config.dtype, config.param_dtype)
+        )(**block_settings(config, self.lora))
+        self.final_norm = RMSNorm(**_norm_settings(config))
         if not config.tied:
             self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")
 

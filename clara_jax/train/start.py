@@ -90,9 +90,10 @@ def prepare(config: RunConfig, key: Key) -> Start:
     Raises:
       ClaraError: something is missing in ``init_from``, or does not fit the config.
     """
-    earlier = (
-        load_model(config.init_from, config.param_dtype) if config.init_from else None
-    )
+    earlier = None
+    if config.init_from:
+        named = "" if config.backbone.startswith("random:") else config.backbone
+        earlier = load_model(config.init_from, config.param_dtype, base=named)
     base = _base(config, earlier, key)
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
     text_vocab = len(base.tokenizer)
@@ -206,11 +207,10 @@ def _base(config: RunConfig, earlier: ModelFolder | None, key: Key) -> ModelFold
     name = config.backbone
     if name.startswith("random:"):
         base = _random_base(config, name.removeprefix("random:"), key)
-    elif name:
-        base = load_model(name, config.param_dtype)
-    else:
-        assert earlier is not None  # RunConfig demands one of the two
+    elif earlier is not None and (earlier.clara is not None or not name):
         base = earlier
+    else:
+        base = load_model(name, config.param_dtype)
     if config.tokenizer and not name.startswith("random:"):
         base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     return base

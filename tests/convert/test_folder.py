@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,6 +107,19 @@ def test_backbone_kept_elsewhere(tmp_path, base, clara, reference):
     )
     assert not (tmp_path / "run" / "backbone").exists()
     _equal(load_model(tmp_path / "run").params, base.params)
+
+
+def test_another_base_takes_the_place_of_the_one_named(tmp_path, base, clara):
+    # What it names is not there, and so is not read.
+    settings = dataclasses.replace(clara.clara, backbone="../nowhere")
+    model = dataclasses.replace(clara, clara=settings, params=None)
+    write_model_folder(tmp_path / "run", model)
+    other = jax.tree.map(lambda x: x + 1, base.params)
+    write_model_folder(tmp_path / "other", dataclasses.replace(base, params=other))
+    read = load_model(tmp_path / "run", "bfloat16", base=str(tmp_path / "other"))
+    assert read.config.param_dtype == "bfloat16"
+    _equal(read.params, jax.tree.map(lambda x: x.astype("bfloat16"), other))
+    _equal(read.adapters, clara.adapters)
 
 
 def test_update_of_a_run_folder(tmp_path, base, clara):
