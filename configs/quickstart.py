@@ -10,9 +10,9 @@ stays frozen; LoRA adapters and memory tokens learn on it, as in the big experim
    is the right one: the loss on the answer teaches the question encoder to search. Of
    the 19 others up to 16 share the first or the last name.
 
-All that is measured is measured on people whom no stage has met, not even the base. At
-the end: a table, a picture of the curves, some questions with the model's answers, and
-the command to ask your own.
+All questions that are measured are about people whom no stage has met, not even the
+base (wrong candidates may be old acquaintances). At the end: a table, a picture of the
+curves, some questions with the model's answers, and the command to ask your own.
 
 The generator is given one document, the best (``selection.top_k`` 1; the paper takes
 5): the base has read one document at a time, and models of this size are slow to learn

@@ -125,13 +125,15 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HooksConfig:
-    """What happens beside the steps, and how often (in steps; 0 means never).
+    """What happens beside the steps, and how often, in steps.
 
     Attributes:
-      log_every: a line of metrics. eval_every: the evaluators (always at the end too).
+      log_every: a line of metrics.
+      eval_every: the evaluators, and once more at the end; 0 leaves only that.
       eval_first: run the evaluators on the starting state too.
       eval_limit: use only the first so many held-out records; 0 takes all.
-      checkpoint_every: a full state. keep: how many of them stay.
+      checkpoint_every: a full state, and one more at the end; 0 leaves only that.
+      keep: how many checkpoints stay.
       max_new_tokens: longest answer an evaluator decodes.
       tensorboard, wandb: where scalars go besides ``metrics.jsonl``.
       profile_steps: write a profiler trace of so many steps after the tenth.
