@@ -7,7 +7,7 @@ commands. As a library, by what you want to do:
 * settings: `RunConfig`, `ModelConfig`, `LoraConfig`, `MemoryConfig`,
   `SelectionConfig`; all bad input raises `ClaraError`
 * read a model: `load_model` (Hugging Face, GGUF, model and run folders)
-* answer questions: `load_clara`, `Session`, `Document`
+* answer questions: `load` (gives a `Clara`), `Session`, `Document`
 * the method, as pure functions: `compress`, `reason`, `cosine_scores`, `soft_topk`,
   `make_loss`, with `Tokens` and `Batch`; the backbone is `Transformer`
 * data: `open_records`, `make_batches`, `ClaraTokenizer`
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _ROOMS = {
-    "answer": ("Document", "Session", "load_clara"),
+    "answer": ("Document", "Session"),
     "clara": (
         "Batch",
         "Tokens",
@@ -49,7 +49,8 @@ _ROOMS = {
     "data": ("make_batches", "open_records"),
     "errors": ("ClaraError",),
     "evaluate": ("score_answers", "score_retrieval"),
-    "generate": (),
+    "generate": ("AnswerConfig", "Clara", "Sampling"),
+    "loading": ("load",),
     "model": ("Transformer",),
     "sharding": ("make_mesh", "shard_batch"),
     "synthesize": (),

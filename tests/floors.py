@@ -26,6 +26,7 @@ FLOORS = {
     "generate": 4,
     "train": 5,
     "evaluate": 5,
+    "loading": 5,
     "synthesize": 6,
     "plan": 6,
     "answer": 6,

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clara_jax.answer import Answer, Session, load_clara, read_documents
+from clara_jax.answer import Answer, Session, read_documents
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Sampling
+from clara_jax.loading import load
 
 DOCUMENTS = "documents.jsonl"
 PARTS = ("reason", "select", "prefill", "decode")
@@ -75,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     documents = read_documents(_document_files(arguments))
-    session = Session(load_clara(arguments.model, config), documents, arguments.top_k)
+    session = Session(load(arguments.model, config), documents, arguments.top_k)
     if session.cut_documents:
         _note(
             f"{session.cut_documents} of {len(documents)} documents are longer than "

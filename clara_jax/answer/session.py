@@ -6,16 +6,10 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import jax
 
 from clara_jax.answer.documents import Document
-from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
-from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.model import Transformer
-from clara_jax.text import ClaraTokenizer
+from clara_jax.generate import Clara
 
 
 class Stopwatch:
@@ -31,40 +25,6 @@ class Stopwatch:
         yield
         passed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + passed
-
-
-def load_clara(path: str | Path, config: AnswerConfig | None = None) -> Clara:
-    """Load a model that can answer, and put its weights on the device.
-
-    Args:
-      path: anything with CLaRa adapters that `load_model` takes.
-      config: how answers are made; without end ids of its own it takes the model's.
-
-    Returns:
-      The model.
-
-    Raises:
-      ClaraError: `path` is damaged, or a plain base model.
-    """
-    folder = load_model(path)
-    if folder.clara is None or folder.adapters is None:
-        raise ClaraError(
-            f"{path}: is a base model without CLaRa adapters; train stage scp on it "
-            "and give that run's folder"
-        )
-    config = config or AnswerConfig()
-    if not config.eos_ids:
-        config = dataclasses.replace(config, eos_ids=tuple(folder.eos_ids))
-    clara = folder.clara
-    return Clara(
-        model=Transformer(folder.config, clara.text_vocab, lora=clara.lora),
-        backbone=jax.device_put(folder.backbone),
-        adapters=jax.device_put(folder.adapters),
-        tokenizer=ClaraTokenizer(folder.tokenizer, clara.memory.num_memory),
-        memory=clara.memory,
-        selection=clara.selection,
-        config=config,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Decoding, and answers from compressed documents."""
 
-from clara_jax.generate.answer import Clara, Selection
+from clara_jax.generate.answer import Clara
 from clara_jax.generate.batched import continue_rows, encode_rows
 from clara_jax.generate.decode import (
     DecodeConfig,
@@ -11,7 +11,7 @@ from clara_jax.generate.decode import (
     prefill,
 )
 from clara_jax.generate.sampling import Sampling
-from clara_jax.generate.settings import AnswerConfig
+from clara_jax.generate.settings import AnswerConfig, Selection
 
 __all__ = [
     "AnswerConfig",

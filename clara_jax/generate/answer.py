@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,35 +22,26 @@ from clara_jax.generate.batched import (
     continue_rows,
     encode_rows,
 )
+from clara_jax.generate.batching import number_texts
 from clara_jax.generate.decode import trim
-from clara_jax.generate.prompts import encode_prompts, refuse_empty
-from clara_jax.generate.settings import AnswerConfig
-from clara_jax.model import Transformer
+from clara_jax.generate.explain import Spoken, explain_vectors
+from clara_jax.generate.prompts import (
+    draw_instructions,
+    encode_prompts,
+    refuse_empty,
+    refuse_long,
+)
+from clara_jax.generate.settings import AnswerConfig, Selection, require_role
+from clara_jax.generate.stream import stream_tokens, text_pieces
+from clara_jax.model import Transformer, merge_lora
 from clara_jax.shapes import Bool, Float, Int, Params
 from clara_jax.text import (
-    PARAPHRASES,
     ClaraTokenizer,
     Prompt,
     answer_prompt,
     paraphrase_prompt,
     plain,
 )
-
-_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
-
-
-class Selection(NamedTuple):
-    """Answers and what they were answered from.
-
-    Attributes:
-      answers: one per question.
-      indices: ``[B, J]`` chosen candidates, best first.
-      scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
-    """
-
-    answers: list[str]
-    indices: np.ndarray
-    scores: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +54,7 @@ class Clara:
       tokenizer: with special tokens.
       memory, selection: how documents are compressed and chosen.
       config: how answers are made.
+      merged: role to weights that hold its adapter already; see `merge`.
       watch: called with a part's name (compress, reason, select, prefill, decode) for a
         context around it, to take times.
 
@@ -81,6 +71,7 @@ class Clara:
     memory: MemoryConfig
     selection: SelectionConfig = SelectionConfig()
     config: AnswerConfig = AnswerConfig()
+    merged: Mapping[str, Params] = dataclasses.field(default_factory=dict)
     watch: Watch = contextlib.nullcontext
 
     def compress(self, documents: Sequence[str]) -> Float[np.ndarray, "n M D"]:
@@ -113,13 +104,8 @@ class Clara:
         """
         refuse_empty(questions, "question {}")
         limit = self.config.question_max_length or self.memory.doc_max_length
-        for i, question in enumerate(questions):
-            found = self.tokenizer.document_length(question)
-            if found > limit and self.config.too_long == "error":
-                raise ClaraError(
-                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
-                    "shorten it"
-                )
+        if self.config.too_long == "error":
+            refuse_long(self.tokenizer, questions, limit)
         with self.watch("reason"):
             return self._encode(questions, limit, "reasoner")
 
@@ -136,14 +122,8 @@ class Clara:
         """
         for i, row in enumerate(documents):
             refuse_empty(row, f"document {{}} of question {i + 1}")
-        width = max(map(len, documents), default=0)
-        places = np.zeros((len(documents), width), np.int32)
-        mask = np.zeros((len(documents), width), bool)
-        number: dict[str, int] = {}
-        for i, row in enumerate(documents):
-            mask[i, : len(row)] = True
-            places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
-        return self.compress(list(number))[places], mask
+        distinct, places, mask = number_texts(documents)
+        return self.compress(distinct)[places], mask
 
     def select(
         self,
@@ -305,9 +285,7 @@ class Clara:
     ) -> list[list[int]]:
         """Token ids of the prompts of `paraphrase`, for so many documents each."""
         if instructions is None:
-            draw = random.Random(self.config.seed)
-            choices = range(len(PARAPHRASES))
-            instructions = [draw.choice(choices) for _ in counts]
+            instructions = draw_instructions(self.config.seed, len(counts))
         prompts = [
             paraphrase_prompt(self._slots(count), instruction)
             for count, instruction in zip(counts, instructions, strict=True)
@@ -320,18 +298,9 @@ class Clara:
         vectors: Float[AnyArray, "B J M D"] | None,
         role: str | None = "generator",
     ) -> Int[np.ndarray, "B new"]:
-        """Decode what follows prompts.
-
-        Args:
-          rows: token ids of each prompt.
-          vectors: fill the memory tokens from the left; None where there are none.
-          role: whose adapter writes; None for the plain backbone.
-
-        Returns:
-          New tokens; a row ends with its end token, then pads.
-        """
+        """Decode what follows prompts; see `continue_rows`."""
         if role is not None:
-            self._need(role)
+            require_role(self.adapters, role)
         return continue_rows(
             self.model,
             self.backbone,
@@ -343,6 +312,55 @@ class Clara:
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             watch=self.watch,
+            merged=self.merged.get(role or ""),
+        )
+
+    def merge(self, role: str = "generator") -> Clara:
+        """The same model, decoding faster with `role`'s adapter merged into a copy.
+
+        The sum is made in float32. The backbone stays as it is for the other roles, so
+        the weights are in memory twice.
+        """
+        require_role(self.adapters, role)
+        merged = merge_lora(
+            self.model.lora, self.backbone["params"], self.adapters[role]
+        )
+        return dataclasses.replace(self, merged={**self.merged, role: merged})
+
+    def stream(self, question: str, vectors: Float[AnyArray, "J M D"]) -> Iterator[str]:
+        """Yield the answer of `answer_from_vectors` in pieces, as it is decoded."""
+        require_role(self.adapters, "generator")
+        (row,) = self.answer_prompts([question], vectors[None])
+        tokens = stream_tokens(
+            self.model,
+            self.backbone,
+            self.adapters,
+            row,
+            vectors,
+            self.config.decoding(self.tokenizer),
+            self.config.seed,
+            self.merged.get("generator"),
+        )
+        return text_pieces(tokens, self.tokenizer.decode)
+
+    def explain(
+        self, questions: Sequence[str], count: int = 10
+    ) -> list[list[list[Spoken]]]:
+        """What the reasoner thinks: tokens nearest to each vector of a question.
+
+        Args:
+          questions: texts, none empty.
+          count: tokens per vector.
+
+        Returns:
+          Per question and memory vector `count` tokens, most probable first.
+        """
+        return explain_vectors(
+            self.model,
+            self.backbone["params"],
+            self.reason(questions),
+            self.tokenizer.decode,
+            count,
         )
 
     def _texts(
@@ -358,7 +376,7 @@ class Clara:
     def _encode(
         self, texts: Sequence[str], max_length: int, role: str
     ) -> Float[np.ndarray, "n M D"]:
-        self._need(role)
+        require_role(self.adapters, role)
         count = self.memory.num_memory
         return encode_rows(
             self.model,
@@ -373,17 +391,9 @@ class Clara:
         )
 
     def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        cut = self.config.too_long == "cut"
-        return encode_prompts(
-            self.tokenizer, prompts, self.config.prompt_max_length, cut
-        )
+        config = self.config
+        cut = config.too_long == "cut"
+        return encode_prompts(self.tokenizer, prompts, config.prompt_max_length, cut)
 
     def _slots(self, count: int) -> str:
         return self.tokenizer.slots(count, self.memory.separator)
-
-    def _need(self, role: str) -> None:
-        if role not in self.adapters:
-            raise ClaraError(
-                f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
-                f"run that stage and give its folder"
-            )

@@ -23,7 +23,12 @@ from clara_jax.clara import (
     prompt_embeddings,
     role_variables,
 )
-from clara_jax.generate.batching import batches_by_length, length_bucket, row_bucket
+from clara_jax.generate.batching import (
+    batches_by_length,
+    length_bucket,
+    pad_rows,
+    row_bucket,
+)
 from clara_jax.generate.decode import DecodeConfig, jit_decode_loop, jit_prefill
 from clara_jax.generate.sampling import row_keys
 from clara_jax.model import Transformer
@@ -85,6 +90,7 @@ def continue_rows(
     batch_size: int,
     seed: int = 0,
     watch: Watch = contextlib.nullcontext,
+    merged: Params | None = None,
 ) -> Int[np.ndarray, "n new"]:
     """Decode what follows prompts, batch by batch.
 
@@ -98,13 +104,14 @@ def continue_rows(
       batch_size: prompts decoded together.
       seed: of the draws, which do not depend on how rows fall into batches.
       watch: gets ``prefill`` and ``decode``.
+      merged: weights that hold the role's adapter already, as of `merge_lora`.
 
     Returns:
       New tokens; a row ends with its end token, then pads.
     """
     if role is None and vectors is None:
         adapters = {name: adapters[name] for name in adapters if name == "backbone"}
-    variables = role_variables(backbone, adapters, role)
+    variables = decoder_variables(backbone, adapters, role, merged)
     filled = None if vectors is None else np.asarray(vectors)
     out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
     batches = batches_by_length(rows, config.pad_id, batch_size, smallest=_PROMPT)
@@ -112,7 +119,7 @@ def continue_rows(
         padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
         filling = None if filled is None else jnp.asarray(filled[padded])
         with watch("prefill"):
-            embeddings = _embed(model, backbone, adapters, prompt, filling)
+            embeddings = embed_prompts(model, backbone, adapters, prompt, filling)
             keys = row_keys(seed, jnp.asarray(padded))
             state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
             jax.block_until_ready(state)
@@ -120,6 +127,20 @@ def continue_rows(
             state = jit_decode_loop(model, variables, state, config)
             out[chosen] = np.asarray(state.tokens)[: len(chosen)]
     return out
+
+
+def decoder_variables(
+    backbone: Params, adapters: Params, role: str | None, merged: Params | None
+) -> Params:
+    """Variables of the role that writes; `merged` weights need no adapter."""
+    if merged is None:
+        return role_variables(backbone, adapters, role)
+    return {**role_variables(backbone, adapters, None), "params": merged}
+
+
+def pad_prompt(row: Sequence[int], pad_id: int) -> Tokens:
+    """One prompt as a batch, at a length that few programs serve."""
+    return pad_rows([row], pad_id, 1, length_bucket(len(row), smallest=_PROMPT))
 
 
 def candidate_scores(
@@ -178,13 +199,14 @@ def _compress(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _embed(
+def embed_prompts(
     model: Transformer,
     backbone: Params,
     adapters: Params,
     prompt: Tokens,
     vectors: Float[Array, "B J M D"] | None,
 ) -> Float[Array, "B T D"]:
+    """Input embeddings of prompts, their memory tokens filled with `vectors`."""
     if vectors is None or vectors.shape[1] == 0:
         variables = role_variables(backbone, adapters, None)
         apply: Any = model.apply

@@ -86,3 +86,25 @@ def batches_by_length(
         length = length_bucket(max(len(rows[i]) for i in chosen), largest, smallest)
         count = row_bucket(len(chosen), batch_size)
         yield chosen, pad_rows([rows[i] for i in chosen], pad_id, count, length)
+
+
+def number_texts(
+    rows: Sequence[Sequence[str]],
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Number the distinct texts of ragged rows.
+
+    Args:
+      rows: B rows of texts.
+
+    Returns:
+      The distinct texts in the order met; their numbers ``[B, C]``, C the longest row;
+      and which places ``[B, C]`` hold one.
+    """
+    width = max(map(len, rows), default=0)
+    places = np.zeros((len(rows), width), np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    number: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        mask[i, : len(row)] = True
+        places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
+    return list(number), places, mask

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.text import ClaraTokenizer, Prompt, plain
+from clara_jax.text import PARAPHRASES, ClaraTokenizer, Prompt, plain
 
 
 def refuse_empty(texts: Sequence[str], name: str) -> None:
@@ -23,6 +24,30 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
     for i, text in enumerate(texts):
         if not plain(text).strip():
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
+
+
+def refuse_long(
+    tokenizer: ClaraTokenizer, questions: Sequence[str], limit: int
+) -> None:
+    """Refuse questions of more than `limit` tokens.
+
+    Raises:
+      ClaraError: at the first such question.
+    """
+    for i, question in enumerate(questions):
+        found = tokenizer.document_length(question)
+        if found > limit:
+            raise ClaraError(
+                f"question {i + 1} has {found} tokens, above the limit {limit}; "
+                "shorten it"
+            )
+
+
+def draw_instructions(seed: int, count: int) -> list[int]:
+    """Draw which of `PARAPHRASES` asks for each of `count` paraphrases."""
+    draw = random.Random(seed)
+    choices = range(len(PARAPHRASES))
+    return [draw.choice(choices) for _ in range(count)]
 
 
 def encode_prompts(

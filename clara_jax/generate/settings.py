@@ -1,14 +1,19 @@
-"""How answers are made, as one validated dataclass."""
+"""How answers are made, and what they are given back as."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.generate.decode import DecodeConfig
 from clara_jax.generate.sampling import Sampling
+from clara_jax.shapes import Params
 from clara_jax.text import ClaraTokenizer
+
+_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,4 +51,27 @@ class AnswerConfig:
             eos_ids=self.eos_ids or (tokenizer.eos_id,),
             pad_id=tokenizer.pad_id,
             sampling=self.sampling,
+        )
+
+
+class Selection(NamedTuple):
+    """Answers and what they were answered from.
+
+    Attributes:
+      answers: one per question.
+      indices: ``[B, J]`` chosen candidates, best first.
+      scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
+    """
+
+    answers: list[str]
+    indices: np.ndarray
+    scores: np.ndarray
+
+
+def require_role(adapters: Params, role: str) -> None:
+    """Refuse to play a role that a model was not trained for."""
+    if role not in adapters:
+        raise ClaraError(
+            f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
+            f"run that stage and give its folder"
         )

@@ -5,6 +5,7 @@ from clara_jax.model.adapters import (
     count,
     init_backbone,
     init_lora,
+    merge_lora,
 )
 from clara_jax.model.cache import Cache, zeros_cache
 from clara_jax.model.presets import PRESETS
@@ -18,5 +19,6 @@ __all__ = [
     "count",
     "init_backbone",
     "init_lora",
+    "merge_lora",
     "zeros_cache",
 ]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from clara_jax.config import LoraConfig
 from clara_jax.errors import ClaraError
 from clara_jax.model.transformer import Transformer
 from clara_jax.shapes import Key, Params
@@ -46,6 +47,33 @@ def init_lora(model: Transformer, key: Key) -> Params:
                 jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
             )
     return jax.tree_util.tree_unflatten(treedef, fresh)
+
+
+def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Params:
+    """Weights with an adapter in them: ``W + alpha / R (a b)``, summed in float32.
+
+    One matrix product per layer is then left of three, at the price of a second copy of
+    the matrices.
+
+    Args:
+      settings: of the adapter.
+      params: the backbone's weights.
+      lora: one role's adapter.
+
+    Returns:
+      New weights in the types of the old ones; arrays without an adapter are shared.
+    """
+    scale = settings.alpha / settings.rank if settings is not None else 1.0
+
+    def merge(weights: Params, update: Params) -> Params:
+        if "a" in update:
+            wide = weights["kernel"].astype(jnp.float32)
+            product = update["a"].astype(jnp.float32) @ update["b"].astype(jnp.float32)
+            kernel = (wide + scale * product).astype(weights["kernel"].dtype)
+            return {**weights, "kernel": kernel}
+        return {**weights, **{k: merge(weights[k], v) for k, v in update.items()}}
+
+    return merge(params, lora)
 
 
 def init_backbone(model: Transformer, key: Key) -> Params:

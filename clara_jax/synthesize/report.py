@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from clara_jax.config import parse
-from clara_jax.convert import ModelFolder, load_model
+from clara_jax.convert import load_model
 from clara_jax.data import open_records
-from clara_jax.errors import ClaraError
 from clara_jax.evaluate import (
     CompressedAnswers,
     Question,
@@ -25,11 +22,10 @@ from clara_jax.evaluate import (
 )
 from clara_jax.files import write_error
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.model import Transformer
+from clara_jax.loading import load
 from clara_jax.synthesize import curves, world
 from clara_jax.synthesize.files import Settings
 from clara_jax.synthesize.shipped import write_base
-from clara_jax.text import ClaraTokenizer
 from clara_jax.train import Evaluator
 
 SHOWN = 5
@@ -56,8 +52,9 @@ def report(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> None:
         write_base(load_model(workdir / "lm"), workdir / "base")
         print(f"the base is in {workdir / 'base'}")
         return
-    before = _clara(load_model(workdir / "instruct"))
-    after = _clara(load_model(workdir / "end_to_end"))
+    short = AnswerConfig(max_new_tokens=6, batch_size=50)
+    before = load(workdir / "instruct", short)
+    after = load(workdir / "end_to_end", short)
     questions = questions_of(open_records(workdir / "data" / "held_out.jsonl"))
     numbers = measure(before, after, questions)
     examples = answers(after, questions[:SHOWN])
@@ -210,20 +207,3 @@ def _command(workdir: Path, question: str) -> str:
     command = ["python", "-m", "clara_jax.answer"]
     command += ["--model", str(workdir / "end_to_end")]
     return shlex.join([*command, "--documents", str(documents), question])
-
-
-def _clara(folder: ModelFolder) -> Clara:
-    settings = folder.clara
-    if settings is None or folder.adapters is None:
-        raise ClaraError("the quickstart's runs are no CLaRa models")
-    return Clara(
-        model=Transformer(folder.config, settings.text_vocab, lora=settings.lora),
-        backbone=jax.device_put(folder.backbone),
-        adapters=jax.device_put(folder.adapters),
-        tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
-        memory=settings.memory,
-        selection=settings.selection,
-        config=AnswerConfig(
-            max_new_tokens=6, batch_size=50, eos_ids=tuple(folder.eos_ids)
-        ),
-    )

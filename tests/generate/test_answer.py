@@ -8,7 +8,7 @@ import pytest
 
 from clara_jax.config import MemoryConfig
 from clara_jax.errors import ClaraError
-from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.generate import AnswerConfig, Clara, Sampling
 from clara_jax.generate.batching import length_bucket, row_bucket
 from clara_jax.testing import toy_model, toy_tokenizer
 from clara_jax.text import ClaraTokenizer
@@ -135,3 +135,51 @@ def test_few_shapes():
     assert length_bucket(60, 61) == 61
     assert length_bucket(3, smallest=64) == length_bucket(64) == 64
     assert [row_bucket(n, 8) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+
+
+def test_a_merged_adapter_gives_the_same_answers():
+    model = clara()
+    vectors, mask = model.gather([DOCUMENTS[:1], DOCUMENTS[1:3]])
+    merged = model.merge()
+    assert merged.answer_from_vectors(QUESTIONS, vectors, mask) == (
+        model.answer_from_vectors(QUESTIONS, vectors, mask)
+    )
+    np.testing.assert_array_equal(merged.compress(DOCUMENTS), model.compress(DOCUMENTS))
+    bare = {"compressor": model.adapters["compressor"]}
+    with pytest.raises(ClaraError, match="no generator, which stage scp trains"):
+        dataclasses.replace(model, adapters=bare).merge()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_streamed_answer_is_the_answer(merged, temperature):
+    model = dataclasses.replace(
+        clara(),
+        config=AnswerConfig(
+            max_new_tokens=12, sampling=Sampling(temperature=temperature), seed=3
+        ),
+    )
+    model = model.merge() if merged else model
+    vectors = model.compress(DOCUMENTS[:2])
+    for question in QUESTIONS:
+        pieces = list(model.stream(question, vectors))
+        assert len(pieces) > 1
+        assert (
+            "".join(pieces) == model.answer_from_vectors([question], vectors[None])[0]
+        )
+
+
+def test_what_a_question_is_near_to():
+    model = clara()
+    (slots,) = model.explain(QUESTIONS[:1], count=3)
+    assert len(slots) == model.memory.num_memory
+    (vectors,) = model.reason(QUESTIONS[:1])
+    table = model.backbone["params"]["head"]["kernel"][:, : model.tokenizer.text_vocab]
+    for slot, vector in zip(slots, vectors, strict=True):
+        logits = vector @ np.asarray(table)
+        best = np.argsort(-logits)[:3]
+        assert [t.token for t in slot] == [model.tokenizer.decode([i]) for i in best]
+        chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        np.testing.assert_allclose(
+            [t.probability for t in slot], chances[best], rtol=1e-4
+        )

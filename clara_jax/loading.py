@@ -1,0 +1,69 @@
+"""The facade: anything that holds a CLaRa model, ready to compress and answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import jax
+
+from clara_jax.config import DTYPES
+from clara_jax.convert import load_model
+from clara_jax.errors import ClaraError
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.model import Transformer
+from clara_jax.text import ClaraTokenizer
+
+
+def load(
+    path: str | os.PathLike,
+    config: AnswerConfig | None = None,
+    *,
+    base: str = "",
+    dtype: str = "",
+) -> Clara:
+    """Load a model that can answer, and put its weights on the device.
+
+    Args:
+      path: a run's folder, a converted model, or a checkpoint folder of the original.
+      config: how answers are made; without end ids of its own it takes the model's.
+      base: the base model to take in place of the one that the folder names.
+      dtype: compute type; empty takes that of the stored weights on accelerators, and
+        float32 on a CPU, which is faster there.
+
+    Returns:
+      The model.
+
+    Raises:
+      ClaraError: `path` is damaged, or a plain base model.
+
+    Example::
+
+      clara = clara_jax.load("runs/quickstart/end_to_end")
+      clara.select_and_answer(["Who?"], [documents], top_k=1).answers
+    """
+    if dtype not in ("", *DTYPES):
+        raise ClaraError(f"dtype is '{dtype}', but must be one of {', '.join(DTYPES)}")
+    folder = load_model(path, base=base)
+    settings = folder.clara
+    if settings is None or folder.adapters is None:
+        raise ClaraError(
+            f"{path}: is a base model without CLaRa adapters; train stage scp on it "
+            "and give that run's folder"
+        )
+    if not dtype:
+        on_cpu = jax.default_backend() == "cpu"
+        dtype = "float32" if on_cpu else folder.config.param_dtype
+    config = config or AnswerConfig()
+    if not config.eos_ids:
+        config = dataclasses.replace(config, eos_ids=tuple(folder.eos_ids))
+    shape = dataclasses.replace(folder.config, dtype=dtype)
+    return Clara(
+        model=Transformer(shape, settings.text_vocab, lora=settings.lora),
+        backbone=jax.device_put(folder.backbone),
+        adapters=jax.device_put(folder.adapters),
+        tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
+        memory=settings.memory,
+        selection=settings.selection,
+        config=config,
+    )

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from toy_folder import QUESTION, toy_parts, write_toy
+
+import clara_jax
+from clara_jax.convert import ModelFolder, write_model_folder
+from clara_jax.errors import ClaraError
+from clara_jax.testing import EOS
+
+TEXTS = ["Ada Bell was born in Corin", "Edo Falk studied in Gemma"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("loading") / "run")
+
+
+def test_everything_promised_is_there(folder):
+    clara = clara_jax.load(folder, clara_jax.AnswerConfig(max_new_tokens=4))
+    assert clara.config.eos_ids == (EOS,)
+    vectors = clara.compress(TEXTS)
+    assert vectors.shape == (2, 2, 16) and clara.reason([QUESTION]).shape == (1, 2, 16)
+    given = clara.answer([QUESTION], [TEXTS])
+    assert given == clara.answer_from_vectors([QUESTION], vectors[None])
+    found = clara.select_and_answer([QUESTION], [TEXTS], top_k=1)
+    assert found.indices.shape == (1, 1) and found.scores.shape == (1, 2)
+    assert len(clara.paraphrase([TEXTS])) == 1
+
+
+def test_the_compute_type_can_be_chosen(folder):
+    assert clara_jax.load(folder).model.config.dtype == "float32"
+    narrow = clara_jax.load(folder, dtype="bfloat16")
+    assert str(narrow.compress(TEXTS).dtype) == "bfloat16"
+    with pytest.raises(ClaraError, match="dtype is 'int4', but must be one of"):
+        clara_jax.load(folder, dtype="int4")
+
+
+def test_another_base(folder, tmp_path):
+    tokenizer, toy = toy_parts()
+    zeros = {**toy.backbone["params"]}
+    zeros["final_norm"] = {"scale": np.zeros_like(zeros["final_norm"]["scale"])}
+    base = ModelFolder(toy.model.config, zeros, tokenizer)
+    write_model_folder(tmp_path / "base", base)
+    clara = clara_jax.load(folder, base=str(tmp_path / "base"))
+    assert not clara.compress(TEXTS).any()
+
+
+def test_a_base_model_cannot_answer(tmp_path):
+    with pytest.raises(ClaraError, match="is a base model without CLaRa adapters"):
+        clara_jax.load(write_toy(tmp_path / "base", base=True))
