@@ -1,13 +1,20 @@
 """The command that answers questions from documents, and what it is made of."""
 
 from clara_jax.answer.documents import Document, read_documents
-from clara_jax.answer.session import Answer, Session, Stopwatch, load_clara
+from clara_jax.answer.session import (
+    Answer,
+    Session,
+    Stopwatch,
+    check_question,
+    load_clara,
+)
 
 __all__ = [
     "Answer",
     "Document",
     "Session",
     "Stopwatch",
+    "check_question",
     "load_clara",
     "read_documents",
 ]

@@ -25,7 +25,7 @@ from clara_jax.generate.batched import (
     encode_rows,
 )
 from clara_jax.generate.decode import trim
-from clara_jax.generate.prompts import encode_prompts, refuse_empty
+from clara_jax.generate.prompts import encode_prompts, refuse_empty, refuse_long
 from clara_jax.generate.settings import AnswerConfig
 from clara_jax.model import Transformer
 from clara_jax.shapes import Bool, Float, Int, Params
@@ -99,6 +99,11 @@ class Clara:
         with self.watch("compress"):
             return self._encode(documents, self.memory.doc_max_length, "compressor")
 
+    @property
+    def question_limit(self) -> int:
+        """Longest question for the reasoner, in tokens."""
+        return self.config.question_max_length or self.memory.doc_max_length
+
     def reason(self, questions: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Encode questions into the documents' space.
 
@@ -112,14 +117,9 @@ class Clara:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
         refuse_empty(questions, "question {}")
-        limit = self.config.question_max_length or self.memory.doc_max_length
-        for i, question in enumerate(questions):
-            found = self.tokenizer.document_length(question)
-            if found > limit and self.config.too_long == "error":
-                raise ClaraError(
-                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
-                    "shorten it"
-                )
+        limit = self.question_limit
+        if self.config.too_long == "error":
+            refuse_long(self.tokenizer, questions, limit)
         with self.watch("reason"):
             return self._encode(questions, limit, "reasoner")
 

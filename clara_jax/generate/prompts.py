@@ -25,6 +25,23 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
 
 
+def refuse_long(
+    tokenizer: ClaraTokenizer, questions: Sequence[str], limit: int
+) -> None:
+    """Refuse questions of more than `limit` tokens.
+
+    Raises:
+      ClaraError: at the first such question.
+    """
+    for i, question in enumerate(questions):
+        found = tokenizer.document_length(question)
+        if found > limit:
+            raise ClaraError(
+                f"question {i + 1} has {found} tokens, above the limit {limit}; "
+                "shorten it"
+            )
+
+
 def encode_prompts(
     tokenizer: ClaraTokenizer,
     prompts: Sequence[Prompt],
