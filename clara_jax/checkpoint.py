@@ -65,9 +65,7 @@ def write_tree(path: Path, tree: Params) -> None:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
-def load_tree(
-    path: str | os.PathLike, like: Params | None = None, *, dtype: Any = None
-) -> Params:
+def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
     """Read a tree that `save_tree` wrote.
 
     Args:
@@ -75,7 +73,6 @@ def load_tree(
       like: a tree of arrays or ``jax.ShapeDtypeStruct`` to check names and shapes
         against. Its types are taken over, and its shardings where it has any: such
         leaves are read straight into their devices.
-      dtype: without `like`, the type that every array is read in; None takes its own.
 
     Returns:
       The tree: JAX arrays where `like` has shardings, numpy arrays elsewhere.
@@ -89,8 +86,7 @@ def load_tree(
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            stored = _shapes(tree, dtype)
+            stored = _shapes(checkpointer.metadata(path).item_metadata)
             template = stored if like is None else _matched(path, stored, like)
             return checkpointer.restore(
                 path,
@@ -172,13 +168,16 @@ def _lent(leaf):
     return leaf.view(_Lent) if type(leaf) is np.ndarray else leaf
 
 
-def _shapes(tree: Params, dtype: Any) -> Params:
+def _shapes(metadata: Any) -> Params:
+    if metadata is None:
+        raise ValueError("its metadata are missing")
+
     def shape(leaf):
         if leaf.shape is None or leaf.dtype is None:
             raise ValueError("an array has no shape")
-        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    return jax.tree.map(shape, tree)
+    return jax.tree.map(shape, metadata.tree)
 
 
 def _matched(path: Path, stored: Params, like: Params) -> Params:

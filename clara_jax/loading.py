@@ -55,6 +55,12 @@ def load(
         on_cpu = jax.default_backend() == "cpu"
         dtype = "float32" if on_cpu else folder.config.param_dtype
     config = config or AnswerConfig()
+    longest = folder.config.rope.max_position
+    if longest and config.max_new_tokens >= longest:
+        raise ClaraError(
+            f"max_new_tokens {config.max_new_tokens} is not below {longest}, the "
+            "longest text that this model reads"
+        )
     if not config.eos_ids:
         config = dataclasses.replace(config, eos_ids=tuple(folder.eos_ids))
     shape = dataclasses.replace(folder.config, dtype=dtype)

@@ -1,12 +1,13 @@
 """The command that answers questions from documents, and what it is made of."""
 
 from clara_jax.answer.documents import Document, read_documents
-from clara_jax.answer.session import Answer, Session, Stopwatch
+from clara_jax.answer.session import Answer, Session, Stopwatch, check_question
 
 __all__ = [
     "Answer",
     "Document",
     "Session",
     "Stopwatch",
+    "check_question",
     "read_documents",
 ]

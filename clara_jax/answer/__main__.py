@@ -10,18 +10,22 @@ one a line. Times hold compilation where a part meets a new length.
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clara_jax.answer import Answer, Session, read_documents
+from clara_jax.answer import Answer, Session, check_question, read_documents
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Sampling
 from clara_jax.loading import load
 
 DOCUMENTS = "documents.jsonl"
+_UNKNOWN = "that the model's tokenizer does not know"
 PARTS = ("reason", "select", "prefill", "decode")
 
 
@@ -54,29 +58,31 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its result is the exit status."""
     arguments = parser().parse_args(argv)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
-        _run(arguments)
+        return _run(arguments)
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
         return 1
-    return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     if not arguments.questions:
         raise ClaraError("there is no question; give one, or - to type them")
-    for question in arguments.questions:
-        if not question.strip():
-            raise ClaraError("the question is empty")
     config = AnswerConfig(
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_p),
         seed=arguments.seed,
     )
     documents = read_documents(_document_files(arguments))
-    session = Session(load(arguments.model, config), documents, arguments.top_k)
+    clara = load(arguments.model, config)
+    for question in arguments.questions:
+        if question != "-":
+            check_question(clara, question)
+    session = Session(clara, documents, arguments.top_k)
     if session.cut_documents:
         _note(
             f"{session.cut_documents} of {len(documents)} documents are longer than "
@@ -87,15 +93,23 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         seconds = session.seconds["compress"]
         print(f"compressed {len(documents)} documents in {seconds:.2f} s")
-    for question in _questions(arguments.questions):
+    unknown = session.unknown([document.text for document in documents])
+    if unknown:
+        _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
+    failed = 0
+    for question, place in _questions(arguments.questions):
         try:
             answer = session.ask(question)
         except ClaraError as error:
-            if "-" not in arguments.questions or not sys.stdin.isatty():
+            if not place:
                 raise
-            _note(str(error))
+            print(f"error: {place}: {error}", file=sys.stderr)
+            failed += 1
             continue
+        if session.unknown([question]):
+            _note(f"the question holds words {_UNKNOWN}")
         print(_as_json(answer, session) if arguments.json else _as_text(answer))
+    return 1 if failed and not sys.stdin.isatty() else 0
 
 
 def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
@@ -110,19 +124,21 @@ def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
     return [default]
 
 
-def _questions(given: Sequence[str]) -> Iterator[str]:
+def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Questions, each with the line of standard input that it came from, if any."""
     for question in given:
         if question != "-":
-            yield question
+            yield question, ""
             continue
-        while True:
+        for number in itertools.count(1):
             if sys.stdin.isatty():
                 print("question> ", end="", file=sys.stderr, flush=True)
+            # Bytes that are no text pass as half surrogates, and are refused as such.
             line = sys.stdin.readline()
             if not line:
                 break
             if line.strip():
-                yield line.strip()
+                yield line.strip(), f"standard input, line {number}"
 
 
 def _as_text(answer: Answer) -> str:
@@ -162,4 +178,8 @@ def _note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    if status == 130:
+        os._exit(status)  # threads at work would crash an orderly end
+    sys.exit(status)

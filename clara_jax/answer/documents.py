@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.data.files import JsonFile
-from clara_jax.data.records import passage
+from clara_jax.data.records import is_unicode, passage
 from clara_jax.errors import ClaraError
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -100,6 +100,8 @@ def _from_object(values: Any, source: str) -> Iterator[Document]:
 
 
 def _document(text: str, source: str, name: str = "", title: str = "") -> Document:
+    if not is_unicode(text):
+        raise ClaraError(f"{source}: holds half of a surrogate pair, which is no text")
     if not text.strip():
         raise ClaraError(f"{source}: the document is empty or blank")
     return Document(text, name, title, source)

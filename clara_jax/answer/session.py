@@ -7,7 +7,11 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from tqdm import tqdm
+
 from clara_jax.answer.documents import Document
+from clara_jax.data import is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
 
@@ -25,6 +29,39 @@ class Stopwatch:
         yield
         passed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + passed
+
+
+def check_question(clara: Clara, question: str) -> None:
+    """Refuse a question that cannot be read.
+
+    Raises:
+      ClaraError: it is empty, no Unicode, or longer than the reasoner reads.
+    """
+    if not question.strip():
+        raise ClaraError("the question is empty")
+    if not is_unicode(question):
+        raise ClaraError("the question is no Unicode text; type it in UTF-8")
+    found, limit = clara.tokenizer.document_length(question), clara.question_limit
+    if found > limit and clara.config.too_long == "error" and _selects(clara):
+        raise ClaraError(
+            f"the question has {found} tokens, above the limit {limit}; shorten it"
+        )
+
+
+def _selects(clara: Clara) -> bool:
+    return "reasoner" in clara.adapters
+
+
+def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of all texts; a bar appears when it takes long."""
+    step = 16 * clara.config.batch_size
+    parts = []
+    with tqdm(desc="compress", total=len(texts), unit="doc", delay=2) as bar:
+        for begin in range(0, len(texts), step):
+            chunk = texts[begin : begin + step]
+            parts.append(clara.compress(chunk))
+            bar.update(len(chunk))
+    return np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +106,14 @@ class Session:
         self, clara: Clara, documents: Sequence[Document], top_k: int | None = None
     ):
         count = len(documents)
+        if not count:
+            raise ClaraError("there are no documents to answer from; give some")
         if top_k is not None and not 1 <= top_k <= count:
             raise ClaraError(
                 f"top_k {top_k} must be between 1 and the number of documents {count}"
             )
         self.top_k = min(clara.selection.top_k, count) if top_k is None else top_k
-        self.selects = "reasoner" in clara.adapters
+        self.selects = _selects(clara)
         if not self.selects and self.top_k < count:
             raise ClaraError(
                 f"this model has no reasoner, which stage end_to_end trains, to choose "
@@ -84,10 +123,20 @@ class Session:
         watch = Stopwatch()
         self.documents = tuple(documents)
         self._clara = clara
-        self._vectors = dataclasses.replace(clara, watch=watch).compress(
-            [document.text for document in documents]
-        )
+        watched = dataclasses.replace(clara, watch=watch)
+        self._vectors = _compress(watched, [document.text for document in documents])
         self.seconds = watch.seconds
+
+    def unknown(self, texts: Sequence[str]) -> int:
+        """How many of the texts hold words that the tokenizer has no token for."""
+        base = self._clara.tokenizer.base
+        missing = base.unk_token_id
+        if missing is None:
+            return 0
+        return sum(
+            missing in base(text, add_special_tokens=False)["input_ids"]
+            for text in texts
+        )
 
     @property
     def cut_documents(self) -> int:
@@ -104,8 +153,7 @@ class Session:
         """
         watch = Stopwatch()
         clara = dataclasses.replace(self._clara, watch=watch)
-        if not question.strip():
-            raise ClaraError("the question is empty")
+        check_question(self._clara, question)
         chosen, scores = list(range(len(self.documents))), None
         if self.selects:
             indices, cosines = clara.select(

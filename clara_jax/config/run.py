@@ -207,6 +207,7 @@ class RunConfig:
             "is empty and there is no init_from; name a base model",
         )
         not_negative("", self, "mse_weight", "seed")
+        require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         one_of("", self, "dtype", DTYPES)
         one_of("", self, "remat", REMAT_POLICIES)
         for name in self.reinit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(told(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
         return 130
     print(summary(model, destination))
     return 0
@@ -117,4 +119,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and tidy up
     sys.exit(main())

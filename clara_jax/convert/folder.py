@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from clara_jax.checkpoint import (
     WRITE_ERRORS,
     load_tree,
@@ -35,10 +37,23 @@ from clara_jax.config import (
 from clara_jax.convert.hf import numpy_dtype
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error, write_json
+from clara_jax.model import Transformer, abstract_variables
 from clara_jax.shapes import Params
 from clara_jax.text import load_tokenizer
 
 FORMAT = "clara_jax model 1"
+_SHAPE = (
+    "width",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_dim",
+    "tied",
+    "fused_qkv",
+    "fused_gate_up",
+)
+"""Fields in which a base must agree with the adapters put on it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +176,8 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
     if values.pop("format", None) != FORMAT:
         raise ClaraError(f"{path}: is not of the form '{FORMAT}'")
     eos_ids = values.pop("eos_ids", [])
+    if not isinstance(eos_ids, list) or any(type(i) is not int for i in eos_ids):
+        raise ClaraError(f"{path}: field 'eos_ids' must be a list of token ids")
     return parse(ModelConfig, values, str(path)), tuple(eos_ids)
 
 
@@ -190,26 +207,71 @@ def read_model_folder(
     """
     config, eos_ids = read_model_config(folder)
     clara = read_clara_settings(folder)
-    if base is not None:
-        config, params = base.config, base.params
-    else:
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if clara is not None and clara.text_vocab != len(tokenizer):
+        raise ClaraError(
+            f"{folder / 'clara.json'}: field 'text_vocab' is {clara.text_vocab}, but "
+            f"the tokenizer has {len(tokenizer)} tokens"
+        )
+    lora = None if clara is None else clara.lora
+    shapes = abstract_variables(Transformer(config, len(tokenizer), lora=lora))
+    if base is None:
         if param_dtype:
             config = dataclasses.replace(config, param_dtype=param_dtype)
         dtype = numpy_dtype(config.param_dtype)
-        params = load_tree(folder / "backbone", dtype=dtype)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes["params"]
+        )
+        params = load_tree(folder / "backbone", like)
+    else:
+        _same_shape(folder, config, base.config)
+        config, params = base.config, base.params
     adapters = rows = None
     if clara is not None:
         adapters = load_tree(folder / "adapters")
+        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
         rows = adapters.pop("rows", None)
     return ModelFolder(
         config=config,
         params=params,
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer=tokenizer,
         clara=clara,
         adapters=adapters,
         rows=rows,
         eos_ids=eos_ids,
     )
+
+
+def _same_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
+    """Refuse a base of another shape than a folder's adapters were trained on."""
+    for name in _SHAPE:
+        here, there = getattr(mine, name), getattr(base, name)
+        if here != there:
+            raise ClaraError(
+                f"{folder}: was trained on a base whose {name} is {here}, but the base "
+                f"found has {there}; give the right base"
+            )
+
+
+def _check_adapters(
+    folder: Path,
+    adapters: Params,
+    lora: Params,
+    memory: MemoryConfig,
+    config: ModelConfig,
+) -> None:
+    """Refuse adapters and rows that are not of the shapes that the settings say."""
+    count, width = memory.num_memory, config.width
+    want = {"memory": (count, width), "rows": {"marks": (3, width)}}
+    if not config.tied:
+        want["rows"]["head"] = (count + 3, width)
+    for name, tree in adapters.items():
+        expected = want.get(name) or jax.tree.map(lambda leaf: tuple(leaf.shape), lora)
+        if jax.tree.map(lambda leaf: tuple(leaf.shape), tree) != expected:
+            raise ClaraError(
+                f"{folder / 'adapters'}: {name} is not of the shape that model.json "
+                "and clara.json describe; they belong to different models"
+            )
 
 
 def _write_parts(folder: Path, model: ModelFolder) -> None:
@@ -228,7 +290,10 @@ def _write_parts(folder: Path, model: ModelFolder) -> None:
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Write a tokenizer's files so that transformers 4 and 5 read them."""
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # tokenizers raises no OSError when the disk is full
+        raise write_error(folder, error) from error
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -117,7 +117,14 @@ def build_tokenizer(values: Mapping[str, Any], where: str) -> Any:
 
     def named(key: str) -> str | None:
         index = values.get(f"ggml.{key}_token_id")
-        return tokens[index] if index is not None and index < len(tokens) else None
+        if index is None:
+            return None
+        if not isinstance(index, int) or not 0 <= index < len(tokens):
+            raise ClaraError(
+                f"{where}: metadata field 'tokenizer.ggml.{key}_token_id' is no token "
+                f"id: {index!r}"
+            )
+        return tokens[index]
 
     special: dict[str, Any] = {
         "bos_token": named("bos"),

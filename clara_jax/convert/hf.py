@@ -44,6 +44,8 @@ def fetch(source: str | os.PathLike) -> Path:
     Raises:
       ClaraError: neither; or the hub cannot be reached or does not have it.
     """
+    if not str(source):
+        raise ClaraError("the model's name is empty; give a folder or a hub name")
     path = Path(source)
     if path.is_dir():
         return path
@@ -65,6 +67,10 @@ def fetch(source: str | os.PathLike) -> Path:
 def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
     """The shape of the model in a folder, from its ``config.json``."""
     path = folder / "config.json"
+    if not path.is_file():
+        runs = sorted(p.parent.name for p in folder.glob("*/model.json"))
+        hint = f"; give one of its runs, such as {folder / runs[-1]}" if runs else ""
+        raise ClaraError(f"{folder}: holds no model (no config.json){hint}")
     return model_config_from_hf(read_json(path), str(path), param_dtype)
 
 
@@ -119,10 +125,12 @@ def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         ids = read_json(path).get("eos_token_id") if path.is_file() else None
-        if isinstance(ids, int):
-            return (ids,)
-        if isinstance(ids, list) and ids:
-            return tuple(int(i) for i in ids)
+        if ids is None or ids == []:
+            continue
+        ids = ids if isinstance(ids, list) else [ids]
+        if any(type(i) is not int or i < 0 for i in ids):
+            raise ClaraError(f"{path}: field 'eos_token_id' is no token id: {ids!r}")
+        return tuple(ids)
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 

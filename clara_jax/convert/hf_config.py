@@ -109,7 +109,12 @@ def _architecture(values: Mapping[str, Any], where: str) -> str:
         name = names[0] if isinstance(names, list) else names
     else:
         name = _MODEL_TYPES.get(str(values.get("model_type")), values.get("model_type"))
-    if name not in DEFAULTS:
+    if name is None:
+        raise ClaraError(
+            f"{where}: names neither an architecture nor a model_type; give the folder "
+            "of a Hugging Face model, a model folder or a finished run"
+        )
+    if not isinstance(name, str) or name not in DEFAULTS:
         raise ClaraError(
             f"{where}: unknown architecture '{name}'; "
             f"supported are {', '.join(DEFAULTS)}"
@@ -171,6 +176,11 @@ def _rope(fields: _Fields, head_dim: int, phi: bool) -> RopeConfig:
             "rotated (head_dim, partial_rotary_factor); the number must be even"
         )
     longest = fields.integer("max_position_embeddings")
+    if longest < 2:
+        raise ClaraError(
+            f"{fields.where}: field 'max_position_embeddings' is {longest}; no text is "
+            "that short"
+        )
     common = {
         "theta": rope.number("rope_theta", 10000.0),
         "fraction": fraction,
@@ -182,6 +192,11 @@ def _rope(fields: _Fields, head_dim: int, phi: bool) -> RopeConfig:
         return RopeConfig(kind="linear", factor=rope.number("factor"), **common)
     top = fields.integer("original_max_position_embeddings", 0)
     original = top or rope.integer("original_max_position_embeddings", 0) or longest
+    if original < 2 or rope.number("factor", 1.0) <= 0:
+        raise ClaraError(
+            f"{fields.where}: rope kind '{kind}' needs a factor above 0 and an "
+            "original_max_position_embeddings above 1"
+        )
     if kind == "llama3":
         return RopeConfig(
             kind="llama3",

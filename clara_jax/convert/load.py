@@ -106,6 +106,8 @@ def load_model(
     Raises:
       ClaraError: it is none of these, or damaged.
     """
+    if not str(path):
+        return load_hf(path)
     folder = Path(path)
     if folder.suffix == ".gguf":
         return load_gguf(folder, param_dtype, progress)

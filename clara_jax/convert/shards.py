@@ -78,12 +78,12 @@ class SafetensorsFile:
         try:
             kind, shape = value["dtype"], tuple(int(n) for n in value["shape"])
             start, stop = (int(n) for n in value["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ClaraError(
                 f"{self.path}: the header's entry for '{name}' is damaged; fetch the "
                 "file again"
             ) from error
-        if kind not in _DTYPES:
+        if not isinstance(kind, str) or kind not in _DTYPES:
             raise ClaraError(
                 f"{self.path}: tensor '{name}' has type {kind}; "
                 f"supported are {', '.join(_DTYPES)}"

@@ -9,7 +9,13 @@ from clara_jax.data.examples import (
     supervise,
 )
 from clara_jax.data.pipeline import count_candidates, make_batches
-from clara_jax.data.records import FORMATS, Record, RecordSource, passage
+from clara_jax.data.records import (
+    FORMATS,
+    Record,
+    RecordSource,
+    is_unicode,
+    passage,
+)
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.data.unique import UniqueDocuments, unique_documents
 
@@ -26,6 +32,7 @@ __all__ = [
     "check_records",
     "collate",
     "count_candidates",
+    "is_unicode",
     "make_batches",
     "open_records",
     "passage",

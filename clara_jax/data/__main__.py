@@ -7,6 +7,7 @@ Sources are of any format that training reads. The folder serves as ``data.train
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -39,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     counts = ", ".join(f"{name} {len(items)}" for name, items in records.items())
     print(f"{folder}: {counts} records")
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and tidy up
     sys.exit(main())

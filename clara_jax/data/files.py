@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line
 
 _BOM = b"\xef\xbb\xbf"
 # Strings are skipped whole, so that brackets within them do not count.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BRACKETS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+_SPACE, _COMMA = re.compile(rb"\s*"), re.compile(rb"\s*,\s*")
 
 
 class JsonFile:
@@ -69,21 +71,34 @@ class JsonFile:
 
     def _scan_array(self) -> np.ndarray:
         places = array.array("q")
-        depth = start = count = 0
+        start = count = 0
+        depth = 1
         with (
             open(self.path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            for match in _TOKEN.finditer(data):
+            end = data.find(b"[") + 1
+            for match in _TOKEN.finditer(data, end):
                 step = _BRACKETS.get(match.group(), 0)
-                if step > 0 and depth == 1:
+                if depth == 1:
                     start = match.start()
+                    gap = _COMMA if count and step >= 0 else _SPACE
+                    if not gap.fullmatch(data, end, start):
+                        raise ClaraError(
+                            f"{self.path}: after record {count} stands something that "
+                            "is no object, text or single comma"
+                        )
                 depth += step
-                if step < 0 and depth == 1:
-                    count += 1
-                    places.extend((start, match.end(), count))
-                elif depth <= 0:
+                if depth == 1:
+                    count, end = count + 1, match.end()
+                    places.extend((start, end, count))
+                elif depth == 0:
+                    end = match.end()
                     break
+            if depth == 0 and not _SPACE.fullmatch(data, end):
+                raise ClaraError(
+                    f"{self.path}: something follows the end of its JSON array"
+                )
         if depth > 0:
             raise ClaraError(f"{self.path}: ends in the middle, after record {count}")
         return np.frombuffer(places, np.int64).reshape(-1, 3)
@@ -110,6 +125,8 @@ class JsonFile:
             ) from error
         except RecursionError as error:
             raise ClaraError(f"{where}: is nested too deeply") from error
+        except ValueError as error:
+            raise ClaraError(f"{where}: is no JSON: {first_line(error)}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         hidden = ("_descriptor", "_closer")

@@ -41,8 +41,9 @@ class Record:
         for i, text in enumerate(self.documents):
             if not text.strip():
                 raise ClaraError(f"{self.source}: document {i} is empty or blank")
-        for text in (*self.documents, *self.questions, *self.answers):
-            if not _is_unicode(text):
+        texts = (*self.documents, *self.questions, *self.answers)
+        for text in (*texts, *self.gold):
+            if not is_unicode(text):
                 raise ClaraError(
                     f"{self.source}: holds half of a surrogate pair, which is no text"
                 )
@@ -309,7 +310,8 @@ def detect_format(values: Any, source: str) -> str:
     )
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a string holds text only: JSON can spell halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -6,15 +6,19 @@ import bisect
 import contextlib
 import io
 import itertools
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
+from tqdm import tqdm
+
 from clara_jax.data.files import JsonFile
 from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
 from clara_jax.errors import ClaraError
+from clara_jax.files import write_error
 
 
 @runtime_checkable
@@ -182,21 +186,44 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
     _import_tfds()
     from clara_jax.data.clara_records import ClaraRecords
 
+    for name in records:
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "all":
+            raise ClaraError(f"'{name}' is no name for a split; try train or eval")
+    scratch = ""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-    except OSError as error:
-        raise ClaraError(f"{folder}: {error.strerror or error}") from error
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder = ClaraRecords(splits=records, data_dir=scratch)
+        with _bar(records) as watched, contextlib.redirect_stdout(io.StringIO()):
+            builder = ClaraRecords(splits=watched, data_dir=scratch)
             builder.download_and_prepare()
         Path(builder.data_dir).replace(folder)
-    except OSError as error:
-        raise ClaraError(f"{folder}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
+        raise write_error(folder, error) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+class _Watched:
+    """Records that count on a bar when they are read."""
+
+    def __init__(self, records: RecordSource, bar: tqdm):
+        self._records, self._bar = records, bar
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        self._bar.update(1)
+        return self._records[index]
+
+
+@contextlib.contextmanager
+def _bar(records: Mapping[str, RecordSource]) -> Iterator[dict[str, RecordSource]]:
+    total = sum(map(len, records.values()))
+    with tqdm(desc="write", total=total, unit="rec", delay=2) as bar:
+        yield {name: _Watched(source, bar) for name, source in records.items()}
 
 
 def _import_tfds() -> Any:

@@ -90,6 +90,11 @@ class Clara:
         with self.watch("compress"):
             return self._encode(documents, self.memory.doc_max_length, "compressor")
 
+    @property
+    def question_limit(self) -> int:
+        """Longest question for the reasoner, in tokens."""
+        return self.config.question_max_length or self.memory.doc_max_length
+
     def reason(self, questions: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Encode questions into the documents' space.
 
@@ -103,7 +108,7 @@ class Clara:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
         refuse_empty(questions, "question {}")
-        limit = self.config.question_max_length or self.memory.doc_max_length
+        limit = self.question_limit
         if self.config.too_long == "error":
             refuse_long(self.tokenizer, questions, limit)
         with self.watch("reason"):
@@ -348,12 +353,7 @@ class Clara:
     ) -> list[list[list[Spoken]]]:
         """What the reasoner thinks: tokens nearest to each vector of a question.
 
-        Args:
-          questions: texts, none empty.
-          count: tokens per vector.
-
-        Returns:
-          Per question and memory vector `count` tokens, most probable first.
+        Returns, per question and memory vector, `count` tokens, most probable first.
         """
         return explain_vectors(
             self.model,

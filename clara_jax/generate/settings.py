@@ -43,6 +43,8 @@ class AnswerConfig:
         for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
             if getattr(self, name) < 1:
                 raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
 
     def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
         """The static settings of decoding with this tokenizer."""

@@ -302,6 +302,9 @@ def load_tokenizer(source: str | Path) -> Any:
       ClaraError: there is none, or its files cannot be read.
     """
     path = Path(source)
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if path.is_dir() and not any((path / name).is_file() for name in files):
+        raise ClaraError(f"tokenizer {source}: has no tokenizer.json; fetch it again")
     if not path.is_dir() and (path.exists() or str(source).startswith((".", os.sep))):
         raise ClaraError(f"tokenizer {source}: no such folder")
     exact = not path.is_dir() or (path / "tokenizer.json").is_file()

@@ -84,9 +84,9 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
       The exit status: 0 done, 1 bad input, 128 + n after signal n.
     """
-    if not arguments or {"-h", "--help", "-help"} & set(arguments):
+    if {"-h", "--help", "-help"} & set(arguments):
         print(USAGE, end="")
-        return 0 if arguments else 1
+        return 0
     try:
         experiment = read_experiment(arguments)
         if experiment.synthesize is not None:

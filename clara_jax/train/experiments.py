@@ -128,7 +128,14 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     values = _plain(config)
     synthesize = values.pop("synthesize", None) or None
     stages = values.pop("stages", None) or ()
+    if not isinstance(stages, tuple) or not all(isinstance(s, dict) for s in stages):
+        raise ClaraError(
+            "config field 'stages' must be a tuple of groups of fields, each with a "
+            f"name, not {stages!r}"
+        )
     workdir = values.get("workdir") or ""
+    if not isinstance(workdir, str):
+        raise ClaraError(f"config field 'workdir' must be str, not {workdir!r}")
     if not workdir:
         raise ClaraError(
             "config field 'workdir' is empty; say where the run goes with "
@@ -141,16 +148,23 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     for number, stage in enumerate(stages):
         stage = dict(stage)
         name = stage.pop("name", "")
-        if not re.fullmatch(r"[\w.-]+", name) or name in (
-            Path(r.workdir).name for r in runs
-        ):
-            raise ClaraError(f"config field 'stages[{number}].name' is '{name}'")
+        names = [Path(run.workdir).name for run in runs]
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise ClaraError(
+                f"config field 'stages[{number}].name' is {name!r}; give a name for "
+                "its folder"
+            )
+        if name in names:
+            raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
         merged = _merge(values, _fill(stage, workdir), f"stages[{number}]")
         merged["workdir"] = str(Path(workdir) / name)
         if runs and not stage.get("init_from"):
             merged["init_from"] = runs[-1].workdir
             merged.setdefault("backbone", "")
-        runs.append(parse(RunConfig, merged))
+        try:
+            runs.append(parse(RunConfig, merged))
+        except ClaraError as error:
+            raise ClaraError(f"stage '{name}': {error}") from error
     return Experiment(Path(workdir), tuple(runs), synthesize)
 
 
@@ -161,6 +175,8 @@ def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
         if found:
             used = 1 if found[1] is not None else 2
             value = found[1] or "".join(arguments[i + 1 : i + used])
+            if not value:
+                raise ClaraError("--config names no file; the experiments are configs/")
             path, colon, argument = value.partition(":")
             rest = arguments[:i] + arguments[i + used :]
             return path, argument if colon else None, rest

@@ -15,14 +15,19 @@ import platform
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from clara_jax import __version__
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_json
+from clara_jax.files import read_json, write_error, write_json
 from clara_jax.train.writers import read_lines
 
 FREE = ("workdir", "hooks.", "data.workers", "data.eval", "data.too_long")
@@ -41,6 +46,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self._held: IO[str] | None = None
 
     def check(self, config: RunConfig) -> None:
         """Refuse a folder in which this run may not go on.
@@ -51,6 +57,10 @@ class RunFolder:
           ClaraError: it holds a run with another config (names the fields), or
             something else.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ClaraError(
+                f"config field 'workdir': {self.path} is a file; give a folder"
+            )
         if not self.config.exists():
             if self.path.is_dir() and any(self.path.glob("[!.]*")):
                 raise ClaraError(
@@ -78,7 +88,35 @@ class RunFolder:
     def claim(self, config: RunConfig) -> None:
         """Make the folder and write its config, after `check`."""
         self.check(config)
+        self._lock()
         write_json(self.config, to_dict(config))
+
+    def _lock(self) -> None:
+        """Keep other processes out until `close`, or until this one ends."""
+        if fcntl is None or self._held is not None:
+            return
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = path.open("w")
+        except OSError as error:
+            raise write_error(path, error) from error
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise ClaraError(
+                f"{self.path}: another process is training here; wait for it, or give "
+                "another --config.workdir"
+            ) from error
+        except OSError:  # a file system without locks
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def finished(self) -> dict[str, Any] | None:
         """Return the summary of a run that is done, else None."""

@@ -19,6 +19,7 @@ from clara_jax.data import (
     make_batches,
     open_records,
 )
+from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.sharding import make_mesh, named_sharding, shard_batch
 from clara_jax.text import ClaraTokenizer
@@ -118,6 +119,10 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
     Raises:
       ClaraError: records or weights that are missing, damaged or do not fit.
     """
+    if config.dtype == "float16" and jax.default_backend() == "cpu":
+        raise ClaraError(
+            "config field 'dtype': a CPU does not compute in float16; take float32"
+        )
     train = open_records(config.data.train, config.data.format, config.data.limit)
     records: Records | list[Record] = []
     if config.data.eval:

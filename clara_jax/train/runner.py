@@ -61,6 +61,7 @@ def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> N
         _say(f"{config.workdir}: already finished")
         return
     with Interrupt().listen() as interrupt, contextlib.ExitStack() as stack:
+        stack.callback(folder.close)
         parts = assemble(config, _say)
         feed = _feed(parts, folder, interrupt)
         _train(parts, feed, folder, evaluators, interrupt, stack)

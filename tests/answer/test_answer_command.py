@@ -69,6 +69,28 @@ def test_json_of_several_questions(model, capsys, monkeypatch):
     }
 
 
+def test_a_bad_line_of_standard_input_does_not_end_the_others(
+    model, capsys, monkeypatch
+):
+    lines = ["born " * 20, "caf\udce9", QUESTION]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    status, out, err = run(capsys, "--model", model, "--json", "-")
+    assert status == 1
+    assert json.loads(out)["question"] == QUESTION
+    first, second = err.splitlines()
+    assert first.startswith("error: standard input, line 1: the question has")
+    assert second.startswith("error: standard input, line 2: the question is no Unic")
+
+
+def test_unknown_words_are_told(model, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("quantum cheese")
+    file = ("--documents", tmp_path / "a.txt")
+    status, _, err = run(capsys, "--model", model, *file, "--top-k", 1, "Where zyx")
+    assert status == 0
+    assert "note: 1 of 1 documents hold words that the model's tokenizer" in err
+    assert "note: the question holds words that" in err
+
+
 def test_text_files_and_no_reasoner(unfinished, tmp_path, capsys):
     files = []
     for i in range(2):
@@ -97,6 +119,11 @@ def test_bad_input(model, unfinished, tmp_path, capsys):
     assert "no question" in error(capsys, *model_only)
     assert "no documents" in error(capsys, "--model", unfinished, QUESTION)
     assert "limit 8" in error(capsys, *model_only, "born " * 20)
+    assert "no Unicode" in error(capsys, *model_only, "caf\udce9")
+    assert "seed must be" in error(capsys, *model_only, "--seed", 2**70, QUESTION)
+    assert "half of a surrogate" in error(
+        capsys, *documents("half.jsonl", '{"text": "a \\ud800"}')
+    )
     assert "top_k 4" in error(capsys, *model_only, "--top-k", 4, QUESTION)
     assert "top_k 0" in error(capsys, *model_only, "--top-k", 0, QUESTION)
     assert "top_p" in error(capsys, *model_only, "--top-p", 0, QUESTION)

@@ -51,7 +51,10 @@ def clara(base):
             "compressor": {"layers": {"attention": {"query": lora}}},
             "memory": np.arange(32, dtype=np.float32).reshape(2, 16),
         },
-        rows={"marks": np.ones((3, 16), np.float32)},
+        rows={
+            "marks": np.ones((3, 16), np.float32),
+            "head": np.ones((5, 16), np.float32),
+        },
     )
 
 
@@ -122,6 +125,37 @@ def test_another_base_takes_the_place_of_the_one_named(tmp_path, base, clara):
     _equal(read.adapters, clara.adapters)
 
 
+def test_a_base_of_another_shape_is_refused(tmp_path, base, clara):
+    write_model_folder(tmp_path / "run", clara)
+    wider = dataclasses.replace(base.config, mlp_dim=base.config.mlp_dim + 1)
+    write_model_folder(tmp_path / "run2", clara)
+    path = tmp_path / "run2" / "model.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "mlp_dim": wider.mlp_dim}))
+    with pytest.raises(ClaraError, match="array .* has shape .* is needed"):
+        load_model(tmp_path / "run2")
+    write_model_folder(tmp_path / "base", base)
+    with pytest.raises(ClaraError, match="base whose mlp_dim is .* give the right"):
+        load_model(tmp_path / "run2", base=str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("text_vocab", -1, "field 'text_vocab' is -1, but the tokenizer has"),
+        ("lora", {"rank": 3, "alpha": 6.0}, "is not of the shape that model.json"),
+        ("memory", {"doc_max_length": 4, "compression_rate": 1}, "memory is not of"),
+    ],
+)
+def test_settings_that_do_not_fit_the_arrays(tmp_path, clara, field, value, message):
+    write_model_folder(tmp_path / "run", clara)
+    path = tmp_path / "run" / "clara.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, field: value}))
+    with pytest.raises(ClaraError, match=message):
+        load_model(tmp_path / "run")
+
+
 def test_update_of_a_run_folder(tmp_path, base, clara):
     run = tmp_path / "run"
     run.mkdir()
@@ -140,6 +174,16 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, base, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.rename", full)
+    with pytest.raises(ClaraError, match="model: the disk is full; free space"):
+        write_model_folder(tmp_path / "model", base)
+    assert {p.name for p in tmp_path.iterdir()} == {"qwen-hf"}
+
+
+def test_a_tokenizer_that_cannot_be_written(tmp_path, base, monkeypatch):
+    def full(*arguments, **options):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(type(base.tokenizer), "save_pretrained", full)
     with pytest.raises(ClaraError, match="model: the disk is full; free space"):
         write_model_folder(tmp_path / "model", base)
     assert {p.name for p in tmp_path.iterdir()} == {"qwen-hf"}

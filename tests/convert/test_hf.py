@@ -131,7 +131,7 @@ def test_shard_index(tmp_path, llama_values, hf_writer):
 
 
 def test_missing_files(tmp_path, llama_values, hf_writer):
-    _fails(tmp_path, "config.json: cannot be read")
+    _fails(tmp_path, "holds no model .no config.json")
     hf_writer(tmp_path, llama_values)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     _fails(tmp_path, "has no model.safetensors .found pytorch_model.bin")

@@ -38,6 +38,12 @@ def test_array(tmp_path, indent):
     assert file[1][1] == f"{path}: record 2"
 
 
+def test_texts_are_items_too(tmp_path):
+    path = write(tmp_path / "a.json", ' ["one", {"a": ["x"]},"]"] ')
+    file = JsonFile(path)
+    assert [file[i][0] for i in range(len(file))] == ["one", {"a": ["x"]}, "]"]
+
+
 def test_threads_and_copies_read_alike(tmp_path):
     values = [{"n": i, "text": "x" * i} for i in range(200)]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, values)))
@@ -54,6 +60,11 @@ def test_threads_and_copies_read_alike(tmp_path):
         ("[]", "holds no records"),
         ('[{"a": 1}, {"a": 2}', "ends in the middle, after record 2"),
         ('[{"a": 1}, {"a": ["x', "ends in the middle, after record 1"),
+        ('[{"a": 1} {"a": 2}]', "after record 1 stands something"),
+        ('[{"a": 1}, 3, {"a": 2}]', "after record 1 stands something"),
+        ('[{"a": 1},, {"a": 2}]', "after record 1 stands something"),
+        ('[{"a": 1},]', "after record 1 stands something"),
+        ('[{"a": 1}] [{"a": 2}]', "something follows the end of its JSON array"),
     ],
 )
 def test_broken_files(tmp_path, text, message):

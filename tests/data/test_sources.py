@@ -109,3 +109,31 @@ def test_a_bad_record_leaves_no_folder(tmp_path, capsys):
     assert error.startswith(f"error: {path}:3: ")
     assert error.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("x")])
+def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, error):
+    records = open_records([write_jsonl(tmp_path / "a.jsonl", 3)])
+
+    def full(*arguments, **options):
+        raise error
+
+    from clara_jax.data.clara_records import ClaraRecords
+
+    monkeypatch.setattr(ClaraRecords, "download_and_prepare", full)
+    with pytest.raises(ClaraError, match="tfds: (the disk is full|cannot be written)"):
+        write_tfds({"train": records}, tmp_path / "tfds")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["all", "1st", "a-b"])
+def test_split_names(tmp_path, name):
+    records = open_records([write_jsonl(tmp_path / "a.jsonl", 3)])
+    with pytest.raises(ClaraError, match=f"'{name}' is no name for a split"):
+        write_tfds({name: records}, tmp_path / "tfds")
+
+
+def test_half_a_surrogate_is_no_text(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", 1, gold_answer=["a \ud800"])
+    with pytest.raises(ClaraError, match=r"a.jsonl:1: holds half of a surrogate"):
+        open_records([path])[0]

@@ -89,6 +89,9 @@ def test_stages_become_runs_that_start_from_each_other(write):
         ("raise RuntimeError('no luck')", "", "experiment.py line 11: no luck"),
         ("config.stages = (dict(name='a', sede=1),)", "", "'sede' is unknown.*'seed'"),
         ("config.stages = (dict(stage='lm'),)", "", r"stages\[0\].name"),
+        ("config.stages = (dict(name='a'), dict(name='a'))", "", "'a' is taken"),
+        ("config.stages = (dict(name='a', seed=-1),)", "", "stage 'a': .*'seed'"),
+        ("config.stages = 3", "", "'stages' must be a tuple of groups"),
         ("return 3", "", "returns no ConfigDict"),
         ("(", "", "line"),
         (
@@ -121,7 +124,7 @@ def test_a_mistake_is_one_line_that_names_it(write, extra, override, message):
     [
         ([], "no --config=FILE"),
         (["--config=nowhere.py"], "'nowhere.py' does not exist"),
-        (["--config"], "'' does not exist"),
+        (["--config"], "--config names no file"),
     ],
 )
 def test_a_missing_file_is_named(arguments, message):

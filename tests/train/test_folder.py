@@ -22,7 +22,8 @@ def begun(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(config(tmp_path / "run"))
     folder.metrics.write_text('{"step": 1, "loss": 2.0, "tokens_per_s": 5.0}\n')
-    return folder
+    yield folder
+    folder.close()
 
 
 def test_another_config_is_refused_by_its_fields(begun):
@@ -85,3 +86,22 @@ def test_damaged_json_is_named(begun):
     begun.config.write_text("{")
     with pytest.raises(ClaraError, match="config.json: is no JSON"):
         begun.check(config(begun.path))
+
+
+def test_one_process_at_a_time(begun):
+    begun.claim(config(begun.path))
+    begun.claim(config(begun.path))  # the same one, again
+    other = RunFolder(begun.path)
+    with pytest.raises(ClaraError, match="another process is training here"):
+        other.claim(config(begun.path))
+    begun.close()
+    other.claim(config(begun.path))
+    other.close()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("x")
+    with pytest.raises(ClaraError, match="'workdir': .*run is a file; give a folder"):
+        RunFolder(path).check(config(path))
+    assert path.read_text() == "x"
