@@ -57,6 +57,7 @@ EXTRAS = {
     "cuda": [f"jax[cuda13]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],
     "wandb": ["wandb>=0.17"],
+    "eval": ["bm25s>=0.2"],
     # What converted models and written checkpoints are compared with, at the version
     # that wrote the recorded numbers; the package never imports any of the three.
     "test": [
@@ -65,6 +66,7 @@ EXTRAS = {
         "torch==2.13.0",
         "accelerate>=1.0",
         "peft>=0.15",
+        "bm25s>=0.2",
     ],
     "dev": ["ruff>=0.12", "pyright>=1.1.400"],
 }

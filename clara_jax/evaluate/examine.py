@@ -1,0 +1,269 @@
+"""The same questions under several conditions, so that a score can be trusted.
+
+| condition | who answers | from what |
+|---|---|---|
+| model | generator | vectors of the chosen documents (oracle: of the gold ones) |
+| gold | generator | vectors of the gold documents |
+| none | generator | no documents |
+| shuffled | generator | vectors of the next question's gold documents |
+| bm25 | generator | vectors of the documents that BM25 ranks first |
+| text | frozen backbone | full text of the documents that ``model`` reads |
+| closed_book | frozen backbone | no documents |
+
+What ``gold`` has above ``none`` and ``shuffled`` comes from the memory; what they have
+themselves comes from the weights, or from guessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate.evaluators import Question
+from clara_jax.files import write_error
+from clara_jax.generate import Clara
+from clara_jax.generate.batching import number_texts
+from clara_jax.shapes import Bool, Float
+
+DIAGNOSTICS = ("gold", "none", "shuffled")
+BASELINES = ("bm25", "text", "closed_book")
+CHUNK = 16
+"""Questions between two writes of predictions."""
+
+Setting = Literal["normal", "oracle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What was said to one question.
+
+    Attributes:
+      index: of the question.
+      question, gold, positives: see `Question`.
+      answers: condition to answer.
+      chosen: ranking to the candidates taken, best first: ``model``, ``bm25``.
+    """
+
+    index: int
+    question: str
+    gold: tuple[str, ...]
+    positives: tuple[int, ...]
+    answers: dict[str, str]
+    chosen: dict[str, list[int]]
+
+
+def conditions_of(clara: Clara, setting: Setting, baselines: Sequence[str]) -> list:
+    """Conditions that apply: ``gold`` is ``model`` itself in the oracle setting.
+
+    Raises:
+      ClaraError: an unknown baseline, or documents to choose without a reasoner.
+    """
+    for name in baselines:
+        if name not in BASELINES:
+            raise ClaraError(
+                f"baseline '{name}' is unknown; there are {', '.join(BASELINES)}"
+            )
+    if setting == "normal" and "reasoner" not in clara.adapters:
+        raise ClaraError(
+            "this model has no reasoner to choose documents, which stage end_to_end "
+            "trains; take --setting oracle"
+        )
+    diagnostics = [d for d in DIAGNOSTICS if setting == "normal" or d != "gold"]
+    return ["model", *diagnostics, *baselines]
+
+
+def examine(
+    clara: Clara,
+    questions: Sequence[Question],
+    *,
+    setting: Setting,
+    top_k: int,
+    conditions: Sequence[str],
+    start: int = 0,
+) -> Iterator[list[Prediction]]:
+    """Answer every question under every condition.
+
+    Args:
+      clara: the model.
+      questions: with candidates, and their positives where known.
+      setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
+      top_k: J, documents chosen.
+      conditions: of `conditions_of`.
+      start: questions done before.
+
+    Yields:
+      Predictions, some questions at a time.
+
+    Raises:
+      ClaraError: a question cannot be read, or has fewer candidates than `top_k`.
+    """
+    for begin in range(start, len(questions), CHUNK):
+        numbers = range(begin, min(begin + CHUNK, len(questions)))
+        chunk = [questions[i] for i in numbers]
+        following = [questions[(i + 1) % len(questions)] for i in numbers]
+        answers, chosen = _chunk(clara, chunk, following, setting, top_k, conditions)
+        yield [
+            Prediction(
+                index=i,
+                question=question.question,
+                gold=question.gold,
+                positives=question.positives,
+                answers={name: answers[name][row] for name in conditions},
+                chosen={name: chosen[name][row] for name in chosen},
+            )
+            for row, (i, question) in enumerate(zip(numbers, chunk, strict=True))
+        ]
+
+
+def _chunk(
+    clara: Clara,
+    chunk: Sequence[Question],
+    following: Sequence[Question],
+    setting: Setting,
+    top_k: int,
+    conditions: Sequence[str],
+) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
+    asked = [question.question for question in chunk]
+    candidates = [question.documents for question in chunk]
+    gold = [question.gold_documents for question in chunk]
+    other = [question.gold_documents for question in following]
+    offered = candidates if {"bm25", "model"} & set(conditions) else []
+    texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
+    known = dict(zip(texts, clara.compress(texts), strict=True))
+    chosen: dict[str, list[list[int]]] = {}
+    if setting == "normal":
+        vectors, mask = _stacked(candidates, known)
+        best, _ = clara.select(clara.reason(asked), vectors, top_k, mask)
+        chosen["model"] = best.tolist()
+    if "bm25" in conditions:
+        chosen["bm25"] = [
+            bm25_ranking(question.question, question.documents)[:top_k]
+            for question in chunk
+        ]
+    read: dict[str, Sequence[Sequence[str]]] = {
+        "gold": gold,
+        "model": gold,
+        "none": [()] * len(chunk),
+        "shuffled": other,
+    }
+    for name, picks in chosen.items():
+        read[name] = [
+            [documents[i] for i in row]
+            for documents, row in zip(candidates, picks, strict=True)
+        ]
+    answers: dict[str, list[str]] = {}
+    for name in conditions:
+        if name == "text":
+            answers[name] = clara.answer_from_text(asked, read["model"])
+        elif name == "closed_book":
+            answers[name] = clara.answer_from_text(asked, read["none"])
+        else:
+            vectors, mask = _stacked(read[name], known)
+            answers[name] = clara.answer_from_vectors(asked, vectors, mask)
+    return answers, chosen
+
+
+def _stacked(
+    rows: Sequence[Sequence[str]], known: Mapping[str, Float[np.ndarray, "M D"]]
+) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
+    """Vectors of ragged rows of documents, and which places hold one."""
+    distinct, places, mask = number_texts(rows)
+    example = next(iter(known.values()))
+    if not distinct:
+        return np.zeros((len(rows), 0, *example.shape), example.dtype), mask
+    return np.stack([known[text] for text in distinct])[places], mask
+
+
+def bm25_ranking(question: str, documents: Sequence[str]) -> list[int]:
+    """Candidates by BM25 (library bm25s, English stop words left out), best first."""
+    bm25s = need("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    corpus = bm25s.tokenize(
+        list(documents), stopwords="en", return_ids=False, show_progress=False
+    )
+    query = bm25s.tokenize(
+        [question], stopwords="en", return_ids=False, show_progress=False
+    )[0]
+    if not any(corpus) or not query:
+        return list(range(len(documents)))
+    ranker = bm25s.BM25()
+    ranker.index(corpus, show_progress=False)
+    scores = ranker.get_scores(query)
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def need(module: str) -> Any:
+    """Import a library of the extra ``eval``."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ClaraError(
+            f"this needs the package {module}: pip install 'clara_jax[eval]'"
+        ) from error
+
+
+class PredictionFile:
+    """Predictions as JSONL, written as they come, so that a killed run goes on.
+
+    Args:
+      path: made if absent; a torn last line is dropped.
+      settings: of the evaluation; a file made with others is refused.
+
+    Attributes:
+      done: predictions that are there.
+
+    Raises:
+      ClaraError: it belongs to another evaluation, or cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path = path
+        self.done: list[Prediction] = []
+        head = json.dumps({"settings": settings}, ensure_ascii=False, sort_keys=True)
+        lines: list[str] = []
+        try:
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines()
+            if lines and lines[0] != head:
+                raise ClaraError(
+                    f"{path}: holds predictions of another model, data or setting; "
+                    "give another --out"
+                )
+            kept = [head]
+            for line in lines[1:]:
+                try:
+                    self.done.append(_prediction(json.loads(line)))
+                except (ValueError, KeyError, TypeError):
+                    break
+                kept.append(line)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Append predictions and flush them."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                for prediction in predictions:
+                    text = json.dumps(
+                        dataclasses.asdict(prediction), ensure_ascii=False
+                    )
+                    file.write(text + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self.done.extend(predictions)
+
+
+def _prediction(values: dict[str, Any]) -> Prediction:
+    lists = {name: tuple(values[name]) for name in ("gold", "positives")}
+    return Prediction(**{**values, **lists})

@@ -1,0 +1,116 @@
+"""Conditions, rankings, and predictions that survive a kill."""
+
+import json
+
+import numpy as np
+import pytest
+from toy_folder import write_toy
+
+import clara_jax
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate.evaluators import Question
+from clara_jax.evaluate.examine import (
+    PredictionFile,
+    bm25_ranking,
+    conditions_of,
+    examine,
+)
+
+DOCUMENTS = (
+    "Ada Bell was born in Corin",
+    "Edo Falk studied in Gemma",
+    "Hana Iver was born in Jory",
+)
+QUESTIONS = [
+    Question("Where was Ada Bell born", ("Corin",), DOCUMENTS, (0,)),
+    Question("Where did Edo Falk study", ("Gemma",), DOCUMENTS, (1,)),
+    Question("Where was Hana Iver born", ("Jory",), DOCUMENTS[1:], (1,)),
+]
+
+
+@pytest.fixture(scope="module")
+def clara(tmp_path_factory):
+    folder = write_toy(tmp_path_factory.mktemp("examine") / "run")
+    return clara_jax.load(folder, clara_jax.AnswerConfig(max_new_tokens=4))
+
+
+def _all(clara, setting, baselines=("bm25", "text", "closed_book"), **options):
+    conditions = conditions_of(clara, setting, baselines)
+    given = {"top_k": 1, "conditions": conditions, **options}
+    parts = examine(clara, QUESTIONS, setting=setting, **given)
+    return [prediction for part in parts for prediction in part]
+
+
+def test_every_condition_answers_from_what_it_says(clara):
+    found = _all(clara, "normal")
+    texts = [q.question for q in QUESTIONS]
+    rows = {
+        "gold": [[DOCUMENTS[0]], [DOCUMENTS[1]], [DOCUMENTS[2]]],
+        "shuffled": [[DOCUMENTS[1]], [DOCUMENTS[2]], [DOCUMENTS[0]]],
+    }
+    chosen = clara.select_and_answer(texts, [q.documents for q in QUESTIONS], top_k=1)
+    assert [p.chosen["model"] for p in found] == chosen.indices.tolist()
+    assert [p.answers["model"] for p in found] == chosen.answers
+    for name, documents in rows.items():
+        assert [p.answers[name] for p in found] == clara.answer(texts, documents)
+    nothing = np.zeros((3, 0, 2, 16), np.float32)
+    expected = clara.answer_from_vectors(texts, nothing)
+    assert [p.answers["none"] for p in found] == expected
+    read = [
+        [q.documents[i] for i in p.chosen["model"]]
+        for q, p in zip(QUESTIONS, found, strict=True)
+    ]
+    assert [p.answers["text"] for p in found] == clara.answer_from_text(texts, read)
+    closed = clara.answer_from_text(texts, [[], [], []])
+    assert [p.answers["closed_book"] for p in found] == closed
+    assert [p.chosen["bm25"] for p in found] == [[0], [1], [1]]
+
+
+def test_the_oracle_is_given_the_gold_documents(clara):
+    found = _all(clara, "oracle", ())
+    assert list(found[0].answers) == ["model", "none", "shuffled"]
+    assert found[0].chosen == {}
+    expected = clara.answer([q.question for q in QUESTIONS], [d[:1] for d in _gold()])
+    assert [p.answers["model"] for p in found] == expected
+
+
+def _gold():
+    return [q.gold_documents for q in QUESTIONS]
+
+
+def test_conditions_that_cannot_be_had(clara, tmp_path):
+    with pytest.raises(ClaraError, match="baseline 'dense' is unknown"):
+        conditions_of(clara, "normal", ["dense"])
+    roles = ("compressor", "generator")
+    unfinished = clara_jax.load(write_toy(tmp_path / "run", roles=roles))
+    with pytest.raises(ClaraError, match="no reasoner .* --setting oracle"):
+        conditions_of(unfinished, "normal", [])
+    assert conditions_of(unfinished, "oracle", [])[0] == "model"
+
+
+def test_bm25_of_odd_texts():
+    pytest.importorskip("bm25s", reason="the extra eval")
+    assert bm25_ranking("where did Edo study", DOCUMENTS)[0] == 1
+    assert bm25_ranking("?", DOCUMENTS) == [0, 1, 2]
+    assert bm25_ranking("a word that is nowhere", DOCUMENTS) == [0, 1, 2]
+    assert bm25_ranking("Edo", ["the", "of"]) == [0, 1]
+
+
+def test_predictions_go_on_after_a_kill(clara, tmp_path):
+    path = tmp_path / "out" / "predictions.jsonl"
+    settings = {"model": "m"}
+    whole = _all(clara, "normal", ())
+    file = PredictionFile(path, settings)
+    file.add(whole[:2])
+    with path.open("a") as torn:
+        torn.write('{"index": 2, "quest')
+    again = PredictionFile(path, settings)
+    assert again.done == whole[:2]
+    rest = _all(clara, "normal", (), start=len(again.done))
+    again.add(rest)
+    assert PredictionFile(path, settings).done == whole
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
+    before = path.read_bytes()
+    with pytest.raises(ClaraError, match="another model, data or setting"):
+        PredictionFile(path, {"model": "other"})
+    assert path.read_bytes() == before

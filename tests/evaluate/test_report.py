@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from clara_jax.evaluate.examine import Prediction
+from clara_jax.evaluate.report import bootstrap, markdown, scores_of
+
+
+def _prediction(index, answers, positives=(0,), chosen=None):
+    return Prediction(
+        index, "q", ("Corin", "in Corin"), positives, answers, chosen or {}
+    )
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(100):
+        low, high = bootstrap(rng.random(60) < 0.3, trial, draws=300)
+        inside += low <= 0.3 <= high
+    assert 88 <= inside <= 100
+    assert bootstrap([1.0] * 5) == (1.0, 1.0)
+
+
+def test_scores_and_table():
+    right, wrong = "Corin", "Gemma"
+    predictions = [
+        _prediction(
+            i,
+            {"model": right if i else wrong, "gold": right, "none": wrong}
+            | {"shuffled": wrong, "bm25": right},
+            chosen={"model": [1 if i == 0 else 0, 2], "bm25": [0, 1]},
+        )
+        for i in range(4)
+    ]
+    scores = scores_of(predictions, top_k=2)
+    assert scores["answers"]["model"]["exact_match"]["mean"] == 0.75
+    assert scores["memory"]["exact_match over none"] == 1.0
+    assert scores["retrieval"]["model"]["recall@1"] == 0.75
+    assert set(scores["retrieval"]["bm25"]) == {"recall@1", "precision@1"}
+    text = markdown(scores, "m on d")
+    assert (
+        "| the model | 0.750 (" in text and "| gold documents' vectors | 1.000" in text
+    )
+    assert "| gold vectors over: no documents | +1.000 | +1.000 | +1.000 |" in text
+    assert "| BM25 chooses | 1.000 | 1.000 |" in text
+    assert text.count("\n\n") >= 4
+
+
+def test_without_known_positives_there_is_no_retrieval():
+    answers = {"model": "x", "none": "x", "shuffled": "x"}
+    scores = scores_of([_prediction(0, answers, ())], top_k=1)
+    assert scores["retrieval"] == {}
+    assert "ranking" not in markdown(scores, "t")
+    assert scores["memory"]["f1 over none"] == pytest.approx(0.0)
