@@ -7,7 +7,8 @@ commands. As a library, by what you want to do:
 * settings: `RunConfig`, `ModelConfig`, `LoraConfig`, `MemoryConfig`,
   `SelectionConfig`; all bad input raises `ClaraError`
 * read a model: `load_model` (Hugging Face, GGUF, model and run folders)
-* answer questions: `load` (gives a `Clara`), `Session`, `Document`
+* answer questions: `load` (gives a `Clara`), `AnswerConfig`, `Sampling`, `Session`,
+  `Document`
 * the method, as pure functions: `compress`, `reason`, `cosine_scores`, `soft_topk`,
   `make_loss`, with `Tokens` and `Batch`; the backbone is `Transformer`
 * data: `open_records`, `make_batches`, `ClaraTokenizer`

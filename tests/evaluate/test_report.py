@@ -15,7 +15,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(100):
-        low, high = bootstrap(rng.random(60) < 0.3, trial, draws=300)
+        low, high = bootstrap((rng.random(60) < 0.3).tolist(), trial, draws=300)
         inside += low <= 0.3 <= high
     assert 88 <= inside <= 100
     assert bootstrap([1.0] * 5) == (1.0, 1.0)
@@ -36,13 +36,18 @@ def test_scores_and_table():
     assert scores["answers"]["model"]["exact_match"]["mean"] == 0.75
     assert scores["memory"]["exact_match over none"] == 1.0
     assert scores["retrieval"]["model"]["recall@1"] == 0.75
-    assert set(scores["retrieval"]["bm25"]) == {"recall@1", "precision@1"}
+    assert set(scores["retrieval"]["bm25"]) == {
+        "recall@1",
+        "precision@1",
+        "recall@2",
+        "precision@2",
+    }
     text = markdown(scores, "m on d")
     assert (
         "| the model | 0.750 (" in text and "| gold documents' vectors | 1.000" in text
     )
     assert "| gold vectors over: no documents | +1.000 | +1.000 | +1.000 |" in text
-    assert "| BM25 chooses | 1.000 | 1.000 |" in text
+    assert "| BM25 chooses | 1.000 | 1.000 | 1.000 | 0.500 |" in text
     assert text.count("\n\n") >= 4
 
 
