@@ -15,7 +15,8 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(100):
-        low, high = bootstrap((rng.random(60) < 0.3).tolist(), trial, draws=300)
+        sample = [float(x) for x in rng.random(60) < 0.3]
+        low, high = bootstrap(sample, trial, draws=300)
         inside += low <= 0.3 <= high
     assert 88 <= inside <= 100
     assert bootstrap([1.0] * 5) == (1.0, 1.0)
