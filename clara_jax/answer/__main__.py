@@ -17,11 +17,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from clara_jax.answer import Answer, Session, check_question, read_documents
+from tqdm import tqdm
+
+from clara_jax.answer import (
+    Answer,
+    Session,
+    check_question,
+    read_documents,
+    read_questions,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Sampling
+from clara_jax.generate.explain import Spoken
 from clara_jax.loading import load
 
 DOCUMENTS = "documents.jsonl"
@@ -52,6 +62,28 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="of the draws")
     add("--json", action="store_true", help="print one JSON object per question")
+    add(
+        "--questions",
+        dest="file",
+        help=".txt or .md file with one question a line, or JSONL with question",
+    )
+    add("--stream", action="store_true", help="print answers as they are decoded")
+    add(
+        "--explain",
+        type=int,
+        nargs="?",
+        const=10,
+        default=0,
+        metavar="N",
+        help="print the N tokens nearest to each of the reasoner's vectors "
+        "(default %(const)s)",
+    )
+    add("--base", default="", help="base model in place of the one the folder names")
+    add(
+        "--whole",
+        action="store_true",
+        help="leave out the ends of long documents instead of cutting them in pieces",
+    )
     return parser
 
 
@@ -70,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if not arguments.questions:
+    if not arguments.questions and not arguments.file:
         raise ClaraError("there is no question; give one, or - to type them")
     config = AnswerConfig(
         max_new_tokens=arguments.max_new_tokens,
@@ -78,11 +110,17 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     documents = read_documents(_document_files(arguments))
-    clara = load(arguments.model, config)
+    asked = [] if arguments.file is None else read_questions(arguments.file)
+    clara = load(arguments.model, config, base=arguments.base)
     for question in arguments.questions:
         if question != "-":
             check_question(clara, question)
-    session = Session(clara, documents, arguments.top_k)
+    session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
+    if arguments.explain and not session.selects:
+        raise ClaraError("--explain: this model has no reasoner to look at")
+    pieces = len(session.documents) - len(documents)
+    if pieces:
+        _note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
     if session.cut_documents:
         _note(
             f"{session.cut_documents} of {len(documents)} documents are longer than "
@@ -97,19 +135,38 @@ def _run(arguments: argparse.Namespace) -> int:
     if unknown:
         _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
     failed = 0
-    for question, place in _questions(arguments.questions):
+    for question, place in _progress(asked, _questions(arguments.questions)):
         try:
-            answer = session.ask(question)
+            if arguments.explain and not arguments.json:
+                print(_as_tokens(session.explain(question, arguments.explain)))
+            answer = session.ask(question, _tell if arguments.stream else None)
         except ClaraError as error:
             if not place:
                 raise
             print(f"error: {place}: {error}", file=sys.stderr)
             failed += 1
             continue
+        if arguments.stream:
+            print()
         if session.unknown([question]):
             _note(f"the question holds words {_UNKNOWN}")
-        print(_as_json(answer, session) if arguments.json else _as_text(answer))
+        if arguments.json:
+            print(_as_json(answer, session, arguments.explain))
+        else:
+            print(_as_text(answer))
     return 1 if failed and not sys.stdin.isatty() else 0
+
+
+def _tell(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _progress(
+    asked: Sequence[tuple[str, str]], more: Iterator[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """Questions of a file, with a bar when they take long, then the others."""
+    yield from tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
+    yield from more
 
 
 def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
@@ -150,7 +207,16 @@ def _as_text(answer: Answer) -> str:
     return "\n".join([*lines, "  " + ", ".join(times)])
 
 
-def _as_json(answer: Answer, session: Session) -> str:
+def _as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
+    """The tokens nearest to each vector, with their shares of the probability."""
+    lines = ["\nwhat the reasoner's vectors are near to:"]
+    for i, slot in enumerate(slots):
+        shown = ", ".join(f"{t.token.strip()!r} {t.probability:.2f}" for t in slot)
+        lines.append(f"  {i + 1}. {shown}")
+    return "\n".join(lines)
+
+
+def _as_json(answer: Answer, session: Session, explain: int = 0) -> str:
     documents = [
         {
             "id": document.id,
@@ -162,15 +228,16 @@ def _as_json(answer: Answer, session: Session) -> str:
         for i, document in enumerate(answer.documents)
     ]
     seconds = {**session.seconds, **answer.seconds}
-    return json.dumps(
-        {
-            "question": answer.question,
-            "answer": answer.answer,
-            "documents": documents,
-            "seconds": {name: round(value, 6) for name, value in seconds.items()},
-        },
-        ensure_ascii=False,
-    )
+    values: dict[str, Any] = {
+        "question": answer.question,
+        "answer": answer.answer,
+        "documents": documents,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
+    }
+    if explain:
+        slots = session.explain(answer.question, explain)
+        values["reasoner"] = [[list(token) for token in slot] for slot in slots]
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _note(text: str) -> None:

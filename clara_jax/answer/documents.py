@@ -57,6 +57,38 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
     return found
 
 
+def read_questions(path: str | Path) -> list[tuple[str, str]]:
+    """Read a file of questions.
+
+    Args:
+      path: ``.txt`` and ``.md`` files hold one a line; other files JSON objects with
+        ``question``, or texts, one a line or in an array.
+
+    Returns:
+      Questions, each with where it stands, ``file:line``.
+
+    Raises:
+      ClaraError: the file cannot be read, or holds none.
+    """
+    path = Path(path)
+    found: list[tuple[str, str]] = []
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        lines = enumerate(_read_text(path).splitlines(), 1)
+        found = [(line.strip(), f"{path}:{i}") for i, line in lines if line.strip()]
+    else:
+        file = JsonFile(path)
+        for i in range(len(file)):
+            values, source = file[i]
+            if isinstance(values, dict):
+                values = values.get("question")
+            if not isinstance(values, str):
+                raise ClaraError(f"{source}: has no 'question' that is one text")
+            found.append((values, source))
+    if not found:
+        raise ClaraError(f"{path}: holds no questions")
+    return found
+
+
 def _read_file(path: Path) -> Iterator[Document]:
     if path.is_dir():
         raise ClaraError(f"{path}: is a folder; give files of documents")

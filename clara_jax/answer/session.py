@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from clara_jax.answer.documents import Document
+from clara_jax.answer.pieces import split_documents
 from clara_jax.data import is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
+from clara_jax.generate.explain import Spoken
 
 
 class Stopwatch:
@@ -90,9 +92,11 @@ class Session:
       documents: at least one.
       top_k: documents to answer from; None takes the trained number, or all documents
         where there are fewer.
+      split: cut documents that are longer than the model reads into pieces that are
+        not, where the reasoner can choose among them.
 
     Attributes:
-      top_k: J.
+      top_k: J. documents: with long ones in pieces.
       selects: whether the reasoner chooses. Without one, all documents are read in the
         order given, if they are no more than `top_k`.
       seconds: what compressing took.
@@ -103,8 +107,17 @@ class Session:
     """
 
     def __init__(
-        self, clara: Clara, documents: Sequence[Document], top_k: int | None = None
+        self,
+        clara: Clara,
+        documents: Sequence[Document],
+        top_k: int | None = None,
+        *,
+        split: bool = True,
     ):
+        self.selects = _selects(clara)
+        if split and self.selects:
+            limit = clara.memory.doc_max_length
+            documents = split_documents(documents, clara.tokenizer, limit)
         count = len(documents)
         if not count:
             raise ClaraError("there are no documents to answer from; give some")
@@ -113,7 +126,6 @@ class Session:
                 f"top_k {top_k} must be between 1 and the number of documents {count}"
             )
         self.top_k = min(clara.selection.top_k, count) if top_k is None else top_k
-        self.selects = _selects(clara)
         if not self.selects and self.top_k < count:
             raise ClaraError(
                 f"this model has no reasoner, which stage end_to_end trains, to choose "
@@ -145,8 +157,18 @@ class Session:
         length = self._clara.tokenizer.document_length
         return sum(length(document.text) > limit for document in self.documents)
 
-    def ask(self, question: str) -> Answer:
+    def explain(self, question: str, count: int = 10) -> list[list[Spoken]]:
+        """What the reasoner makes of a question; see `Clara.explain`."""
+        check_question(self._clara, question)
+        (slots,) = self._clara.explain([question], count)
+        return slots
+
+    def ask(self, question: str, tell: Callable[[str], object] | None = None) -> Answer:
         """Answer one question.
+
+        Args:
+          question: a text.
+          tell: is given the answer in pieces, as it is decoded.
 
         Raises:
           ClaraError: it is empty, or longer than the model reads.
@@ -161,7 +183,15 @@ class Session:
             )
             chosen = indices[0].tolist()
             scores = tuple(cosines[0, chosen].tolist())
-        vectors = self._vectors[chosen][None]
-        (answer,) = clara.answer_from_vectors([question], vectors)
+        vectors = self._vectors[chosen]
+        if tell is None:
+            (answer,) = clara.answer_from_vectors([question], vectors[None])
+        else:
+            pieces = []
+            with watch("decode"):
+                for piece in clara.stream(question, vectors):
+                    pieces.append(piece)
+                    tell(piece)
+            answer = "".join(pieces)
         documents = tuple(self.documents[i] for i in chosen)
         return Answer(question, answer, documents, scores, watch.seconds)

@@ -141,3 +141,46 @@ def test_a_base_model_is_refused(tmp_path, model, capsys):
     documents = model / "documents.jsonl"
     message = error(capsys, "--model", base, "--documents", documents, QUESTION)
     assert "base model without CLaRa adapters" in message
+
+
+def test_questions_from_files(model, tmp_path, capsys):
+    (tmp_path / "q.txt").write_text(f"{QUESTION}\n\n  \nWhere did Edo Falk study\n")
+    rows = [{"question": QUESTION}, {"question": "born " * 20}, QUESTION]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lines = ("--model", model, "--json", "--questions")
+    status, out, _ = run(capsys, *lines, tmp_path / "q.txt")
+    assert status == 0 and len(out.splitlines()) == 2
+    status, out, err = run(capsys, *lines, tmp_path / "q.jsonl")
+    assert status == 1 and len(out.splitlines()) == 2
+    assert "q.jsonl:2: the question has 20 tokens" in err
+    (tmp_path / "bad.jsonl").write_text('{"q": 1}')
+    assert "bad.jsonl:1: has no 'question'" in error(
+        capsys, *lines, tmp_path / "bad.jsonl"
+    )
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert "holds no questions" in error(capsys, *lines, tmp_path / "empty.txt")
+
+
+def test_streamed_and_explained(model, capsys):
+    _, plain, _ = run(capsys, "--model", model, QUESTION)
+    status, out, _ = run(capsys, "--model", model, "--stream", "--explain", 3, QUESTION)
+    answer = plain.split("answer:")[1].splitlines()[0].strip()
+    assert status == 0 and f"\n{answer}\n" in out
+    assert "what the reasoner's vectors are near to:\n  1. " in out
+    _, out, _ = run(capsys, "--model", model, "--json", "--explain", 2, QUESTION)
+    slots = json.loads(out)["reasoner"]
+    assert [len(slot) for slot in slots] == [2, 2]
+    assert all(0 <= share <= 1 for slot in slots for _, share in slot)
+
+
+def test_long_documents_come_in_pieces(model, unfinished, tmp_path, capsys):
+    path = tmp_path / "long.md"
+    path.write_text("Ada Bell was born in Corin . " * 30)
+    asked = ("--documents", path, QUESTION)
+    status, out, err = run(capsys, "--model", model, *asked)
+    assert status == 0 and "note: long documents were cut" in err
+    assert "long.md (part " in out
+    _, out, err = run(capsys, "--model", model, "--whole", "--top-k", 1, *asked)
+    assert "1 of 1 documents are longer" in err and "1. " in out
+    message = error(capsys, "--model", unfinished, "--explain", "5", *asked)
+    assert "no reasoner to look at" in message
