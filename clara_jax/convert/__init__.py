@@ -1,5 +1,6 @@
 """Reading what exists: Hugging Face models, GGUF files, original CLaRa checkpoints."""
 
+from clara_jax.convert.apple_writer import write_apple_checkpoint
 from clara_jax.convert.folder import (
     ClaraSettings,
     ModelFolder,
@@ -25,5 +26,6 @@ __all__ = [
     "load_model",
     "model_config_from_hf",
     "read_clara_settings",
+    "write_apple_checkpoint",
     "write_model_folder",
 ]
