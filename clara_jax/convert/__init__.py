@@ -1,4 +1,4 @@
-"""Reading what exists: Hugging Face models, GGUF files, original CLaRa checkpoints."""
+"""Models in and out: Hugging Face, GGUF, PEFT and original CLaRa checkpoints."""
 
 from clara_jax.convert.apple_writer import write_apple_checkpoint
 from clara_jax.convert.folder import (
@@ -14,7 +14,9 @@ from clara_jax.convert.load import (
     load_gguf,
     load_hf,
     load_model,
+    load_peft,
 )
+from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
 
 __all__ = [
     "ClaraSettings",
@@ -24,8 +26,11 @@ __all__ = [
     "load_gguf",
     "load_hf",
     "load_model",
+    "load_peft",
     "model_config_from_hf",
     "read_clara_settings",
+    "read_peft_adapter",
     "write_apple_checkpoint",
     "write_model_folder",
+    "write_peft_folder",
 ]
