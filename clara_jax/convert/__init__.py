@@ -8,6 +8,8 @@ from clara_jax.convert.folder import (
     write_model_folder,
 )
 from clara_jax.convert.hf_config import model_config_from_hf
+from clara_jax.convert.hf_config_writer import hf_from_model_config
+from clara_jax.convert.hf_writer import write_hf_folder
 from clara_jax.convert.load import (
     load_apple,
     load_config,
@@ -21,6 +23,7 @@ from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
 __all__ = [
     "ClaraSettings",
     "ModelFolder",
+    "hf_from_model_config",
     "load_apple",
     "load_config",
     "load_gguf",
@@ -31,6 +34,7 @@ __all__ = [
     "read_clara_settings",
     "read_peft_adapter",
     "write_apple_checkpoint",
+    "write_hf_folder",
     "write_model_folder",
     "write_peft_folder",
 ]
