@@ -181,7 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     for form, (text, more) in WRITERS.items():
         description = f"Write {text}. {more}"
         sub = forms.add_parser(form, help=f"write {text}", description=description)
-        default = "float32" if form == "to-peft" else "the source's"
+        default = {
+            "to-apple": "that of the checkpoint it was read from, else the base's",
+            "to-peft": "float32",
+            "to-hf": "the base's",
+        }[form]
         source = "a CLaRa model: model folder, run folder or original checkpoint"
         _common(sub, source, f"type of the tensors (default: {default})")
         _base(sub)

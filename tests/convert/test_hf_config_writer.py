@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import transformers
 
 from clara_jax.config import ModelConfig, RopeConfig
 from clara_jax.convert import hf_from_model_config, model_config_from_hf
@@ -98,7 +99,6 @@ def test_read_as_it_was(llama_values, name):
 @pytest.mark.parametrize("name", CHANGES)
 def test_transformers_reads_the_same(llama_values, name):
     """Its own reading, written by itself, is ours."""
-    transformers = pytest.importorskip("transformers")
     config = model_config_from_hf({**llama_values, **CHANGES[name]}, "x")
     written = hf_from_model_config(config, f"some/{name}")
     kind = transformers.AutoConfig.for_model(written["model_type"])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from clara_jax.clara import role_variables
 from clara_jax.convert import (
@@ -114,7 +115,6 @@ def logits(model, role, ids):
 
 
 def base_model(backbone_dir):
-    transformers = pytest.importorskip("transformers")
     family = transformers.AutoModelForCausalLM
     return family.from_pretrained(backbone_dir / "base", dtype="float32").eval()
 
@@ -144,7 +144,6 @@ def test_peft_gives_our_logits(backbone_dir, tmp_path, stage):
 def test_merged_models_give_our_logits(backbone_dir, tmp_path):
     """Special tokens included, among inputs and outputs."""
     torch = pytest.importorskip("torch", reason=TORCH)
-    transformers = pytest.importorskip("transformers")
     model = load(backbone_dir, "stage2", "float32")
     special = model.clara.text_vocab + np.arange(model.clara.memory.num_memory + 3)
     ids = np.concatenate([text_ids(model), np.stack([special, special[::-1]])], 1)
