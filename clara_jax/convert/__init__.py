@@ -1,5 +1,6 @@
-"""Reading what exists: Hugging Face models, GGUF files, original CLaRa checkpoints."""
+"""Models in and out: Hugging Face, GGUF, PEFT and original CLaRa checkpoints."""
 
+from clara_jax.convert.apple_writer import write_apple_checkpoint
 from clara_jax.convert.folder import (
     ClaraSettings,
     ModelFolder,
@@ -7,23 +8,33 @@ from clara_jax.convert.folder import (
     write_model_folder,
 )
 from clara_jax.convert.hf_config import model_config_from_hf
+from clara_jax.convert.hf_config_writer import hf_from_model_config
+from clara_jax.convert.hf_writer import write_hf_folder
 from clara_jax.convert.load import (
     load_apple,
     load_config,
     load_gguf,
     load_hf,
     load_model,
+    load_peft,
 )
+from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
 
 __all__ = [
     "ClaraSettings",
     "ModelFolder",
+    "hf_from_model_config",
     "load_apple",
     "load_config",
     "load_gguf",
     "load_hf",
     "load_model",
+    "load_peft",
     "model_config_from_hf",
     "read_clara_settings",
+    "read_peft_adapter",
+    "write_apple_checkpoint",
+    "write_hf_folder",
     "write_model_folder",
+    "write_peft_folder",
 ]

@@ -1,8 +1,12 @@
-"""Convert a model to a model folder.
+"""Convert a model to a model folder, or a CLaRa model to what others read.
 
-python -m clara_jax.convert hf    FOLDER_OR_HUB_NAME DESTINATION
-python -m clara_jax.convert gguf  FILE.gguf          DESTINATION
-python -m clara_jax.convert apple CHECKPOINT_FOLDER  DESTINATION [--base BASE]
+python -m clara_jax.convert hf       FOLDER_OR_HUB_NAME DESTINATION
+python -m clara_jax.convert gguf     FILE.gguf          DESTINATION
+python -m clara_jax.convert apple    CHECKPOINT_FOLDER  DESTINATION [--base BASE]
+python -m clara_jax.convert peft     ADAPTERS_FOLDER    DESTINATION [--base BASE]
+python -m clara_jax.convert to-apple MODEL DESTINATION
+python -m clara_jax.convert to-peft  MODEL DESTINATION [--role ROLE]
+python -m clara_jax.convert to-hf    MODEL DESTINATION --role ROLE
 """
 
 from __future__ import annotations
@@ -18,12 +22,23 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from clara_jax.clara import ROLES
+from clara_jax.convert.apple_writer import write_apple_checkpoint
 from clara_jax.convert.folder import (
     ModelFolder,
     check_destination,
     write_model_folder,
 )
-from clara_jax.convert.load import load_apple, load_gguf, load_hf
+from clara_jax.convert.hf import Progress
+from clara_jax.convert.hf_writer import write_hf_folder
+from clara_jax.convert.load import (
+    load_apple,
+    load_gguf,
+    load_hf,
+    load_model,
+    load_peft,
+)
+from clara_jax.convert.peft import write_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
 
@@ -39,14 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_destination(destination)
         model = _load(options)
         print(f"writing {destination} ...", file=sys.stderr)
-        write_model_folder(destination, model)
+        _write(options, model, destination)
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(summary(model, destination))
+    if options.form in WRITERS:
+        print(listing(destination))
+    else:
+        print(summary(model, destination))
     return 0
 
 
@@ -78,44 +96,129 @@ def summary(model: ModelFolder, destination: Path) -> str:
     return "\n".join(lines)
 
 
-def _load(options: argparse.Namespace) -> ModelFolder:
-    def progress(items: Any, total: int) -> Any:
-        return tqdm(items, "reading", total, unit=" tensors", leave=False)
+def listing(destination: Path) -> str:
+    """A line on what was written for others."""
+    files = [path for path in destination.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    names = sorted(path.name for path in destination.iterdir())
+    return f"{destination}: {size:,} bytes in {', '.join(names)}"
 
-    if options.form == "apple":
-        return load_apple(options.source, options.base, options.dtype, progress)
+
+def _load(options: argparse.Namespace) -> ModelFolder:
+    source = options.source
+    if options.form in WRITERS:
+        # Cast on the way out: merging wants what the source has.
+        return load_model(source, "", _progress("reading"), base=options.base)
+    if options.form in ("apple", "peft"):
+        load = load_apple if options.form == "apple" else load_peft
+        return load(source, options.base, options.dtype, _progress("reading"))
     load = load_gguf if options.form == "gguf" else load_hf
-    return load(options.source, options.dtype, progress)
+    return load(source, options.dtype, _progress("reading"))
+
+
+def _write(options: argparse.Namespace, model: ModelFolder, destination: Path) -> None:
+    if options.form == "to-apple":
+        write_apple_checkpoint(destination, model, options.dtype, options.base_name)
+    elif options.form == "to-peft":
+        roles = [options.role] if options.role else []
+        write_peft_folder(destination, model, roles, options.dtype, options.base_name)
+    elif options.form == "to-hf":
+        progress = _progress("writing")
+        write_hf_folder(
+            destination, model, options.role, options.dtype, progress=progress
+        )
+    else:
+        write_model_folder(destination, model)
+
+
+def _progress(what: str) -> Progress:
+    def progress(items: Any, total: int) -> Any:
+        return tqdm(items, what, total, unit=" tensors", leave=False)
+
+    return progress
+
+
+READERS = {
+    "hf": ("a Hugging Face folder or hub name", "a Hugging Face base model"),
+    "gguf": ("a .gguf file", "a llama.cpp file, dequantized"),
+    "apple": ("the checkpoint's folder", "a checkpoint of the original CLaRa"),
+    "peft": ("a folder that to-peft wrote", "PEFT adapters and special rows"),
+}
+"""Forms that become a model folder: what the source is, and what it holds."""
+
+WRITERS = {
+    "to-apple": (
+        "a checkpoint of the original CLaRa",
+        "Its config.json has no field for some settings: LoRA is scaled by 2 and "
+        "covers all layers (ours is rewritten so), and top-k has temperature 0.02.",
+    ),
+    "to-peft": (
+        "PEFT folders of LoRA adapters",
+        "One folder a role, for peft.PeftModel.from_pretrained. LoRA has no place for "
+        "the rows of special tokens (memory tokens, AE, ENC, SEP): they are written "
+        "beside, to special_rows.safetensors.",
+    ),
+    "to-hf": (
+        "a Hugging Face model of one role",
+        "The role's LoRA is merged into the weights, and the tables end with the rows "
+        "of the special tokens, which the tokenizer knows. A base model is written as "
+        "it is, without --role.",
+    ),
+}
+"""Forms for others to read: what is written, and what to know about it."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.convert",
-        description="Convert a model to a model folder.",
+        description="Convert a model to a model folder, or a CLaRa model (to-...) to "
+        "what others read.",
     )
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
-    for form, source, text in (
-        ("hf", "a Hugging Face folder or hub name", "a Hugging Face base model"),
-        ("gguf", "a .gguf file", "a llama.cpp file, dequantized"),
-        ("apple", "the checkpoint's folder", "a checkpoint of the original CLaRa"),
-    ):
+    for form, (source, text) in READERS.items():
         sub = forms.add_parser(form, help=text, description=f"Convert {text}.")
-        sub.add_argument("source", help=source)
-        sub.add_argument("destination", help="a new folder")
-        sub.add_argument(
-            "--dtype",
-            choices=("float32", "bfloat16"),
-            default="",
-            help="type to keep the base weights in (default: the source's)",
-        )
-        if form == "apple":
+        _common(sub, source, "type to keep the base weights in (default: the source's)")
+        if form in ("apple", "peft"):
+            _base(sub)
+    for form, (text, more) in WRITERS.items():
+        description = f"Write {text}. {more}"
+        sub = forms.add_parser(form, help=f"write {text}", description=description)
+        default = {
+            "to-apple": "that of the checkpoint it was read from, else the base's",
+            "to-peft": "float32",
+            "to-hf": "the base's",
+        }[form]
+        source = "a CLaRa model: model folder, run folder or original checkpoint"
+        _common(sub, source, f"type of the tensors (default: {default})")
+        _base(sub)
+        if form != "to-apple":
+            every = " (default: all)" if form == "to-peft" else ""
+            help = f"whose adapter{every}"
+            sub.add_argument("--role", choices=ROLES, default="", help=help)
+        if form != "to-hf":
             sub.add_argument(
-                "--base",
+                "--base-name",
                 default="",
-                help="the base model (folder, hub name, .gguf or model folder; "
-                "default: the one that the checkpoint names)",
+                help="what to call the base model in the files (default: the name or "
+                "path that it came from)",
             )
     return parser
+
+
+def _common(sub: argparse.ArgumentParser, source: str, dtype: str) -> None:
+    sub.add_argument("source", help=source)
+    sub.add_argument("destination", help="a new folder")
+    choices = ("float32", "bfloat16")
+    sub.add_argument("--dtype", choices=choices, default="", help=dtype)
+
+
+def _base(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--base",
+        default="",
+        help="the base model (folder, hub name, .gguf or model folder; default: the "
+        "one that the source names)",
+    )
 
 
 if __name__ == "__main__":

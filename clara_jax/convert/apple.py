@@ -12,8 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.config import LoraConfig, MemoryConfig, ModelConfig, SelectionConfig
-from clara_jax.convert.folder import ClaraSettings, ModelFolder
+from clara_jax.config import (
+    DTYPES,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    SelectionConfig,
+)
+from clara_jax.convert.folder import (
+    ClaraSettings,
+    ModelFolder,
+    OriginalFiles,
+    find_named,
+)
 from clara_jax.convert.names import LAYER_ROWS, TreeBuilder, lora_tensors
 from clara_jax.convert.pth import read_pth
 from clara_jax.errors import ClaraError
@@ -29,7 +40,18 @@ ROLES = {
 """The original's names of the adapters, and ours."""
 
 ADAPTERS, LAYERS = "adapters.pth", "decoder_first_last_layers.pth"
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SETTINGS = (
+    "compr_rate",
+    "decoder_model_name",
+    "doc_max_length",
+    "generation_top_k",
+    "lora_r",
+    "sep",
+    "training_stage",
+)
+"""Fields of ``config.json`` that our own settings hold."""
+
 _WRONG_BASE = 0.1
 """Relative distance of embeddings above which the base is taken for another model."""
 
@@ -56,10 +78,7 @@ def find_base(folder: Path, base: str = "") -> str:
     name = read_json(path).get("decoder_model_name")
     if not isinstance(name, str) or not name:
         raise ClaraError(f"{path}: field 'decoder_model_name' is missing")
-    for place in (Path(), *(folder.resolve(), *folder.resolve().parents)):
-        if (place / name).is_dir():
-            return str(place / name)
-    return name
+    return find_named(folder, name)
 
 
 def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
@@ -80,17 +99,17 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     path = folder / "config.json"
     values = read_json(path)
     memory, rank, top_k, stage = _settings(values, str(path))
-    adapters, lora = _read_adapters(folder / ADAPTERS, base.config, rank)
+    adapters, lora, adapter_dtype = _read_adapters(folder / ADAPTERS, base.config, rank)
     special, rows = memory.num_memory + 3, {}
     text_vocab = len(base.tokenizer)
     base.tokenizer.init_kwargs[NAME_KEY] = values.get("decoder_model_name", "")
     params = dict(base.params)
     tables = read_pth(folder / LAYERS)
     for name, group, array in (
-        (_EMBEDDING, "embed", "embedding"),
-        (_HEAD, "head", "kernel"),
+        (EMBEDDING, "embed", "embedding"),
+        (HEAD, "head", "kernel"),
     ):
-        if name == _HEAD and base.config.tied:
+        if name == HEAD and base.config.tied:
             continue
         where = f"{folder / LAYERS}: tensor '{name}'"
         table = _table(tables.get(name), where, text_vocab, special, base.config)
@@ -100,11 +119,11 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
         merged = _merged(ours, table[:text_vocab], where)
         params[group] = {array: merged if group == "embed" else merged.T}
     for name in tables:
-        if name not in (_EMBEDDING, _HEAD):
+        if name not in (EMBEDDING, HEAD):
             raise ClaraError(f"{folder / LAYERS}: tensor '{name}' is not expected")
-    marks: dict[str, Params] = {"marks": rows[_EMBEDDING][-3:]}
-    if _HEAD in rows:
-        marks["head"] = rows[_HEAD]
+    marks: dict[str, Params] = {"marks": rows[EMBEDDING][-3:]}
+    if HEAD in rows:
+        marks["head"] = rows[HEAD]
     return ModelFolder(
         config=base.config,
         params=params,
@@ -115,8 +134,13 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
             selection=SelectionConfig(top_k=top_k),
             text_vocab=text_vocab,
             stage=stage,
+            original=OriginalFiles(
+                adapter_dtype=adapter_dtype,
+                table_dtype=_known(tables[EMBEDDING].dtype),
+                fields={k: v for k, v in values.items() if k not in SETTINGS},
+            ),
         ),
-        adapters={**adapters, "memory": rows[_EMBEDDING][:-3]},
+        adapters={**adapters, "memory": rows[EMBEDDING][:-3]},
         rows=marks,
         eos_ids=base.eos_ids,
     )
@@ -152,8 +176,8 @@ def _settings(values: dict[str, Any], where: str) -> tuple[MemoryConfig, int, in
 
 def _read_adapters(
     path: Path, config: ModelConfig, rank: int
-) -> tuple[dict[str, Params], LoraConfig]:
-    groups = read_pth(path, keep=lambda key: key not in (_EMBEDDING, _HEAD))
+) -> tuple[dict[str, Params], LoraConfig, str]:
+    groups = read_pth(path, keep=lambda key: key not in (EMBEDDING, HEAD))
     for name, group in groups.items():
         if name not in ROLES or not isinstance(group, dict):
             raise ClaraError(
@@ -173,15 +197,20 @@ def _read_adapters(
         layers = tuple(sorted(wanted - set(absent)))
         lora = LoraConfig(rank=rank, alpha=2.0 * rank, dropout=0.1, layers=layers)
     tensors = lora_tensors(config, lora)
-    adapters = {}
+    adapters, dtypes = {}, set()
     for name, group in groups.items():
         builder = TreeBuilder(tensors, np.float32, f"{path}: {name}")
         for key, array in group.items():
             if not isinstance(array, np.ndarray):
                 raise ClaraError(f"{path}: {name}: '{key}' is no tensor")
             builder.put(key, array)
+            dtypes.add(_known(array.dtype))
         adapters[ROLES[name]] = builder.finish()
-    return adapters, lora
+    return adapters, lora, dtypes.pop() if len(dtypes) == 1 else ""
+
+
+def _known(dtype: np.dtype) -> str:
+    return dtype.name if dtype.name in DTYPES else ""
 
 
 def _table(

@@ -9,11 +9,13 @@ adapters/    adapter trees, memory and mark rows (CLaRa models only)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error, write_json
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.shapes import Params
-from clara_jax.text import load_tokenizer
+from clara_jax.text import NAME_KEY, load_tokenizer
 
 FORMAT = "clara_jax model 1"
 _SHAPE = (
@@ -57,6 +59,23 @@ _SHAPE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class OriginalFiles:
+    """What the files of an original checkpoint said and nothing else here holds.
+
+    Kept so that the checkpoint can be written again as it was.
+
+    Attributes:
+      adapter_dtype, table_dtype: types of ``adapters.pth`` and of
+        ``decoder_first_last_layers.pth``; empty for a model that we trained.
+      fields: of ``config.json``.
+    """
+
+    adapter_dtype: str = ""
+    table_dtype: str = ""
+    fields: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class ClaraSettings:
     """What a CLaRa model needs to know beside its backbone's shape.
 
@@ -65,6 +84,7 @@ class ClaraSettings:
       backbone: where the frozen weights are: ``backbone`` is this folder's own; else
         a path (relative to this folder, or absolute) or hub name for `load_model`.
       stage: the stage that wrote the adapters; informative.
+      original: of a checkpoint of the original that was read and not trained since.
     """
 
     memory: MemoryConfig
@@ -73,6 +93,7 @@ class ClaraSettings:
     text_vocab: int
     backbone: str = "backbone"
     stage: str = ""
+    original: OriginalFiles = OriginalFiles()
 
 
 @dataclasses.dataclass
@@ -138,35 +159,66 @@ def write_model_folder(
     path = Path(path).absolute()
     if not update:
         check_destination(path)
+    with _staged(path, WRITE_ERRORS) as whole:
+        _write_parts(whole, model)
+        if not update or not path.exists():
+            _move(whole, path)
+            return
+        # model.json last: a folder without it is no model folder yet.
+        for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
+            if part.is_dir():
+                replace_folder(part, path / part.name)
+            else:
+                os.replace(part, path / part.name)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a folder to write to; it becomes `path` when all has gone well.
+
+    Args:
+      path: a new or empty folder.
+
+    Yields:
+      An empty folder beside it, which a failure removes.
+
+    Raises:
+      ClaraError: the destination is not empty, or cannot be written.
+    """
+    path = Path(path).absolute()
+    check_destination(path)
+    with _staged(path, (OSError,)) as whole:
+        yield whole
+        _move(whole, path)
+
+
+@contextlib.contextmanager
+def _staged(path: Path, failures: tuple[type[Exception], ...]) -> Iterator[Path]:
+    """A folder beside `path`, gone afterwards; users are told of `path` alone."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         whole = temporary / "model"
         whole.mkdir()
-        _write_parts(whole, model)
-        if not path.exists():
-            os.rename(whole, path)
-        elif not update:
-            path.rmdir()
-            os.rename(whole, path)
-        else:
-            # model.json last: a folder without it is no model folder yet.
-            for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
-                if part.is_dir():
-                    replace_folder(part, path / part.name)
-                else:
-                    os.replace(part, path / part.name)
-    except (*WRITE_ERRORS, ClaraError) as error:
-        if temporary is not None:
+        yield whole
+    except (*failures, ClaraError) as error:
+        if temporary is not None and len(failures) > 1:
             remove_folder(temporary)
         # `write_json` has named the temporary folder; users know the destination.
         cause = error.__cause__ if isinstance(error, ClaraError) else error
-        assert isinstance(cause, Exception)
-        raise write_error(path, cause) from error
+        if isinstance(cause, failures):
+            raise write_error(path, cause) from error
+        raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(whole: Path, path: Path) -> None:
+    if path.exists():
+        path.rmdir()
+    os.rename(whole, path)
 
 
 def read_model_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
@@ -187,6 +239,53 @@ def read_clara_settings(folder: Path) -> ClaraSettings | None:
     if not path.exists():
         return None
     return parse(ClaraSettings, read_json(path), str(path))
+
+
+def clara_parts(
+    model: ModelFolder,
+) -> tuple[ClaraSettings, dict[str, Params], dict[str, Params]]:
+    """Settings, adapters and frozen rows of a CLaRa model.
+
+    Raises:
+      ClaraError: it is a base model.
+    """
+    if model.clara is None or model.adapters is None or model.rows is None:
+        raise ClaraError(
+            "the source is a base model without CLaRa adapters; give a trained one"
+        )
+    return model.clara, model.adapters, model.rows
+
+
+def role_adapter(model: ModelFolder, role: str) -> Params:
+    """One role's LoRA tree.
+
+    Raises:
+      ClaraError: the model has no such role.
+    """
+    _, adapters, _ = clara_parts(model)
+    if role not in adapters:
+        roles = ", ".join(sorted(set(adapters) - {"memory"}))
+        raise ClaraError(f"the source has no {role}; it has {roles}")
+    return adapters[role]
+
+
+def base_name(model: ModelFolder, name: str = "") -> str:
+    """What a written config calls the base model: `name`, else what it came from."""
+    name = name or str(model.tokenizer.init_kwargs.get(NAME_KEY, ""))
+    return name or str(model.tokenizer.name_or_path or "")
+
+
+def find_named(folder: Path, name: str) -> str:
+    """Where the base model is that a file in `folder` names.
+
+    Returns:
+      A path (`name` is tried as it is, then below the folder and each of its parents)
+      or, where there is none, the name for the hub.
+    """
+    for place in (Path(), *(folder.resolve(), *folder.resolve().parents)):
+        if (place / name).is_dir():
+            return str(place / name)
+    return name
 
 
 def read_model_folder(

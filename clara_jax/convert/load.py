@@ -13,6 +13,7 @@ from clara_jax.convert.apple import (
 )
 from clara_jax.convert.folder import (
     ModelFolder,
+    find_named,
     is_model_folder,
     read_clara_settings,
     read_model_config,
@@ -27,6 +28,7 @@ from clara_jax.convert.hf import (
     read_hf_config,
     read_hf_params,
 )
+from clara_jax.convert.peft import is_peft_folder, peft_base, read_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer
 
@@ -83,6 +85,32 @@ def load_apple(
     return read_apple_checkpoint(folder, load_model(found, param_dtype, progress))
 
 
+def load_peft(
+    source: str | os.PathLike,
+    base: str = "",
+    param_dtype: str = "",
+    progress: Progress = quiet,
+) -> ModelFolder:
+    """Load PEFT adapters and special rows, as `write_peft_folder` lays them out.
+
+    Args:
+      source: the folder that holds one PEFT folder a role.
+      base: the base model, as `load_model` takes it; empty finds the one that the
+        folder names.
+      param_dtype, progress: see `load_model`.
+    """
+    folder = Path(source)
+    if not is_peft_folder(folder):
+        raise ClaraError(
+            f"{folder}: has no clara.json and special_rows.safetensors; give the "
+            "folder that holds these and one PEFT folder a role"
+        )
+    found = base or find_named(folder, peft_base(folder))
+    if is_peft_folder(Path(found)):
+        raise ClaraError(f"{found}: holds adapters itself, not a base model")
+    return read_peft_folder(folder, load_model(found, param_dtype, progress))
+
+
 def load_model(
     path: str | os.PathLike,
     param_dtype: str = "",
@@ -94,7 +122,8 @@ def load_model(
 
     Args:
       path: a model folder, a run folder, a Hugging Face folder or hub name, a
-        ``.gguf`` file, or a checkpoint folder of the original implementation.
+        ``.gguf`` file, a checkpoint folder of the original implementation, or a folder
+        of PEFT adapters that `write_peft_folder` wrote.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       progress: wraps loops over tensors, for a progress bar.
       base: for a CLaRa model, the base to take in place of the one that it names; only
@@ -113,6 +142,8 @@ def load_model(
         return load_gguf(folder, param_dtype, progress)
     if is_apple_checkpoint(folder):
         return load_apple(folder, base, param_dtype, progress)
+    if is_peft_folder(folder):
+        return load_peft(folder, base, param_dtype, progress)
     if not is_model_folder(folder):
         if (folder / "checkpoints").is_dir():
             raise ClaraError(
@@ -138,6 +169,8 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
         return read_model_config(folder)[0]
     if is_apple_checkpoint(folder):
         return load_config(find_base(folder))
+    if is_peft_folder(folder):
+        return load_config(find_named(folder, peft_base(folder)))
     return read_hf_config(fetch(path))
 
 

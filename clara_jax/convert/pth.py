@@ -25,7 +25,7 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 
-_STORAGES = {
+STORAGES = {
     "torch.FloatStorage": np.float32,
     "torch.BFloat16Storage": ml_dtypes.bfloat16,
     "torch.HalfStorage": np.float16,
@@ -37,10 +37,10 @@ _STORAGES = {
     "torch.ByteStorage": np.uint8,
     "torch.BoolStorage": np.bool_,
 }
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
-_ORDERED_DICT = "collections.OrderedDict"
-_NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED_DICT}
+TENSOR = "torch._utils._rebuild_tensor_v2"
+PARAMETER = "torch._utils._rebuild_parameter"
+ORDERED_DICT = "collections.OrderedDict"
+_NAMES = {*STORAGES, TENSOR, PARAMETER, ORDERED_DICT}
 
 _CONSTANTS = {
     "NONE": None,
@@ -266,12 +266,12 @@ class _Machine:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise self._refuse("points to what is no storage")
         _, kind, key, _, length = pid
-        if not isinstance(kind, _Name) or kind.text not in _STORAGES:
+        if not isinstance(kind, _Name) or kind.text not in STORAGES:
             raise self._refuse("has a storage of an unknown type")
         if type(key) is not str or type(length) is not int:
             raise self._refuse("points to what is no storage")
         entry = f"{self._folder}{key}"
-        dtype = np.dtype(_STORAGES[kind.text])
+        dtype = np.dtype(STORAGES[kind.text])
         if not key.isdecimal() or entry not in self._sizes:
             raise self._refuse(f"points to storage {key[:40]!r}, which is missing")
         if length * dtype.itemsize != self._sizes[entry]:
@@ -284,11 +284,11 @@ class _Machine:
     def _reduce(self, function: Any, arguments: Any) -> Any:
         name = function.text if isinstance(function, _Name) else ""
         if type(arguments) is tuple:
-            if name == _ORDERED_DICT and arguments == ():
+            if name == ORDERED_DICT and arguments == ():
                 return {}
-            if name == _TENSOR and len(arguments) in (6, 7):
+            if name == TENSOR and len(arguments) in (6, 7):
                 return self._tensor(*arguments)
-            if name == _PARAMETER and len(arguments) == 3:
+            if name == PARAMETER and len(arguments) == 3:
                 tensor, _, hooks = arguments
                 if type(tensor) is _Tensor and hooks == {}:
                     return tensor

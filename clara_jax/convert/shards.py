@@ -16,7 +16,7 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 
-_DTYPES = {
+DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -83,12 +83,12 @@ class SafetensorsFile:
                 f"{self.path}: the header's entry for '{name}' is damaged; fetch the "
                 "file again"
             ) from error
-        if not isinstance(kind, str) or kind not in _DTYPES:
+        if not isinstance(kind, str) or kind not in DTYPES:
             raise ClaraError(
                 f"{self.path}: tensor '{name}' has type {kind}; "
-                f"supported are {', '.join(_DTYPES)}"
+                f"supported are {', '.join(DTYPES)}"
             )
-        dtype = _DTYPES[kind]
+        dtype = DTYPES[kind]
         if (
             any(n < 0 for n in shape)
             or start < 0

@@ -1,13 +1,17 @@
 """Small files of every form, made on the spot."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from clara_jax.clara import ROLES
+from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
+from clara_jax.convert import ClaraSettings, load_model
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.names import hf_tensors
+from clara_jax.convert.names import TreeBuilder, hf_tensors, lora_tensors
 from clara_jax.testing import toy_tokenizer
 
 SIZES = {
@@ -68,6 +72,48 @@ def write_hf(folder, values, tensors=None, shards=1, eos=2):
     text = json.dumps({"weight_map": places})
     (folder / "model.safetensors.index.json").write_text(text)
     return tensors
+
+
+def with_adapters(base, **settings):
+    """The base as a CLaRa model in which every number is random."""
+    rng = np.random.default_rng(1)
+    defaults = {
+        "memory": MemoryConfig(doc_max_length=9, compression_rate=4),
+        "lora": LoraConfig(rank=3, alpha=6.0),
+        "selection": SelectionConfig(top_k=2),
+        "text_vocab": len(base.tokenizer),
+        "stage": "end_to_end",
+    }
+    clara = ClaraSettings(**{**defaults, **settings})
+
+    def draw(*shape):
+        return (0.3 * rng.normal(size=shape)).astype(np.float32)
+
+    adapters = {}
+    for role in ROLES:
+        tensors = lora_tensors(base.config, clara.lora)
+        builder = TreeBuilder(tensors, np.float32, role)
+        for tensor in tensors:
+            builder.put(tensor.name, draw(*tensor.shape))
+        adapters[role] = builder.finish()
+    width, num_memory = base.config.width, clara.memory.num_memory
+    adapters["memory"] = draw(num_memory, width)
+    rows = {"marks": draw(3, width)}
+    if not base.config.tied:
+        rows["head"] = draw(num_memory + 3, width)
+    return dataclasses.replace(base, clara=clara, adapters=adapters, rows=rows)
+
+
+@pytest.fixture
+def clara_maker(tmp_path):
+    """`with_adapters` on a base of these ``config.json`` values, which it writes."""
+
+    def make(values, tensors=None, **settings):
+        wide = {**values, "vocab_size": max(300, values["vocab_size"])}
+        write_hf(tmp_path / "base", wide, tensors)
+        return with_adapters(load_model(tmp_path / "base"), **settings)
+
+    return make
 
 
 @pytest.fixture

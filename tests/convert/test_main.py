@@ -1,10 +1,12 @@
+import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from clara_jax.convert import load_model
+from clara_jax.convert import load_model, write_model_folder
 from clara_jax.convert.__main__ import main
 
 
@@ -34,7 +36,7 @@ def test_bad_input_is_one_line(tmp_path, llama_values, hf_writer, capsys):
     hf_writer(tmp_path / "hf", llama_values)
     weights = tmp_path / "hf" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    for form in ("hf", "gguf", "apple"):
+    for form in ("hf", "gguf", "apple", "peft", "to-apple", "to-peft", "to-hf"):
         arguments = [form, str(tmp_path / "hf"), str(tmp_path / "model")]
         assert main(arguments) == 1
         said = capsys.readouterr().err
@@ -55,6 +57,82 @@ def test_oracle_checkpoint(oracle, tmp_path, capsys):
         "reasoner",
         "memory",
     }
+
+
+@pytest.fixture
+def clara(tmp_path, clara_maker, llama_values):
+    """A CLaRa model folder; only it and its base are there."""
+    write_model_folder(tmp_path / "clara", clara_maker(llama_values))
+    return str(tmp_path / "clara")
+
+
+def test_to_apple(tmp_path, clara, capsys):
+    out = str(tmp_path / "out")
+    assert main(["to-apple", clara, out, "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out}: ") and "adapters.pth, config.json, dec" in said
+    assert main(["apple", out, str(tmp_path / "back")]) == 0
+    read = load_model(tmp_path / "back")
+    assert read.clara is not None
+    assert read.clara.original.adapter_dtype == "bfloat16"
+
+
+def test_to_peft_and_back(tmp_path, clara):
+    out = str(tmp_path / "out")
+    assert main(["to-peft", clara, out]) == 0
+    assert main(["peft", out, str(tmp_path / "back")]) == 0
+    assert load_model(tmp_path / "back").clara == load_model(clara).clara
+    one, name = str(tmp_path / "one"), ["--base-name", "who/what"]
+    assert main(["to-peft", clara, one, "--role", "reasoner", *name]) == 0
+    values = json.loads((tmp_path / "one" / "clara.json").read_text())
+    assert values["backbone"] == "who/what"
+    assert not (tmp_path / "one" / "generator").exists()
+    base = ["--base", str(tmp_path / "base")]
+    assert main(["peft", one, str(tmp_path / "other"), *base]) == 0
+    assert set(load_model(tmp_path / "other").adapters or ()) == {"memory", "reasoner"}
+
+
+def test_to_hf(tmp_path, clara):
+    options = ["--role", "generator", "--dtype", "bfloat16"]
+    assert main(["to-hf", clara, str(tmp_path / "out"), *options]) == 0
+    model, read = load_model(clara), load_model(tmp_path / "out")
+    assert model.clara is not None
+    assert read.config.vocab_size == model.clara.text_vocab + 5 == len(read.tokenizer)
+    assert read.config.param_dtype == "bfloat16"
+    base = [str(tmp_path / "base"), str(tmp_path / "again")]
+    assert main(["to-hf", *base]) == 0
+    assert load_model(tmp_path / "again").config == model.config
+
+
+@pytest.mark.parametrize("form", ["to-apple", "to-peft", "to-hf"])
+def test_bad_input_for_writing(tmp_path, clara, capsys, monkeypatch, form):
+    role = ["--role", "generator"] if form == "to-hf" else []
+    out = str(tmp_path / "out")
+
+    def fails(pattern, source=clara, destination=out, role=role):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert main([form, source, destination, *role]) == 1
+        said = capsys.readouterr()
+        (line,) = [x for x in said.err.splitlines() if x.startswith("error: ")]
+        assert re.search(pattern, line) and said.err.endswith(f"{line}\n")
+        assert said.out == ""
+        after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert before == after
+
+    fails("base model without CLaRa adapters", source=str(tmp_path / "base"))
+    fails("no such folder", source=str(tmp_path / "none"))
+    fails("is not empty", destination=clara)
+    fails("clara.json: is a file", destination=f"{clara}/clara.json")
+    if form == "to-hf":
+        fails("choose --role out of compressor, generator, reasoner", role=[])
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clara_jax.convert.outgoing.np.ascontiguousarray", full)
+    fails("out: the disk is full; free space and try again")
+    with pytest.raises(SystemExit):
+        main([form, clara, out, "--role", "nobody"])
 
 
 def test_as_a_command(tmp_path):
