@@ -1,12 +1,7 @@
 """Models in and out: Hugging Face, GGUF, PEFT and original CLaRa checkpoints."""
 
 from clara_jax.convert.apple_writer import write_apple_checkpoint
-from clara_jax.convert.folder import (
-    ClaraSettings,
-    ModelFolder,
-    read_clara_settings,
-    write_model_folder,
-)
+from clara_jax.convert.folder import read_clara_settings, write_model_folder
 from clara_jax.convert.hf_config import model_config_from_hf
 from clara_jax.convert.hf_config_writer import hf_from_model_config
 from clara_jax.convert.hf_writer import write_hf_folder
@@ -18,6 +13,7 @@ from clara_jax.convert.load import (
     load_model,
     load_peft,
 )
+from clara_jax.convert.loaded import ClaraSettings, ModelFolder
 from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
 
 __all__ = [

@@ -24,11 +24,7 @@ from tqdm import tqdm
 
 from clara_jax.clara import ROLES
 from clara_jax.convert.apple_writer import write_apple_checkpoint
-from clara_jax.convert.folder import (
-    ModelFolder,
-    check_destination,
-    write_model_folder,
-)
+from clara_jax.convert.folder import check_destination, write_model_folder
 from clara_jax.convert.hf import Progress
 from clara_jax.convert.hf_writer import write_hf_folder
 from clara_jax.convert.load import (
@@ -38,6 +34,7 @@ from clara_jax.convert.load import (
     load_model,
     load_peft,
 )
+from clara_jax.convert.loaded import ModelFolder
 from clara_jax.convert.peft import write_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.files import told

@@ -19,7 +19,7 @@ from clara_jax.config import (
     ModelConfig,
     SelectionConfig,
 )
-from clara_jax.convert.folder import (
+from clara_jax.convert.loaded import (
     ClaraSettings,
     ModelFolder,
     OriginalFiles,

@@ -23,14 +23,9 @@ from clara_jax.convert.apple import (
     ROLES,
     SETTINGS,
 )
-from clara_jax.convert.folder import (
-    ClaraSettings,
-    ModelFolder,
-    base_name,
-    clara_parts,
-    new_folder,
-)
+from clara_jax.convert.folder import new_folder
 from clara_jax.convert.hf import numpy_dtype
+from clara_jax.convert.loaded import ClaraSettings, ModelFolder, base_name, clara_parts
 from clara_jax.convert.names import TensorName, extract, lora_tensors
 from clara_jax.convert.outgoing import Outgoing, stacked, zeros
 from clara_jax.convert.pth_writer import Parameter, write_pth

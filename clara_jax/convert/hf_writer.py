@@ -16,16 +16,10 @@ import numpy as np
 import tokenizers
 
 from clara_jax.config import LoraConfig
-from clara_jax.convert.folder import (
-    ModelFolder,
-    base_name,
-    clara_parts,
-    new_folder,
-    role_adapter,
-    write_tokenizer,
-)
+from clara_jax.convert.folder import new_folder, write_tokenizer
 from clara_jax.convert.hf import Progress, numpy_dtype, quiet
 from clara_jax.convert.hf_config_writer import hf_from_model_config
+from clara_jax.convert.loaded import ModelFolder, base_name, clara_parts, role_adapter
 from clara_jax.convert.names import TensorName, extract, hf_tensors
 from clara_jax.convert.outgoing import Outgoing, outgoing, stacked
 from clara_jax.convert.shards_writer import SHARD_BYTES, write_shards

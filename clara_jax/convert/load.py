@@ -12,8 +12,6 @@ from clara_jax.convert.apple import (
     read_apple_checkpoint,
 )
 from clara_jax.convert.folder import (
-    ModelFolder,
-    find_named,
     is_model_folder,
     read_clara_settings,
     read_model_config,
@@ -28,6 +26,7 @@ from clara_jax.convert.hf import (
     read_hf_config,
     read_hf_params,
 )
+from clara_jax.convert.loaded import ModelFolder, find_named
 from clara_jax.convert.peft import is_peft_folder, peft_base, read_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer

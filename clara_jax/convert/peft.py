@@ -28,13 +28,13 @@ import numpy as np
 
 from clara_jax.clara import ROLES
 from clara_jax.config import LoraConfig, ModelConfig, parse, to_dict
-from clara_jax.convert.folder import (
+from clara_jax.convert.folder import new_folder
+from clara_jax.convert.loaded import (
     ClaraSettings,
     ModelFolder,
     OriginalFiles,
     base_name,
     clara_parts,
-    new_folder,
     role_adapter,
 )
 from clara_jax.convert.names import TreeBuilder, layer_rows, lora_tensors
