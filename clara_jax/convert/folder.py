@@ -37,7 +37,7 @@ from clara_jax.config import (
 from clara_jax.convert.hf import numpy_dtype
 from clara_jax.convert.loaded import ClaraSettings, ModelFolder
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error, write_json
+from clara_jax.files import first_line, read_json, write_error, write_json
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.shapes import Params
 from clara_jax.text import load_tokenizer
@@ -276,8 +276,10 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Write a tokenizer's files so that transformers 4 and 5 read them."""
     try:
         tokenizer.save_pretrained(str(folder))
-    except Exception as error:  # tokenizers raises no OSError when the disk is full
-        raise write_error(folder, error) from error
+    except OSError:
+        raise
+    except Exception as error:  # what tokenizers raises when the disk is full
+        raise OSError(first_line(error)) from error
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["tokenizer_class"] = "PreTrainedTokenizerFast"

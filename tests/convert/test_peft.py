@@ -185,7 +185,7 @@ def test_refusals(tmp_path, clara_maker, llama_values):
     _changed(folder / "clara.json", text_vocab=7)
     fails("text_vocab is 7, but the base's tokenizer has .*--base")
     (folder / SPECIAL).unlink()
-    fails("config.json: cannot be read")
+    fails("holds no model .no config.json")
 
 
 def test_refusals_on_writing(tmp_path, clara_maker, llama_values):
