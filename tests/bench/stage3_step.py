@@ -1,0 +1,94 @@
+"""One end_to_end step with document vectors at hand, against compressing candidates.
+
+    python tests/bench/stage3_step.py --data musique_train_100.jsonl
+
+The compressor is frozen in this stage, so that vectors made once serve every step.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+import smollm2
+from side_by_side import compare
+
+from clara_jax.clara import compress, make_loss
+from clara_jax.config import DataConfig, OptimConfig
+from clara_jax.data import make_batches, open_records
+from clara_jax.train.optim import make_optimizer, make_schedule
+from clara_jax.train.state import init_state
+from clara_jax.train.step import compile_step, make_train_step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="records with 20 candidates")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    clara = smollm2.ours()
+    data = DataConfig(
+        batch_size=options.batch,
+        candidates=20,
+        prompt_max_length=400,
+        too_long="cut",
+        workers=0,
+    )
+    records = open_records([options.data])
+    batches = make_batches(
+        records, clara.tokenizer, "end_to_end", clara.memory, data, top_k=5
+    )
+    batch = jax.device_put(next(iter(batches)))
+    count = clara.memory.num_memory
+    shape = (options.batch, 20)
+
+    @jax.jit
+    def read(backbone, adapters, tokens):
+        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), tokens)
+        made = compress(clara.model, backbone, adapters, flat, num_memory=count)
+        return made.memory.reshape(*shape, *made.memory.shape[1:])
+
+    vectors = read(clara.backbone, clara.adapters, batch.candidates)
+    cached = batch.replace(candidates=None, vectors=vectors)
+    trained = ("generator", "reasoner")
+    frozen = {k: v for k, v in clara.adapters.items() if k not in trained}
+    optim = OptimConfig(steps=100)
+    schedule = make_schedule(optim, 100)
+    optimizer = make_optimizer(optim, schedule)
+    loss = make_loss("end_to_end", num_memory=count, selection=clara.selection)
+    step = compile_step(make_train_step(loss, clara.model, optimizer, schedule))
+    states = {
+        name: init_state(
+            {k: clara.adapters[k] for k in trained}, optimizer, jax.random.key(0)
+        )
+        for name in ("cached", "whole")
+    }
+
+    def run(name, given):
+        states[name], metrics = step(states[name], clara.backbone, frozen, given)
+        return float(metrics["loss"])
+
+    assert batch.candidates is not None and batch.prompt is not None
+    tokens = {
+        "candidates": int(np.sum(batch.candidates.mask)),
+        "prompts": int(np.sum(batch.prompt.mask)),
+    }
+    print(f"{options.batch} questions with 20 candidates each; tokens: {tokens}")
+    compare(
+        lambda: run("cached", cached),
+        lambda: run("whole", batch),
+        rounds=options.rounds,
+        what="one end_to_end step, SmolLM2-135M, top 5 of 20",
+        unit="steps",
+        per_call=1,
+        names=("vectors at hand", "candidates compressed"),
+    )
+    losses = [
+        run(name, given) for name, given in (("cached", cached), ("whole", batch))
+    ]
+    print(f"  the same loss on both sides: {losses[0]:.5f}, {losses[1]:.5f}")
+
+
+if __name__ == "__main__":
+    main()
