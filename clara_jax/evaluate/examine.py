@@ -61,7 +61,9 @@ class Prediction:
     chosen: dict[str, list[int]]
 
 
-def conditions_of(clara: Clara, setting: Setting, baselines: Sequence[str]) -> list:
+def conditions_of(
+    clara: Clara, setting: Setting, baselines: Sequence[str]
+) -> list[str]:
     """Conditions that apply: ``gold`` is ``model`` itself in the oracle setting.
 
     Raises:
@@ -136,14 +138,7 @@ def _chunk(
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]
     other = [question.gold_documents for question in following]
-    offered = candidates if {"bm25", "model"} & set(conditions) else []
-    texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
-    known = dict(zip(texts, clara.compress(texts), strict=True))
     chosen: dict[str, list[list[int]]] = {}
-    if setting == "normal":
-        vectors, mask = _stacked(candidates, known)
-        best, _ = clara.select(clara.reason(asked), vectors, top_k, mask)
-        chosen["model"] = best.tolist()
     if "bm25" in conditions:
         chosen["bm25"] = [
             bm25_ranking(question.question, question.documents)[:top_k]
@@ -155,11 +150,17 @@ def _chunk(
         "none": [()] * len(chunk),
         "shuffled": other,
     }
-    for name, picks in chosen.items():
-        read[name] = [
-            [documents[i] for i in row]
-            for documents, row in zip(candidates, picks, strict=True)
-        ]
+
+    if "bm25" in chosen:
+        read["bm25"] = _picked(candidates, chosen["bm25"])
+    offered = candidates if setting == "normal" else read.get("bm25", ())
+    texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
+    known = dict(zip(texts, clara.compress(texts), strict=True))
+    if setting == "normal":
+        vectors, mask = _stacked(candidates, known)
+        best, _ = clara.select(clara.reason(asked), vectors, top_k, mask)
+        chosen["model"] = best.tolist()
+        read["model"] = _picked(candidates, chosen["model"])
     answers: dict[str, list[str]] = {}
     for name in conditions:
         if name == "text":
@@ -170,6 +171,16 @@ def _chunk(
             vectors, mask = _stacked(read[name], known)
             answers[name] = clara.answer_from_vectors(asked, vectors, mask)
     return answers, chosen
+
+
+def _picked(
+    candidates: Sequence[Sequence[str]], chosen: Sequence[Sequence[int]]
+) -> list[list[str]]:
+    """The chosen documents of each question, best first."""
+    return [
+        [documents[i] for i in row]
+        for documents, row in zip(candidates, chosen, strict=True)
+    ]
 
 
 def _stacked(
