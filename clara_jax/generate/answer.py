@@ -321,10 +321,10 @@ class Clara:
         )
 
     def merge(self, role: str = "generator") -> Clara:
-        """The same model, decoding faster with `role`'s adapter merged into a copy.
+        """The same model, faster with `role`'s adapter merged into a copy of the weights.
 
         The sum is made in float32. The backbone stays as it is for the other roles, so
-        the weights are in memory twice.
+        the weights are in memory once more for every role merged.
         """
         require_role(self.adapters, role)
         merged = merge_lora(
@@ -378,12 +378,13 @@ class Clara:
     ) -> Float[np.ndarray, "n M D"]:
         require_role(self.adapters, role)
         count = self.memory.num_memory
+        merged, backbone = self.merged.get(role), self.backbone
         return encode_rows(
             self.model,
-            self.backbone,
+            backbone if merged is None else {**backbone, "params": merged},
             self.adapters,
             self.tokenizer.encode_documents(texts, max_length),
-            role=role,
+            role=role if merged is None else None,
             num_memory=count,
             pad_id=self.tokenizer.pad_id,
             batch_size=self.config.batch_size,

@@ -49,7 +49,7 @@ def encode_rows(
     adapters: Params,
     rows: Sequence[Sequence[int]],
     *,
-    role: str,
+    role: str | None,
     num_memory: int,
     pad_id: int,
     batch_size: int,
@@ -61,7 +61,7 @@ def encode_rows(
       model: the transformer.
       backbone, adapters: see `role_variables`.
       rows: encoder rows, each ending in M memory tokens.
-      role: ``compressor`` or ``reasoner``.
+      role: ``compressor`` or ``reasoner``; None where the backbone holds its adapter.
       num_memory: M.
       pad_id: fills shorter rows.
       batch_size: rows read together.
@@ -190,7 +190,7 @@ def _compress(
     adapters: Params,
     tokens: Tokens,
     num_memory: int,
-    role: str,
+    role: str | None,
 ) -> Float[Array, "B M D"]:
     encoding = compress(
         model, backbone, adapters, tokens, num_memory=num_memory, role=role

@@ -11,6 +11,11 @@ from clara_jax.model.layers import Linear, RMSNorm
 from clara_jax.model.rope import rotate
 from clara_jax.shapes import Array, Bool, Float, Int
 
+_BLOCK = 128
+"""Queries that share a block of scores, until there are `_BLOCKS` blocks."""
+
+_BLOCKS = 4
+
 LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
 
 
@@ -38,6 +43,44 @@ def visible_keys(
         distance = query_positions[:, :, None] - key_positions[:, None, :]
         seen &= distance < window
     return seen[:, None]
+
+
+def causal_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    window: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Causal attention in a few blocks of queries, each over the keys it can see.
+
+    XLA computes hidden scores too, and keeps all of them: with four blocks it computes
+    and keeps five eighths. On two cores, eight rows of 256 tokens take less than half
+    the time (`tests/bench/compress.py --profile`).
+
+    Args:
+      query, key, value: of the same T tokens, padding on the right.
+      window: a query sees keys fewer than this many positions back; None sees all.
+
+    Returns:
+      ``[B, T, N, H]``.
+    """
+    length = query.shape[1]
+    block = -(-length // min(max(-(-length // _BLOCK), 1), _BLOCKS))
+    parts = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        first = 0 if window is None else max(start - window + 1, 0)
+        distance = jnp.arange(start, end)[:, None] - jnp.arange(first, end)[None, :]
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        keys = slice(first, end)
+        parts.append(
+            jax.nn.dot_product_attention(
+                query[:, start:end], key[:, keys], value[:, keys], mask=seen[None, None]
+            )
+        )
+    return jnp.concatenate(parts, axis=1)
 
 
 class Attention(nn.Module):
@@ -83,10 +126,7 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, place)
             cache = (key, value)
         if visible is None:
-            window = None if self.window is None else (self.window - 1, 0)
-            mixed = jax.nn.dot_product_attention(
-                query, key, value, is_causal=True, local_window_size=window
-            )
+            mixed = causal_attention(query, key, value, self.window)
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
         flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)

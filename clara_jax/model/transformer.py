@@ -14,14 +14,18 @@ from clara_jax.model.attention import (
     visible_keys,
 )
 from clara_jax.model.cache import Cache
-from clara_jax.model.layers import Linear, RMSNorm
+from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
 from clara_jax.model.rope import rope_tables, takes_long_factors
 from clara_jax.shapes import Array, Bool, Float, Hidden, Int, Logits, TokenIds
 
+_policies = jax.checkpoint_policies
+_PRODUCTS = _policies.save_only_these_names(PRODUCT)
 _POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots,
-    "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": _policies.save_from_both_policies(_policies.checkpoint_dots, _PRODUCTS),
+    "dots_no_batch": _policies.save_from_both_policies(
+        _policies.checkpoint_dots_with_no_batch_dims, _PRODUCTS
+    ),
 }
 
 

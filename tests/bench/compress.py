@@ -1,17 +1,27 @@
 """Documents compressed per second, against torch run as the original runs it.
 
     python tests/bench/compress.py --data PASSAGES.jsonl
+    python tests/bench/compress.py --data PASSAGES.jsonl --profile
 
 The original's way: batches of 8, every row padded to 256 + 3 + M tokens, a float32
-forward pass with a PEFT adapter. Ours: rows of like length together.
+forward pass with a PEFT adapter. Ours: rows of like length together, the adapter merged
+(what `clara.merge("compressor")` gives), in float32 and in bfloat16.
 """
 
 import argparse
 import collections
+import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import smollm2
 from side_by_side import compare
+from where import print_shares
+
+from clara_jax.clara import compress
+from clara_jax.generate import Clara
+from clara_jax.generate.batching import pad_rows
 
 
 def main() -> None:
@@ -20,11 +30,20 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="records with real passages")
     parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--profile", action="store_true", help="print where our time goes, and stop"
+    )
     options = parser.parse_args()
     import torch
 
     texts = smollm2.passages(options.data, options.documents)
-    clara = smollm2.ours(batch_size=8)
+    clara = smollm2.ours(batch_size=8).merge("compressor")
+    half = in_bfloat16(clara)
+    if options.profile:
+        for name, model in (("float32", clara), ("bfloat16", half)):
+            print(f"8 rows of 256 tokens, {name}")
+            profile(model)
+        return
     reference = smollm2.theirs()
     longest = smollm2.MEMORY.doc_max_length
     rows = clara.tokenizer.encode_documents(texts, longest)
@@ -51,13 +70,60 @@ def main() -> None:
                 )
 
     compare(
-        lambda: clara.compress(texts),
-        run_theirs,
+        {
+            "clara_jax, float32": lambda: clara.compress(texts),
+            "clara_jax, bfloat16": lambda: half.compress(texts),
+            "torch, float32": run_theirs,
+        },
         rounds=options.rounds,
-        what="compression, SmolLM2-135M with LoRA, float32",
+        what="compression, SmolLM2-135M",
         unit="documents",
         per_call=len(texts),
-        names=("clara_jax, rows of like length", "torch, rows padded to the longest"),
+    )
+    ours, rounded = (
+        model.compress(texts).astype(np.float32).reshape(len(texts), -1)
+        for model in (clara, half)
+    )
+    cosine = np.sum(ours * rounded, axis=1)
+    cosine /= np.linalg.norm(ours, axis=1) * np.linalg.norm(rounded, axis=1)
+    print(f"  cosine of bfloat16 vectors with float32's: {cosine.min():.5f} at least")
+
+
+def in_bfloat16(clara: Clara) -> Clara:
+    """The same model with weights kept and multiplied in bfloat16."""
+    half = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    config = dataclasses.replace(clara.model.config, **half)
+
+    def cast(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+    return dataclasses.replace(
+        clara,
+        model=dataclasses.replace(clara.model, config=config),
+        backbone=cast(clara.backbone),
+        merged={role: cast(tree) for role, tree in clara.merged.items()},
+    )
+
+
+def profile(clara: Clara) -> None:
+    """Print where a batch of full rows spends its time."""
+    backbone = {**clara.backbone, "params": clara.merged["compressor"]}
+    tokens = pad_rows([[1] * 256] * 8, 0, 8, 256)
+
+    @jax.jit
+    def run(backbone, adapters):
+        return compress(
+            clara.model,
+            backbone,
+            adapters,
+            tokens,
+            num_memory=clara.memory.num_memory,
+            role=None,
+        ).memory
+
+    program = run.lower(backbone, clara.adapters).compile()
+    print_shares(
+        program.as_text(), lambda: program(backbone, clara.adapters).block_until_ready()
     )
 
 

@@ -49,13 +49,14 @@ def main() -> None:
                 )
 
         compare(
-            lambda model=model, rows=rows: model.continue_prompts(rows, None),
-            run_theirs,
+            {
+                "clara_jax": lambda m=model, r=rows: m.continue_prompts(r, None),
+                "transformers": run_theirs,
+            },
             rounds=options.rounds,
             what=f"decoding {NEW} tokens after {PROMPT}, batch {batch}, merged LoRA",
             unit="tokens",
             per_call=batch * NEW,
-            names=("clara_jax", "transformers"),
         )
 
 

@@ -28,13 +28,16 @@ def main() -> None:
     rate = smollm2.MEMORY.compression_rate
     print(f"5 documents of {lengths} tokens; {rate}x: {vectors.shape[2]} vectors each")
     compare(
-        lambda: clara.answer_from_vectors([question], vectors),
-        lambda: clara.answer_from_text([question], [documents], "generator"),
+        {
+            "from vectors": lambda: clara.answer_from_vectors([question], vectors),
+            "from text": lambda: clara.answer_from_text(
+                [question], [documents], "generator"
+            ),
+        },
         rounds=options.rounds,
         what="first token of an answer from 5 documents, SmolLM2-135M",
         unit="answers",
         per_call=1,
-        names=("from vectors", "from text"),
     )
 
 

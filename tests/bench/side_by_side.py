@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 def compare(
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
+    sides: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
     what: str,
     unit: str,
     per_call: float,
-    names: tuple[str, str] = ("ours", "theirs"),
-) -> float:
-    """Time both sides in turn and print medians and their ratio.
+) -> None:
+    """Time all sides in turn; print medians, and the ratio of each to the last side.
 
     Args:
-      ours, theirs: do the work and wait for its end. The first call of each, with its
-        compilation, is printed apart.
+      sides: name to what does the work and waits for its end. The first call of each,
+        with its compilation, is printed apart.
       rounds: timed calls of each side.
       what: heading.
       unit: of the work, such as ``documents``.
       per_call: units in one call.
-      names: of the sides.
-
-    Returns:
-      How many times as much work our side does in the same time.
     """
-    sides = {names[0]: ours, names[1]: theirs}
     first = {name: _seconds(run) for name, run in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
             times[name].append(_seconds(run))
-    print(f"\n{what}")
+    print(f"\n{what}; medians of {rounds} rounds")
     medians = {name: statistics.median(taken) for name, taken in times.items()}
+    last = medians[list(sides)[-1]]
+    width = max(map(len, sides))
     for name, median in medians.items():
         spread = f"{min(times[name]):.3f} to {max(times[name]):.3f} s"
         print(
-            f"  {name:<32} {per_call / median:10.2f} {unit}/s   median {median:.3f} s "
-            f"({spread}; first call {first[name]:.1f} s)"
+            f"  {name:<{width}} {per_call / median:9.2f} {unit}/s  {last / median:5.2f}x"
+            f"   median {median:.3f} s ({spread}; first call {first[name]:.1f} s)"
         )
-    ratio = medians[names[1]] / medians[names[0]]
-    print(f"  ratio {ratio:.2f}x, median of {rounds} rounds each")
-    return ratio
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -76,13 +76,14 @@ def main() -> None:
     }
     print(f"{options.batch} questions with 20 candidates each; tokens: {tokens}")
     compare(
-        lambda: run("cached", cached),
-        lambda: run("whole", batch),
+        {
+            "vectors at hand": lambda: run("cached", cached),
+            "candidates compressed": lambda: run("whole", batch),
+        },
         rounds=options.rounds,
         what="one end_to_end step, SmolLM2-135M, top 5 of 20",
         unit="steps",
         per_call=1,
-        names=("vectors at hand", "candidates compressed"),
     )
     losses = [
         run(name, given) for name, given in (("cached", cached), ("whole", batch))
