@@ -52,12 +52,14 @@ REQUIRES = [
     "matplotlib>=3.9",
 ]
 
+EVAL = ["bm25s>=0.2", "rouge-score>=0.1.2", "spacy>=3.8"]
+
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda13]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],
     "wandb": ["wandb>=0.17"],
-    "eval": ["bm25s>=0.2"],
+    "eval": EVAL,
     # What converted models and written checkpoints are compared with, at the version
     # that wrote the recorded numbers; the package never imports any of the three.
     "test": [
@@ -66,7 +68,7 @@ EXTRAS = {
         "torch==2.13.0",
         "accelerate>=1.0",
         "peft>=0.15",
-        "bm25s>=0.2",
+        *EVAL,
     ],
     "dev": ["ruff>=0.12", "pyright>=1.1.400"],
 }

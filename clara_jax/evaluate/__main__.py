@@ -1,6 +1,7 @@
 """Measure a model on questions with documents.
 
     python -m clara_jax.evaluate --model DIR --data FILE [--setting normal|oracle]
+    python -m clara_jax.evaluate --model DIR --data FILE --paraphrase [--spacy-model M]
 
 Beside the model's own scores: the same questions with the gold documents' vectors, with
 none, and with another question's (how much comes from the memory?), and baselines. Into
@@ -13,8 +14,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -23,14 +25,22 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import questions_of
 from clara_jax.evaluate.examine import (
     BASELINES,
+    Prediction,
     PredictionFile,
     conditions_of,
     examine,
     need,
 )
+from clara_jax.evaluate.paraphrases import (
+    entity_finder,
+    paraphrase_all,
+    paraphrase_markdown,
+    paraphrase_scores,
+    passages_of,
+)
 from clara_jax.evaluate.report import markdown, scores_of
 from clara_jax.files import told, write_error, write_json
-from clara_jax.generate import AnswerConfig
+from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
 
 
@@ -59,7 +69,18 @@ def parser() -> argparse.ArgumentParser:
         help="comma-separated, out of %(default)s; empty for none",
     )
     add("--base", default="", help="base model in place of the one that DIR names")
-    add("--max-new-tokens", type=int, default=32, help="longest answer")
+    add(
+        "--paraphrase",
+        action="store_true",
+        help="paraphrase documents instead: ROUGE-L, and entities with --spacy-model",
+    )
+    add("--spacy-model", default="", help="name or folder, such as en_core_web_sm")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=0,
+        help="longest answer; default: 32, of paraphrases 256",
+    )
     add("--batch-size", type=int, default=8, help="rows read together")
     add("--seed", type=int, default=0, help="of the bootstrap")
     add("--out", help="folder for the results; default: DIR/evaluation/DATA_SETTING")
@@ -80,60 +101,113 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Work(NamedTuple):
+    """What one task measures on how many of what, and how it is told."""
+
+    unit: str
+    count: int
+    settings: dict[str, Any]
+    predict: Callable[[int], Iterator[list[Prediction]]]
+    scores: Callable[[list[Prediction]], dict[str, Any]]
+    table: Callable[[dict[str, Any], str], str]
+
+
 def _run(arguments: argparse.Namespace) -> None:
-    baselines = [name for name in arguments.baselines.split(",") if name]
     if arguments.limit < 0:
         raise ClaraError("--limit must not be negative")
-    if "bm25" in baselines:
-        need("bm25s")
-    records = open_records(arguments.data, arguments.format)
-    questions = questions_of(records, arguments.limit)
-    if not questions:
-        raise ClaraError(f"{arguments.data[0]}: holds no questions")
-    config = AnswerConfig(
-        max_new_tokens=arguments.max_new_tokens,
-        batch_size=arguments.batch_size,
-        prompt_max_length=8192,
-        too_long="cut",
-    )
-    clara = load(arguments.model, config, base=arguments.base)
-    conditions = conditions_of(clara, arguments.setting, baselines)
-    top_k = arguments.top_k or clara.selection.top_k
+    work = _paraphrases(arguments) if arguments.paraphrase else _answers(arguments)
     out = Path(arguments.out or _default_out(arguments))
     settings = {
         "model": os.path.realpath(arguments.model),
         "trained": _stamp(Path(arguments.model)),
         "data": [os.path.realpath(path) for path in arguments.data],
-        "setting": arguments.setting,
-        "top_k": top_k,
-        "conditions": conditions,
-        "questions": len(questions),
-        "max_new_tokens": arguments.max_new_tokens,
+        **work.settings,
     }
     file = PredictionFile(out / "predictions.jsonl", settings)
-    del file.done[len(questions) :]
+    del file.done[work.count :]
     with tqdm(
-        desc="questions", total=len(questions), initial=len(file.done), unit="q"
+        desc=f"{work.unit}s", total=work.count, initial=len(file.done), unit=work.unit
     ) as bar:
-        for predictions in examine(
-            clara,
-            questions,
-            setting=arguments.setting,
-            top_k=top_k,
-            conditions=conditions,
-            start=len(file.done),
-        ):
+        for predictions in work.predict(len(file.done)):
             file.add(predictions)
             bar.update(len(predictions))
-    scores = scores_of(file.done, top_k, arguments.seed)
+    scores = work.scores(file.done)
     names = ", ".join(Path(path).name for path in arguments.data)
-    text = markdown(scores, f"{Path(arguments.model).name} on {names}")
+    text = work.table(scores, f"{Path(arguments.model).name} on {names}")
     write_json(out / "scores.json", {"settings": settings, **scores})
     try:
         (out / "scores.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise write_error(out / "scores.md", error) from error
     print(f"{text}\nwritten to {out}")
+
+
+def _answers(arguments: argparse.Namespace) -> _Work:
+    baselines = [name for name in arguments.baselines.split(",") if name]
+    if "bm25" in baselines:
+        need("bm25s")
+    records = open_records(arguments.data, arguments.format)
+    questions = questions_of(records, arguments.limit)
+    if not questions:
+        raise ClaraError(f"{arguments.data[0]}: holds no questions")
+    clara, config = _load(arguments, max_new_tokens=32)
+    conditions = conditions_of(clara, arguments.setting, baselines)
+    top_k = arguments.top_k or clara.selection.top_k
+    return _Work(
+        unit="question",
+        count=len(questions),
+        settings={
+            "setting": arguments.setting,
+            "top_k": top_k,
+            "conditions": conditions,
+            "questions": len(questions),
+            "max_new_tokens": config.max_new_tokens,
+        },
+        predict=lambda start: examine(
+            clara,
+            questions,
+            setting=arguments.setting,
+            top_k=top_k,
+            conditions=conditions,
+            start=start,
+        ),
+        scores=lambda done: scores_of(done, top_k, arguments.seed),
+        table=markdown,
+    )
+
+
+def _paraphrases(arguments: argparse.Namespace) -> _Work:
+    need("rouge_score", "rouge-score")
+    find = entity_finder(arguments.spacy_model) if arguments.spacy_model else None
+    records = open_records(arguments.data, arguments.format)
+    passages = passages_of(records, arguments.limit)
+    if not passages:
+        raise ClaraError(f"{arguments.data[0]}: holds no documents")
+    clara, config = _load(arguments, max_new_tokens=256)
+    return _Work(
+        unit="passage",
+        count=len(passages),
+        settings={
+            "setting": "paraphrase",
+            "passages": len(passages),
+            "max_new_tokens": config.max_new_tokens,
+        },
+        predict=lambda start: paraphrase_all(clara, passages, start),
+        scores=lambda done: paraphrase_scores(done, find, arguments.seed),
+        table=paraphrase_markdown,
+    )
+
+
+def _load(
+    arguments: argparse.Namespace, max_new_tokens: int
+) -> tuple[Clara, AnswerConfig]:
+    config = AnswerConfig(
+        max_new_tokens=arguments.max_new_tokens or max_new_tokens,
+        batch_size=arguments.batch_size,
+        prompt_max_length=8192,
+        too_long="cut",
+    )
+    return load(arguments.model, config, base=arguments.base), config
 
 
 def _stamp(model: Path) -> int:
@@ -143,7 +217,8 @@ def _stamp(model: Path) -> int:
 
 
 def _default_out(arguments: argparse.Namespace) -> Path:
-    name = f"{Path(arguments.data[0]).stem}_{arguments.setting}"
+    what = "paraphrase" if arguments.paraphrase else arguments.setting
+    name = f"{Path(arguments.data[0]).stem}_{what}"
     return Path(arguments.model) / "evaluation" / name
 
 

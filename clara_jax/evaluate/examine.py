@@ -212,13 +212,13 @@ def bm25_ranking(question: str, documents: Sequence[str]) -> list[int]:
     return np.argsort(-scores, kind="stable").tolist()
 
 
-def need(module: str) -> Any:
-    """Import a library of the extra ``eval``."""
+def need(module: str, package: str = "") -> Any:
+    """Import a library of the extra ``eval``; `package`: its name where it differs."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ClaraError(
-            f"this needs the package {module}: pip install 'clara_jax[eval]'"
+            f"this needs the package {package or module}: pip install 'clara_jax[eval]'"
         ) from error
 
 

@@ -104,25 +104,38 @@ def markdown(scores: Mapping[str, Any], title: str) -> str:
     """
     lines = [f"# {title}", "", f"{scores['questions']} questions; 95% intervals by"]
     lines[-1] += " bootstrap over questions."
-    names = " | ".join(SHOWN.values())
-    lines += ["", f"| answers | {names} |", "|---" * (1 + len(SHOWN)) + "|"]
-    for condition, values in scores["answers"].items():
-        cells = " | ".join(
-            f"{values[n]['mean']:.3f} ({values[n]['low']:.3f}-{values[n]['high']:.3f})"
-            for n in SHOWN
-        )
-        lines.append(f"| {LABELS[condition]} | {cells} |")
-    lines += ["", f"| what the memory adds | {names} |"]
-    lines.append("|---" * (1 + len(SHOWN)) + "|")
-    for other in ("none", "shuffled"):
-        added = [scores["memory"][f"{name} over {other}"] for name in SHOWN]
-        cells = " | ".join(f"{value:+.3f}" for value in added)
-        lines.append(f"| gold vectors over: {LABELS[other]} | {cells} |")
+    answers = [
+        [LABELS[condition], *(values[name] for name in SHOWN)]
+        for condition, values in scores["answers"].items()
+    ]
+    lines += ["", *markdown_table(["answers", *SHOWN.values()], answers)]
+    added = [
+        [
+            f"gold vectors over: {LABELS[other]}",
+            *(f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN),
+        ]
+        for other in ("none", "shuffled")
+    ]
+    lines += ["", *markdown_table(["what the memory adds", *SHOWN.values()], added)]
     if scores["retrieval"]:
         columns = list(next(iter(scores["retrieval"].values())))
-        lines += ["", "| ranking | " + " | ".join(columns) + " |"]
-        lines.append("|---" * (1 + len(columns)) + "|")
-        for ranking, values in scores["retrieval"].items():
-            cells = " | ".join(f"{values[c]:.3f}" for c in columns)
-            lines.append(f"| {LABELS[ranking]} | {cells} |")
+        ranked = [
+            [LABELS[ranking], *(f"{values[c]:.3f}" for c in columns)]
+            for ranking, values in scores["retrieval"].items()
+        ]
+        lines += ["", *markdown_table(["ranking", *columns], ranked)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str | Mapping[str, float]]]
+) -> list[str]:
+    """Lines of a table; a cell with ``mean``, ``low`` and ``high`` shows all three."""
+    lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(value: str | Mapping[str, float]) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

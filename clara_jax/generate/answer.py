@@ -321,10 +321,9 @@ class Clara:
         )
 
     def merge(self, role: str = "generator") -> Clara:
-        """The same model, faster with `role`'s adapter merged into a copy of the weights.
+        """The same model, `role` faster: its adapter merged into a copy of the weights.
 
-        The sum is made in float32. The backbone stays as it is for the other roles, so
-        the weights are in memory once more for every role merged.
+        The sum is made in float32. Each merged role keeps weights of its own.
         """
         require_role(self.adapters, role)
         merged = merge_lora(

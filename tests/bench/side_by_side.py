@@ -37,7 +37,7 @@ def compare(
     for name, median in medians.items():
         spread = f"{min(times[name]):.3f} to {max(times[name]):.3f} s"
         print(
-            f"  {name:<{width}} {per_call / median:9.2f} {unit}/s  {last / median:5.2f}x"
+            f"  {name:<{width}} {per_call / median:9.2f} {unit}/s {last / median:6.2f}x"
             f"   median {median:.3f} s ({spread}; first call {first[name]:.1f} s)"
         )
 

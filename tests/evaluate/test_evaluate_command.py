@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from toy_folder import write_toy
@@ -56,3 +61,56 @@ def test_bad_input_is_one_line(model, data, tmp_path, capsys):
         status, _, err = _run(capsys, *arguments)
         last = err.strip().splitlines()[-1]
         assert status == 1 and last.startswith("error: ") and message in last
+
+
+def test_paraphrases_by_the_same_command(model, data, tmp_path, capsys):
+    arguments = ("--model", model, "--data", data, "--paraphrase", "--out", tmp_path)
+    status, out, _ = _run(capsys, *arguments)
+    assert status == 0 and "| paraphrases from | ROUGE-L |" in out
+    assert json.loads((tmp_path / "scores.json").read_text())["passages"] == 2
+    status, _, err = _run(capsys, *arguments, "--spacy-model", "nowhere")
+    assert status == 1 and "error: there is no spaCy model 'nowhere'" in err
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_goes_on(model, tmp_path):
+    data = tmp_path / "many.jsonl"
+    docs = ["Ada Bell was born in Corin", "Edo Falk studied in Gemma"]
+    row = {"docs": docs, "question": "Where was Ada Bell born", "answer": "Corin"}
+    rows = [{**row, "question": f"{row['question']} {i}"} for i in range(160)]
+    data.write_text("\n".join(json.dumps({**r, "pos_index": [0]}) for r in rows))
+
+    def start(out):
+        command = [sys.executable, "-m", "clara_jax.evaluate", "--model", str(model)]
+        command += ["--data", str(data), "--top-k", "1", "--max-new-tokens", "2"]
+        return subprocess.Popen(
+            [*command, "--out", str(out)],
+            env={**os.environ, "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    whole = start(tmp_path / "whole")
+    assert "| the model |" in whole.communicate()[0]
+    out = tmp_path / "killed"
+    written = out / "predictions.jsonl"
+    process = start(out)
+    while process.poll() is None and (
+        not written.exists() or written.read_bytes().count(b"\n") < 20
+    ):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (out / "scores.json").exists()
+    kept = written.read_bytes().count(b"\n") - 1
+    assert 0 < kept < len(rows)
+    again = start(out)
+    errors = again.communicate()[1]
+    assert again.returncode == 0, errors
+    # The bar begins where the first run was.
+    assert f"| {kept}/{len(rows)} [" in errors
+    for name in ("predictions.jsonl", "scores.md"):
+        assert (out / name).read_bytes().replace(b"/killed", b"/whole") == (
+            tmp_path / "whole" / name
+        ).read_bytes()

@@ -1,0 +1,246 @@
+"""How much of a document its vectors keep: the paraphrase held against the document.
+
+| condition | who writes | from what |
+|---|---|---|
+| model | generator | the document's own vectors |
+| none | generator | no document |
+| shuffled | generator | vectors of the next document |
+
+What ``model`` has above the other two was in the vectors (paper section 4.5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clara_jax.data.records import Record, RecordSource
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate.examine import CHUNK, Prediction, need
+from clara_jax.evaluate.report import bootstrap, markdown_table
+from clara_jax.generate import Clara
+from clara_jax.generate.prompts import draw_instructions
+
+CONDITIONS = ("model", "none", "shuffled")
+_LABELS = {
+    "model": "the model",
+    "none": "no document",
+    "shuffled": "another document's vectors",
+}
+_SHOWN = {"rouge_l": "ROUGE-L", "entities": "entities kept"}
+
+FindEntities = Callable[[Sequence[str]], list[set[str]]]
+"""Texts to the names in each, in lower case."""
+
+
+class Passage(NamedTuple):
+    """What is paraphrased.
+
+    Attributes:
+      documents: texts that go in together.
+      reference: text to give back.
+    """
+
+    documents: tuple[str, ...]
+    reference: str
+
+    @property
+    def text(self) -> str:
+        """All that the vectors were made of."""
+        return "\n\n".join(self.documents)
+
+
+def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
+    """What records hold to paraphrase.
+
+    Args:
+      records: of kind ``paraphrase``, whose text to give back counts; of any other,
+        each distinct document counts for itself.
+      limit: first so many; 0 takes all.
+
+    Returns:
+      Distinct passages in the order met.
+    """
+    found: dict[Passage, None] = {}
+    for i in range(len(records)):
+        found.update(dict.fromkeys(_passages(records[i])))
+        if limit and len(found) >= limit:
+            break
+    passages = list(found)
+    return passages[:limit] if limit else passages
+
+
+def _passages(record: Record) -> list[Passage]:
+    if record.kind == "paraphrase":
+        return [Passage(record.documents, record.answers[0])]
+    return [Passage((text,), text) for text in record.documents]
+
+
+def paraphrase_all(
+    clara: Clara, passages: Sequence[Passage], start: int = 0
+) -> Iterator[list[Prediction]]:
+    """Paraphrase every passage under every condition.
+
+    Args:
+      clara: the model.
+      passages: of `passages_of`.
+      start: passages done before.
+
+    Yields:
+      Predictions, some passages at a time; their question is the passage, their gold
+      answer the text to give back.
+    """
+    instructions = draw_instructions(clara.config.seed, len(passages))
+    for begin in range(start, len(passages), CHUNK):
+        numbers = range(begin, min(begin + CHUNK, len(passages)))
+        read = {
+            "model": [passages[i].documents for i in numbers],
+            "none": [() for _ in numbers],
+            "shuffled": [passages[(i + 1) % len(passages)].documents for i in numbers],
+        }
+        said = {
+            name: clara.paraphrase(read[name], [instructions[i] for i in numbers])
+            for name in CONDITIONS
+        }
+        yield [
+            Prediction(
+                index=i,
+                question=passages[i].text,
+                gold=(passages[i].reference,),
+                positives=(),
+                answers={name: said[name][row] for name in CONDITIONS},
+                chosen={},
+            )
+            for row, i in enumerate(numbers)
+        ]
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """F-measure of the longest common subsequence of words (Lin, 2004).
+
+    By the library rouge-score, with its Porter stemmer, as the published figures are.
+
+    Args:
+      predictions, references: one text each per row.
+
+    Returns:
+      Numbers in [0, 1].
+
+    Raises:
+      ClaraError: the library is missing.
+    """
+    scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
+        ["rougeL"], use_stemmer=True
+    )
+    return [
+        float(scorer.score(reference, text)["rougeL"].fmeasure)
+        for text, reference in zip(predictions, references, strict=True)
+    ]
+
+
+def entity_finder(name: str) -> FindEntities:
+    """Named entities by a spaCy model.
+
+    Args:
+      name: of an installed model, or its folder.
+
+    Returns:
+      A function from texts to the entities of each.
+
+    Raises:
+      ClaraError: there is no such model, or it finds no entities.
+    """
+    spacy = need("spacy")
+    try:
+        pipeline = spacy.load(name)
+    except (OSError, ValueError) as error:
+        raise ClaraError(
+            f"there is no spaCy model '{name}': python -m spacy download {name}, or "
+            "give the folder of one"
+        ) from error
+    if not {"ner", "entity_ruler", "span_ruler"}.intersection(pipeline.pipe_names):
+        raise ClaraError(
+            f"the spaCy model '{name}' finds no entities; take one with a part 'ner', "
+            "such as en_core_web_sm"
+        )
+
+    def find(texts: Sequence[str]) -> list[set[str]]:
+        return [
+            {" ".join(entity.text.casefold().split()) for entity in document.ents}
+            for document in pipeline.pipe(texts)
+        ]
+
+    return find
+
+
+def entities_kept(
+    predictions: Sequence[str], sources: Sequence[str], find: FindEntities
+) -> list[float]:
+    """Share of a source's distinct entities that its paraphrase names.
+
+    Args:
+      predictions, sources: one text each per row.
+      find: of `entity_finder`.
+
+    Returns:
+      Numbers in [0, 1]; NaN for a source without entities.
+    """
+    shares = []
+    for text, names in zip(predictions, find(sources), strict=True):
+        said = " ".join(text.casefold().split())
+        kept = [
+            bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)) for name in names
+        ]
+        shares.append(float(np.mean(kept)) if kept else float("nan"))
+    return shares
+
+
+def paraphrase_scores(
+    predictions: Sequence[Prediction], find: FindEntities | None, seed: int = 0
+) -> dict[str, Any]:
+    """Every condition's scores.
+
+    Args:
+      predictions: of all passages.
+      find: of `entity_finder`; without it no entities are counted.
+      seed: of the bootstrap.
+
+    Returns:
+      ``passages``, and ``answers``: condition to metric to ``mean``, ``low``, ``high``.
+    """
+    answers = {}
+    for condition in predictions[0].answers:
+        said = [p.answers[condition] for p in predictions]
+        values = {"rouge_l": rouge_l(said, [p.gold[0] for p in predictions])}
+        if find is not None:
+            kept = entities_kept(said, [p.question for p in predictions], find)
+            values["entities"] = [share for share in kept if not np.isnan(share)]
+        answers[condition] = {}
+        for name, each in values.items():
+            if each:
+                low, high = bootstrap(each, seed)
+                mean = {"mean": float(np.mean(each)), "low": low, "high": high}
+                answers[condition][name] = mean
+    return {"passages": len(predictions), "answers": answers}
+
+
+def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
+    """The scores as Markdown, means with their 95% intervals."""
+    shown = {n: t for n, t in _SHOWN.items() if n in scores["answers"]["model"]}
+    rows = [
+        [_LABELS[condition], *(values[name] for name in shown)]
+        for condition, values in scores["answers"].items()
+    ]
+    lines = [
+        f"# {title}",
+        "",
+        f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
+        "",
+        *markdown_table(["paraphrases from", *shown.values()], rows),
+    ]
+    if "entities" not in shown:
+        lines += ["", "Entities were not counted: that takes --spacy-model."]
+    return "\n".join(lines) + "\n"
