@@ -9,7 +9,7 @@ import pytest
 from clara_jax.config import MemoryConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara, Sampling
-from clara_jax.generate.batching import length_bucket, row_bucket
+from clara_jax.generate.batching import batches_by_length, length_bucket, row_bucket
 from clara_jax.testing import toy_model, toy_tokenizer
 from clara_jax.text import ClaraTokenizer
 
@@ -134,6 +134,9 @@ def test_few_shapes():
     }
     assert length_bucket(60, 61) == 61
     assert length_bucket(3, smallest=64) == length_bucket(64) == 64
+    assert {length_bucket(n, steps=8) for n in range(129, 257)} == {
+        *range(144, 257, 16)
+    }
     assert [row_bucket(n, 8) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
 
 
@@ -145,6 +148,24 @@ def test_a_merged_adapter_gives_the_same_answers():
         model.answer_from_vectors(QUESTIONS, vectors, mask)
     )
     np.testing.assert_array_equal(merged.compress(DOCUMENTS), model.compress(DOCUMENTS))
+    for role, encode in (("compressor", Clara.compress), ("reasoner", Clara.reason)):
+        whole, apart = encode(model.merge(role), QUESTIONS), encode(model, QUESTIONS)
+        np.testing.assert_allclose(whole, apart, atol=1e-3)
+        assert np.any(whole != apart)  # other sums: the merged weights were used
+
+
+def test_many_rows_get_closer_lengths():
+    rows = [[1] * n for n in range(60, 100)]
+    few = list(batches_by_length(rows[:31], 0, 8))
+    many = list(batches_by_length(rows, 0, 8))
+    assert [tokens.ids.shape[1] for _, tokens in few] == [96] * 4
+    assert [tokens.ids.shape[1] for _, tokens in many] == [72, 80, 88, 96, 104]
+    for chosen, tokens in many:
+        assert tokens.mask.sum(axis=1).tolist() == [60 + i for i in chosen]
+
+
+def test_only_trained_roles_can_be_merged():
+    model = clara()
     bare = {"compressor": model.adapters["compressor"]}
     with pytest.raises(ClaraError, match="no generator, which stage scp trains"):
         dataclasses.replace(model, adapters=bare).merge()
