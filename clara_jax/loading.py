@@ -29,7 +29,8 @@ def load(
       config: how answers are made; without end ids of its own it takes the model's.
       base: the base model to take in place of the one that the folder names.
       dtype: compute type; empty takes that of the stored weights on accelerators, and
-        float32 on a CPU, which is faster there.
+        float32 on a CPU. Processors with bfloat16 instructions compress about 1.6 times
+        as many documents in bfloat16.
 
     Returns:
       The model.

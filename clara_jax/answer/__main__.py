@@ -80,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--base", default="", help="base model in place of the one the folder names")
     add(
+        "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
+    )
+    add(
         "--whole",
         action="store_true",
         help="leave out the ends of long documents instead of cutting them in pieces",
@@ -111,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     documents = read_documents(_document_files(arguments))
     asked = [] if arguments.file is None else read_questions(arguments.file)
-    clara = load(arguments.model, config, base=arguments.base)
+    clara = load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
     for question in arguments.questions:
         if question != "-":
             check_question(clara, question)

@@ -70,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--base", default="", help="base model in place of the one that DIR names")
     add(
+        "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
+    )
+    add(
         "--paraphrase",
         action="store_true",
         help="paraphrase documents instead: ROUGE-L, and entities with --spacy-model",
@@ -121,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "model": os.path.realpath(arguments.model),
         "trained": _stamp(Path(arguments.model)),
         "data": [os.path.realpath(path) for path in arguments.data],
+        "dtype": arguments.dtype,
         **work.settings,
     }
     file = PredictionFile(out / "predictions.jsonl", settings)
@@ -207,7 +211,8 @@ def _load(
         prompt_max_length=8192,
         too_long="cut",
     )
-    return load(arguments.model, config, base=arguments.base), config
+    clara = load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
+    return clara, config
 
 
 def _stamp(model: Path) -> int:
