@@ -188,10 +188,9 @@ class Session:
             (answer,) = clara.answer_from_vectors([question], vectors[None])
         else:
             pieces = []
-            with watch("decode"):
-                for piece in clara.stream(question, vectors):
-                    pieces.append(piece)
-                    tell(piece)
+            for piece in clara.stream(question, vectors):
+                pieces.append(piece)
+                tell(piece)
             answer = "".join(pieces)
         documents = tuple(self.documents[i] for i in chosen)
         return Answer(question, answer, documents, scores, watch.seconds)

@@ -36,7 +36,7 @@ from clara_jax.shapes import Bool, Float
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
 BASELINES = ("bm25", "text", "closed_book")
-CHUNK = 16
+CHUNK = 8
 """Questions between two writes of predictions."""
 
 Setting = Literal["normal", "oracle"]

@@ -344,6 +344,7 @@ class Clara:
             self.config.decoding(self.tokenizer),
             self.config.seed,
             self.merged.get("generator"),
+            self.watch,
         )
         return text_pieces(tokens, self.tokenizer.decode)
 
@@ -391,8 +392,7 @@ class Clara:
         )
 
     def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        config = self.config
-        cut = config.too_long == "cut"
+        config, cut = self.config, self.config.too_long == "cut"
         return encode_prompts(self.tokenizer, prompts, config.prompt_max_length, cut)
 
     def _slots(self, count: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 
 from clara_jax.generate.batched import (
     AnyArray,
+    Watch,
     decoder_variables,
     embed_prompts,
     pad_prompt,
@@ -27,30 +29,34 @@ def stream_tokens(
     config: DecodeConfig,
     seed: int = 0,
     merged: Params | None = None,
+    watch: Watch = contextlib.nullcontext,
 ) -> Iterator[int]:
     """Yield the tokens that `continue_rows` gives, each as soon as it is known.
 
     Args:
-      model, backbone, adapters, config, seed, merged: as of `continue_rows`.
+      model, backbone, adapters, config, seed, merged, watch: as of `continue_rows`.
       row: token ids of one prompt.
       vectors: fill its memory tokens.
 
     Yields:
       New tokens of the generator, the end token left out.
     """
-    prompt = pad_prompt(row, config.pad_id)
-    filling = jnp.asarray(vectors)[None]
-    embeddings = embed_prompts(model, backbone, adapters, prompt, filling)
     variables = decoder_variables(backbone, adapters, "generator", merged)
-    keys = row_keys(seed, jnp.arange(1))
-    state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
-    for step in range(config.max_new_tokens):
-        token = int(state.tokens[0, step])
+    with watch("prefill"):
+        prompt = pad_prompt(row, config.pad_id)
+        filling = jnp.asarray(vectors)[None]
+        embeddings = embed_prompts(model, backbone, adapters, prompt, filling)
+        keys = row_keys(seed, jnp.arange(1))
+        state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
+        token = int(state.tokens[0, 0])
+    for step in range(1, config.max_new_tokens + 1):
         if token in config.eos_ids:
             return
         yield token
-        if step + 1 < config.max_new_tokens:
-            state = jit_decode_step(model, variables, state, config)
+        if step < config.max_new_tokens:
+            with watch("decode"):
+                state = jit_decode_step(model, variables, state, config)
+                token = int(state.tokens[0, step])
 
 
 def text_pieces(

@@ -167,6 +167,9 @@ def test_streamed_and_explained(model, capsys):
     answer = plain.split("answer:")[1].splitlines()[0].strip()
     assert status == 0 and f"\n{answer}\n" in out
     assert "what the reasoner's vectors are near to:\n  1. " in out
+    _, out, _ = run(capsys, "--model", model, "--stream", "--json", QUESTION)
+    seconds = json.loads(out.splitlines()[-1])["seconds"]
+    assert seconds["prefill"] > 0 and seconds["decode"] > 0
     _, out, _ = run(capsys, "--model", model, "--json", "--explain", 2, QUESTION)
     slots = json.loads(out)["reasoner"]
     assert [len(slot) for slot in slots] == [2, 2]
