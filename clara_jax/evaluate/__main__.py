@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.evaluators import questions_of
+from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
 from clara_jax.evaluate.examine import (
     BASELINES,
     Prediction,
@@ -156,7 +156,9 @@ def _answers(arguments: argparse.Namespace) -> _Work:
         raise ClaraError(f"{arguments.data[0]}: holds no questions")
     clara, config = _load(arguments, max_new_tokens=32)
     conditions = conditions_of(clara, arguments.setting, baselines)
-    top_k = arguments.top_k or clara.selection.top_k
+    top_k = clara.selection.top_k if arguments.top_k is None else arguments.top_k
+    if arguments.setting == "normal":
+        refuse_top_k(top_k, questions)
     return _Work(
         unit="question",
         count=len(questions),

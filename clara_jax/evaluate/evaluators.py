@@ -17,9 +17,10 @@ import numpy as np
 
 from clara_jax.clara import Batch
 from clara_jax.data.records import Record
+from clara_jax.errors import ClaraError
 from clara_jax.evaluate.metrics import score_answers, score_retrieval
 from clara_jax.generate import Clara
-from clara_jax.shapes import Float, Params
+from clara_jax.shapes import Bool, Float, Int, Params
 
 Result = tuple[str, float]
 
@@ -152,7 +153,7 @@ class SelectedAnswers:
 
     Args:
       clara: the model, with the frozen adapters.
-      questions: held out, with at least `top_k` candidates.
+      questions: held out.
       top_k: J; by default the model's.
       ks: cut-offs of recall.
       decode: also answer from the chosen documents; costs most of the time.
@@ -168,6 +169,7 @@ class SelectedAnswers:
     ):
         self._clara, self._questions = clara, list(questions)
         self._top_k = clara.selection.top_k if top_k is None else top_k
+        refuse_top_k(self._top_k, self._questions)
         self._ks, self._decode = tuple(ks), decode
         self._vectors = _VectorCache()
 
@@ -180,15 +182,15 @@ class SelectedAnswers:
         texts = [q.question for q in self._questions]
         rows = [q.documents for q in self._questions]
         vectors, mask = self._vectors.gather(clara, rows, state.trainable)
-        chosen, scores = clara.select(clara.reason(texts), vectors, self._top_k, mask)
+        ranked, chosen = choose(clara, texts, vectors, mask, self._top_k)
         positives = [q.positives for q in self._questions]
         if any(positives):
-            ranked = np.argsort(-scores, axis=1, kind="stable").tolist()
-            recall = score_retrieval(positives, ranked, self._ks)
+            recall = score_retrieval(positives, ranked.tolist(), self._ks)
             yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
         if self._decode:
-            picked = vectors[np.arange(len(texts))[:, None], chosen]
-            answers = clara.answer_from_vectors(texts, picked)
+            best = ranked[:, : chosen.shape[1]]
+            picked = vectors[np.arange(len(texts))[:, None], best]
+            answers = clara.answer_from_vectors(texts, picked, chosen)
             yield from answer_results("selected", answers, self._questions)
 
 
@@ -215,6 +217,49 @@ class TextAnswers:
             self._role,
         )
         yield from answer_results("text", answers, self._questions)
+
+
+def choose(
+    clara: Clara,
+    questions: Sequence[str],
+    vectors: Float[np.ndarray, "B C M D"],
+    mask: Bool[np.ndarray, "B C"],
+    top_k: int,
+) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B J"]]:
+    """Rank every question's candidates, and say how many of the best it has.
+
+    Published files have questions with fewer candidates than the others: these are
+    answered from all that they have.
+
+    Args:
+      clara: the model.
+      questions: texts.
+      vectors, mask: candidates, and which of them exist.
+      top_k: J, documents wanted.
+
+    Returns:
+      Candidates, best first; and which of the first J, or C if that is less, exist.
+    """
+    _, scores = clara.select(clara.reason(questions), vectors, 1, mask)
+    ranked = np.argsort(-scores, axis=1, kind="stable")
+    places = np.arange(min(top_k, mask.shape[1]))
+    return ranked, places[None, :] < mask.sum(axis=1)[:, None]
+
+
+def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
+    """Refuse to choose more documents than any question has.
+
+    Raises:
+      ClaraError: `top_k` is below 1, or above every number of candidates.
+    """
+    most = max((len(q.documents) for q in questions), default=0)
+    if top_k < 1:
+        raise ClaraError(f"top_k must be above 0, not {top_k}")
+    if questions and top_k > most:
+        raise ClaraError(
+            f"top_k {top_k} is above the number of candidates of every question, at "
+            f"most {most}; lower top_k or give more documents"
+        )
 
 
 def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.evaluators import Question
+from clara_jax.evaluate.evaluators import Question, choose
 from clara_jax.files import write_error
 from clara_jax.generate import Clara
 from clara_jax.generate.batching import number_texts
@@ -98,7 +98,7 @@ def examine(
       clara: the model.
       questions: with candidates, and their positives where known.
       setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
-      top_k: J, documents chosen.
+      top_k: J, documents chosen; all of a question that has fewer.
       conditions: of `conditions_of`.
       start: questions done before.
 
@@ -106,7 +106,7 @@ def examine(
       Predictions, some questions at a time.
 
     Raises:
-      ClaraError: a question cannot be read, or has fewer candidates than `top_k`.
+      ClaraError: a question cannot be read.
     """
     for begin in range(start, len(questions), CHUNK):
         numbers = range(begin, min(begin + CHUNK, len(questions)))
@@ -158,8 +158,11 @@ def _chunk(
     known = dict(zip(texts, clara.compress(texts), strict=True))
     if setting == "normal":
         vectors, mask = _stacked(candidates, known)
-        best, _ = clara.select(clara.reason(asked), vectors, top_k, mask)
-        chosen["model"] = best.tolist()
+        ranked, best = choose(clara, asked, vectors, mask, top_k)
+        chosen["model"] = [
+            row[:count].tolist()
+            for row, count in zip(ranked, best.sum(axis=1), strict=True)
+        ]
         read["model"] = _picked(candidates, chosen["model"])
     answers: dict[str, list[str]] = {}
     for name in conditions:

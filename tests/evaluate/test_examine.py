@@ -66,6 +66,13 @@ def test_every_condition_answers_from_what_it_says(clara):
     assert [p.chosen["bm25"] for p in found] == [[0], [1], [1]]
 
 
+def test_a_question_with_few_candidates_is_answered_from_all(clara):
+    found = _all(clara, "normal", ("bm25",), top_k=3)
+    assert [len(p.chosen["model"]) for p in found] == [3, 3, 2]
+    best = [DOCUMENTS[1:][i] for i in found[2].chosen["model"]]
+    assert clara.answer([found[2].question], [best]) == [found[2].answers["model"]]
+
+
 def test_the_oracle_is_given_the_gold_documents(clara):
     found = _all(clara, "oracle", ())
     assert list(found[0].answers) == ["model", "none", "shuffled"]
