@@ -45,6 +45,11 @@ def load(
     """
     if dtype not in ("", *DTYPES):
         raise ClaraError(f"dtype is '{dtype}', but must be one of {', '.join(DTYPES)}")
+    on_cpu = jax.default_backend() == "cpu"
+    if dtype == "float16" and on_cpu:
+        raise ClaraError(
+            "dtype is 'float16', in which a CPU does not compute; take bfloat16"
+        )
     folder = load_model(path, base=base)
     settings = folder.clara
     if settings is None or folder.adapters is None:
@@ -53,7 +58,6 @@ def load(
             "and give that run's folder"
         )
     if not dtype:
-        on_cpu = jax.default_backend() == "cpu"
         dtype = "float32" if on_cpu else folder.config.param_dtype
     config = config or AnswerConfig()
     longest = folder.config.rope.max_position

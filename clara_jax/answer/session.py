@@ -192,5 +192,6 @@ class Session:
                 pieces.append(piece)
                 tell(piece)
             answer = "".join(pieces)
+            watch.seconds.setdefault("decode", 0.0)  # the first token is prefill's
         documents = tuple(self.documents[i] for i in chosen)
         return Answer(question, answer, documents, scores, watch.seconds)

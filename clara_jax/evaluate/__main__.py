@@ -11,6 +11,7 @@ none, and with another question's (how much comes from the memory?), and baselin
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
@@ -118,13 +119,17 @@ class _Work(NamedTuple):
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.limit < 0:
         raise ClaraError("--limit must not be negative")
+    if arguments.spacy_model and not arguments.paraphrase:
+        raise ClaraError(
+            "--spacy-model counts entities of paraphrases; add --paraphrase"
+        )
     work = _paraphrases(arguments) if arguments.paraphrase else _answers(arguments)
     out = Path(arguments.out or _default_out(arguments))
     settings = {
         "model": os.path.realpath(arguments.model),
         "trained": _stamp(Path(arguments.model)),
         "data": [os.path.realpath(path) for path in arguments.data],
-        "dtype": arguments.dtype,
+        "base": os.path.realpath(arguments.base) if arguments.base else "",
         **work.settings,
     }
     file = PredictionFile(out / "predictions.jsonl", settings)
@@ -154,7 +159,7 @@ def _answers(arguments: argparse.Namespace) -> _Work:
     questions = questions_of(records, arguments.limit)
     if not questions:
         raise ClaraError(f"{arguments.data[0]}: holds no questions")
-    clara, config = _load(arguments, max_new_tokens=32)
+    clara = _load(arguments, max_new_tokens=32)
     conditions = conditions_of(clara, arguments.setting, baselines)
     top_k = clara.selection.top_k if arguments.top_k is None else arguments.top_k
     if arguments.setting == "normal":
@@ -167,7 +172,7 @@ def _answers(arguments: argparse.Namespace) -> _Work:
             "top_k": top_k,
             "conditions": conditions,
             "questions": len(questions),
-            "max_new_tokens": config.max_new_tokens,
+            **_fixed(clara, questions),
         },
         predict=lambda start: examine(
             clara,
@@ -189,14 +194,23 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
     passages = passages_of(records, arguments.limit)
     if not passages:
         raise ClaraError(f"{arguments.data[0]}: holds no documents")
-    clara, config = _load(arguments, max_new_tokens=256)
+    clara = _load(arguments, max_new_tokens=256)
+    limit = clara.memory.doc_max_length
+    count_tokens = clara.tokenizer.document_length
+    cut = sum(any(count_tokens(t) > limit for t in p.documents) for p in passages)
+    if cut:
+        print(
+            f"note: {cut} of {len(passages)} passages are longer than the {limit} "
+            "tokens that the model reads; what it cannot read counts as lost",
+            file=sys.stderr,
+        )
     return _Work(
         unit="passage",
         count=len(passages),
         settings={
             "setting": "paraphrase",
             "passages": len(passages),
-            "max_new_tokens": config.max_new_tokens,
+            **_fixed(clara, passages),
         },
         predict=lambda start: paraphrase_all(clara, passages, start),
         scores=lambda done: paraphrase_scores(done, find, arguments.seed),
@@ -204,17 +218,24 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
     )
 
 
-def _load(
-    arguments: argparse.Namespace, max_new_tokens: int
-) -> tuple[Clara, AnswerConfig]:
+def _fixed(clara: Clara, asked: Sequence[Any]) -> dict[str, Any]:
+    """What else every prediction depends on."""
+    digest = hashlib.blake2b(repr(list(asked)).encode("utf-8"), digest_size=16)
+    return {
+        "max_new_tokens": clara.config.max_new_tokens,
+        "dtype": clara.model.config.dtype,
+        "content": digest.hexdigest(),
+    }
+
+
+def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
     config = AnswerConfig(
         max_new_tokens=arguments.max_new_tokens or max_new_tokens,
         batch_size=arguments.batch_size,
         prompt_max_length=8192,
         too_long="cut",
     )
-    clara = load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
-    return clara, config
+    return load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
 
 
 def _stamp(model: Path) -> int:
@@ -229,6 +250,13 @@ def _default_out(arguments: argparse.Namespace) -> Path:
     return Path(arguments.model) / "evaluation" / name
 
 
+def _stop(number: int, _: Any) -> None:
+    """End at once: all that was answered is on disk, and there is nothing to tidy."""
+    os.write(2, b"\ninterrupted; the same command goes on from here\n")
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     sys.exit(main())

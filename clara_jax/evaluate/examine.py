@@ -5,7 +5,7 @@
 | model | generator | vectors of the chosen documents (oracle: of the gold ones) |
 | gold | generator | vectors of the gold documents |
 | none | generator | no documents |
-| shuffled | generator | vectors of the next question's gold documents |
+| shuffled | generator | gold vectors of the next question that shares none |
 | bm25 | generator | vectors of the documents that BM25 ranks first |
 | text | frozen backbone | full text of the documents that ``model`` reads |
 | closed_book | frozen backbone | no documents |
@@ -37,7 +37,7 @@ from clara_jax.shapes import Bool, Float
 DIAGNOSTICS = ("gold", "none", "shuffled")
 BASELINES = ("bm25", "text", "closed_book")
 CHUNK = 8
-"""Questions between two writes of predictions."""
+"""Questions between two writes of predictions; a batch where that is more."""
 
 Setting = Literal["normal", "oracle"]
 
@@ -108,11 +108,13 @@ def examine(
     Raises:
       ClaraError: a question cannot be read.
     """
-    for begin in range(start, len(questions), CHUNK):
-        numbers = range(begin, min(begin + CHUNK, len(questions)))
+    step = max(CHUNK, clara.config.batch_size)
+    gold = [question.gold_documents for question in questions]
+    for begin in range(start, len(questions), step):
+        numbers = range(begin, min(begin + step, len(questions)))
         chunk = [questions[i] for i in numbers]
-        following = [questions[(i + 1) % len(questions)] for i in numbers]
-        answers, chosen = _chunk(clara, chunk, following, setting, top_k, conditions)
+        others = [other_documents(gold, i) for i in numbers]
+        answers, chosen = _chunk(clara, chunk, others, setting, top_k, conditions)
         yield [
             Prediction(
                 index=i,
@@ -126,10 +128,28 @@ def examine(
         ]
 
 
+def other_documents(rows: Sequence[Sequence[str]], index: int) -> Sequence[str]:
+    """The documents of the next row, round the end, that shares none with this one.
+
+    Args:
+      rows: documents of every question.
+      index: of this one.
+
+    Returns:
+      Another row; no documents where the next thousand all share some.
+    """
+    own = set(rows[index])
+    for step in range(1, min(len(rows), 1000)):
+        found = rows[(index + step) % len(rows)]
+        if own.isdisjoint(found):
+            return found
+    return ()
+
+
 def _chunk(
     clara: Clara,
     chunk: Sequence[Question],
-    following: Sequence[Question],
+    other: Sequence[Sequence[str]],
     setting: Setting,
     top_k: int,
     conditions: Sequence[str],
@@ -137,7 +157,6 @@ def _chunk(
     asked = [question.question for question in chunk]
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]
-    other = [question.gold_documents for question in following]
     chosen: dict[str, list[list[int]]] = {}
     if "bm25" in conditions:
         chosen["bm25"] = [
@@ -243,24 +262,36 @@ class PredictionFile:
         self.path = path
         self.done: list[Prediction] = []
         head = json.dumps({"settings": settings}, ensure_ascii=False, sort_keys=True)
-        lines: list[str] = []
         try:
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
-            if lines and lines[0] != head:
-                raise ClaraError(
-                    f"{path}: holds predictions of another model, data or setting; "
-                    "give another --out"
-                )
-            kept = [head]
-            for line in lines[1:]:
-                try:
-                    self.done.append(_prediction(json.loads(line)))
-                except (ValueError, KeyError, TypeError):
-                    break
-                kept.append(line)
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+        except UnicodeDecodeError as error:
+            raise ClaraError(
+                f"{path}: is no file of predictions; give another --out"
+            ) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        # Not splitlines: texts may hold other line breaks, which JSON leaves alone.
+        lines = before.split("\n")
+        if before and lines[0] != head:
+            raise ClaraError(
+                f"{path}: holds predictions made otherwise ({_changed(lines[0], head)} "
+                "changed); give another --out"
+            )
+        kept = [head]
+        for line in lines[1:]:
+            try:
+                self.done.append(_prediction(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                break
+            kept.append(line)
+        whole = "\n".join(kept) + "\n"
+        if whole == before:
+            return
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_text(whole, encoding="utf-8")
+            temporary.replace(path)
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -276,6 +307,16 @@ class PredictionFile:
         except OSError as error:
             raise write_error(self.path, error) from error
         self.done.extend(predictions)
+
+
+def _changed(before: str, now: str) -> str:
+    """Names of the settings in which two heads differ."""
+    try:
+        old, new = (json.loads(head)["settings"] for head in (before, now))
+        names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
+    except (ValueError, KeyError, TypeError):
+        names = []
+    return ", ".join(names) or "everything"
 
 
 def _prediction(values: dict[str, Any]) -> Prediction:

@@ -4,7 +4,7 @@
 |---|---|---|
 | model | generator | the document's own vectors |
 | none | generator | no document |
-| shuffled | generator | vectors of the next document |
+| shuffled | generator | vectors of the next passage that shares no document |
 
 What ``model`` has above the other two was in the vectors (paper section 4.5).
 """
@@ -19,8 +19,9 @@ import numpy as np
 
 from clara_jax.data.records import Record, RecordSource
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.examine import CHUNK, Prediction, need
+from clara_jax.evaluate.examine import CHUNK, Prediction, need, other_documents
 from clara_jax.evaluate.report import bootstrap, markdown_table
+from clara_jax.files import first_line
 from clara_jax.generate import Clara
 from clara_jax.generate.prompts import draw_instructions
 
@@ -94,12 +95,14 @@ def paraphrase_all(
       answer the text to give back.
     """
     instructions = draw_instructions(clara.config.seed, len(passages))
-    for begin in range(start, len(passages), CHUNK):
-        numbers = range(begin, min(begin + CHUNK, len(passages)))
+    rows = [passage.documents for passage in passages]
+    step = max(CHUNK, clara.config.batch_size)
+    for begin in range(start, len(passages), step):
+        numbers = range(begin, min(begin + step, len(passages)))
         read = {
-            "model": [passages[i].documents for i in numbers],
+            "model": [rows[i] for i in numbers],
             "none": [() for _ in numbers],
-            "shuffled": [passages[(i + 1) % len(passages)].documents for i in numbers],
+            "shuffled": [other_documents(rows, i) for i in numbers],
         }
         said = {
             name: clara.paraphrase(read[name], [instructions[i] for i in numbers])
@@ -122,6 +125,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
     """F-measure of the longest common subsequence of words (Lin, 2004).
 
     By the library rouge-score, with its Porter stemmer, as the published figures are.
+    It knows words of Latin letters and digits only: texts in other scripts score 0.
 
     Args:
       predictions, references: one text each per row.
@@ -156,10 +160,10 @@ def entity_finder(name: str) -> FindEntities:
     spacy = need("spacy")
     try:
         pipeline = spacy.load(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds, by what is damaged
         raise ClaraError(
-            f"there is no spaCy model '{name}': python -m spacy download {name}, or "
-            "give the folder of one"
+            f"the spaCy model '{name}' cannot be loaded ({first_line(error)}); install "
+            "one with python -m spacy download en_core_web_sm, or give its folder"
         ) from error
     if not {"ner", "entity_ruler", "span_ruler"}.intersection(pipeline.pipe_names):
         raise ClaraError(
@@ -168,6 +172,8 @@ def entity_finder(name: str) -> FindEntities:
         )
 
     def find(texts: Sequence[str]) -> list[set[str]]:
+        longest = max(map(len, texts), default=0)
+        pipeline.max_length = max(pipeline.max_length, longest + 1)
         return [
             {" ".join(entity.text.casefold().split()) for entity in document.ents}
             for document in pipeline.pipe(texts)
@@ -177,19 +183,19 @@ def entity_finder(name: str) -> FindEntities:
 
 
 def entities_kept(
-    predictions: Sequence[str], sources: Sequence[str], find: FindEntities
+    predictions: Sequence[str], entities: Sequence[set[str]]
 ) -> list[float]:
     """Share of a source's distinct entities that its paraphrase names.
 
     Args:
-      predictions, sources: one text each per row.
-      find: of `entity_finder`.
+      predictions: one text per row.
+      entities: of the rows' sources, as of `entity_finder`.
 
     Returns:
       Numbers in [0, 1]; NaN for a source without entities.
     """
     shares = []
-    for text, names in zip(predictions, find(sources), strict=True):
+    for text, names in zip(predictions, entities, strict=True):
         said = " ".join(text.casefold().split())
         kept = [
             bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)) for name in names
@@ -209,14 +215,16 @@ def paraphrase_scores(
       seed: of the bootstrap.
 
     Returns:
-      ``passages``, and ``answers``: condition to metric to ``mean``, ``low``, ``high``.
+      ``passages``, how many of them are ``with_entities``, and ``answers``: condition
+      to metric to ``mean``, ``low``, ``high``.
     """
     answers = {}
+    entities = find([p.question for p in predictions]) if find else None
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
         values = {"rouge_l": rouge_l(said, [p.gold[0] for p in predictions])}
-        if find is not None:
-            kept = entities_kept(said, [p.question for p in predictions], find)
+        if entities is not None:
+            kept = entities_kept(said, entities)
             values["entities"] = [share for share in kept if not np.isnan(share)]
         answers[condition] = {}
         for name, each in values.items():
@@ -224,7 +232,11 @@ def paraphrase_scores(
                 low, high = bootstrap(each, seed)
                 mean = {"mean": float(np.mean(each)), "low": low, "high": high}
                 answers[condition][name] = mean
-    return {"passages": len(predictions), "answers": answers}
+    return {
+        "passages": len(predictions),
+        "with_entities": None if entities is None else sum(map(bool, entities)),
+        "answers": answers,
+    }
 
 
 def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
@@ -241,6 +253,9 @@ def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
         "",
         *markdown_table(["paraphrases from", *shown.values()], rows),
     ]
-    if "entities" not in shown:
+    named = scores["with_entities"]
+    if named is None:
         lines += ["", "Entities were not counted: that takes --spacy-model."]
+    elif named < scores["passages"]:
+        lines += ["", f"Entities are those of {named} passages; the others have none."]
     return "\n".join(lines) + "\n"

@@ -72,7 +72,8 @@ def encode_rows(
     """
     dtype = jnp.dtype(model.config.dtype)
     vectors = np.zeros((len(rows), num_memory, model.config.width), dtype)
-    for chosen, tokens in batches_by_length(rows, pad_id, batch_size, largest):
+    batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
+    for chosen, tokens in batches:
         found = _compress(model, backbone, adapters, tokens, num_memory, role)
         vectors[chosen] = np.asarray(found)[: len(chosen)]
     return vectors

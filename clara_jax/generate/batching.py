@@ -16,7 +16,7 @@ import numpy as np
 from clara_jax.clara import Tokens
 
 _MANY = 4
-"""Batches from which on closer lengths are worth their programs."""
+"""Full batches from which on closer lengths are worth their programs."""
 
 
 def length_bucket(
@@ -72,6 +72,7 @@ def batches_by_length(
     batch_size: int,
     largest: int | None = None,
     smallest: int = 16,
+    close: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tokens]]:
     """Batches of rows of like length.
 
@@ -80,13 +81,14 @@ def batches_by_length(
       pad_id: fills shorter rows.
       batch_size: rows in a batch.
       largest, smallest: see `length_bucket`.
+      close: lengths lie closer together once there are many rows.
 
     Yields:
       Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
       they are.
     """
     order = np.argsort([len(row) for row in rows], kind="stable")
-    steps = 8 if len(rows) >= _MANY * batch_size else 2
+    steps = 8 if close and len(rows) >= _MANY * batch_size else 2
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
         longest = max(len(rows[i]) for i in chosen)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
 
@@ -68,9 +69,16 @@ def explain_vectors(
       decode: ids to text.
       count: tokens per vector.
 
+    Raises:
+      ClaraError: `count` is below 1, or above the vocabulary.
+
     Returns:
       For each text, for each of its M vectors, `count` tokens.
     """
+    if not 1 <= count <= model.text_vocab:
+        raise ClaraError(
+            f"{count} tokens per vector were asked for; take 1 to {model.text_vocab}"
+        )
     found = []
     for vector in vectors:
         ids, chances = nearest_tokens(model, params, jnp.asarray(vector)[None], count)

@@ -69,7 +69,7 @@ def test_paraphrases_by_the_same_command(model, data, tmp_path, capsys):
     assert status == 0 and "| paraphrases from | ROUGE-L |" in out
     assert json.loads((tmp_path / "scores.json").read_text())["passages"] == 2
     status, _, err = _run(capsys, *arguments, "--spacy-model", "nowhere")
-    assert status == 1 and "error: there is no spaCy model 'nowhere'" in err
+    assert status == 1 and "error: the spaCy model 'nowhere'" in err
 
 
 @pytest.mark.slow
@@ -114,3 +114,18 @@ def test_killed_and_started_again_it_goes_on(model, tmp_path):
         assert (out / name).read_bytes().replace(b"/killed", b"/whole") == (
             tmp_path / "whole" / name
         ).read_bytes()
+
+
+def test_changed_content_is_noticed(model, data, tmp_path, capsys):
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(data.read_text())
+    arguments = ("--model", model, "--data", copy, "--top-k", 1)
+    arguments += ("--baselines", "", "--out", tmp_path / "out")
+    assert _run(capsys, *arguments)[0] == 0
+    copy.write_text(data.read_text().replace("Gemma", "Jory"))
+    status, _, err = _run(capsys, *arguments)
+    assert status == 1 and "made otherwise (content changed); give another" in err
+    status, _, err = _run(capsys, *arguments, "--dtype", "float16")
+    assert status == 1 and "in which a CPU does not compute; take bfloat16" in err
+    status, _, err = _run(capsys, *arguments, "--spacy-model", "x")
+    assert status == 1 and "add --paraphrase" in err

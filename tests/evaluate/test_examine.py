@@ -10,10 +10,12 @@ import clara_jax
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question
 from clara_jax.evaluate.examine import (
+    Prediction,
     PredictionFile,
     bm25_ranking,
     conditions_of,
     examine,
+    other_documents,
 )
 
 DOCUMENTS = (
@@ -118,6 +120,31 @@ def test_predictions_go_on_after_a_kill(clara, tmp_path):
     assert PredictionFile(path, settings).done == whole
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
     before = path.read_bytes()
-    with pytest.raises(ClaraError, match="another model, data or setting"):
+    with pytest.raises(ClaraError, match="made otherwise .model changed."):
         PredictionFile(path, {"model": "other"})
     assert path.read_bytes() == before
+
+
+def test_shuffled_documents_are_shared_with_no_other_question():
+    rows = [("a", "b"), ("b",), ("a",), ("c",)]
+    found = [other_documents(rows, i) for i in range(4)]
+    assert found == [("c",), ("a",), ("c",), ("a", "b")]
+    assert other_documents([("a",)], 0) == other_documents([("a",), ("a",)], 0) == ()
+
+
+def test_other_line_breaks_lose_nothing(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    texts = ["one\u2028two", "next\u0085line", "page\x0cbreak", "plain\nbreak"]
+    said = [
+        Prediction(i, text, (text,), (0,), {"model": text}, {"model": [0]})
+        for i, text in enumerate(texts)
+    ]
+    PredictionFile(path, {"model": "a\u2028b"}).add(said)
+    written = path.read_bytes()
+    assert PredictionFile(path, {"model": "a\u2028b"}).done == said
+    assert path.read_bytes() == written
+    with pytest.raises(ClaraError, match=r"otherwise \(model changed\)"):
+        PredictionFile(path, {"model": "c"})
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ClaraError, match="no file of predictions"):
+        PredictionFile(path, {})

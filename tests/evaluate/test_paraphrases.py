@@ -1,4 +1,7 @@
+import functools
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import spacy
@@ -18,7 +21,15 @@ from clara_jax.evaluate.paraphrases import (
     passages_of,
     rouge_l,
 )
-from clara_jax.generate import AnswerConfig
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.generate.prompts import draw_instructions
+
+
+@functools.cache
+def toy_clara(config):
+    with tempfile.TemporaryDirectory() as folder:
+        return clara_jax.load(write_toy(Path(folder) / "run"), config)
+
 
 TEXTS = ["Ada Bell was born in Corin", "Edo Falk studied in Gemma", "rain fell"]
 
@@ -44,7 +55,8 @@ def test_rouge_is_the_longest_common_subsequence_over_both_lengths():
 
 def test_entities_are_names_of_the_source_that_the_paraphrase_says(names):
     said = ["In Corin lived ada  bell.", "Gemma", "Ada Bell", "Corinthian"]
-    kept = entities_kept(said, [*TEXTS, TEXTS[0]], entity_finder(names))
+    find = entity_finder(names)
+    kept = entities_kept(said, find([*TEXTS, TEXTS[0]]))
     assert kept[:2] == [1.0, 0.5] and math.isnan(kept[2]) and kept[3] == 0.0
 
 
@@ -62,26 +74,41 @@ def test_passages_count_once():
     assert len(passages_of(records, limit=1)) == 1
 
 
-def test_scores_and_what_went_in(tmp_path, names):
-    config = AnswerConfig(max_new_tokens=4)
-    clara = clara_jax.load(write_toy(tmp_path / "run"), config)
+def test_what_is_paraphrased_under_every_condition(monkeypatch):
+    read = []
+
+    def told(self, documents, instructions):
+        read.append(([list(row) for row in documents], list(instructions)))
+        return [" + ".join(row) for row in documents]
+
+    monkeypatch.setattr(Clara, "paraphrase", told)
+    clara = toy_clara(AnswerConfig(seed=5))
     passages = [Passage((text,), text) for text in TEXTS]
     (predictions,) = paraphrase_all(clara, passages)
+    order = draw_instructions(5, 3)
+    alone, others = [[t] for t in TEXTS], [[t] for t in (*TEXTS[1:], TEXTS[0])]
+    assert read == [(rows, order) for rows in (alone, [[], [], []], others)]
     assert [p.question for p in predictions] == TEXTS
-    (again,) = paraphrase_all(clara, passages, start=1)
-    assert [p.index for p in again] == [1, 2]
+    expected = {"model": TEXTS[1], "none": "", "shuffled": TEXTS[2]}
+    assert predictions[1].answers == expected
+    (later,) = paraphrase_all(clara, passages, start=1)
+    assert later == predictions[1:]
+
+
+def test_a_table_of_scores(names):
+    clara = toy_clara(AnswerConfig(max_new_tokens=4))
+    (predictions,) = paraphrase_all(clara, [Passage((text,), text) for text in TEXTS])
     scores = paraphrase_scores(predictions, entity_finder(names))
-    for values in scores["answers"].values():
-        assert values["rouge_l"]["low"] <= values["rouge_l"]["mean"]
     table = paraphrase_markdown(scores, "toy")
     assert "| paraphrases from | ROUGE-L | entities kept |" in table
     assert "| another document's vectors |" in table
-    bare = paraphrase_scores(predictions, None)
-    assert "that takes --spacy-model" in paraphrase_markdown(bare, "toy")
+    assert "Entities are those of 2 passages; the others have none." in table
+    bare = paraphrase_markdown(paraphrase_scores(predictions, None), "toy")
+    assert "that takes --spacy-model" in bare and "entities kept" not in bare
 
 
 def test_models_without_names_are_refused(tmp_path):
-    with pytest.raises(ClaraError, match="no spaCy model 'nowhere'"):
+    with pytest.raises(ClaraError, match="'nowhere' cannot be loaded"):
         entity_finder("nowhere")
     spacy.blank("en").to_disk(tmp_path / "blank")
     with pytest.raises(ClaraError, match="finds no entities"):

@@ -156,8 +156,8 @@ def test_a_merged_adapter_gives_the_same_answers():
 
 def test_many_rows_get_closer_lengths():
     rows = [[1] * n for n in range(60, 100)]
-    few = list(batches_by_length(rows[:31], 0, 8))
-    many = list(batches_by_length(rows, 0, 8))
+    few = list(batches_by_length(rows[:31], 0, 8, close=True))
+    many = list(batches_by_length(rows, 0, 8, close=True))
     assert [tokens.ids.shape[1] for _, tokens in few] == [96] * 4
     assert [tokens.ids.shape[1] for _, tokens in many] == [72, 80, 88, 96, 104]
     for chosen, tokens in many:
