@@ -57,7 +57,9 @@ def _wall(events: list[tuple[float, float, str]]) -> collections.Counter[str]:
     active: collections.Counter[str] = collections.Counter()
     before = changes[0][0]
     for now, change, part in changes:
-        shares = +active or collections.Counter(["between two operations"])
+        shares = +active or collections.Counter(
+            ["conversions and waits between operations"]
+        )
         for name, count in shares.items():
             taken[name] += (now - before) * count / shares.total()
         active[part] += change
