@@ -26,8 +26,6 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
 from clara_jax.evaluate.examine import (
     BASELINES,
-    Prediction,
-    PredictionFile,
     conditions_of,
     examine,
     need,
@@ -39,6 +37,7 @@ from clara_jax.evaluate.paraphrases import (
     paraphrase_scores,
     passages_of,
 )
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
 from clara_jax.evaluate.report import markdown, scores_of
 from clara_jax.files import told, write_error, write_json
 from clara_jax.generate import AnswerConfig, Clara

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.evaluate.examine import Prediction
 from clara_jax.evaluate.metrics import ANSWER_METRICS, score_answers, score_retrieval
+from clara_jax.evaluate.predictions import Prediction
 
 LABELS = {
     "model": "the model",

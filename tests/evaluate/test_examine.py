@@ -10,13 +10,12 @@ import clara_jax
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question
 from clara_jax.evaluate.examine import (
-    Prediction,
-    PredictionFile,
     bm25_ranking,
     conditions_of,
     examine,
     other_documents,
 )
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
 
 DOCUMENTS = (
     "Ada Bell was born in Corin",

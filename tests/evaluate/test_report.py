@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clara_jax.evaluate.examine import Prediction
+from clara_jax.evaluate.predictions import Prediction
 from clara_jax.evaluate.report import bootstrap, markdown, scores_of
 
 
