@@ -56,7 +56,7 @@ def _selects(clara: Clara) -> bool:
 
 def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:
     """Vectors of all texts; a bar appears when it takes long."""
-    step = 16 * clara.config.batch_size
+    step = 8 * clara.config.batch_size
     parts = []
     with tqdm(desc="compress", total=len(texts), unit="doc", delay=2) as bar:
         for begin in range(0, len(texts), step):
