@@ -214,7 +214,10 @@ def _as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
     """The tokens nearest to each vector, with their shares of the probability."""
     lines = ["\nwhat the reasoner's vectors are near to:"]
     for i, slot in enumerate(slots):
-        shown = ", ".join(f"{t.token.strip()!r} {t.probability:.2f}" for t in slot)
+        # A token of white space alone is shown as what it is.
+        shown = ", ".join(
+            f"{(t.token.strip() or t.token)!r} {t.probability:.2f}" for t in slot
+        )
         lines.append(f"  {i + 1}. {shown}")
     return "\n".join(lines)
 
