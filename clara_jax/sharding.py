@@ -7,8 +7,9 @@ Which machine axis an array axis is split over is decided here and nowhere else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -19,9 +20,9 @@ Tree = TypeVar("Tree")
 
 MeshAxes = str | tuple[str, ...] | None
 
-MESH_AXES = ("data", "fsdp", "tensor")
-"""``data`` repeats weights, ``fsdp`` splits weights and batch, ``tensor`` splits
-matrix products."""
+MESH_AXES = ("slice", "data", "fsdp", "tensor")
+"""``slice`` and ``data`` repeat weights, the former over the slow network between TPU
+slices or hosts; ``fsdp`` splits weights and batch, ``tensor`` matrix products."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ShardingRules:
       layers: scanned over; splitting it would send every layer to every device.
     """
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("slice", "data", "fsdp")
     candidates: MeshAxes = None
     length: MeshAxes = None
     width: MeshAxes = "fsdp"
@@ -78,13 +79,14 @@ def make_mesh(
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
+    slice: int = 1,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """Lay out devices as ``data x fsdp x tensor``.
+    """Lay out devices as ``slice x data x fsdp x tensor``.
 
     Args:
-      data, fsdp, tensor: devices along each mesh axis. One of them may be -1 and takes
-        the devices that the others leave.
+      data, fsdp, tensor, slice: devices along each mesh axis. One of them may be -1 and
+        takes the devices that the others leave.
       devices: what to lay out; None takes all of ``jax.devices()``.
 
     Returns:
@@ -98,15 +100,13 @@ def make_mesh(
       >>> mesh = make_mesh(fsdp=4)  # 8 devices: data 2, fsdp 4, tensor 1
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, tensor]
+    sizes = [slice, data, fsdp, tensor]
     wanted = " x ".join(f"{n} {size}" for n, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ClaraError(
             f"mesh {wanted}: sizes must be above 0, at most one of them -1"
         )
-    known = 1
-    for size in sizes:
-        known *= 1 if size == -1 else size
+    known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
         known = len(devices)
@@ -156,6 +156,49 @@ def named_sharding(
     return NamedSharding(mesh, partition_spec(*logical, rules=rules))
 
 
+def tree_shardings(
+    mesh: Mesh,
+    tree: Any,
+    axes: Callable[[tuple[str, ...], int], tuple[str | None, ...]],
+    rules: ShardingRules = RULES,
+) -> Any:
+    """Where every array of a tree lies on `mesh`.
+
+    An axis that its mesh axes do not divide stays whole on every device.
+
+    Args:
+      mesh: from `make_mesh`.
+      tree: arrays or shapes.
+      axes: names on the way to an array, and its rank, to its logical axes.
+      rules: the table.
+
+    Returns:
+      The same tree of `NamedSharding`.
+    """
+
+    def place(path, leaf) -> NamedSharding:
+        shape = jax.numpy.shape(leaf)
+        names = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+        spec = partition_spec(*axes(names, len(shape)), rules=rules)
+        kept = [
+            entry if size % _count(mesh, entry) == 0 else None
+            for entry, size in zip(spec, shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_parts(mesh: Mesh, rules: ShardingRules = RULES) -> int:
+    """How many devices share the rows of a batch."""
+    return _count(mesh, rules.mesh_axes("batch"))
+
+
+def _count(mesh: Mesh, axes: MeshAxes) -> int:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
 def shard_batch(mesh: Mesh, batch: Tree, rules: ShardingRules = RULES) -> Tree:
     """Put a batch on the mesh, each device holding its own rows only.
 
@@ -171,9 +214,7 @@ def shard_batch(mesh: Mesh, batch: Tree, rules: ShardingRules = RULES) -> Tree:
       ClaraError: B is no multiple of the devices that share a batch.
     """
     sharding = named_sharding(mesh, "batch", rules=rules)
-    parts = 1
-    for axis in rules.mesh_axes("batch"):
-        parts *= mesh.shape[axis]
+    parts = batch_parts(mesh, rules)
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[0] % parts:
             raise ClaraError(

@@ -28,17 +28,17 @@ def bytes_per_device(array: jax.Array) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": 4}, (2, 4, 1)),
-        ({"data": 1, "fsdp": -1, "tensor": 2}, (1, 4, 2)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({}, (1, 8, 1, 1)),
+        ({"fsdp": 4}, (1, 2, 4, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 2}, (1, 1, 4, 2)),
+        ({"slice": 2, "fsdp": 2, "tensor": 2}, (2, 1, 2, 2)),
     ],
 )
 def test_mesh_shapes(sizes, shape):
     mesh = make_mesh(**sizes)
     assert mesh.devices.shape == shape
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_names == ("slice", "data", "fsdp", "tensor")
+    assert mesh.axis_types == (AxisType.Auto,) * 4
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,19 @@ def test_mesh_shapes(sizes, shape):
     ],
 )
 def test_mesh_refuses_sizes_that_do_not_fit(sizes):
-    with pytest.raises(ClaraError, match="mesh data"):
+    with pytest.raises(ClaraError, match="mesh slice"):
         make_mesh(**sizes)
 
 
 def test_mesh_of_chosen_devices():
     mesh = make_mesh(devices=jax.devices()[:2])
-    assert mesh.devices.shape == (2, 1, 1)
+    assert mesh.devices.shape == (1, 2, 1, 1)
 
 
 def test_specs_follow_the_table():
-    assert partition_spec("batch", "length", None) == P(("data", "fsdp"), None, None)
+    assert partition_spec("batch", "length", None) == P(
+        ("slice", "data", "fsdp"), None, None
+    )
     assert partition_spec("layers", "width", "mlp") == P(None, "fsdp", "tensor")
     assert partition_spec() == P()
 

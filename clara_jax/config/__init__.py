@@ -20,6 +20,7 @@ from clara_jax.config.run import (
     STAGES,
     DataConfig,
     HooksConfig,
+    MeshConfig,
     OptimConfig,
     RunConfig,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "HooksConfig",
     "LoraConfig",
     "MemoryConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimConfig",
     "RopeConfig",

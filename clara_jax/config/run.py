@@ -163,6 +163,33 @@ class HooksConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices share the work; their sizes multiply to the devices there are.
+
+    Attributes:
+      data: copies of the weights, each with rows of its own; -1 takes the devices that
+        the others leave, or, with the other axes at 1, as many as share the rows.
+      fsdp: devices that share the weights, and the rows.
+      tensor: devices that share every matrix product; divide the heads by it.
+      slice: TPU slices or hosts on a slow network, each with all the weights.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    slice: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor", "slice"):
+            value = getattr(self, name)
+            require(
+                value > 0 or value == -1,
+                f"mesh.{name}",
+                f"must be above 0, or -1 for the devices left, not {value}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One training run.
 
@@ -196,6 +223,7 @@ class RunConfig:
     selection: SelectionConfig = SelectionConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
     hooks: HooksConfig = HooksConfig()
 
     def __post_init__(self) -> None:

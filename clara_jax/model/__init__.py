@@ -7,6 +7,7 @@ from clara_jax.model.adapters import (
     init_lora,
     merge_lora,
 )
+from clara_jax.model.axes import logical_axes
 from clara_jax.model.cache import Cache, zeros_cache
 from clara_jax.model.presets import PRESETS
 from clara_jax.model.transformer import Transformer
@@ -19,6 +20,7 @@ __all__ = [
     "count",
     "init_backbone",
     "init_lora",
+    "logical_axes",
     "merge_lora",
     "zeros_cache",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from clara_jax.clara import Batch, Loss, make_loss
-from clara_jax.config import RunConfig
+from clara_jax.config import MeshConfig, RunConfig
 from clara_jax.data import (
     ExampleMaker,
     Record,
@@ -20,8 +20,14 @@ from clara_jax.data import (
     open_records,
 )
 from clara_jax.errors import ClaraError
-from clara_jax.model import Transformer
-from clara_jax.sharding import make_mesh, named_sharding, shard_batch
+from clara_jax.model import Transformer, logical_axes
+from clara_jax.sharding import (
+    batch_parts,
+    make_mesh,
+    named_sharding,
+    shard_batch,
+    tree_shardings,
+)
 from clara_jax.text import ClaraTokenizer
 from clara_jax.train.hooks import Evaluator
 from clara_jax.train.optim import make_optimizer, make_schedule
@@ -83,7 +89,7 @@ class Parts:
     def put(self, batch: Batch) -> Batch:
         """Move a batch to the devices: split by rows where these go round evenly."""
         rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % self.mesh.size == 0:
+        if rows % batch_parts(self.mesh) == 0:
             return shard_batch(self.mesh, batch)
         return jax.device_put(batch, named_sharding(self.mesh))
 
@@ -136,9 +142,8 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
     for some in (train, records):
         check_records(some, maker)
     mesh = _mesh(config, say)
-    backbone, frozen = jax.device_put(
-        (start.backbone, start.frozen), named_sharding(mesh)
-    )
+    given = (start.backbone, start.frozen)
+    backbone, frozen = jax.device_put(given, tree_shardings(mesh, given, logical_axes))
     return Parts(
         config=config,
         start=dataclasses.replace(start, backbone=backbone, frozen=frozen),
@@ -158,16 +163,17 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
 
 def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     """Make the state of step 0, on the devices, and the compiled train step."""
-    optim, everywhere = parts.config.optim, named_sharding(parts.mesh)
+    optim = parts.config.optim
     schedule = make_schedule(optim, parts.steps)
     optimizer = make_optimizer(optim, schedule)
     step = make_train_step(
         parts.loss, parts.model, optimizer, schedule, accumulate=optim.accumulate
     )
     state = init_state(parts.start.trainable, optimizer, parts.key)
+    shardings = tree_shardings(parts.mesh, state, logical_axes)
     return (
-        jax.device_put(state, everywhere),
-        compile_step(step, out_shardings=everywhere),
+        jax.device_put(state, shardings),
+        compile_step(step, out_shardings=(shardings, named_sharding(parts.mesh))),
     )
 
 
@@ -184,8 +190,16 @@ def sizes(parts: Parts, state: TrainState) -> dict[str, int]:
 
 
 def _mesh(config: RunConfig, say: Callable[[str], None]) -> jax.sharding.Mesh:
-    """All devices, or as many as share the rows of a microbatch evenly."""
+    """The mesh asked for; else all devices that share a microbatch's rows evenly."""
     rows = config.data.batch_size // config.optim.accumulate
+    if config.mesh != MeshConfig():
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        if rows % batch_parts(mesh):
+            raise ClaraError(
+                f"config field 'mesh': its {batch_parts(mesh)} parts of a batch do not "
+                f"divide {rows} rows (data.batch_size / optim.accumulate)"
+            )
+        return mesh
     count = math.gcd(rows, jax.device_count())
     if count < jax.device_count():
         say(

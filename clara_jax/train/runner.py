@@ -15,7 +15,6 @@ from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
 from clara_jax.data import make_batches, unique_documents
 from clara_jax.errors import ClaraError
-from clara_jax.sharding import named_sharding
 from clara_jax.train import hooks as hooks_
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.folder import RunFolder
@@ -83,7 +82,7 @@ def _train(
     checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep)
     stack.callback(checkpoints.close)
     newest = checkpoints.latest()
-    state, kept = _resumed(checkpoints, newest, state, named_sharding(parts.mesh))
+    state, kept = _resumed(checkpoints, newest, state)
     if newest is not None:
         feed.set_state(kept["feed"])
         _say(f"{config.workdir}: going on after step {newest} of {steps}")
@@ -184,13 +183,14 @@ def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
 
 
 def _resumed(
-    checkpoints: Checkpoints, newest: int | None, state: TrainState, sharding: Any
+    checkpoints: Checkpoints, newest: int | None, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
     """The newest state with what was noted beside it; without one, the state given."""
     if newest is None:
         return state, {"seconds": 0.0, "tokens": 0}
     arrays, kept = checkpoints.restore(newest, state.saved())
-    return jax.device_put(TrainState.restored(arrays), sharding), kept
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.device_put(TrainState.restored(arrays), shardings), kept
 
 
 def _writers(config: RunConfig, folder: RunFolder, newest: int | None) -> list[Writer]:

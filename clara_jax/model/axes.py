@@ -1,0 +1,53 @@
+"""Logical axes of every array of a model, by its name and place in the tree."""
+
+from __future__ import annotations
+
+_LINEAR = {
+    "query": ("width", "heads"),
+    "key": ("width", "kv_heads"),
+    "value": ("width", "kv_heads"),
+    "query_key_value": ("width", "heads"),
+    "output": ("heads", "width"),
+    "gate": ("width", "mlp"),
+    "up": ("width", "mlp"),
+    "gate_up": ("width", "mlp"),
+    "down": ("mlp", "width"),
+}
+_TABLES = {
+    ("embed", "embedding"): ("vocab", "width"),
+    ("head", "kernel"): ("width", "vocab"),
+}
+
+
+def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
+    """Logical axes of one array of a backbone, an adapter or an optimizer state.
+
+    Norms, special rows and scalars are small: all their axes are None.
+
+    Args:
+      path: names on the way to it; the last two say what it is.
+      rank: its number of axes.
+
+    Returns:
+      One name of `clara_jax.sharding.ShardingRules`, or None, per axis.
+
+    Example::
+
+      logical_axes(("params", "layers", "mlp", "gate", "kernel"), 3)
+      # ("layers", "width", "mlp")
+    """
+    if path[-2:] in _TABLES:
+        return _TABLES[path[-2:]]
+    layer, entry = path[-2:] if len(path) > 1 else ("", "")
+    axes: tuple[str | None, ...] = ()
+    if layer in _LINEAR:
+        inputs, outputs = _LINEAR[layer]
+        axes = {
+            "kernel": (inputs, outputs),
+            "bias": (outputs,),
+            "a": (inputs, "lora_rank"),
+            "b": ("lora_rank", outputs),
+        }.get(entry, ())
+    if not axes:
+        return (None,) * rank
+    return ("layers",) * (rank - len(axes)) + axes

@@ -1,0 +1,121 @@
+"""The same step on one device and on meshes of several: equal numbers, split arrays."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax.clara import make_loss
+from clara_jax.config import OptimConfig, SelectionConfig
+from clara_jax.model import logical_axes
+from clara_jax.sharding import (
+    make_mesh,
+    named_sharding,
+    shard_batch,
+    tree_shardings,
+)
+from clara_jax.testing import NUM_MEMORY, random_batch, toy_model
+from clara_jax.train.optim import make_optimizer, make_schedule
+from clara_jax.train.state import init_state
+from clara_jax.train.step import compile_step, make_train_step
+
+TRAINS = {
+    "scp": ("compressor", "generator", "memory"),
+    "instruct": ("compressor", "generator"),
+    "end_to_end": ("reasoner", "generator"),
+    "rerank": ("reasoner",),
+}
+MESHES = {
+    "two devices": {"fsdp": 2},
+    "data": {"data": 4},
+    "fsdp": {"data": 1, "fsdp": 4},
+    "tensor": {"data": 1, "fsdp": 1, "tensor": 4},
+    "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
+    "slices": {"slice": 2, "data": 1, "fsdp": 2, "tensor": 2},
+}
+
+
+def one_step(stage, sizes):
+    """A step on a mesh; an empty one is a single device."""
+    wanted = int(np.prod([max(size, 1) for size in sizes.values()], initial=1))
+    mesh = make_mesh(**sizes, devices=jax.devices()[:wanted])
+    toy = _with_wide_rows(toy_model(tied=False))
+    config = OptimConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0)
+    optimizer = make_optimizer(config, make_schedule(config, 10))
+    loss = make_loss(
+        stage,
+        num_memory=NUM_MEMORY,
+        mse_weight=0.1,
+        selection=SelectionConfig(top_k=3, temperature=0.2),
+    )
+    step = make_train_step(loss, toy.model, optimizer, make_schedule(config, 10))
+    trainable = {name: toy.adapters[name] for name in TRAINS[stage]}
+    frozen = {n: tree for n, tree in toy.adapters.items() if n not in trainable}
+    given = init_state(trainable, optimizer, jax.random.key(3)), toy.backbone, frozen
+    shardings = tree_shardings(mesh, given, logical_axes)
+    given = jax.device_put(given, shardings)
+    batch = random_batch(stage, rows=8)
+    run = compile_step(step, out_shardings=(shardings[0], named_sharding(mesh)))
+    state, metrics = run(*given, shard_batch(mesh, batch))
+    return jax.device_get((state.trainable, metrics)), state, given[1]
+
+
+def _with_wide_rows(toy):
+    """Embeddings near unit size: the norm's slope would blow up rounding otherwise."""
+    params = dict(toy.backbone["params"])
+    params["embed"] = jax.tree.map(lambda x: 50 * x, params["embed"])
+    return dataclasses.replace(
+        toy,
+        backbone={**toy.backbone, "params": params},
+        adapters={**toy.adapters, "memory": 50 * toy.adapters["memory"]},
+    )
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("stage", TRAINS)
+def test_meshes_give_the_numbers_of_one_device(stage, name):
+    (alone, expected), _, _ = one_step(stage, {})
+    (split, metrics), _, _ = one_step(stage, MESHES[name])
+    for key in expected:
+        np.testing.assert_allclose(
+            metrics[key], expected[key], rtol=1e-5, atol=1e-7, err_msg=key
+        )
+    # After Adam's first step a change of sign would be a whole learning rate.
+    for ours, theirs in zip(
+        jax.tree.leaves(split), jax.tree.leaves(alone), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def held(array):
+    """Share of an array that each of its devices holds."""
+    return {s.data.nbytes / array.nbytes for s in array.addressable_shards}
+
+
+def test_arrays_are_split_and_stay_split():
+    _, state, backbone = one_step("scp", MESHES["mixed"])
+    layers = backbone["params"]["layers"]
+    assert held(layers["mlp"]["gate"]["kernel"]) == {1 / 4}
+    assert held(layers["attention"]["output"]["kernel"]) == {1 / 4}
+    assert held(backbone["params"]["embed"]["embedding"]) == {1 / 2}  # 61 rows
+    assert held(layers["input_norm"]["scale"]) == {1.0}
+    adapter = state.trainable["compressor"]["layers"]["mlp"]["up"]
+    assert held(adapter["a"]) == held(adapter["b"]) == {1 / 2}
+    moments = [
+        leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+        if jax.tree_util.keystr(path).endswith("['up']['a']")
+    ]
+    assert len(moments) == 4 and all(held(m) == {1 / 2} for m in moments)
+
+
+def test_every_wide_array_has_axes():
+    toy = toy_model(tied=False, fused_qkv=True, fused_gate_up=True, qkv_bias=True)
+    tree = {"backbone": toy.backbone, **toy.adapters}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        names = tuple(key.key for key in path)
+        axes = logical_axes(names, leaf.ndim)
+        assert len(axes) == leaf.ndim
+        small = names[-1] in ("scale", "memory", "marks") or names[-2] == "rows"
+        assert any(axes) != small, names
