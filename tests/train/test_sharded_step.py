@@ -34,6 +34,7 @@ MESHES = {
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
     "slices": {"slice": 2, "data": 1, "fsdp": 2, "tensor": 2},
 }
+SHOWN = {("scp", "mixed"), ("end_to_end", "slices")}
 
 
 def one_step(stage, sizes):
@@ -72,8 +73,19 @@ def _with_wide_rows(toy):
     )
 
 
-@pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("stage", TRAINS)
+CASES = [
+    pytest.param(
+        stage,
+        name,
+        # One of each here, all of them where there is time.
+        marks=() if (stage, name) in SHOWN else pytest.mark.slow,
+    )
+    for stage in TRAINS
+    for name in MESHES
+]
+
+
+@pytest.mark.parametrize(("stage", "name"), CASES)
 def test_meshes_give_the_numbers_of_one_device(stage, name):
     (alone, expected), _, _ = one_step(stage, {})
     (split, metrics), _, _ = one_step(stage, MESHES[name])
