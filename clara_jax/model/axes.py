@@ -13,7 +13,7 @@ _LINEAR = {
     "gate_up": ("width", "mlp"),
     "down": ("mlp", "width"),
 }
-_TABLES = {
+_TABLES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("head", "kernel"): ("width", "vocab"),
 }
