@@ -54,8 +54,7 @@ def causal_attention(
     """Causal attention in a few blocks of queries, each over the keys it can see.
 
     XLA computes hidden scores too, and keeps all of them: with four blocks it computes
-    and keeps five eighths. On two cores, eight rows of 256 tokens take less than half
-    the time (`tests/bench/compress.py --profile`).
+    and keeps five eighths.
 
     Args:
       query, key, value: of the same T tokens, padding on the right.
