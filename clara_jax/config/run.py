@@ -170,7 +170,7 @@ class MeshConfig:
       data: copies of the weights, each with rows of its own; -1 takes the devices that
         the others leave, or, with the other axes at 1, as many as share the rows.
       fsdp: devices that share the weights, and the rows.
-      tensor: devices that share every matrix product; divide the heads by it.
+      tensor: devices that share every matrix product; best a divisor of the heads.
       slice: TPU slices or hosts on a slow network, each with all the weights.
     """
 
