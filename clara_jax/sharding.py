@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clara_jax.errors import ClaraError
+from clara_jax.shapes import Array, Shaped
 
 Tree = TypeVar("Tree")
 
@@ -180,13 +181,37 @@ def tree_shardings(
         shape = jax.numpy.shape(leaf)
         names = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
         spec = partition_spec(*axes(names, len(shape)), rules=rules)
-        kept = [
-            entry if size % _count(mesh, entry) == 0 else None
-            for entry, size in zip(spec, shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*kept))
+        return NamedSharding(mesh, _fitting(mesh, spec, shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place(
+    x: Shaped[Array, "..."], *logical: str | None, rules: ShardingRules = RULES
+) -> Shaped[Array, "..."]:
+    """Say where an array inside a compiled function lies on the mesh around it.
+
+    The mesh is that of ``jax.set_mesh``; without one nothing happens. An axis that its
+    mesh axes do not divide stays whole.
+
+    Args:
+      x: any array.
+      *logical: a name of `ShardingRules`, or None, per axis of `x`.
+      rules: the table.
+
+    Returns:
+      `x`, constrained.
+
+    Example::
+
+      with jax.set_mesh(mesh):
+          jax.jit(lambda x: place(x, "batch", None))(x)
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = partition_spec(*logical, rules=rules)
+    return jax.lax.with_sharding_constraint(x, _fitting(mesh, spec, x.shape))
 
 
 def batch_parts(mesh: Mesh, rules: ShardingRules = RULES) -> int:
@@ -194,7 +219,19 @@ def batch_parts(mesh: Mesh, rules: ShardingRules = RULES) -> int:
     return _count(mesh, rules.mesh_axes("batch"))
 
 
-def _count(mesh: Mesh, axes: MeshAxes) -> int:
+def _fitting(
+    mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]
+) -> PartitionSpec:
+    """`spec` without the mesh axes that do not divide their axis of `shape`."""
+    return PartitionSpec(
+        *(
+            entry if size % _count(mesh, entry) == 0 else None
+            for entry, size in zip(spec, shape, strict=True)
+        )
+    )
+
+
+def _count(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
 

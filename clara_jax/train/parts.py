@@ -33,7 +33,7 @@ from clara_jax.train.hooks import Evaluator
 from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.start import Start, prepare
 from clara_jax.train.state import TrainState, count_bytes, count_parameters, init_state
-from clara_jax.train.step import StepFunction, compile_step, make_train_step
+from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     shardings = tree_shardings(parts.mesh, state, logical_axes)
     return (
         jax.device_put(state, shardings),
-        compile_step(step, out_shardings=(shardings, named_sharding(parts.mesh))),
+        compile_on_mesh(step, parts.mesh, state),
     )
 
 

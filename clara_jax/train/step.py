@@ -12,9 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from clara_jax.clara import Batch, Loss
+from clara_jax.model import logical_axes
 from clara_jax.shapes import Array, Key, Params
+from clara_jax.sharding import named_sharding, tree_shardings
 from clara_jax.train.optim import Schedule
 from clara_jax.train.state import TrainState
 
@@ -185,6 +188,23 @@ def compile_step(
     if out_shardings is not None:
         options["out_shardings"] = out_shardings
     return jax.jit(step, donate_argnums=0, **options)
+
+
+def compile_on_mesh(step: StepFunction, mesh: Mesh, state: TrainState) -> Any:
+    """Compile a train step for a mesh: the function that training runs.
+
+    Call or lower it inside ``jax.set_mesh(mesh)``, so that activations are placed too.
+
+    Args:
+      step: of `make_train_step`.
+      mesh: of `sharding.make_mesh`.
+      state: of the run, or its shapes; says how the new state is laid out.
+
+    Returns:
+      The jitted step; its state is donated and comes back laid out as the table says.
+    """
+    shardings = tree_shardings(mesh, state, logical_axes)
+    return compile_step(step, out_shardings=(shardings, named_sharding(mesh)))
 
 
 def _ratio(total: Array, weight: Array, empty: float = 0.0) -> Array:

@@ -11,14 +11,13 @@ from clara_jax.config import OptimConfig, SelectionConfig
 from clara_jax.model import logical_axes
 from clara_jax.sharding import (
     make_mesh,
-    named_sharding,
     shard_batch,
     tree_shardings,
 )
 from clara_jax.testing import NUM_MEMORY, random_batch, toy_model
 from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.state import init_state
-from clara_jax.train.step import compile_step, make_train_step
+from clara_jax.train.step import compile_on_mesh, make_train_step
 
 TRAINS = {
     "scp": ("compressor", "generator", "memory"),
@@ -57,8 +56,9 @@ def one_step(stage, sizes):
     shardings = tree_shardings(mesh, given, logical_axes)
     given = jax.device_put(given, shardings)
     batch = random_batch(stage, rows=8)
-    run = compile_step(step, out_shardings=(shardings[0], named_sharding(mesh)))
-    state, metrics = run(*given, shard_batch(mesh, batch))
+    run = compile_on_mesh(step, mesh, given[0])
+    with jax.set_mesh(mesh):
+        state, metrics = run(*given, shard_batch(mesh, batch))
     return jax.device_get((state.trainable, metrics)), state, given[1]
 
 
