@@ -297,12 +297,9 @@ def run_once(
                 if not code or status:
                     continue
                 status, deadline = code, time.monotonic() + grace
-                if running:
-                    screen.line(
-                        "err",
-                        f"launch: process {number} ended with status {code}; "
-                        f"{len(running)} more have {grace:g} s to stop",
-                    )
+                more = f"; {len(running)} more have {grace:g} s to stop"
+                what = f"launch: process {number} ended with status {code}"
+                screen.line("err", what + (more if running else ""))
             if not running:
                 return status
             if deadline is not None and time.monotonic() > deadline:

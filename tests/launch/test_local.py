@@ -163,8 +163,10 @@ def test_a_progress_bar_is_one_line_in_a_log():
 def test_a_progress_bar_moves_on_a_terminal():
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "local.py"), "--", "python", STAND_IN]
-        + "0:bar 1:bar 0:say=after".split(),  # noqa: RUF005
+        [
+            *(sys.executable, str(ROOT / "launch" / "local.py"), "--"),
+            *("python", STAND_IN, "0:bar", "1:bar", "0:say=after"),
+        ],
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
