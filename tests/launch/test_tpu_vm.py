@@ -1,4 +1,4 @@
-"""`launch/tpu_vm.sh` against a gcloud that plays the TPU service (programs/gcloud.py)."""
+"""`launch/tpu_vm.sh`, with a gcloud that plays the TPU service (programs/gcloud.py)."""
 
 import json
 import os
@@ -207,9 +207,10 @@ def test_a_repository_is_cloned_instead():
 def test_gcloud_itself_knows_every_flag(tmp_path):
     commands = dry("--spot", "--bucket=data", "--project=ours", *TRAINING)
     commands += dry("--reserved", "--nfs=10.0.0.2:/vol", "--project=ours", *TRAINING)
-    listed = [line for line in commands.splitlines() if line.startswith("gcloud")]
+    lines = commands.splitlines()
+    listed = sorted({line for line in lines if line.startswith("gcloud")})
     path = tmp_path / "commands.json"
-    path.write_text(json.dumps(listed))
+    path.write_text(json.dumps([{"command_string": line} for line in listed]))
     done = subprocess.run(
         ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={path}"],
         capture_output=True,

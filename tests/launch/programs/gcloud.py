@@ -5,6 +5,7 @@ it goes through, one a look; the last one stays. When a file ``$CLOUD/preempt`` 
 the present machines die. Workers are folders; ssh runs the command in each.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,10 +38,8 @@ def end_machines() -> None:
     for home in homes():
         number = home / "clara_run" / "pid"
         if number.exists() and not (home / "clara_run" / "status").exists():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(number.read_text()), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -1,7 +1,6 @@
 """Stands for training on a pod: five steps, kept in the shared folder $CLOUD/share.
 
-Arguments: STEP=ACTION, done once: ``preempt`` (the machines die), ``75`` or another exit
-status.
+Arguments: STEP=ACTION, done once: ``preempt`` (the machines die) or an exit status.
 """
 
 import os
