@@ -229,8 +229,7 @@ def environments(
     """What each process is told.
 
     Args:
-      processes: how many there are. devices: simulated ones of each.
-      port: on which process 0 will listen.
+      processes: how many. devices: simulated ones of each. port: of process 0.
       flags: the present ``XLA_FLAGS``; a number of devices in it is replaced.
 
     Returns:
@@ -266,7 +265,7 @@ def run_once(
     """Start all processes and wait for them.
 
     Args:
-      command: what each one runs. told: environment of each.
+      command, told: what each one runs, and with which environment.
       grace: seconds that the others have once one has ended badly.
       stopped: signals that came from outside are added, and passed on.
 
@@ -347,10 +346,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--dry-run", action="store_true", help="print the commands and start nothing"
     )
     given = list(arguments)
-    own, command = given, []
-    if "--" in given:
-        cut = given.index("--")
-        own, command = given[:cut], given[cut + 1 :]
+    cut = given.index("--") if "--" in given else len(given)
+    own, command = given[:cut], given[cut + 1 :]
     options = parser.parse_args(own)
     for name, least in (("processes", 1), ("devices", 1), ("grace", 0)):
         if getattr(options, name) < least:
