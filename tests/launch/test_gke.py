@@ -56,7 +56,7 @@ def jobset_refuses(resource: dict[str, Any]) -> str:
 
 
 def dropped(given: Any, kept: Any, at: str = "") -> str:
-    """The first field that is not known and was left out in reading; defaults may come."""
+    """The first field that reading left out, as not known; defaults may be added."""
     if isinstance(given, dict) and isinstance(kept, dict):
         pairs = [(key, given[key], kept.get(key)) for key in given]
     elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
@@ -74,7 +74,6 @@ def job(resource: dict[str, Any]) -> dict[str, Any]:
     return {**kind, "metadata": {"name": "clara-slice-0"}, "spec": spec}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("options", [(), ("--spot", "--slices=2", "--topology=4x8")])
 def test_the_manifest_validates(options):
     made = jobset(*options)
@@ -82,7 +81,6 @@ def test_the_manifest_validates(options):
     assert kubernetes_refuses(job(made)) == ""
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_schemas_refuse_what_is_wrong():
     made = jobset()
     made["spec"]["failurePolicy"]["maxRestart"] = 1
@@ -93,7 +91,6 @@ def test_the_schemas_refuse_what_is_wrong():
     assert kubernetes_refuses(job(made))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_volume_validates_and_is_the_one_that_is_mounted():
     text = (ROOT / "launch" / "gke" / "volume.yaml").read_text()
     volume = yaml.safe_load(text)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,39 @@ def test_a_failure_is_passed_on_and_the_machines_are_left(cloud):
     # Mended, the same command goes on there.
     assert cloud.all().returncode == 0
     assert cloud.verbs() == ["create", "scp", "scp", "delete"]
+
+
+def test_a_connection_that_breaks_ends_nothing(cloud):
+    cloud.grant(GRANTED)
+    done = cloud.all("1=slow", "2=deaf")
+    assert done.returncode == 0, done.stderr
+    assert "launch: clara: no word from the workers" in done.stderr
+    assert cloud.verbs() == ["create", "scp", "delete"]
+
+
+def test_stopped_with_ctrl_c_it_goes_on_watching(cloud):
+    cloud.grant(GRANTED)
+    arguments = ("all", *WHERE, "--poll=0", "--", *TRAIN, "1=slow")
+    first = subprocess.Popen(
+        ["bash", SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "CLOUD": str(cloud.folder), "PATH": cloud.path},
+        start_new_session=True,
+    )
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line == "step 1\n":
+            break
+    # To the whole group, as a terminal does.
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=60)
+    first.stdout.close()
+    done = cloud(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "step 4" in done.stdout
+    assert cloud.verbs() == ["create", "scp", "delete"]
 
 
 def test_each_step_alone(cloud):

@@ -2,7 +2,8 @@
 
 ``$CLOUD/lives`` holds one line for each request that will be granted: the states that
 it goes through, one a look; the last one stays. When a file ``$CLOUD/preempt`` appears
-the present machines die. Workers are folders; ssh runs the command in each.
+the present machines die; the request itself shows it two looks later. Workers are
+folders; ssh runs the command in each, and fails as often as ``$CLOUD/deaf`` says.
 """
 
 import contextlib
@@ -48,7 +49,8 @@ def state() -> str:
     if (CLOUD / "preempt").exists():
         (CLOUD / "preempt").unlink()
         end_machines()
-        now["states"] = ["SUSPENDING", "SUSPENDED"]
+        now["node"] = "PREEMPTED"
+        now["states"] = ["ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
     shown = now["states"][0]
     if len(now["states"]) > 1:
         now["states"].pop(0)
@@ -63,7 +65,8 @@ def queued(verb: str) -> None:
             fail("ALREADY_EXISTS: Resource already exists.")
         lives = (CLOUD / "lives").read_text().splitlines()
         (CLOUD / "lives").write_text("\n".join(lives[1:]))
-        LIFE.write_text(json.dumps({"states": lives[0].split(), "shown": ""}))
+        made = {"states": lives[0].split(), "shown": "", "node": "READY"}
+        LIFE.write_text(json.dumps(made))
     elif verb == "describe":
         print("a warning, on the other stream", file=sys.stderr)
         print("no capacity" if "error.message" in sys.argv[6] else state())
@@ -74,8 +77,14 @@ def queued(verb: str) -> None:
 
 
 def machines() -> list[Path]:
-    if (CLOUD / "preempt").exists() or life()["shown"] != "ACTIVE":
+    now = life()
+    dead = (CLOUD / "preempt").exists() or now["node"] != "READY"
+    if dead or now["shown"] != "ACTIVE":
         fail("the TPU is not READY")
+    deaf = CLOUD / "deaf"
+    if deaf.exists() and int(deaf.read_text()):
+        deaf.write_text(str(int(deaf.read_text()) - 1))
+        fail("ssh: connection timed out", 255)
     for home in homes():
         python = home / "clara_venv" / "bin" / "python"
         python.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,7 @@ def machines() -> list[Path]:
 
 def node(verb: str, words: list[str]) -> int:
     if verb == "describe":
-        print("READY" if life()["shown"] == "ACTIVE" else "PREEMPTED")
+        print(life()["node"])
         return 0
     flags = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
     chosen = machines()

@@ -1,6 +1,7 @@
 """Stands for training on a pod: five steps, kept in the shared folder $CLOUD/share.
 
-Arguments: STEP=ACTION, done once: ``preempt`` (the machines die) or an exit status.
+Arguments: STEP=ACTION, done once: ``preempt`` (the machines die), ``deaf`` (ssh fails
+for a while), ``slow``, or an exit status.
 """
 
 import os
@@ -21,5 +22,10 @@ for step in range(int(at.read_text()) if at.exists() else 0, 5):
         if action == "preempt":
             (cloud / "preempt").touch()
             time.sleep(60)
-        sys.exit(int(action))
+        elif action == "deaf":
+            (cloud / "deaf").write_text("4")
+        elif action == "slow":
+            time.sleep(3)
+        else:
+            sys.exit(int(action))
     at.write_text(str(step + 1))
