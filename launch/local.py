@@ -216,7 +216,8 @@ def terminal() -> tuple[int, int]:
     ours, theirs = pty.openpty()
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
-        packed = struct.pack("HHHH", size.lines, max(20, size.columns - 5), 0, 0)
+        rows, columns = max(24, size.lines), max(40, size.columns - 5)
+        packed = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, packed)
     except OSError:
         pass

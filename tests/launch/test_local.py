@@ -165,7 +165,7 @@ def test_a_progress_bar_moves_on_a_terminal():
     process = subprocess.Popen(
         [
             *(sys.executable, str(ROOT / "launch" / "local.py"), "--"),
-            *("python", STAND_IN, "0:bar", "1:bar", "0:say=after"),
+            *("python", STAND_IN, "0:bar", "1:bar", "0:size"),
         ],
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -176,6 +176,6 @@ def test_a_progress_bar_moves_on_a_terminal():
     shown = os.read(ours, 65536).decode()
     os.close(ours)
     assert process.returncode == 0
-    assert out == "[0] after\n"
+    assert out == "[0] wide enough\n"
     assert "[0] step 2\r\n" in shown
     assert "[1] step 1" not in shown

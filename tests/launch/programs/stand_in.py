@@ -3,6 +3,7 @@
 Arguments are PROCESS:ACTION, done in turn by the process of that number (``*``: all):
 ``exit=N``, ``kill`` (by signal 9), ``wait`` (for a signal, then exit 75 or 130),
 ``deaf`` (goes on after signals), ``bar`` (a progress bar in two steps), ``say=TEXT``,
+``size`` (is there a terminal to draw on),
 ``once=PATH`` (only the first time: skips the rest when the file is there).
 """
 
@@ -39,6 +40,9 @@ def act(action: str) -> None:
     elif name == "bar":
         print("\rstep 1", end="", file=sys.stderr)
         print("\rstep 2", file=sys.stderr)
+    elif name == "size":
+        size = os.get_terminal_size(2)
+        print("wide enough" if min(size.lines, size.columns) >= 24 else size)
     elif name == "say":
         print(value)
     elif name == "once":
