@@ -267,7 +267,7 @@ def run_once(
 
     Args:
       command, told: what each one runs, and with which environment.
-      grace: seconds that the others have once one has ended badly.
+      grace: seconds to stop in after a signal, or once one has ended badly.
       stopped: signals that came from outside are added, and passed on.
 
     Returns:
@@ -302,6 +302,8 @@ def run_once(
                 screen.line("err", what + (more if running else ""))
             if not running:
                 return status
+            if stopped and deadline is None:
+                deadline = time.monotonic() + grace
             if deadline is not None and time.monotonic() > deadline:
                 names = ", ".join(map(str, running))
                 screen.line("err", f"launch: ending process {names}")
@@ -309,7 +311,7 @@ def run_once(
                 last = time.monotonic() + END
                 while group.running() and time.monotonic() < last:
                     time.sleep(0.05)
-                return status
+                return status or 128 + signal.SIGKILL
             time.sleep(0.05)
     finally:
         group.close()
@@ -324,28 +326,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Start a command as N processes with M simulated devices each.",
         usage="%(prog)s [options] -- COMMAND ...",
     )
-    parser.add_argument("--processes", type=int, default=2, metavar="N")
-    parser.add_argument("--devices", type=int, default=1, metavar="M")
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds for the others to stop after one ended badly (60)",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=int,
-        default=0,
-        metavar="K",
-        help=f"start all again, up to K times, after exit status {PREEMPTED}",
-    )
-    parser.add_argument(
-        "--port", type=int, default=0, help="of process 0; a free one by default"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the commands and start nothing"
-    )
+    add = parser.add_argument
+    add("--processes", type=int, default=2, metavar="N")
+    add("--devices", type=int, default=1, metavar="M", help="simulated ones of each")
+    wait = "seconds to stop in after a signal, or when another ended badly (60)"
+    add("--grace", type=float, default=60.0, metavar="S", help=wait)
+    again = f"start all again, up to K times, after exit status {PREEMPTED}"
+    add("--restarts", type=int, default=0, metavar="K", help=again)
+    add("--port", type=int, default=0, help="of process 0; a free one by default")
+    add("--dry-run", action="store_true", help="print the commands, start nothing")
     given = list(arguments)
     cut = given.index("--") if "--" in given else len(given)
     own, command = given[:cut], given[cut + 1 :]

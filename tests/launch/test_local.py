@@ -116,6 +116,16 @@ def test_not_even_a_deaf_process_is_left():
     assert "[0] ready" in done.stdout
 
 
+@pytest.mark.slow
+def test_deaf_processes_are_ended_after_a_signal():
+    process = started("--grace=0.2", "--", "python", STAND_IN, "*:deaf")
+    wait_for(process, "ready", 2)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert "launch: ending process 0, 1" in err
+
+
 def test_death_by_a_signal_is_128_more():
     done = local("--", "python", STAND_IN, "1:kill", "*:say=fine")
     assert done.returncode == 137
