@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
 from clara_jax.shapes import Array, Float
+from clara_jax.sharding import RULES, place
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 """``auto`` takes cuDNN where it serves; ``cudnn`` fails where it does not."""
@@ -44,13 +47,28 @@ def fused_attention(
     # query sees the key put behind them.
     length = query.shape[1]
     pad = ((0, 0), (0, length % 2), (0, 0), (0, 0))
+    heads = _shared_heads(key.shape[2])
     mixed = jax.nn.dot_product_attention(
-        *(jnp.pad(x, pad) for x in (query, key, value)),
+        *(
+            place(jnp.pad(x, pad), "batch", None, heads, None)
+            for x in (query, key, value)
+        ),
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
-    return mixed[:, :length]
+    return place(mixed, "batch", None, heads, None)[:, :length]
+
+
+def _shared_heads(kv_heads: int) -> str | None:
+    """The logical axis of heads, if the mesh divides those of keys as well.
+
+    cuDNN wants queries, keys, values and their slopes laid out alike on a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else RULES.mesh_axes("kv_heads")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    return "kv_heads" if kv_heads % parts == 0 else None
 
 
 def takes_fused(
@@ -109,7 +127,8 @@ def _on_nvidia() -> bool:
     """Whether what is traced now will run on an NVIDIA GPU."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
-        device = jax.config.jax_default_device
+        # A context of its thread, which pyright does not know.
+        device = jax.config.jax_default_device  # pyright: ignore
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     return device.platform in ("gpu", "cuda") and "NVIDIA" in device.device_kind
@@ -155,7 +174,7 @@ def _refusal(
     return None
 
 
-def _local_gpu() -> jax.Device | None:
+def _local_gpu() -> Any:
     """A GPU of this process; None where programs for one are only compiled."""
     try:
         return jax.local_devices(backend="gpu")[0]

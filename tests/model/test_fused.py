@@ -63,9 +63,7 @@ def _rows(length, dtype=jnp.bfloat16, rows=2, head=8):
     ]
 
 
-@pytest.mark.parametrize(
-    ("length", "window"), [(64, None), (275, None), (275, 50), (33, 1), (33, 40)]
-)
+@pytest.mark.parametrize(("length", "window"), [(33, None), (275, 50), (64, 1)])
 def test_the_same_numbers_as_in_blocks(length, window, xla_as_cudnn):
     rows = _rows(length, jnp.float32)
     weights = jnp.cos(jnp.arange(rows[0].size)).reshape(rows[0].shape)
@@ -153,13 +151,8 @@ def test_a_mesh_keeps_the_calls(on_cuda):
         warnings.simplefilter("ignore")  # arguments without a place: no donation
         traced = compile_on_mesh(run.step, mesh, run.state).trace(*arguments)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    calls = re.findall(r"__cudnn\$\w+", text)
-    print(
-        calls,
-        len(text),
-        re.findall(r"xi1>.*", text)[:5],
-        re.findall(r"custom_call.*", text)[:5],
-    )
+    # Which become cuDNN's calls once XLA has split them.
+    assert text.count("@CustomSPMDPartitioning") == 6
     assert not _masks(text)
 
 
