@@ -236,7 +236,7 @@ class Benchmark:
 
     def decoding(self, name: str) -> Iterator[tuple[str, str, Callable[[], Work]]]:
         """First token and the tokens after it, of one answer and of several."""
-        for rows in (1,) if name == "unmerged" else (1, self.sizes.answers):
+        for rows in (1,) if name == "unmerged" else sorted({1, self.sizes.answers}):
             others: list[Callable[[], Work]] = []
 
             def first(rows=rows, others=others) -> Work:
