@@ -203,6 +203,8 @@ class RunConfig:
       reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
       train_generator: end_to_end only: whether the generator's adapter learns too.
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
+      attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
+        ``cudnn`` insist.
       dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
     """
 
@@ -218,6 +220,7 @@ class RunConfig:
     dtype: str = "float32"
     param_dtype: str = ""
     remat: str = "none"
+    attention: str = "auto"
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -238,6 +241,7 @@ class RunConfig:
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         one_of("", self, "dtype", DTYPES)
         one_of("", self, "remat", REMAT_POLICIES)
+        one_of("", self, "attention", ("auto", "xla", "cudnn"))
         for name in self.reinit:
             require(
                 name in ADAPTERS,

@@ -154,7 +154,9 @@ class Interrupt:
           flags: sums of `flags` over all processes.
         """
         if not any(flags):
-            return False  # whatever this process has noted since, the others do not know
+            return (
+                False  # whatever this process has noted since, the others do not know
+            )
         self.signal = "SIGTERM" if flags[1] else "SIGINT"
         return True
 
