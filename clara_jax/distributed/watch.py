@@ -20,8 +20,8 @@ SILENCE = 30.0
 """Seconds without one after which a process counts as lost."""
 
 TRY_AGAIN = 75
-"""Exit status that asks for the same command once more: EX_TEMPFAIL of sysexits.h, which
-job systems know as a reason to try again."""
+"""Exit status that asks for the same command once more: EX_TEMPFAIL of sysexits.h, a
+reason to try again for job systems."""
 
 _FOLDER = "clara_jax/alive/"
 
