@@ -1,0 +1,393 @@
+"""What a compiled program sends and reads, loops counted.
+
+XLA's own cost analysis counts the body of a loop once, and this package's layers are a
+loop. Here the text of the compiled program is read, and every loop's body counts as
+often as it runs. All figures are of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+
+_SIZES = {"pred": 1, "token": 0, "opaque": 0}
+# Names, not data: they cost nothing, or their parts are counted where they happen.
+_FREE = set(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id "
+    "replica-id opt-barrier optimization-barrier add-dependency domain iota".split()
+)
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_NAMED = re.compile(r"%?([\w.\-]+)")
+
+
+@dataclasses.dataclass
+class Traffic:
+    """What one device does while a program runs once.
+
+    Attributes:
+      sent: bytes of each kind of collective that cross its links.
+      far: those of them that go between slices.
+      count: collectives of each kind.
+      memory: bytes read from and written to its memory.
+      endless: loops whose number of turns is not in the program; counted once.
+    """
+
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    far: dict[str, float] = dataclasses.field(default_factory=dict)
+    count: dict[str, float] = dataclasses.field(default_factory=dict)
+    memory: float = 0.0
+    endless: int = 0
+
+    def add(self, other: Traffic, times: int = 1) -> None:
+        """Add what another part does, `times` over."""
+        for mine, theirs in (
+            (self.sent, other.sent),
+            (self.far, other.far),
+            (self.count, other.count),
+        ):
+            for kind, value in theirs.items():
+                mine[kind] = mine.get(kind, 0) + times * value
+        self.memory += times * other.memory
+        self.endless += other.endless
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    """One line: ``%name = type op(operands), rest``."""
+
+    name: str
+    type: str
+    op: str
+    operands: tuple[str, ...]
+    inside: str
+    rest: str
+    root: bool
+
+    def called(self, attribute: str) -> list[str]:
+        """Computations that an attribute such as ``body`` names."""
+        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
+        return _NAMED.findall(found[1]) if found else []
+
+
+def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
+    """Read a compiled program.
+
+    Args:
+      text: of ``compiled.as_text()``.
+      devices: how many run it.
+      slices: into how many equal parts they fall, in the order of the mesh.
+
+    Returns:
+      What one of the devices does.
+    """
+    return _Program(text, devices, slices).total()
+
+
+def array_bytes(type_: str, *, everywhere: bool = True) -> float:
+    """Bytes of an XLA type, such as ``bf16[8,128]{1,0}`` or a tuple of such.
+
+    Args:
+      type_: as in a program's text.
+      everywhere: count arrays in the chip's own scratch memory as well.
+    """
+    total = 0.0
+    for kind, dims, layout in _ARRAY.findall(type_):
+        space = re.search(r"S\((\d+)\)", layout)
+        if not everywhere and space and space[1] != "0":
+            continue
+        total += _itemsize(kind) * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+class _Program:
+    """The computations of a program, and what each does."""
+
+    def __init__(self, text: str, devices: int, slices: int):
+        self.devices, self.slices = devices, slices
+        self.entry = ""
+        self.parts: dict[str, list[_Instruction]] = {}
+        current: list[_Instruction] = []
+        for line in text.splitlines():
+            head = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\([^{]*\) -> .* )?\{$", line)
+            if head and not line.startswith(" "):
+                current = self.parts.setdefault(head[2], [])
+                self.entry = head[2] if head[1] else self.entry
+            elif line.startswith(" "):
+                instruction = _parse(line)
+                if instruction is not None:
+                    current.append(instruction)
+        self.done: dict[str, Traffic] = {}
+
+    @functools.cached_property
+    def types(self) -> dict[str, dict[str, str]]:
+        """Type of every instruction, by computation and name."""
+        return {
+            part: {line.name: line.type for line in lines}
+            for part, lines in self.parts.items()
+        }
+
+    def total(self, part: str | None = None) -> Traffic:
+        """What one run of a computation does."""
+        part = self.entry if part is None else part
+        if part not in self.done:
+            self.done[part] = Traffic()  # a program does not call itself
+            self.done[part] = self._sum(part)
+        return self.done[part]
+
+    def _sum(self, part: str) -> Traffic:
+        total = Traffic()
+        # A collective that runs beside others is written once per stretch of its time.
+        channels: set[str] = set()
+        for line in self.parts.get(part, ()):
+            if line.op == "while":
+                turns = self._turns(line)
+                total.endless += turns is None
+                for called in line.called("body") + line.called("condition"):
+                    total.add(self.total(called), turns or 1)
+            elif line.op == "conditional":
+                branches = line.called("branch_computations")
+                branches += line.called("true_computation")
+                branches += line.called("false_computation")
+                most = max(map(self.total, branches), key=lambda t: t.memory)
+                total.add(most)
+            elif line.op in ("call", "async-start"):
+                for called in line.called("to_apply") + line.called("calls"):
+                    total.add(self.total(called))
+            else:
+                for found, where in self._collectives(line, part):
+                    channel = re.search(r"channel_id=(\d+)", found.rest)
+                    if where != part and channel:
+                        if channel[1] in channels:
+                            continue
+                        channels.add(channel[1])
+                    self._send(total, found, where)
+                total.memory += self._memory(line, part)
+        return total
+
+    def _collectives(
+        self, line: _Instruction, part: str
+    ) -> Iterator[tuple[_Instruction, str]]:
+        """A collective itself, or those inside a fusion."""
+        if line.op.removesuffix("-start") in KINDS:
+            yield line, part
+        elif line.op == "fusion":
+            for called in line.called("calls"):
+                for inner in self.parts.get(called, ()):
+                    yield from self._collectives(inner, called)
+
+    def _send(self, total: Traffic, line: _Instruction, part: str) -> None:
+        kind = line.op.removesuffix("-start")
+        types = self.types[part]
+        size = sum(array_bytes(types.get(name, "")) for name in line.operands)
+        groups = _groups(line.rest, self.devices)
+        n = groups.shape[1]
+        if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # as TPUs write one
+        moved = size * {
+            "all-gather": n - 1,
+            "all-reduce": 2 * (n - 1) / n,
+            "collective-permute": 1,
+            "collective-broadcast": 1,
+        }.get(kind, (n - 1) / n)
+        if not moved:
+            return
+        total.count[kind] = total.count.get(kind, 0) + 1
+        total.sent[kind] = total.sent.get(kind, 0) + moved
+        slice_of = groups // (self.devices // self.slices)
+        if (slice_of != slice_of[:, :1]).any():
+            total.far[kind] = total.far.get(kind, 0) + moved
+
+    def _turns(self, line: _Instruction) -> int | None:
+        """How often a loop runs: as XLA notes it, or by what its condition compares."""
+        noted = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
+        if noted:
+            return int(noted[1])
+        for name in line.called("condition"):
+            inner = [name]
+            for instruction in self.parts.get(name, ()):
+                inner += instruction.called("calls")
+            limits = [
+                int(instruction.inside)
+                for part in inner
+                for instruction in self.parts.get(part, ())
+                if instruction.op == "constant"
+                and re.match(r"[su]\d+\[\]", instruction.type)
+                and instruction.inside.isdigit()
+            ]
+            simple = any(
+                "direction=LT" in instruction.rest
+                for part in inner
+                for instruction in self.parts.get(part, ())
+            )
+            if simple and len(limits) == 1:
+                return limits[0]
+        return None
+
+    def _memory(self, line: _Instruction, part: str) -> float:
+        """Bytes that one instruction reads and writes."""
+        if line.op in _FREE or line.op.endswith("-done"):
+            return 0.0
+        types = self.types[part]
+
+        def size(name: str) -> float:
+            return array_bytes(types.get(name, ""), everywhere=False)
+
+        if line.op == "fusion":
+            return self._fusion_memory(line, types)
+        result = array_bytes(line.type, everywhere=False)
+        if line.op in ("dynamic-slice", "slice", "gather", "broadcast"):
+            return result + (0 if line.op == "broadcast" else result)
+        if line.op in ("dynamic-update-slice", "scatter"):
+            return 2 * size(line.operands[-1 if line.op == "scatter" else 1])
+        if line.op in ("copy-start", "slice-start"):
+            # Its type is (what comes out, or what goes in, the other one, a flag).
+            arrays = list(_ARRAY.finditer(line.type))[:2]
+            least = min(array_bytes(found[0]) for found in arrays)
+            ends = [array_bytes(found[0], everywhere=False) for found in arrays]
+            return sum(min(end, least) for end in ends)
+        if line.op.endswith("-start"):
+            result = sum(map(size, line.operands))
+        return result + sum(map(size, line.operands))
+
+    def _fusion_memory(self, line: _Instruction, types: dict[str, str]) -> float:
+        """What a fusion touches: only slices of what it slices."""
+        (called,) = line.called("calls") or [""]
+        inner = self.parts.get(called, [])
+        inner_types = self.types.get(called, {})
+        users: dict[str, list[_Instruction]] = {}
+        for instruction in inner:
+            for name in instruction.operands:
+                users.setdefault(name, []).append(instruction)
+
+        def ends(name: str) -> list[tuple[_Instruction, int]]:
+            """Who uses a value, looking through mere changes of shape."""
+            found = []
+            for user in users.get(name, ()):
+                if user.op == "bitcast":
+                    found += ends(user.name)
+                else:
+                    found.append((user, user.operands.index(name)))
+            return found
+
+        total = 0.0
+        for instruction in inner:
+            if instruction.op != "parameter" or not instruction.inside.isdigit():
+                continue
+            outer = line.operands[int(instruction.inside)]
+            whole = array_bytes(types.get(outer, ""), everywhere=False)
+            touched = 0.0
+            for user, place in ends(instruction.name):
+                if user.op in ("dynamic-slice", "slice", "gather") and place == 0:
+                    touched += array_bytes(user.type)
+                elif user.op != "dynamic-update-slice" or place != 0:
+                    touched = whole
+                    break
+            total += min(whole, touched)
+        # The outer type says which results stay on the chip.
+        everything = array_bytes(line.type)
+        share = array_bytes(line.type, everywhere=False) / max(everything, 1)
+        return total + share * self._written(inner, inner_types)
+
+    def _written(self, inner: list[_Instruction], types: dict[str, str]) -> float:
+        """Bytes that a fusion results in; of an update in place, those of the update."""
+        by_name = {instruction.name: instruction for instruction in inner}
+
+        def size(instruction: _Instruction) -> float:
+            if instruction.op == "bitcast" and instruction.operands[0] in by_name:
+                return size(by_name[instruction.operands[0]])
+            if instruction.op == "dynamic-update-slice":
+                return array_bytes(types.get(instruction.operands[1], ""))
+            return array_bytes(instruction.type)
+
+        roots = [instruction for instruction in inner if instruction.root]
+        if roots and roots[0].op == "tuple":
+            roots = [by_name[n] for n in roots[0].operands if n in by_name]
+        return sum(map(size, roots))
+
+
+def _parse(line: str) -> _Instruction | None:
+    line = re.sub(r"/\*.*?\*/", "", line)
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not head:
+        return None
+    type_, rest = _until_closed(line[head.end() :])
+    found = re.match(r"\s*([\w\-]+)\(", rest)
+    if not found:
+        return None
+    inside, rest = _until_closed(rest[found.end() - 1 :])
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return _Instruction(
+        name=head[2],
+        type=type_,
+        op=found[1],
+        operands=operands,
+        inside=inside[1:-1],
+        rest=rest,
+        root=bool(head[1]),
+    )
+
+
+def _until_closed(text: str) -> tuple[str, str]:
+    """Split behind a bracketed group, or, without one, at the first blank."""
+    if not text.startswith("("):
+        first, _, rest = text.partition(" ")
+        return first, rest
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""
+
+
+def _groups(rest: str, devices: int) -> np.ndarray:
+    """The devices that take part together, ``[groups, members]``."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{}\s]*\})\}", rest)
+    if listed:
+        rows = re.findall(r"\{([\d,\s]+)\}", listed[1])
+        return np.array([[int(n) for n in row.split(",")] for row in rows])
+    iota = re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
+    )
+    if iota:
+        shape, dims = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if iota[3]:
+            ids = ids.transpose([int(n) for n in iota[3].split(",")])
+        return ids.reshape(shape)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    if mesh:
+        sizes = {n: int(k) for n, k in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        chosen = re.findall(r"'([^']+)'", mesh[2])
+        names = list(sizes)
+        order = [n for n in names if n not in chosen] + chosen
+        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        members = math.prod(sizes[n] for n in chosen)
+        return ids.transpose([names.index(n) for n in order]).reshape(-1, members)
+    pairs = re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest)
+    if pairs:
+        rows = re.findall(r"\{(\d+),(\d+)\}", pairs[1])
+        return np.array([[int(a), int(b)] for a, b in rows])
+    return np.arange(devices)[None]
+
+
+def _itemsize(kind: str) -> float:
+    if kind in _SIZES:
+        return _SIZES[kind]
+    bits = re.search(r"\d+", kind)
+    return int(bits[0]) / 8 if bits else 0.0
