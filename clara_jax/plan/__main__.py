@@ -1,6 +1,6 @@
 """Say what a run would cost on a machine that is not here.
 
-    python -m clara_jax.plan --config configs/mistral_7b_end_to_end.py --topology v5e:4x4
+    python -m clara_jax.plan --config configs/mistral_7b_scp.py --topology v5e:4x4
 
 Compiles the very function that training runs, without any accelerator: for TPUs with
 libtpu, for CPUs on simulated devices, for GPUs likewise, as far as that goes.
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m clara_jax.plan",
         description="Say what a run would cost on a machine that is not here.",
-        epilog="Fields of the config are set as in training: --config.data.batch_size=64",
+        epilog="Fields of the config are set as in training: --config.seed=1",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -91,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(
-    arguments: argparse.Namespace, overrides: list[str], given: list[str]
-) -> int:
+def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) -> int:
     if arguments.topology:
         topology = parse_topology(arguments.topology, arguments.slices)
         if arguments.show_sharding:

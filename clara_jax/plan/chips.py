@@ -41,7 +41,9 @@ CHIPS = {
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 3.1e9, _TPU + "v5e"),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 6.2e9, _TPU + "v5p"),
     "v6e": Chip(31.25 * GIB, 918e12, 1600e9, 400e9, 12.5e9, _TPU + "v6e"),
-    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 12.5e9, _TPU + "tpu7x, per core"),
+    "tpu7x": Chip(
+        94.75 * GIB, 1153e12, 3690e9, 600e9, 12.5e9, _TPU + "tpu7x, per core"
+    ),
     "a100": Chip(80e9, 312e12, 2039e9, 300e9, 25e9, _NVIDIA),
     "h100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9, _NVIDIA),
     "h200": Chip(141e9, 989e12, 4800e9, 450e9, 50e9, _NVIDIA),

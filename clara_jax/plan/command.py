@@ -60,7 +60,9 @@ def make_case(
         parts = math.prod(case.sizes[name] for name in ("slice", "data", "fsdp"))
         case = dataclasses.replace(case, rows=arguments.rows or 8 * parts)
     elif arguments.rows:
-        raise ClaraError("--rows is of compress and decode; set --config.data.batch_size")
+        raise ClaraError(
+            "--rows is of compress and decode; set --config.data.batch_size"
+        )
     if more:
         flags = [
             f"--config.mesh.{name}={size}"
@@ -160,7 +162,8 @@ def make_sweep(
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
-    runs = read_experiment([f"--config={arguments.config}", *overrides]).runs
+    experiment = read_experiment([f"--config={arguments.config}", *overrides])
+    runs = list(experiment.runs)
     names = [Path(run.workdir).name for run in runs]
     if arguments.stage:
         chosen = [

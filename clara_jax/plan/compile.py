@@ -53,6 +53,7 @@ def measure(
       ClaraError: machine, mesh and rows do not fit each other, or the compiler fails
         for a reason other than memory.
     """
+    name = f"{key(case)}.json"  # now: sources may be edited while this compiles
     earlier = kept(case, folder)
     if earlier is not None:
         return earlier
@@ -86,7 +87,7 @@ def measure(
         "cached": False,
     }
     if folder is not None:
-        write_json(folder / f"{key(case)}.json", result)
+        write_json(folder / name, result)
     return result
 
 

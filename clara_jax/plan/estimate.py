@@ -37,9 +37,9 @@ class Memory:
     def peak(self) -> float:
         """Bytes needed at once, as far as known."""
         if self.refused is None:
-            return self.arguments + self.temporaries + self.outputs + self.code
+            return float(self.arguments + self.temporaries + self.outputs + self.code)
         needed = self.refused.get("needed", self.limit)
-        return needed + (self.arguments if self.refused.get("alone") else 0.0)
+        return float(needed + (self.arguments if self.refused.get("alone") else 0))
 
     @property
     def fits(self) -> bool | None:

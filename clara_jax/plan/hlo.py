@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 
-import numpy as np
+from clara_jax.plan.instructions import Instruction, groups_of, parse_line
 
 KINDS = (
     "all-gather",
@@ -25,14 +25,13 @@ KINDS = (
     "ragged-all-to-all",
 )
 
-_SIZES = {"pred": 1, "token": 0, "opaque": 0}
+_SIZES = {"pred": 1.0, "token": 0.0, "opaque": 0.0}
 # Names, not data: they cost nothing, or their parts are counted where they happen.
 _FREE = set(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id "
     "replica-id opt-barrier optimization-barrier add-dependency domain iota".split()
 )
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-_NAMED = re.compile(r"%?([\w.\-]+)")
 
 
 @dataclasses.dataclass
@@ -66,24 +65,6 @@ class Traffic:
         self.endless += other.endless
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    """One line: ``%name = type op(operands), rest``."""
-
-    name: str
-    type: str
-    op: str
-    operands: tuple[str, ...]
-    inside: str
-    rest: str
-    root: bool
-
-    def called(self, attribute: str) -> list[str]:
-        """Computations that an attribute such as ``body`` names."""
-        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
-        return _NAMED.findall(found[1]) if found else []
-
-
 def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
     """Read a compiled program.
 
@@ -95,7 +76,8 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
     Returns:
       What one of the devices does.
     """
-    return _Program(text, devices, slices).total()
+    program = _Program(text, devices, slices)
+    return program.total(program.entry)
 
 
 def array_bytes(type_: str, *, everywhere: bool = True) -> float:
@@ -120,15 +102,15 @@ class _Program:
     def __init__(self, text: str, devices: int, slices: int):
         self.devices, self.slices = devices, slices
         self.entry = ""
-        self.parts: dict[str, list[_Instruction]] = {}
-        current: list[_Instruction] = []
+        self.parts: dict[str, list[Instruction]] = {}
+        current: list[Instruction] = []
         for line in text.splitlines():
             head = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\([^{]*\) -> .* )?\{$", line)
             if head and not line.startswith(" "):
                 current = self.parts.setdefault(head[2], [])
                 self.entry = head[2] if head[1] else self.entry
             elif line.startswith(" "):
-                instruction = _parse(line)
+                instruction = parse_line(line)
                 if instruction is not None:
                     current.append(instruction)
         self.done: dict[str, Traffic] = {}
@@ -141,9 +123,8 @@ class _Program:
             for part, lines in self.parts.items()
         }
 
-    def total(self, part: str | None = None) -> Traffic:
+    def total(self, part: str) -> Traffic:
         """What one run of a computation does."""
-        part = self.entry if part is None else part
         if part not in self.done:
             self.done[part] = Traffic()  # a program does not call itself
             self.done[part] = self._sum(part)
@@ -180,8 +161,8 @@ class _Program:
         return total
 
     def _collectives(
-        self, line: _Instruction, part: str
-    ) -> Iterator[tuple[_Instruction, str]]:
+        self, line: Instruction, part: str
+    ) -> Iterator[tuple[Instruction, str]]:
         """A collective itself, or those inside a fusion."""
         if line.op.removesuffix("-start") in KINDS:
             yield line, part
@@ -190,11 +171,11 @@ class _Program:
                 for inner in self.parts.get(called, ()):
                     yield from self._collectives(inner, called)
 
-    def _send(self, total: Traffic, line: _Instruction, part: str) -> None:
+    def _send(self, total: Traffic, line: Instruction, part: str) -> None:
         kind = line.op.removesuffix("-start")
         types = self.types[part]
         size = sum(array_bytes(types.get(name, "")) for name in line.operands)
-        groups = _groups(line.rest, self.devices)
+        groups = groups_of(line.rest, self.devices)
         n = groups.shape[1]
         if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # as TPUs write one
@@ -212,7 +193,7 @@ class _Program:
         if (slice_of != slice_of[:, :1]).any():
             total.far[kind] = total.far.get(kind, 0) + moved
 
-    def _turns(self, line: _Instruction) -> int | None:
+    def _turns(self, line: Instruction) -> int | None:
         """How often a loop runs: as XLA notes it, or by what its condition compares."""
         noted = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
         if noted:
@@ -238,7 +219,7 @@ class _Program:
                 return limits[0]
         return None
 
-    def _memory(self, line: _Instruction, part: str) -> float:
+    def _memory(self, line: Instruction, part: str) -> float:
         """Bytes that one instruction reads and writes."""
         if line.op in _FREE or line.op.endswith("-done"):
             return 0.0
@@ -264,17 +245,17 @@ class _Program:
             result = sum(map(size, line.operands))
         return result + sum(map(size, line.operands))
 
-    def _fusion_memory(self, line: _Instruction, types: dict[str, str]) -> float:
+    def _fusion_memory(self, line: Instruction, types: dict[str, str]) -> float:
         """What a fusion touches: only slices of what it slices."""
         (called,) = line.called("calls") or [""]
         inner = self.parts.get(called, [])
         inner_types = self.types.get(called, {})
-        users: dict[str, list[_Instruction]] = {}
+        users: dict[str, list[Instruction]] = {}
         for instruction in inner:
             for name in instruction.operands:
                 users.setdefault(name, []).append(instruction)
 
-        def ends(name: str) -> list[tuple[_Instruction, int]]:
+        def ends(name: str) -> list[tuple[Instruction, int]]:
             """Who uses a value, looking through mere changes of shape."""
             found = []
             for user in users.get(name, ()):
@@ -303,11 +284,11 @@ class _Program:
         share = array_bytes(line.type, everywhere=False) / max(everything, 1)
         return total + share * self._written(inner, inner_types)
 
-    def _written(self, inner: list[_Instruction], types: dict[str, str]) -> float:
-        """Bytes that a fusion results in; of an update in place, those of the update."""
+    def _written(self, inner: list[Instruction], types: dict[str, str]) -> float:
+        """Bytes that a fusion results in; of an update in place, its update alone."""
         by_name = {instruction.name: instruction for instruction in inner}
 
-        def size(instruction: _Instruction) -> float:
+        def size(instruction: Instruction) -> float:
             if instruction.op == "bitcast" and instruction.operands[0] in by_name:
                 return size(by_name[instruction.operands[0]])
             if instruction.op == "dynamic-update-slice":
@@ -318,72 +299,6 @@ class _Program:
         if roots and roots[0].op == "tuple":
             roots = [by_name[n] for n in roots[0].operands if n in by_name]
         return sum(map(size, roots))
-
-
-def _parse(line: str) -> _Instruction | None:
-    line = re.sub(r"/\*.*?\*/", "", line)
-    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-    if not head:
-        return None
-    type_, rest = _until_closed(line[head.end() :])
-    found = re.match(r"\s*([\w\-]+)\(", rest)
-    if not found:
-        return None
-    inside, rest = _until_closed(rest[found.end() - 1 :])
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return _Instruction(
-        name=head[2],
-        type=type_,
-        op=found[1],
-        operands=operands,
-        inside=inside[1:-1],
-        rest=rest,
-        root=bool(head[1]),
-    )
-
-
-def _until_closed(text: str) -> tuple[str, str]:
-    """Split behind a bracketed group, or, without one, at the first blank."""
-    if not text.startswith("("):
-        first, _, rest = text.partition(" ")
-        return first, rest
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return text[: i + 1], text[i + 1 :]
-    return text, ""
-
-
-def _groups(rest: str, devices: int) -> np.ndarray:
-    """The devices that take part together, ``[groups, members]``."""
-    listed = re.search(r"replica_groups=\{(\{[\d,{}\s]*\})\}", rest)
-    if listed:
-        rows = re.findall(r"\{([\d,\s]+)\}", listed[1])
-        return np.array([[int(n) for n in row.split(",")] for row in rows])
-    iota = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
-    )
-    if iota:
-        shape, dims = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if iota[3]:
-            ids = ids.transpose([int(n) for n in iota[3].split(",")])
-        return ids.reshape(shape)
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
-    if mesh:
-        sizes = {n: int(k) for n, k in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        chosen = re.findall(r"'([^']+)'", mesh[2])
-        names = list(sizes)
-        order = [n for n in names if n not in chosen] + chosen
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
-        members = math.prod(sizes[n] for n in chosen)
-        return ids.transpose([names.index(n) for n in order]).reshape(-1, members)
-    pairs = re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest)
-    if pairs:
-        rows = re.findall(r"\{(\d+),(\d+)\}", pairs[1])
-        return np.array([[int(a), int(b)] for a, b in rows])
-    return np.arange(devices)[None]
 
 
 def _itemsize(kind: str) -> float:

@@ -93,8 +93,8 @@ def _compress(case: Case, run: AbstractRun) -> list[Program]:
     memory = case.config.memory
     length = memory.doc_max_length + 3 + memory.num_memory
     reading = Reading("compressor", case.rows, length, trained=False)
-    ids = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
+    ids: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
+    mask: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
     tokens = Tokens(ids, mask, right_padded=True)
     adapters = {**run.frozen, **run.state.trainable}
     given = (run.backbone, {n: adapters[n] for n in ("compressor", "memory")}, tokens)

@@ -32,7 +32,8 @@ def report(
         if result["work"] == "train"
         else f"  {result['rows']} rows at a time",
         *(f"  note: {note}" for note in notes),
-        "  " + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+        "  "
+        + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
         + (" (kept from an earlier compilation)" if result["cached"] else ""),
         "",
         *_memory_lines(result, memory_of(result)),
@@ -232,9 +233,7 @@ def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
             )
     if result["work"] == "decode":
         new = result["programs"][-1]["repeats"] + 1
-        cache = next(
-            v for k, v in result["arguments"].items() if k.startswith("cache")
-        )
+        cache = next(v for k, v in result["arguments"].items() if k.startswith("cache"))
         lines.append(f"cache of keys and values: {_gib(cache)} per device")
         if None not in times:
             best, worst = (
@@ -242,8 +241,8 @@ def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
                 for end in ("best", "worst")
             )
             lines.append(
-                f"  ESTIMATE: {result['rows']} answers of {new} tokens in {best:.3g} to "
-                f"{worst:.3g} s"
+                f"  ESTIMATE: {result['rows']} answers of {new} tokens in "
+                f"{best:.3g} to {worst:.3g} s"
             )
     return lines if len(lines) > 1 else []
 
@@ -257,7 +256,7 @@ def _mesh(mesh: dict[str, int], **changed: int) -> str:
     return ",".join(f"{k}={v}" for k, v in {**mesh, **changed}.items() if v > 1)
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     if size < 2**20:
         return f"{size / 2**10:,.1f} KiB"
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"

@@ -20,7 +20,7 @@ from typing import Any
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
-from clara_jax.plan.chips import CHIPS, GPUS, TPUS, Chip
+from clara_jax.plan.chips import CHIPS, TPUS, Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def _version(library: Path) -> str:
-    """Version by the notes that pip leaves beside a package; empty if there are none."""
+    """Version by the notes that pip leaves beside a package, or nothing."""
     notes = sorted(library.parent.parent.glob("libtpu-*.dist-info"))
     return notes[-1].name.split("-")[1].removesuffix(".dist") if notes else ""
 
@@ -225,4 +225,6 @@ def _matches(version: str, wanted: str) -> bool:
     exact = re.fullmatch(r"==([\d.]*\d)(\.\*)?", wanted)
     if not exact:
         return True
-    return version == exact[1] or (bool(exact[2]) and version.startswith(exact[1] + "."))
+    return version == exact[1] or (
+        bool(exact[2]) and version.startswith(exact[1] + ".")
+    )

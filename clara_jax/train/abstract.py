@@ -45,7 +45,9 @@ class AbstractRun:
         """The same run with every argument where training puts it on `mesh`."""
         state, backbone, frozen = placed(
             (self.state, self.backbone, self.frozen),
-            tree_shardings(mesh, (self.state, self.backbone, self.frozen), logical_axes),
+            tree_shardings(
+                mesh, (self.state, self.backbone, self.frozen), logical_axes
+            ),
         )
         rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), self.batch)
         return dataclasses.replace(
