@@ -57,12 +57,11 @@ def measure(
     earlier = kept(case, folder)
     if earlier is not None:
         return earlier
-    devices = machines.devices(case.topology)
-    sizes = case.sizes
-    mesh = make_mesh(**sizes, devices=devices)
-    found: list[dict[str, Any]] = []
+    mesh = make_mesh(**case.sizes, devices=machines.devices(case.topology))
+    arguments = _arguments(case)
+    found = _hopeless(case, arguments)
     before = None
-    for program in programs(case):
+    for program in [] if found else programs(case):
         say(f"compiling: {program.name}, {case.topology.name}, {case.mesh_text}")
         values, before = _compile(program, case, mesh, before)
         found.append(values)
@@ -74,11 +73,11 @@ def measure(
         "topology": case.topology.name,
         "slices": case.topology.slices,
         "devices": case.devices,
-        "mesh": sizes,
+        "mesh": case.sizes,
         "accumulate": case.config.optim.accumulate,
         "remat": case.config.remat,
         "rows": case.rows or case.config.data.batch_size,
-        "arguments": _arguments(case),
+        "arguments": arguments,
         "vector_bytes": case.config.memory.num_memory
         * case.shape.width
         * jax.numpy.dtype(case.config.dtype).itemsize,
@@ -188,6 +187,17 @@ def _refusal(text: str) -> dict[str, Any]:
         # The short form speaks of temporaries alone.
         said["alone"] = "temporaries" in text.splitlines()[0]
     return said
+
+
+def _hopeless(case: Case, arguments: dict[str, int]) -> list[dict[str, Any]]:
+    """A refusal without compiling, where the arguments alone are too large."""
+    limit = case.topology.chip.memory
+    needed = sum(v for k, v in arguments.items() if not k.startswith("cache"))
+    if case.work != "train" or not limit or needed <= limit:
+        return []
+    message = f"the arguments alone need {needed / 2**30:.2f} GiB: nothing was compiled"
+    refused = {"message": message, "needed": float(needed), "limit": float(limit)}
+    return [{"name": "train step", "refused": refused, "compile_seconds": 0.0}]
 
 
 def _arguments(case: Case) -> dict[str, int]:

@@ -146,7 +146,7 @@ def _memory_lines(result: dict[str, Any], memory: Memory) -> list[str]:
         compiler = "XLA's compiler for CPUs"
     lines = [f"memory of one device ({chip_of(result).source})"]
     if memory.refused is not None:
-        lines.append(f"  the compiler refuses: {memory.refused['message']}")
+        lines.append(f"  refused: {memory.refused['message']}")
     if result["work"] == "train":
         parts = [
             f"{name} {_gib(size)}"

@@ -1,4 +1,4 @@
-"""The planner compiles what training runs, and its figures are exact where they can be."""
+"""The planner compiles what training runs; its figures are exact where they can be."""
 
 import dataclasses
 
@@ -11,12 +11,13 @@ from clara_jax.config import MeshConfig
 from clara_jax.errors import ClaraError
 from clara_jax.plan.arrays import argument_bytes, groups
 from clara_jax.plan.case import Case, backbone_shape, settle
+from clara_jax.plan.chips import CHIPS
 from clara_jax.plan.compile import _refusal, key, measure
 from clara_jax.plan.estimate import memory_of, summary, time_of
 from clara_jax.plan.programs import abstract_mesh, run_of
 from clara_jax.plan.report import advice, markdown, report
 from clara_jax.plan.topology import parse_topology
-from clara_jax.sharding import make_mesh
+from clara_jax.sharding import make_mesh, shard_batch
 from clara_jax.train.experiments import read_experiment
 from clara_jax.train.parts import assemble, first_state
 
@@ -49,7 +50,7 @@ def test_the_program_is_the_one_that_training_runs(repository, stage, tmp_path):
     state, step = first_state(parts)
     # Both planned and made: the longest batch there can be.
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.batch)
-    batch = parts.put(batch)
+    batch = shard_batch(parts.mesh, batch)
     with jax.set_mesh(parts.mesh):
         trained = step.lower(state, parts.backbone, parts.frozen, batch).as_text()
     assert trained == run.lower(make_mesh(**case.sizes)).as_text()
@@ -177,9 +178,28 @@ def test_a_compiler_that_refuses_is_a_result(result, message):
     assert memory.fits is False and memory.limit == 15.75 * 2**30
     assert memory.peak == pytest.approx(REFUSALS[message] * 2**30, rel=1e-3)
     text = report(refused)
-    assert "DOES NOT FIT" in text and "the compiler refuses" in text
+    assert "DOES NOT FIT" in text and "refused: RESOURCE" in text
     assert advice(refused)
     assert "no" in markdown(refused)
+
+
+def test_arguments_too_large_for_the_chip_need_no_compiler(repository, monkeypatch):
+    monkeypatch.setattr(
+        "clara_jax.plan.compile.programs", lambda case: pytest.fail("compiled")
+    )
+    path = repository / "configs" / "mistral_7b_scp.py"
+    config = read_experiment([f"--config={path}"]).runs[0]
+    config, _ = settle(dataclasses.replace(config, mesh=MeshConfig(data=1)), 1)
+    shape, vocab, _ = backbone_shape(config, "")
+    case = Case("train", config, shape, vocab, parse_topology("h100:1"))
+    small = dataclasses.replace(parse_topology("h100:1").chip, memory=12.0 * 2**30)
+    monkeypatch.setitem(CHIPS, "h100", small)
+    found = measure(case, None)
+    text = report(found)
+    gib = argument_bytes(case) / 2**30
+    assert gib > 14 and f"the arguments alone need {gib:.2f} GiB" in text
+    assert "DOES NOT FIT" in text
+    assert summary(found)["fits"] is False
 
 
 def test_other_failures_of_a_compiler_are_told_in_a_line(repository, monkeypatch):
