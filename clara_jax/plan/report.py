@@ -59,6 +59,7 @@ def advice(result: dict[str, Any]) -> list[str]:
     parts = mesh["slice"] * mesh["data"] * mesh["fsdp"]
     each = result["rows"] // accumulate // parts
     hints = []
+    fill = _rows_that_fill(memory, result["rows"] // accumulate, parts)
     if not memory.fits:
         if mesh["data"] > 1 and memory.arguments > memory.limit / 4:
             fsdp = mesh["fsdp"] * mesh["data"]
@@ -69,9 +70,10 @@ def advice(result: dict[str, Any]) -> list[str]:
         if result["remat"] != "full":
             hints.append("--config.remat=full: keep only each layer's input")
         if each > 1:
+            known = f"; about {fill} rows at a time would fit" if fill else ""
             hints.append(
                 f"--config.optim.accumulate={accumulate * 2}: half the rows at a time, "
-                "about half the temporaries"
+                f"about half the temporaries{known}"
             )
         if mesh["fsdp"] % 2 == 0:
             tensor = mesh["tensor"] * 2
@@ -88,6 +90,11 @@ def advice(result: dict[str, Any]) -> list[str]:
             hints.append(
                 f"--config.optim.accumulate={smaller}: fewer, larger microbatches; "
                 "weights are gathered less often"
+            )
+        elif fill > result["rows"]:
+            hints.append(
+                f"--config.data.batch_size={2 * result['rows']}: about {fill} rows at "
+                "a time would fill the memory"
             )
         if result["remat"] == "full":
             hints.append(
@@ -245,6 +252,17 @@ def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
                 f"{best:.3g} to {worst:.3g} s"
             )
     return lines if len(lines) > 1 else []
+
+
+def _rows_that_fill(memory: Memory, rows: int, parts: int) -> int:
+    """Rows of a microbatch that the memory would hold, were temporaries their sum."""
+    temporaries = memory.temporaries
+    if memory.refused is not None:
+        temporaries = memory.peak - memory.arguments
+    room = memory.limit - (memory.peak - temporaries)
+    if temporaries <= 0 or room <= 0:
+        return 0
+    return int(room / temporaries * rows) // parts * parts
 
 
 def _shares(result: dict[str, Any], accumulate: int, parts: int) -> bool:

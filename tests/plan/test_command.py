@@ -74,10 +74,11 @@ def test_arguments_that_argparse_refuses(
 
 def test_a_plan_as_json_and_as_a_table(capsys, monkeypatch, repository, tmp_path):
     monkeypatch.chdir(repository)
-    common = [TINY, CPU, "--mesh=data=2,fsdp=2,tensor=2", f"--cache={tmp_path}"]
+    common = [TINY, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2"]
+    common.append(f"--cache={tmp_path}")
     assert main([*common, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["mesh"] == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    assert found["mesh"] == {"slice": 1, "data": 1, "fsdp": 2, "tensor": 2}
     assert not found["cached"] and found["programs"][0]["traffic"]["sent"]
     # From the cache: at once, in any other form.
     assert main([*common, "--markdown"]) == 0
@@ -85,7 +86,7 @@ def test_a_plan_as_json_and_as_a_table(capsys, monkeypatch, repository, tmp_path
     assert "compiling" not in err
     header, rule, line = out.splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
-    assert "data=2,fsdp=2,tensor=2" in line
+    assert "fsdp=2,tensor=2" in line
     assert main(common) == 0
     assert "kept from an earlier compilation" in capsys.readouterr().out
 
