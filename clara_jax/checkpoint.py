@@ -65,7 +65,11 @@ def write_tree(path: Path, tree: Params) -> None:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
-def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
+def load_tree(
+    path: str | os.PathLike,
+    like: Params | None = None,
+    placement: Callable[[Params], Params] | None = None,
+) -> Params:
     """Read a tree that `save_tree` wrote.
 
     Args:
@@ -73,9 +77,11 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
       like: a tree of arrays or ``jax.ShapeDtypeStruct`` to check names and shapes
         against. Its types are taken over, and its shardings where it has any: such
         leaves are read straight into their devices.
+      placement: a tree of shapes to the same tree of shardings: all arrays are then
+        read straight into their devices.
 
     Returns:
-      The tree: JAX arrays where `like` has shardings, numpy arrays elsewhere.
+      The tree: JAX arrays where there are shardings, numpy arrays elsewhere.
 
     Raises:
       ClaraError: the folder is missing or damaged, or does not match `like`.
@@ -88,6 +94,9 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             stored = _shapes(checkpointer.metadata(path).item_metadata)
             template = stored if like is None else _matched(path, stored, like)
+            if placement is not None:
+                places = placement(template)
+                template = jax.tree.map(_placed, template, places)
             return checkpointer.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -195,6 +204,10 @@ def _matched(path: Path, stored: Params, like: Params) -> Params:
         if name not in want:
             raise ClaraError(f"{path}: array {name} is not expected here")
     return like
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leaves(tree: Params) -> list:

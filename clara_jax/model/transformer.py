@@ -17,6 +17,7 @@ from clara_jax.model.cache import Cache
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
 from clara_jax.model.rope import rope_tables, takes_long_factors
 from clara_jax.shapes import Array, Bool, Float, Hidden, Int, Logits, TokenIds
+from clara_jax.sharding import place
 
 _policies = jax.checkpoint_policies
 _PRODUCTS = _policies.save_only_these_names(PRODUCT)
@@ -80,6 +81,7 @@ class Block(nn.Module):
         Where layers differ, those whose `full` is set see `everything` instead of
         `visible`.
         """
+        x = place(x, "batch", None, None)
         attention = Attention(**self.attention, name="attention")
         mlp = Mlp(**self.mlp, name="mlp")
         input_norm = RMSNorm(**self.norm, name="input_norm")
@@ -264,6 +266,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Hidden) -> Logits:
         """Float32 scores of the text vocabulary, then of the special rows."""
         table = self.embedding().T if self.config.tied else self.head()
+        hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]
         rows = self._rows("embedding" if self.config.tied else "head")
         if rows is None:

@@ -16,6 +16,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.generate.batched import compress_batch, decoder_variables
 from clara_jax.generate.decode import DecodeConfig, jit_decode_step, jit_prefill
 from clara_jax.model import Cache, logical_axes, zeros_cache
+from clara_jax.model.cache import CACHE_AXES
 from clara_jax.plan.case import Case
 from clara_jax.plan.flops import Reading, readings, useful
 from clara_jax.sharding import MESH_AXES, batch_parts, tree_shardings
@@ -210,12 +211,9 @@ def decoding_cache(case: Case) -> tuple[Cache, Callable[..., Any]]:
     cache = jax.eval_shape(lambda: zeros_cache(shape, rows, slots))
 
     def axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
-        return {
-            "key": ("layers", "batch", "length", "kv_heads", None),
-            "value": ("layers", "batch", "length", "kv_heads", None),
-            "positions": ("batch", "length"),
-            "long": ("batch",),
-        }.get(path[-1], (None,) * rank)
+        if path[-1] in ("key", "value"):
+            return CACHE_AXES
+        return ("batch", None)[:rank]
 
     return cache, axes
 
