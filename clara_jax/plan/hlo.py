@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from clara_jax.plan.instructions import Instruction, groups_of, parse_line
 
@@ -132,8 +132,6 @@ class _Program:
 
     def _sum(self, part: str) -> Traffic:
         total = Traffic()
-        # A collective that runs beside others is written once per stretch of its time.
-        channels: set[str] = set()
         for line in self.parts.get(part, ()):
             if line.op == "while":
                 turns = self._turns(line)
@@ -151,11 +149,6 @@ class _Program:
                     total.add(self.total(called))
             else:
                 for found, where in self._collectives(line, part):
-                    channel = re.search(r"channel_id=(\d+)", found.rest)
-                    if where != part and channel:
-                        if channel[1] in channels:
-                            continue
-                        channels.add(channel[1])
                     self._send(total, found, where)
                 total.memory += self._memory(line, part)
         return total
@@ -168,8 +161,18 @@ class _Program:
             yield line, part
         elif line.op == "fusion":
             for called in line.called("calls"):
-                for inner in self.parts.get(called, ()):
-                    yield from self._collectives(inner, called)
+                inner = self.parts.get(called, ())
+                if _later_stretch(called, inner):
+                    continue
+                started = {
+                    name
+                    for line in inner
+                    if "AsyncCollectiveStart" in line.rest
+                    for name in line.operands
+                }
+                for line in inner:
+                    if not started or line.name in started:
+                        yield from self._collectives(line, called)
 
     def _send(self, total: Traffic, line: Instruction, part: str) -> None:
         kind = line.op.removesuffix("-start")
@@ -198,26 +201,57 @@ class _Program:
         noted = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
         if noted:
             return int(noted[1])
-        for name in line.called("condition"):
-            inner = [name]
-            for instruction in self.parts.get(name, ()):
-                inner += instruction.called("calls")
-            limits = [
-                int(instruction.inside)
-                for part in inner
-                for instruction in self.parts.get(part, ())
-                if instruction.op == "constant"
-                and re.match(r"[su]\d+\[\]", instruction.type)
-                and instruction.inside.isdigit()
-            ]
-            simple = any(
-                "direction=LT" in instruction.rest
-                for part in inner
-                for instruction in self.parts.get(part, ())
-            )
-            if simple and len(limits) == 1:
-                return limits[0]
-        return None
+        (condition,), (body,) = line.called("condition"), line.called("body")
+        inner = [condition]
+        for instruction in self.parts.get(condition, ()):
+            inner += instruction.called("calls")
+        lines = [line for part in inner for line in self.parts.get(part, ())]
+        limits = [
+            int(line.inside)
+            for line in lines
+            if line.op == "constant"
+            and re.match(r"[su]\d+\[\]", line.type)
+            and line.inside.isdigit()
+        ]
+        places = [
+            int(found[1])
+            for line in self.parts.get(condition, ())
+            if line.op == "get-tuple-element"
+            and (found := re.search(r"index=(\d+)", line.rest))
+        ]
+        below = any("direction=LT" in line.rest for line in lines)
+        if not below or len(limits) != 1 or len(places) != 1:
+            return None
+        return -(-limits[0] // self._step(body, places[0]))
+
+    def _step(self, body: str, place: int) -> int:
+        """By how much a turn raises its counter: more than 1 where loops are unrolled.
+
+        Args:
+          body: of the loop.
+          place: of the counter in what the loop carries.
+        """
+
+        def raised(part: str, name: str) -> int:
+            by_name = {line.name: line for line in self.parts.get(part, ())}
+            line = by_name.get(name)
+            if line is None:
+                return 0
+            if line.op == "constant":
+                return int(line.inside) if line.inside.isdigit() else 0
+            if line.op in ("add", "copy", "bitcast"):
+                return sum(raised(part, operand) for operand in line.operands)
+            if line.op == "fusion":
+                (called,) = line.called("calls")
+                root = next(x for x in self.parts[called] if x.root)
+                given = sum(raised(part, operand) for operand in line.operands)
+                return given + raised(called, root.name)
+            return 0
+
+        roots = [line for line in self.parts.get(body, ()) if line.root]
+        if not roots or roots[0].op != "tuple":
+            return 1
+        return max(1, raised(body, roots[0].operands[place]))
 
     def _memory(self, line: Instruction, part: str) -> float:
         """Bytes that one instruction reads and writes."""
@@ -265,6 +299,7 @@ class _Program:
                     found.append((user, user.operands.index(name)))
             return found
 
+        later = _later_stretch(called, inner)
         total = 0.0
         for instruction in inner:
             if instruction.op != "parameter" or not instruction.inside.isdigit():
@@ -275,17 +310,24 @@ class _Program:
             for user, place in ends(instruction.name):
                 if user.op in ("dynamic-slice", "slice", "gather") and place == 0:
                     touched += array_bytes(user.type)
+                elif user.root or (later and user.op in KINDS):
+                    continue  # handed on: counted where it starts, and where it is read
                 elif user.op != "dynamic-update-slice" or place != 0:
                     touched = whole
                     break
             total += min(whole, touched)
-        # The outer type says which results stay on the chip.
-        everything = array_bytes(line.type)
-        share = array_bytes(line.type, everywhere=False) / max(everything, 1)
-        return total + share * self._written(inner, inner_types)
+        return total + self._written(inner, inner_types, line.type, later)
 
-    def _written(self, inner: list[Instruction], types: dict[str, str]) -> float:
-        """Bytes that a fusion results in; of an update in place, its update alone."""
+    def _written(
+        self, inner: list[Instruction], types: dict[str, str], outer: str, later: bool
+    ) -> float:
+        """Bytes that a fusion results in; of an update in place, its update alone.
+
+        Args:
+          inner: the fusion's lines. types: theirs.
+          outer: type of the fusion, which says what stays on the chip.
+          later: see `_later_stretch`.
+        """
         by_name = {instruction.name: instruction for instruction in inner}
 
         def size(instruction: Instruction) -> float:
@@ -293,12 +335,35 @@ class _Program:
                 return size(by_name[instruction.operands[0]])
             if instruction.op == "dynamic-update-slice":
                 return array_bytes(types.get(instruction.operands[1], ""))
+            if "AsyncCollectiveStart" in instruction.rest:
+                found = (by_name[name] for name in instruction.operands)
+                return sum(array_bytes(x.type, everywhere=False) for x in found)
+            handed_on = ("parameter", *KINDS) if later else ("parameter",)
+            if instruction.op in handed_on or "AsyncCollective" in instruction.rest:
+                return 0.0
             return array_bytes(instruction.type)
 
         roots = [instruction for instruction in inner if instruction.root]
         if roots and roots[0].op == "tuple":
             roots = [by_name[n] for n in roots[0].operands if n in by_name]
-        return sum(map(size, roots))
+        results = [found[0] for found in _ARRAY.finditer(outer)]
+        if len(results) != len(roots):
+            return float(sum(map(size, roots)))
+        stays = [array_bytes(result, everywhere=False) == 0 for result in results]
+        sizes = [size(x) for x, here in zip(roots, stays, strict=True) if not here]
+        return float(sum(sizes))
+
+
+def _later_stretch(name: str, inner: Sequence[Instruction]) -> bool:
+    """Whether a fusion goes on with, or ends, a collective that another one began.
+
+    A collective that runs beside other work is written again in every stretch of that
+    work, and where it ends; it counts where it starts.
+    """
+    marks = " ".join(line.rest for line in inner if line.op == "custom-call")
+    if "AsyncCollectiveStart" in marks:
+        return False
+    return name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in marks
 
 
 def _itemsize(kind: str) -> float:

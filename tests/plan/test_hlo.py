@@ -124,6 +124,77 @@ def test_a_program_as_tpus_write_it():
     assert found.memory == 3 * (turn + condition)
 
 
+BESIDE = """\
+HloModule m, is_scheduled=true
+
+%begin (p: bf16[2,128]) -> (bf16[2,128], bf16[8,128], u32[]) {
+  %p = bf16[2,128]{1,0} parameter(0)
+  %g = bf16[8,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %s = (bf16[2,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p: bf16[2,128], b: bf16[8,128], x: f32[4,4]) -> (f32[4,4], bf16[8,128]) {
+  %p = bf16[2,128]{1,0} parameter(0)
+  %b = bf16[8,128]{1,0} parameter(1)
+  %x = f32[4,4]{1,0} parameter(2)
+  %g = bf16[8,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %y = f32[4,4]{1,0} exponential(%x)
+  ROOT %t = (f32[4,4]{1,0}, bf16[8,128]{1,0}) tuple(%y, %b)
+}
+
+%end (p: bf16[2,128], b: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  %b = bf16[8,128]{1,0} parameter(1)
+  %g = bf16[8,128]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %d = bf16[8,128]{1,0} custom-call(%p, %b, %g), custom_call_target="AsyncCollectiveDone"
+}
+
+%body (t: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %t = (s32[], bf16[2,128]{1,0}, bf16[8,128]{1,0}, f32[4,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%t), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%n, %two)
+  %a = bf16[2,128]{1,0} get-tuple-element(%t), index=1
+  %b = bf16[8,128]{1,0} get-tuple-element(%t), index=2
+  %x = f32[4,4]{1,0} get-tuple-element(%t), index=3
+  %f = (f32[4,4]{1,0}, bf16[8,128]{1,0}) fusion(%a, %b, %x), kind=kLoop, calls=%async_collective_fusion.1
+  %y = f32[4,4]{1,0} get-tuple-element(%f), index=0
+  ROOT %o = (s32[], bf16[2,128]{1,0}, bf16[8,128]{1,0}, f32[4,4]{1,0}) tuple(%next, %a, %b, %y)
+}
+
+%cond (t: (s32[], f32[4,4])) -> pred[] {
+  %u = (s32[], bf16[2,128]{1,0}, bf16[8,128]{1,0}, f32[4,4]{1,0}) parameter(0)
+  %i = s32[]{:S(6)} get-tuple-element(%u), index=0
+  %limit = s32[]{:S(6)} constant(8)
+  ROOT %lt = pred[]{:S(6)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (w: bf16[2,128], x: f32[4,4]) -> bf16[8,128] {
+  %w = bf16[2,128]{1,0} parameter(0)
+  %x = f32[4,4]{1,0} parameter(1)
+  %k = s32[] constant(0)
+  %s = (bf16[2,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, calls=%begin
+  %a = bf16[2,128]{1,0} get-tuple-element(%s), index=0
+  %b = bf16[8,128]{1,0} get-tuple-element(%s), index=1
+  %in = (s32[], bf16[2,128]{1,0}, bf16[8,128]{1,0}, f32[4,4]{1,0}) tuple(%k, %a, %b, %x)
+  %loop = (s32[], bf16[2,128]{1,0}, bf16[8,128]{1,0}, f32[4,4]{1,0}) while(%in), condition=%cond, body=%body
+  %c = bf16[8,128]{1,0} get-tuple-element(%loop), index=2
+  ROOT %d = bf16[8,128]{1,0} fusion(%a, %c), kind=kCustom, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_a_collective_beside_a_loop_counts_once_and_unrolled_turns_as_they_are():
+    found = traffic(BESIDE, devices=4)
+    assert found.sent == {"all-gather": 3 * 2 * 128 * 2}
+    assert found.count == {"all-gather": 1}
+    assert found.endless == 0
+    # The shard is read, the whole written; the loop, two steps a turn, runs four times
+    # and touches only what it computes, and its counter.
+    turn = 2 * 16 * 4 + 3 * 4
+    assert found.memory == 2 * 128 * 2 + 8 * 128 * 2 + 4 * turn
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
