@@ -60,8 +60,20 @@ def write_tree(path: Path, tree: Params) -> None:
     About one array at a time is copied on its way to the disk, not the whole tree.
     """
     largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
-    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+    # Written by one process, whatever the others do meanwhile.
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"process_{here}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=1 + largest // 10**9, multiprocessing_options=alone
+    )
+    with (
+        quiet_orbax(),
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+    ):
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 

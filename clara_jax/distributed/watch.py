@@ -79,6 +79,9 @@ class Watch:
             self._over.set()
             with contextlib.suppress(Exception):  # the store may be gone already
                 self._say(-1, reason or "done")
+                if reason and not self._index:
+                    # With the first process its store goes: let the others read it.
+                    time.sleep(2 * BEAT + 1)
         if self._second is not None and self._second.stdin is not None:
             with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
                 self._second.communicate(b"told", timeout=10)

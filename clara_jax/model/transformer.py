@@ -94,11 +94,13 @@ class Block(nn.Module):
         return x + mlp(post_norm(x)), cache
 
 
-def block_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, Any]:
+def block_settings(
+    config: ModelConfig, lora: LoraConfig | None, attention: str = "auto"
+) -> dict[str, Any]:
     """Arguments of the `Block` that `config` describes, adapters included."""
     linear = _linear_settings(config, lora)
     return {
-        "attention": attention_settings(config, linear),
+        "attention": attention_settings(config, linear, attention),
         "mlp": {
             "hidden": config.mlp_dim,
             "fused": config.fused_gate_up,
@@ -142,6 +144,9 @@ class Transformer(nn.Module):
       config: the backbone's shape.
       text_vocab: ids of the tokenizer before special tokens are added.
       lora: which layers carry adapters, of which rank; None for the plain base.
+      attention: what computes it, no property of the weights: ``auto`` takes cuDNN on
+        NVIDIA GPUs in half precision, for rows without a mask; ``xla`` and ``cudnn``
+        insist.
 
     Example::
 
@@ -153,6 +158,7 @@ class Transformer(nn.Module):
     config: ModelConfig
     text_vocab: int
     lora: LoraConfig | None = None
+    attention: str = "auto"
 
     def setup(self) -> None:
         """Declare tables, layers and norms."""
@@ -171,7 +177,7 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 5, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
-        )(**block_settings(config, self.lora))
+        )(**block_settings(config, self.lora, self.attention))
         self.final_norm = RMSNorm(**_norm_settings(config))
         if not config.tied:
             self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from clara_jax.checkpoint import WRITE_ERRORS, quiet_orbax, remove_folder
 from clara_jax.distributed import first, gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
-from clara_jax.train.fingerprint import checksums, refuse_other
+from clara_jax.train.fingerprint import checksums, named_leaves, refuse_other
 
 
 class Damaged(ClaraError):
@@ -59,7 +61,10 @@ class Checkpoints:
         )
         try:
             with quiet_orbax():
-                self._manager = ocp.CheckpointManager(self.folder, options=options)
+                self._manager = ocp.CheckpointManager(
+                    self.folder,
+                    options=options,
+                )
         except WRITE_ERRORS as error:
             raise write_error(self.folder, error) from error
 
@@ -88,11 +93,13 @@ class Checkpoints:
         note = {
             "extra": extra,
             "checksums": checksums(arrays),
+            "shapes": _shapes(arrays),
             "fingerprint": self._fingerprint,
         }
+        text = json.dumps(note)
         arguments = ocp.args.Composite(
             arrays=ocp.args.StandardSave(_kept(arrays)),  # type: ignore[call-arg]
-            extra=ocp.args.JsonSave(note),  # type: ignore[call-arg]
+            extra=ocp.args.JsonSave({"note": text, "digest": _digest(text)}),  # type: ignore[call-arg]
         )
         self._writing = step
         self._guarded(lambda: self._manager.save(step, args=arguments))
@@ -161,14 +168,16 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        note = self._read(
+        stored = self._read(
             step, folder, ocp.args.Composite(extra=ocp.args.JsonRestore())
         ).extra
-        if not isinstance(note, dict) or not {"extra", "checksums"} <= note.keys():
-            raise Damaged(f"{folder}: the checkpoint has no checksums")
-        if self._fingerprint is not None and note.get("fingerprint"):
+        text = stored.get("note") if isinstance(stored, dict) else None
+        if not isinstance(text, str) or stored.get("digest") != _digest(text):
+            raise Damaged(f"{folder}: the checkpoint's note is damaged")
+        note = json.loads(text)
+        if self._fingerprint is not None and note["fingerprint"] is not None:
             refuse_other(str(folder), note["fingerprint"], self._fingerprint)
-        self._refuse_shapes(step, folder, like)
+        _refuse_shapes(folder, note["shapes"], _shapes(like))
         arrays = self._read(
             step,
             folder,
@@ -196,20 +205,6 @@ class Checkpoints:
             raise Damaged(f"{folder}: the checkpoint cannot be read ({reason})")
         return read
 
-    def _refuse_shapes(self, step: int, folder: Path, like: Any) -> None:
-        metadata = self._manager.item_metadata(step)
-        stored = getattr(metadata["arrays"], "tree", metadata["arrays"])
-        if stored is None:
-            return
-        have, want = _shapes(stored), _shapes(like)
-        for name in sorted(have.keys() | want.keys()):
-            if have.get(name) != want.get(name):
-                raise ClaraError(
-                    f"{folder}: array {name} has shape {have.get(name, 'none')}, but "
-                    f"this run's has {want.get(name, 'none')}; give the settings that "
-                    "it was trained with, or another --config.workdir"
-                )
-
     def _set_aside(self, step: int) -> None:
         aside = self.folder / f"damaged-{step}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -230,14 +225,24 @@ def _kept(arrays: Any) -> Any:
     return jax.tree.map(lambda x: x.copy(), arrays)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): tuple(
-            leaf.shape
-        )
-        for path, leaf in leaves
-    }
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in named_leaves(tree)}
+
+
+def _refuse_shapes(
+    folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]
+) -> None:
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise ClaraError(
+                f"{folder}: array {name} has shape {have.get(name, 'none')}, but this "
+                f"run's has {want.get(name, 'none')}; give the settings that it was "
+                "trained with, or another --config.workdir"
+            )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:

@@ -32,12 +32,17 @@ def checksums(tree: Any) -> dict[str, int]:
     Returns:
       Name, such as ``compressor/layers/mlp/up/a``, to checksum.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = named_leaves(tree)
     sums = to_host(_sums([leaf for _, leaf in leaves]))
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): int(s)
-        for (path, _), s in zip(leaves, sums, strict=True)
-    }
+    return {name: int(s) for (name, _), s in zip(leaves, sums, strict=True)}
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Arrays of a tree and their names, keys joined by slashes."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 @jax.jit

@@ -153,9 +153,10 @@ class Interrupt:
         Args:
           flags: sums of `flags` over all processes.
         """
-        if any(flags):
-            self.signal = "SIGTERM" if flags[1] else "SIGINT"
-        return self.signal is not None
+        if not any(flags):
+            return False  # whatever this process has noted since, the others do not know
+        self.signal = "SIGTERM" if flags[1] else "SIGINT"
+        return True
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[Interrupt]:

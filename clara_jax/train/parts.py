@@ -212,12 +212,12 @@ def _mesh(config: RunConfig, say: Callable[[str], None]) -> jax.sharding.Mesh:
         return mesh
     count = math.gcd(rows, jax.device_count())
     if jax.process_count() > 1 and count < jax.device_count():
-        raise ClaraError(
-            f"config field 'mesh': {rows} rows (data.batch_size / optim.accumulate) do "
-            f"not go round the {jax.device_count()} devices of "
-            f"{jax.process_count()} processes; set --config.mesh.fsdp or mesh.tensor, "
-            "or another batch size"
+        tensor = jax.device_count() // count
+        say(
+            f"mesh: {count} parts of {rows} rows (data.batch_size / optim.accumulate), "
+            f"each on {tensor} devices that share the matrix products"
         )
+        return make_mesh(data=count, tensor=tensor)
     if count < jax.device_count():
         say(
             f"using {count} of {jax.device_count()} devices: they share "
