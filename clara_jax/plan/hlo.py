@@ -28,8 +28,9 @@ KINDS = (
 _SIZES = {"pred": 1.0, "token": 0.0, "opaque": 0.0}
 # Names, not data: they cost nothing, or their parts are counted where they happen.
 _FREE = set(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id "
-    "replica-id opt-barrier optimization-barrier add-dependency domain iota".split()
+    "parameter constant tuple get-tuple-element bitcast after-all send recv "
+    "partition-id replica-id opt-barrier optimization-barrier add-dependency "
+    "domain iota".split()
 )
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 
@@ -148,6 +149,8 @@ class _Program:
                 for called in line.called("to_apply") + line.called("calls"):
                     total.add(self.total(called))
             else:
+                if line.op == "send":
+                    self._send_far(total, line, part)
                 for found, where in self._collectives(line, part):
                     self._send(total, found, where)
                 total.memory += self._memory(line, part)
@@ -182,12 +185,7 @@ class _Program:
         n = groups.shape[1]
         if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # as TPUs write one
-        moved = size * {
-            "all-gather": n - 1,
-            "all-reduce": 2 * (n - 1) / n,
-            "collective-permute": 1,
-            "collective-broadcast": 1,
-        }.get(kind, (n - 1) / n)
+        moved = size * _share(kind, n)
         if not moved:
             return
         total.count[kind] = total.count.get(kind, 0) + 1
@@ -195,6 +193,17 @@ class _Program:
         slice_of = groups // (self.devices // self.slices)
         if (slice_of != slice_of[:, :1]).any():
             total.far[kind] = total.far.get(kind, 0) + moved
+
+    def _send_far(self, total: Traffic, line: Instruction, part: str) -> None:
+        """Between slices TPUs hand arrays to their hosts, which know the collective."""
+        found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
+        if not found:
+            return
+        kind = found[1].lower().replace("_", "-")
+        size = array_bytes(self.types[part].get(line.operands[0], ""))
+        moved = size * _share(kind, self.slices)
+        for sums, value in ((total.sent, moved), (total.far, moved), (total.count, 1)):
+            sums[kind] = sums.get(kind, 0) + value
 
     def _turns(self, line: Instruction) -> int | None:
         """How often a loop runs: as XLA notes it, or by what its condition compares."""
@@ -352,6 +361,15 @@ class _Program:
         stays = [array_bytes(result, everywhere=False) == 0 for result in results]
         sizes = [size(x) for x, here in zip(roots, stays, strict=True) if not here]
         return float(sum(sizes))
+
+
+def _share(kind: str, n: int) -> float:
+    """What each of `n` members sends, as a multiple of what it brings."""
+    if kind == "all-gather":
+        return float(n - 1)
+    if kind in ("collective-permute", "collective-broadcast"):
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (n - 1) / n
 
 
 def _later_stretch(name: str, inner: Sequence[Instruction]) -> bool:

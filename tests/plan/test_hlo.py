@@ -124,6 +124,26 @@ def test_a_program_as_tpus_write_it():
     assert found.memory == 3 * (turn + condition)
 
 
+FAR = """\
+HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2
+  %got = (f32[8,128]{1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1
+  ROOT %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%got), index=0
+}
+"""  # noqa: E501
+
+
+def test_sums_between_slices_go_through_the_hosts():
+    found = traffic(FAR, devices=8, slices=2)
+    assert found.sent == found.far == {"all-reduce": 8 * 128 * 4 * 2 / 2}
+
+
 BESIDE = """\
 HloModule m, is_scheduled=true
 
