@@ -53,6 +53,7 @@ _ROOMS = {
     "generate": ("AnswerConfig", "Clara", "Sampling"),
     "loading": ("load",),
     "model": ("Transformer",),
+    "plan": (),
     "sharding": ("make_mesh", "shard_batch"),
     "synthesize": (),
     "testing": (),

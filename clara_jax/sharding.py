@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clara_jax.errors import ClaraError
@@ -101,6 +102,40 @@ def make_mesh(
       >>> mesh = make_mesh(fsdp=4)  # 8 devices: data 2, fsdp 4, tensor 1
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor, slice=slice)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes[0] != slices:
+        raise ClaraError(
+            f"mesh slice {sizes[0]}: the devices are {slices} TPU slices; set "
+            f"--config.mesh.slice={slices}"
+        )
+    # Any mesh will do, though it be no product of the torus's own axes.
+    if slices > 1:
+        laid_out = mesh_utils.create_hybrid_device_mesh(
+            (1, *sizes[1:]),
+            (slices, *(1,) * len(sizes[1:])),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        laid_out = mesh_utils.create_device_mesh(
+            sizes, devices, allow_split_physical_axes=True
+        )
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_sizes(
+    count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, slice: int = 1
+) -> tuple[int, ...]:
+    """Sizes of all mesh axes, in the order of `MESH_AXES`.
+
+    Args:
+      count: devices.
+      data, fsdp, tensor, slice: see `make_mesh`.
+
+    Raises:
+      ClaraError: the sizes do not multiply to the number of devices.
+    """
     sizes = [slice, data, fsdp, tensor]
     wanted = " x ".join(f"{n} {size}" for n, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -108,17 +143,12 @@ def make_mesh(
             f"mesh {wanted}: sizes must be above 0, at most one of them -1"
         )
     known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-        known = len(devices)
-    if known != len(devices):
-        raise ClaraError(f"mesh {wanted} does not fit {len(devices)} devices")
-    return jax.make_mesh(
-        tuple(sizes),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
-    )
+    if -1 in sizes and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+        known = count
+    if known != count:
+        raise ClaraError(f"mesh {wanted} does not fit {count} devices")
+    return tuple(sizes)
 
 
 def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> PartitionSpec:
@@ -147,7 +177,7 @@ def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> Partit
 
 
 def named_sharding(
-    mesh: Mesh, *logical: str | None, rules: ShardingRules = RULES
+    mesh: Mesh | AbstractMesh, *logical: str | None, rules: ShardingRules = RULES
 ) -> NamedSharding:
     """Where an array with these logical axes lies on `mesh`.
 
@@ -158,7 +188,7 @@ def named_sharding(
 
 
 def tree_shardings(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     tree: Any,
     axes: Callable[[tuple[str, ...], int], tuple[str | None, ...]],
     rules: ShardingRules = RULES,
@@ -214,7 +244,7 @@ def place(
     return jax.lax.with_sharding_constraint(x, _fitting(mesh, spec, x.shape))
 
 
-def batch_parts(mesh: Mesh, rules: ShardingRules = RULES) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh, rules: ShardingRules = RULES) -> int:
     """How many devices share the rows of a batch."""
     return _count(mesh, rules.mesh_axes("batch"))
 

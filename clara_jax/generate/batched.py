@@ -76,7 +76,7 @@ def encode_rows(
     vectors = np.zeros((len(rows), num_memory, model.config.width), dtype)
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
-        found = _compress(model, backbone, adapters, tokens, num_memory, role)
+        found = compress_batch(model, backbone, adapters, tokens, num_memory, role)
         vectors[chosen] = to_host(found)[: len(chosen)]
     return vectors
 
@@ -187,7 +187,7 @@ def _scores(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_memory", "role"))
-def _compress(
+def compress_batch(
     model: Transformer,
     backbone: Params,
     adapters: Params,
@@ -195,6 +195,7 @@ def _compress(
     num_memory: int,
     role: str | None,
 ) -> Float[Array, "B M D"]:
+    """Vectors of one padded batch of documents or questions."""
     tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
     encoding = compress(
         model, backbone, adapters, tokens, num_memory=num_memory, role=role

@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
 from clara_jax.clara import Batch, Tokens, make_loss
 from clara_jax.config import ModelConfig, RunConfig
-from clara_jax.model import Transformer, abstract_variables
+from clara_jax.model import Transformer, abstract_variables, logical_axes
+from clara_jax.sharding import named_sharding, tree_shardings
 from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.start import make_adapters, trained_names
 from clara_jax.train.state import TrainState, init_state
-from clara_jax.train.step import StepFunction, make_train_step
+from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +24,73 @@ class AbstractRun:
     """Everything a train step takes, as ``jax.ShapeDtypeStruct``.
 
     Attributes:
+      model: the transformer, as the stage uses it.
       step: the function that training compiles.
-      state, backbone, frozen, batch: its arguments.
+      state, backbone, frozen, batch: its arguments; on a mesh, with their places.
     """
 
+    model: Transformer
     step: StepFunction
     state: TrainState
     backbone: dict[str, Any]
     frozen: dict[str, Any]
     batch: Batch
 
+    @property
+    def arguments(self) -> tuple[TrainState, dict[str, Any], dict[str, Any], Batch]:
+        """What the step is called with."""
+        return self.state, self.backbone, self.frozen, self.batch
+
+    def on(self, mesh: Mesh | AbstractMesh) -> AbstractRun:
+        """The same run with every argument where training puts it on `mesh`."""
+        state, backbone, frozen = placed(
+            (self.state, self.backbone, self.frozen),
+            tree_shardings(
+                mesh, (self.state, self.backbone, self.frozen), logical_axes
+            ),
+        )
+        rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), self.batch)
+        return dataclasses.replace(
+            self,
+            state=state,
+            backbone=backbone,
+            frozen=frozen,
+            batch=placed(self.batch, rows),
+        )
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """Lower the step that training runs on `mesh`, ready to be compiled.
+
+        Args:
+          mesh: of devices that may be abstract, as of ``jax.experimental.topologies``.
+
+        Returns:
+          What ``compile()`` makes a program of.
+        """
+        run = self.on(mesh)
+        with jax.set_mesh(mesh):
+            return compile_on_mesh(run.step, mesh, run.state).lower(*run.arguments)
+
     def trace(self) -> tuple[TrainState, dict[str, Any]]:
         """Trace one step and return the shapes that it gives back."""
-        return jax.eval_shape(
-            self.step, self.state, self.backbone, self.frozen, self.batch
-        )
+        return jax.eval_shape(self.step, *self.arguments)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes of a tree with the places where its arrays lie.
+
+    Args:
+      tree: arrays or shapes.
+      shardings: the same tree of shardings.
+
+    Returns:
+      The same tree of ``jax.ShapeDtypeStruct``.
+    """
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
 
 
 def abstract_run(
@@ -95,6 +149,7 @@ def abstract_run(
         selection=config.selection,
     )
     return AbstractRun(
+        model=model,
         step=make_train_step(
             loss, model, optimizer, schedule, accumulate=config.optim.accumulate
         ),
@@ -139,7 +194,9 @@ def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch
         return dataclasses.replace(batch, documents=tokens(rows, documents, encoder))
     offered: dict[str, Any] = {"candidates": tokens(rows, candidates, encoder)}
     if config.data.cache_vectors:
-        vectors = array(jnp.float32, rows, candidates, num_memory, width)
+        # As `cached_vectors` keeps them.
+        dtype = jnp.dtype(config.dtype)
+        vectors = array(dtype, rows, candidates, num_memory, width)
         offered = {"vectors": vectors}
     if config.stage == "rerank":
         batch = Batch()
