@@ -7,6 +7,7 @@ from typing import Literal
 
 from clara_jax.config.model import (
     DTYPES,
+    QUANTIZATIONS,
     REMAT_POLICIES,
     LoraConfig,
     MemoryConfig,
@@ -204,6 +205,8 @@ class RunConfig:
       train_generator: end_to_end only: whether the generator's adapter learns too.
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
       dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
+      quantize: how this run keeps the frozen layers' matrices in memory: ``none`` as
+        `param_dtype` says, ``int8`` or ``nf4`` (4 bits). Files are never quantized.
     """
 
     stage: str
@@ -217,6 +220,7 @@ class RunConfig:
     mse_weight: float = 0.1
     dtype: str = "float32"
     param_dtype: str = ""
+    quantize: str = "none"
     remat: str = "none"
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
@@ -238,6 +242,12 @@ class RunConfig:
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         one_of("", self, "dtype", DTYPES)
         one_of("", self, "remat", REMAT_POLICIES)
+        one_of("", self, "quantize", QUANTIZATIONS)
+        require(
+            self.quantize == "none" or self.stage != "lm",
+            "quantize",
+            f"is '{self.quantize}', but stage lm trains the backbone; use none",
+        )
         for name in self.reinit:
             require(
                 name in ADAPTERS,

@@ -44,6 +44,8 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
         inputs, outputs = _LINEAR[layer]
         axes = {
             "kernel": (inputs, outputs),
+            "codes": (inputs, outputs),
+            "scales": (inputs, outputs),
             "bias": (outputs,),
             "a": (inputs, "lora_rank"),
             "b": ("lora_rank", outputs),

@@ -26,7 +26,14 @@ from clara_jax.clara import STAGES, init_rows
 from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, load_model
 from clara_jax.errors import ClaraError
-from clara_jax.model import PRESETS, Transformer, init_backbone, init_lora
+from clara_jax.model import (
+    PRESETS,
+    Transformer,
+    dequantize_params,
+    init_backbone,
+    init_lora,
+    quantize_params,
+)
 from clara_jax.shapes import Key, Params
 from clara_jax.text import load_tokenizer
 
@@ -58,9 +65,13 @@ class Start:
         adapters, rows = jax.device_get(
             ({**self.frozen, **trainable}, self.backbone.get("rows"))
         )
+        params = self.backbone["params"]
+        if self.reference == "backbone" and params is not None:
+            # Files are never quantized: a random base is written as it was used.
+            params = dequantize_params(params, self.model.config.param_dtype)
         base = ModelFolder(
             config=self.model.config,
-            params=self.backbone["params"],
+            params=params,
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
         )
@@ -117,6 +128,7 @@ def prepare(config: RunConfig, key: Key) -> Start:
         start.trainable = {"backbone": base.params}
         start.backbone = {"params": None}
         return start
+    start.backbone["params"] = quantize_params(base.params, config.quantize)
     adapters, rows = make_adapters(config, model, base.params, earlier, key)
     start.backbone["rows"] = rows
     trains = trained_names(config)
