@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from clara_jax.config import DTYPES
+from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara
@@ -48,6 +48,10 @@ def load(
     """
     if dtype not in ("", *DTYPES):
         raise ClaraError(f"dtype is '{dtype}', but must be one of {', '.join(DTYPES)}")
+    if quantize not in QUANTIZATIONS:
+        raise ClaraError(
+            f"quantize is '{quantize}', but must be one of {', '.join(QUANTIZATIONS)}"
+        )
     on_cpu = jax.default_backend() == "cpu"
     if dtype == "float16" and on_cpu:
         raise ClaraError(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from clara_jax.model.axes import gathered_axes
 from clara_jax.model.quantized import quantized_product
 from clara_jax.shapes import Array, Float
 
@@ -71,7 +72,8 @@ class Linear(nn.Module):
         if self.has_variable("params", "codes"):
             codes = self.get_variable("params", "codes")
             scales = self.get_variable("params", "scales")
-            y = checkpoint_name(quantized_product(x, codes, scales), PRODUCT)
+            y = quantized_product(x, codes, scales, gathered_axes(self.name))
+            y = checkpoint_name(y, PRODUCT)
         else:
             kernel = self.param(
                 "kernel",

@@ -21,13 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding
 
 from clara_jax.config import QUANTIZATIONS
 from clara_jax.errors import ClaraError
 from clara_jax.model.axes import logical_axes
 from clara_jax.shapes import Array, Float, Params, Shaped
-from clara_jax.sharding import tree_shardings
+from clara_jax.sharding import place, tree_shardings
 
 GROUP = 64
 """Inputs that share a scale of nf4, as in the QLoRA paper (arXiv 2305.14314)."""
@@ -115,11 +116,12 @@ def dequantize_params(params: Params, dtype: Any, name: str = "") -> Params:
     return {**rest, **_per_layer(widen, name, params["codes"], params["scales"])}
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def quantized_product(
     x: Float[Array, "*rows I"],
     codes: Shaped[Array, "C O"],
     scales: Float[Array, "S O"],
+    axes: tuple[str | None, str | None] = (None, None),
 ) -> Float[Array, "*rows O"]:
     """``x W`` for a W stored in fewer bits; summed in float32 and rounded once.
 
@@ -129,22 +131,26 @@ def quantized_product(
     Args:
       x: rows in the compute type.
       codes, scales: of one layer, as `quantize_params` stores them.
+      axes: where W lies on the mesh for the product, see `gathered_axes`. Devices that
+        share W send codes to one another, not what these widen to.
 
     Returns:
       Rows in the compute type.
     """
+    codes, scales = place(codes, *axes), place(scales, *axes)
     if codes.dtype == jnp.int8:
         # One scale per output: the product itself runs on the bare codes.
         return (_wide(x, codes.astype(x.dtype)) * _row(scales, x)).astype(x.dtype)
     return _wide(x, _widened(codes, scales, x.dtype)).astype(x.dtype)
 
 
-def _forward(x, codes, scales):
-    return quantized_product(x, codes, scales), (codes, scales)
+def _forward(x, codes, scales, axes):
+    # Kept as they are stored: gathered, those of all layers would pile up.
+    return quantized_product(x, codes, scales, axes), (codes, scales)
 
 
-def _backward(saved, gradient):
-    codes, scales = saved
+def _backward(axes, saved, gradient):
+    codes, scales = (place(array, *axes) for array in saved)
     dtype = gradient.dtype
     if codes.dtype == jnp.int8:
         scaled = (gradient.astype(jnp.float32) * _row(scales, gradient)).astype(dtype)
@@ -231,9 +237,8 @@ def _per_layer(function: Any, name: str, *stacks: Any) -> Params:
         return jax.lax.map(lambda arrays: function(*arrays), stacks)
 
     places = None
-    traced = isinstance(stacks[0], jax.core.Tracer)
-    sharding = None if traced else stacks[0].sharding
-    if isinstance(sharding, NamedSharding):
+    sharding = None if isinstance(stacks[0], Tracer) else stacks[0].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         shapes = {name: jax.eval_shape(run, *stacks)}
         places = tree_shardings(sharding.mesh, shapes, logical_axes)[name]
     return jax.jit(run, out_shardings=places)(*stacks)
