@@ -185,11 +185,13 @@ def _widened(codes, scales, dtype):
 
 def _looked_up(codes):
     """Values of codes, by one select per bit and pair."""
-    level = [jnp.float32(value) for value in _NF4]
+    # Of jnp.where, a compiled function of its own, XLA would take the sixteen constants
+    # out of the loop over layers and keep each as a whole array.
+    level = [jax.lax.full(codes.shape, value, jnp.float32) for value in _NF4]
     for bit in range(4):
-        high = (codes >> bit) & 1 != 0
+        high = jax.lax.ne((codes >> bit) & 1, jax.lax.full_like(codes, 0))
         pairs = zip(level[::2], level[1::2], strict=True)
-        level = [jnp.where(high, b, a) for a, b in pairs]
+        level = [jax.lax.select(high, b, a) for a, b in pairs]
     return level[0]
 
 
