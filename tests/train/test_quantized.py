@@ -1,6 +1,6 @@
-"""Training over a backbone in int8 and nf4: it learns, on any mesh, and writes no codes.
+"""Training over a backbone in int8 and nf4: it learns, on any mesh; no codes in files.
 
-The frozen layers are quantized, the adapters are as ever.
+What takes long is done with one kind here, with the other where there is time.
 """
 
 import dataclasses
@@ -34,6 +34,10 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 KINDS = ("int8", "nf4")
 
 
+def slow(kind):
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 def one_step(kind, sizes):
     """A step of scp by plain descent; no sizes are one device."""
     devices = jax.devices()[: int(np.prod([*sizes.values(), 1]))]
@@ -59,7 +63,7 @@ def one_step(kind, sizes):
     return jax.device_get((metrics, state.trainable)), given[1]["params"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [slow("int8"), "nf4"])
 def test_a_mesh_gives_the_numbers_of_one_device(kind):
     (expected, alone), _ = one_step(kind, {})
     (metrics, split), params = one_step(kind, {"fsdp": 2, "tensor": 2})
@@ -87,13 +91,14 @@ def read(kind, folder, *overrides):
     return read_experiment(given).runs[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int8", slow("nf4")])
 def test_the_loss_falls_and_the_folder_holds_whole_weights(kind, tmp_path):
     folder = tmp_path / "scp"
-    config = read(kind, folder, "--config.optim.learning_rate=0.02")
-    run(config)
+    faster = ("--config.optim.learning_rate=0.03", "--config.optim.steps=40")
+    run(read(kind, folder, *faster))
     losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
-    assert np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2]), losses
+    # Heads of a random backbone differ little: unquantized, it falls as far.
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.25, losses
     assert json.loads((folder / "config.json").read_text())["quantize"] == kind
     assert "quantize" not in (folder / "model.json").read_text()
     # A random base is written as it was used; quantized again it is the same.
