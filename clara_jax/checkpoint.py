@@ -60,12 +60,28 @@ def write_tree(path: Path, tree: Params) -> None:
     About one array at a time is copied on its way to the disk, not the whole tree.
     """
     largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
-    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+    # Written by one process, whatever the others do meanwhile.
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"process_{here}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=1 + largest // 10**9, multiprocessing_options=alone
+    )
+    with (
+        quiet_orbax(),
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+    ):
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
-def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
+def load_tree(
+    path: str | os.PathLike,
+    like: Params | None = None,
+    placement: Callable[[Params], Params] | None = None,
+) -> Params:
     """Read a tree that `save_tree` wrote.
 
     Args:
@@ -73,9 +89,11 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
       like: a tree of arrays or ``jax.ShapeDtypeStruct`` to check names and shapes
         against. Its types are taken over, and its shardings where it has any: such
         leaves are read straight into their devices.
+      placement: a tree of shapes to the same tree of shardings: all arrays are then
+        read straight into their devices.
 
     Returns:
-      The tree: JAX arrays where `like` has shardings, numpy arrays elsewhere.
+      The tree: JAX arrays where there are shardings, numpy arrays elsewhere.
 
     Raises:
       ClaraError: the folder is missing or damaged, or does not match `like`.
@@ -88,6 +106,9 @@ def load_tree(path: str | os.PathLike, like: Params | None = None) -> Params:
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             stored = _shapes(checkpointer.metadata(path).item_metadata)
             template = stored if like is None else _matched(path, stored, like)
+            if placement is not None:
+                places = placement(template)
+                template = jax.tree.map(_placed, template, places)
             return checkpointer.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -195,6 +216,10 @@ def _matched(path: Path, stored: Params, like: Params) -> Params:
         if name not in want:
             raise ClaraError(f"{path}: array {name} is not expected here")
     return like
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leaves(tree: Params) -> list:

@@ -208,7 +208,7 @@ def place(
           jax.jit(lambda x: place(x, "batch", None))(x)
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1:
         return x
     spec = partition_spec(*logical, rules=rules)
     return jax.lax.with_sharding_constraint(x, _fitting(mesh, spec, x.shape))

@@ -18,6 +18,7 @@ FLOORS = {
     "text": 1,
     "model": 2,
     "checkpoint": 2,
+    "distributed": 2,
     "clara": 3,
     "testing": 4,
     "data": 4,

@@ -20,10 +20,14 @@ from clara_jax.clara.topk import cosine_scores, soft_topk
 from clara_jax.config import SelectionConfig
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Bool, Float, Int, Key, Params, Scores, Shaped
+from clara_jax.sharding import place
 
 Terms = dict[str, Float[Array, ""]]
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 Outcome = tuple[Terms, Terms, Metrics]
+
+VECTOR_AXES = ("batch", "candidates", None, None)
+"""Logical axes of document vectors ``[B, C, M, D]``."""
 
 _STRETCH = 64
 """Positions whose logits exist at one time."""
@@ -135,6 +139,7 @@ class CompressionLoss:
             model, backbone, adapters, flat, num_memory=self.num_memory, rng=keys[0]
         )
         vectors = encoding.memory.reshape(rows, per_row, *encoding.memory.shape[1:])
+        vectors = place(vectors, *VECTOR_AXES)
         hidden = generate_hidden(
             model, backbone, adapters, prompt, vectors, rng=keys[1]
         )
@@ -291,7 +296,7 @@ def candidate_vectors(
         flat, (rows, per_row) = _flatten(batch.candidates)
         memory = compress(model, backbone, adapters, flat, num_memory=num_memory).memory
         vectors = memory.reshape(rows, per_row, *memory.shape[1:])
-    return jax.lax.stop_gradient(vectors)
+    return jax.lax.stop_gradient(place(vectors, *VECTOR_AXES))
 
 
 def question_scores(

@@ -15,10 +15,12 @@ from clara_jax.convert.load import (
 )
 from clara_jax.convert.loaded import ClaraSettings, ModelFolder
 from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
+from clara_jax.convert.stored import Placement
 
 __all__ = [
     "ClaraSettings",
     "ModelFolder",
+    "Placement",
     "hf_from_model_config",
     "load_apple",
     "load_config",

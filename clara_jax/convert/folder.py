@@ -36,6 +36,7 @@ from clara_jax.config import (
 )
 from clara_jax.convert.hf import numpy_dtype
 from clara_jax.convert.loaded import ClaraSettings, ModelFolder
+from clara_jax.convert.stored import Placement
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, read_json, write_error, write_json
 from clara_jax.model import Transformer, abstract_variables
@@ -174,7 +175,10 @@ def read_clara_settings(folder: Path) -> ClaraSettings | None:
 
 
 def read_model_folder(
-    folder: Path, base: ModelFolder | None = None, param_dtype: str = ""
+    folder: Path,
+    base: ModelFolder | None = None,
+    param_dtype: str = "",
+    placement: Placement | None = None,
 ) -> ModelFolder:
     """Read a model folder.
 
@@ -182,9 +186,11 @@ def read_model_folder(
       folder: the folder.
       base: the backbone, when it is kept elsewhere.
       param_dtype: type to keep weights in; empty takes the stored one.
+      placement: where arrays go, each process reading only what its devices hold; None
+        reads all to host memory.
 
     Returns:
-      The model, in host memory.
+      The model.
 
     Raises:
       ClaraError: a part is missing or damaged.
@@ -206,13 +212,13 @@ def read_model_folder(
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes["params"]
         )
-        params = load_tree(folder / "backbone", like)
+        params = load_tree(folder / "backbone", like, placement)
     else:
         _same_shape(folder, config, base.config)
         config, params = base.config, base.params
     adapters = rows = None
     if clara is not None:
-        adapters = load_tree(folder / "adapters")
+        adapters = load_tree(folder / "adapters", None, placement)
         _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
         rows = adapters.pop("rows", None)
     return ModelFolder(

@@ -14,6 +14,7 @@ from clara_jax.config import ModelConfig
 from clara_jax.convert.hf_config import model_config_from_hf
 from clara_jax.convert.names import TreeBuilder, hf_tensors
 from clara_jax.convert.shards import SafetensorsFile
+from clara_jax.convert.stored import Placement, place_tensors
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
 from clara_jax.shapes import Params
@@ -75,7 +76,10 @@ def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
 
 
 def read_hf_params(
-    folder: Path, config: ModelConfig, progress: Progress = quiet
+    folder: Path,
+    config: ModelConfig,
+    progress: Progress = quiet,
+    placement: Placement | None = None,
 ) -> Params:
     """Load the weights of a folder into our tree.
 
@@ -86,18 +90,18 @@ def read_hf_params(
       folder: with ``model.safetensors``, or shards and their index.
       config: from `read_hf_config`.
       progress: wraps the loop over tensors.
+      placement: where arrays lie; each process then reads only what its devices hold.
 
     Returns:
-      The parameter tree, numpy arrays.
+      The parameter tree: numpy arrays, or with `placement` JAX arrays.
 
     Raises:
       ClaraError: a file is missing or truncated, a tensor is missing, unexpected or of
         a wrong shape. Every shape is checked before the first byte is copied.
     """
     files = [SafetensorsFile(path) for path in _weight_files(folder)]
-    builder = TreeBuilder(
-        hf_tensors(config), numpy_dtype(config.param_dtype), str(folder)
-    )
+    dtype = numpy_dtype(config.param_dtype)
+    builder = TreeBuilder(hf_tensors(config), dtype, str(folder))
     places: dict[str, SafetensorsFile] = {}
     for file in files:
         for name in file:
@@ -111,6 +115,11 @@ def read_hf_params(
                     f"{file.path}: tensor '{name}' is also in {places[name].path.name}"
                 )
             places[name] = file
+    if len(places) == len(builder.wanted) and placement is not None:
+        tensors = builder.wanted.values()
+        return place_tensors(
+            tensors, lambda t: places[t.name].read(t.name), dtype, placement
+        )
     if len(places) == len(builder.wanted):
         for name, file in progress(places.items(), len(places)):
             builder.put(name, file.read(name), str(file.path))

@@ -28,12 +28,16 @@ from clara_jax.convert.hf import (
 )
 from clara_jax.convert.loaded import ModelFolder, find_named
 from clara_jax.convert.peft import is_peft_folder, peft_base, read_peft_folder
+from clara_jax.convert.stored import Placement
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer
 
 
 def load_hf(
-    source: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+    source: str | os.PathLike,
+    param_dtype: str = "",
+    progress: Progress = quiet,
+    placement: Placement | None = None,
 ) -> ModelFolder:
     """Load a base model from a Hugging Face folder or hub name."""
     folder = fetch(source)
@@ -42,7 +46,7 @@ def load_hf(
     # Some rules of the original go by the name; the files must not lose it.
     tokenizer.init_kwargs.setdefault(NAME_KEY, str(source))
     eos_ids = read_eos_ids(folder, tokenizer)
-    params = read_hf_params(folder, config, progress)
+    params = read_hf_params(folder, config, progress, placement)
     return ModelFolder(config, params, tokenizer, eos_ids=eos_ids)
 
 
@@ -116,6 +120,7 @@ def load_model(
     progress: Progress = quiet,
     *,
     base: str = "",
+    placement: Placement | None = None,
 ) -> ModelFolder:
     """Load a model, whatever it is.
 
@@ -127,9 +132,11 @@ def load_model(
       progress: wraps loops over tensors, for a progress bar.
       base: for a CLaRa model, the base to take in place of the one that it names; only
         one of them is read. Base models do not heed it.
+      placement: where the arrays of model folders and Hugging Face folders go, without
+        ever being whole on one host; other formats are read to host memory.
 
     Returns:
-      The model in host memory.
+      The model in host memory, or where `placement` says.
 
     Raises:
       ClaraError: it is none of these, or damaged.
@@ -149,14 +156,17 @@ def load_model(
                 f"{folder}: is a training run that has not finished; run the same "
                 "command again to finish it"
             )
-        return load_hf(path, param_dtype, progress)
+        return load_hf(path, param_dtype, progress, placement)
     clara = read_clara_settings(folder)
     if clara is None or (clara.backbone == "backbone" and not base):
-        return read_model_folder(folder, None, param_dtype)
+        return read_model_folder(folder, None, param_dtype, placement)
     found = load_model(
-        base or _reference(folder, clara.backbone), param_dtype, progress
+        base or _reference(folder, clara.backbone),
+        param_dtype,
+        progress,
+        placement=placement,
     )
-    return read_model_folder(folder, found, param_dtype)
+    return read_model_folder(folder, found, param_dtype, placement)
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:

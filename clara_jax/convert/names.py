@@ -199,7 +199,7 @@ def tree_shapes(tensors: Iterable[TensorName]) -> dict[tuple[str, ...], tuple]:
 
 
 class TreeBuilder:
-    """Our tree, allocated once and filled tensor by tensor in any order.
+    """Our tree, each array allocated once and filled tensor by tensor in any order.
 
     A tensor is copied straight to its place (transposed and cast on the way, in blocks
     of rows), so that no more than one whole tensor need exist beside the tree.
@@ -214,9 +214,8 @@ class TreeBuilder:
         tensors = tuple(tensors)
         self._where = where
         self._wanted = {tensor.name: tensor for tensor in tensors}
-        self._arrays = {
-            path: np.empty(shape, dtype) for path, shape in tree_shapes(tensors).items()
-        }
+        self._dtype, self._shapes = dtype, tree_shapes(tensors)
+        self._arrays: dict[tuple[str, ...], np.ndarray] = {}
 
     @property
     def wanted(self) -> dict[str, TensorName]:
@@ -245,6 +244,9 @@ class TreeBuilder:
           ClaraError: a name that is not wanted (any more), or a wrong shape.
         """
         tensor = self.check(name, array.shape, where)
+        if tensor.path not in self._arrays:
+            shape = self._shapes[tensor.path]
+            self._arrays[tensor.path] = np.empty(shape, self._dtype)
         target = self._arrays[tensor.path]
         if tensor.layer is not None:
             target = target[tensor.layer]
@@ -262,7 +264,8 @@ class TreeBuilder:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ClaraError(f"{self._where}: tensor '{names[0]}'{more} is missing")
         tree: dict[str, Any] = {}
-        for path, array in self._arrays.items():
+        for path in self._shapes:
+            array = self._arrays[path]
             node = tree
             for key in path[:-1]:
                 node = node.setdefault(key, {})

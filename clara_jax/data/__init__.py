@@ -1,6 +1,6 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
-from clara_jax.data.collate import Layout, collate
+from clara_jax.data.collate import Layout, collate, measure
 from clara_jax.data.examples import (
     Dialogue,
     Example,
@@ -18,6 +18,7 @@ from clara_jax.data.records import (
 )
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.data.unique import UniqueDocuments, unique_documents
+from clara_jax.data.windows import Part, Windows
 
 __all__ = [
     "FORMATS",
@@ -25,15 +26,18 @@ __all__ = [
     "Example",
     "ExampleMaker",
     "Layout",
+    "Part",
     "Record",
     "RecordSource",
     "Records",
     "UniqueDocuments",
+    "Windows",
     "check_records",
     "collate",
     "count_candidates",
     "is_unicode",
     "make_batches",
+    "measure",
     "open_records",
     "passage",
     "supervise",

@@ -79,19 +79,19 @@ def collate(
     examples: Sequence[Example],
     layout: Layout,
     batch_size: int,
-    rows: slice | None = None,
     vectors: Vectors | None = None,
+    lengths: tuple[int, ...] | None = None,
 ) -> Batch:
-    """Pad examples to one batch.
+    """Pad examples to one batch, or to a process's rows of one.
 
     Args:
       examples: at most `batch_size` of one stage; missing ones become empty rows, whose
         labels are `IGNORE` and whose masks are False.
       layout: shapes; every field takes the smallest bucket that holds its longest row.
-      batch_size: B of the whole batch.
-      rows: the part of the batch to make. Lengths are those of the whole batch, so that
-        several processes agree on them.
+      batch_size: B, or the rows of this process.
       vectors: compressed documents, in place of candidates' tokens.
+      lengths: the longest encoder row of a document, of a question, and the longest
+        prompt in the whole batch, if these are not all of its examples.
 
     Returns:
       A batch of numpy arrays.
@@ -99,79 +99,82 @@ def collate(
     Raises:
       ClaraError: an example with more candidates than C.
     """
-    part = range(batch_size)[rows or slice(None)]
-    count = len(examples)
-    chosen = [examples[i] if i < count else Example() for i in part]
+    missing = batch_size - len(examples)
+    rows = [*examples, *[Example()] * missing]
+    if lengths is None:
+        lengths = longest_of([measure(example) for example in rows])
+    document, question, prompt = lengths
     fields: dict[str, Any] = {}
     if layout.prompts:
-        length = _fit([_length(e.prompt) for e in examples], layout.prompts)
-        fields["prompt"] = _pad([e.prompt for e in chosen], length, layout.pad_id)
-        labels = np.full((len(chosen), length), IGNORE, np.int32)
-        for i, example in enumerate(chosen):
+        length = _fit(prompt, layout.prompts)
+        fields["prompt"] = _pad([e.prompt for e in rows], length, layout.pad_id)
+        labels = np.full((len(rows), length), IGNORE, np.int32)
+        for i, example in enumerate(rows):
             labels[i, : _length(example.labels)] = _row(example.labels)
         fields["labels"] = labels
     if layout.slots:
-        fields["documents"] = _grid(
-            [e.documents for e in examples],
-            [e.documents for e in chosen],
-            layout.slots,
-            layout,
-        )
+        texts = [e.documents for e in rows]
+        fields["documents"] = _grid(texts, layout.slots, document, layout)
     if layout.candidates:
-        length = _fit([_length(e.question) for e in examples], layout.questions)
-        fields["question"] = _pad([e.question for e in chosen], length, layout.pad_id)
-        fields |= _candidates(examples, chosen, layout, vectors)
+        length = _fit(question, layout.questions)
+        fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
+        fields |= _candidates(rows, document, layout, vectors)
     return Batch(**fields)
 
 
+def measure(example: Example) -> tuple[int, int, int, int]:
+    """All tokens of an example; its longest document, its question, its prompt."""
+    documents = (*example.documents, *example.candidates)
+    return (
+        example.num_tokens,
+        max((len(row) for row in documents), default=0),
+        _length(example.question),
+        _length(example.prompt),
+    )
+
+
+def longest_of(measured: Any) -> tuple[int, ...]:
+    """The longest document, question and prompt among what `measure` found."""
+    return tuple(int(n) for n in np.max(measured, axis=0)[1:])
+
+
 def _candidates(
-    examples: Sequence[Example],
-    chosen: Sequence[Example],
-    layout: Layout,
-    vectors: Vectors | None,
+    rows: Sequence[Example], longest: int, layout: Layout, vectors: Vectors | None
 ) -> dict[str, Any]:
     width = layout.candidates
-    mask = np.zeros((len(chosen), width), bool)
-    positives = np.zeros((len(chosen), width), bool)
-    for example in examples:
-        if _length(example.positives) > width:
+    mask = np.zeros((len(rows), width), bool)
+    positives = np.zeros((len(rows), width), bool)
+    for i, example in enumerate(rows):
+        count = _length(example.positives)
+        if count > width:
             raise ClaraError(
-                f"{example.source}: has {_length(example.positives)} candidate "
-                f"documents, but data.candidates is {width}; raise it"
+                f"{example.source}: has {count} candidate documents, but "
+                f"data.candidates is {width}; raise it"
             )
-    for i, example in enumerate(chosen):
-        mask[i, : _length(example.positives)] = True
-        positives[i, : _length(example.positives)] = _row(example.positives)
+        mask[i, :count] = True
+        positives[i, :count] = _row(example.positives)
     fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
     if vectors is None:
-        fields["candidates"] = _grid(
-            [e.candidates for e in examples],
-            [e.candidates for e in chosen],
-            width,
-            layout,
-        )
+        texts = [e.candidates for e in rows]
+        fields["candidates"] = _grid(texts, width, longest, layout)
         return fields
-    numbers = [_row(e.candidate_ids) for e in chosen]
+    numbers = [_row(e.candidate_ids) for e in rows]
     flat = np.concatenate([np.zeros(0, np.int64), *numbers]).astype(np.int64)
     found = np.asarray(vectors(flat) if callable(vectors) else vectors[flat])
-    table = np.zeros((len(chosen), width, *found.shape[1:]), found.dtype)
+    table = np.zeros((len(rows), width, *found.shape[1:]), found.dtype)
     table[mask] = found
     fields["vectors"] = table
     return fields
 
 
 def _grid(
-    examples: Sequence[tuple[Row, ...]],
-    chosen: Sequence[tuple[Row, ...]],
-    width: int,
-    layout: Layout,
+    rows: Sequence[tuple[Row, ...]], width: int, longest: int, layout: Layout
 ) -> Tokens:
     """Pad ragged rows to ``[B, width, S]``; absent rows get an empty mask."""
-    lengths = [len(row) for rows in examples for row in rows]
-    length = _fit(lengths, layout.documents)
-    flat = [row for rows in chosen for row in (*rows, *[None] * (width - len(rows)))]
+    length = _fit(longest, layout.documents)
+    flat = [text for row in rows for text in (*row, *[None] * (width - len(row)))]
     tokens = _pad(flat, length, layout.pad_id)
-    shape = (len(chosen), width, length)
+    shape = (len(rows), width, length)
     return Tokens(tokens.ids.reshape(shape), tokens.mask.reshape(shape), True)
 
 
@@ -184,8 +187,7 @@ def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
     return Tokens(ids, mask, right_padded=True)
 
 
-def _fit(lengths: Sequence[int], buckets: tuple[int, ...]) -> int:
-    longest = max(lengths, default=0)
+def _fit(longest: int, buckets: tuple[int, ...]) -> int:
     return next(bucket for bucket in buckets if bucket >= longest)
 
 

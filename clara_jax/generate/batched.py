@@ -23,6 +23,7 @@ from clara_jax.clara import (
     prompt_embeddings,
     role_variables,
 )
+from clara_jax.distributed import to_host
 from clara_jax.generate.batching import (
     batches_by_length,
     length_bucket,
@@ -33,6 +34,7 @@ from clara_jax.generate.decode import DecodeConfig, jit_decode_loop, jit_prefill
 from clara_jax.generate.sampling import row_keys
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
+from clara_jax.sharding import place
 
 Watch = Callable[[str], AbstractContextManager]
 """Called with a part's name for a context around it, to take times."""
@@ -75,7 +77,7 @@ def encode_rows(
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
         found = _compress(model, backbone, adapters, tokens, num_memory, role)
-        vectors[chosen] = np.asarray(found)[: len(chosen)]
+        vectors[chosen] = to_host(found)[: len(chosen)]
     return vectors
 
 
@@ -126,7 +128,7 @@ def continue_rows(
             jax.block_until_ready(state)
         with watch("decode"):
             state = jit_decode_loop(model, variables, state, config)
-            out[chosen] = np.asarray(state.tokens)[: len(chosen)]
+            out[chosen] = to_host(state.tokens)[: len(chosen)]
     return out
 
 
@@ -166,7 +168,7 @@ def candidate_scores(
         jnp.asarray(np.pad(questions, [(0, more_rows), (0, 0), (0, 0)])),
         jnp.asarray(np.pad(vectors, more)),
     )
-    return np.asarray(scores)[:rows, :candidates]
+    return to_host(scores)[:rows, :candidates]
 
 
 @jax.jit
@@ -193,6 +195,7 @@ def _compress(
     num_memory: int,
     role: str | None,
 ) -> Float[Array, "B M D"]:
+    tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
     encoding = compress(
         model, backbone, adapters, tokens, num_memory=num_memory, role=role
     )

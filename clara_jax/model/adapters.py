@@ -1,5 +1,8 @@
 """Adapter trees: shapes, fresh ones, counts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -16,12 +19,16 @@ def abstract_variables(model: Transformer) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), ids)
 
 
-def init_lora(model: Transformer, key: Key) -> Params:
+def init_lora(
+    model: Transformer, key: Key, placement: Callable[[Any], Any] | None = None
+) -> Params:
     """A fresh adapter, which changes nothing yet.
 
     Args:
       model: a transformer with ``lora`` settings.
       key: for the ``a`` matrices.
+      placement: a tree of shapes to the same tree of shardings; arrays are then made
+        where they lie.
 
     Returns:
       The ``lora`` collection in float32: ``a`` uniform within ``1 / sqrt(inputs)``
@@ -37,17 +44,23 @@ def init_lora(model: Transformer, key: Key) -> Params:
             "use ('all',)"
         )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    keys = jax.random.split(key, len(leaves))
-    fresh = []
-    for (path, leaf), leaf_key in zip(leaves, keys, strict=True):
-        if path[-1].key == "b":
-            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
-        else:
-            bound = leaf.shape[-2] ** -0.5
-            fresh.append(
-                jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
-            )
-    return jax.tree_util.tree_unflatten(treedef, fresh)
+
+    def make(key: Key) -> Params:
+        keys = jax.random.split(key, len(leaves))
+        fresh = []
+        for (path, leaf), leaf_key in zip(leaves, keys, strict=True):
+            if path[-1].key == "b":
+                fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+            else:
+                bound = leaf.shape[-2] ** -0.5
+                fresh.append(
+                    jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+                )
+        return jax.tree_util.tree_unflatten(treedef, fresh)
+
+    if placement is None:
+        return make(key)
+    return jax.jit(make, out_shardings=placement(shapes))(key)
 
 
 def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Params:
@@ -82,10 +95,19 @@ def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Par
     return merge(params, lora)
 
 
-def init_backbone(model: Transformer, key: Key) -> Params:
-    """Random frozen weights of the model's shape."""
+def init_backbone(
+    model: Transformer, key: Key, placement: Callable[[Any], Any] | None = None
+) -> Params:
+    """Random frozen weights of the model's shape, made where `placement` puts them."""
     ids = jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(lambda k: model.init(k, ids)["params"])(key)
+
+    def make(key: Key) -> Params:
+        return model.init(key, ids)["params"]
+
+    if placement is None:
+        return jax.jit(make)(key)
+    shapes = jax.eval_shape(make, key)
+    return jax.jit(make, out_shardings=placement(shapes))(key)
 
 
 def count(tree: Params) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.config import ModelConfig
+from clara_jax.model.fused import fused_attention, takes_fused
 from clara_jax.model.layers import Linear, RMSNorm
 from clara_jax.model.rope import rotate
 from clara_jax.shapes import Array, Bool, Float, Int
@@ -50,20 +51,29 @@ def causal_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     window: int | None = None,
+    attention: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Causal attention in a few blocks of queries, each over the keys it can see.
+    """Causal attention: cuDNN's where it serves, else in a few blocks of queries.
 
-    XLA computes hidden scores too, and keeps all of them: with four blocks it computes
-    and keeps five eighths.
+    XLA computes hidden scores too, and keeps all of them: with four blocks, each over
+    the keys it can see, it computes and keeps five eighths.
 
     Args:
       query, key, value: of the same T tokens, padding on the right.
       window: a query sees keys fewer than this many positions back; None sees all.
+      attention: ``auto``, ``xla`` or ``cudnn``; see `fused.takes_fused`.
 
     Returns:
       ``[B, T, N, H]``.
+
+    Raises:
+      ClaraError: ``cudnn`` is asked for and cannot be had.
     """
     length = query.shape[1]
+    if window is not None and window >= length:
+        window = None
+    if takes_fused(query, key, window, attention):
+        return fused_attention(query, key, value, window)
     block = -(-length // min(max(-(-length // _BLOCK), 1), _BLOCKS))
     parts = []
     for start in range(0, length, block):
@@ -87,6 +97,10 @@ class Attention(nn.Module):
 
     Softmax is float32. Rows whose keys are all hidden give a finite average of nothing
     that matters, never NaN, forwards and backwards.
+
+    Attributes:
+      implementation: of `causal_attention`, which serves whole rows padded on the
+        right; rows under a mask, cached ones among them, are always XLA's.
     """
 
     num_heads: int
@@ -101,6 +115,7 @@ class Attention(nn.Module):
     linear: dict[str, dict]
     dtype: str
     param_dtype: str
+    implementation: str
 
     @nn.compact
     def __call__(
@@ -125,7 +140,9 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, place)
             cache = (key, value)
         if visible is None:
-            mixed = causal_attention(query, key, value, self.window)
+            mixed = causal_attention(
+                query, key, value, self.window, self.implementation
+            )
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
         flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
@@ -155,7 +172,9 @@ class Attention(nn.Module):
         return RMSNorm(self.norm_eps, self.dtype, self.param_dtype, name=name)
 
 
-def attention_settings(config: ModelConfig, linear: dict[str, dict]) -> dict[str, Any]:
+def attention_settings(
+    config: ModelConfig, linear: dict[str, dict], implementation: str = "auto"
+) -> dict[str, Any]:
     """Arguments of the `Attention` that `config` describes."""
     return {
         "num_heads": config.num_heads,
@@ -170,4 +189,5 @@ def attention_settings(config: ModelConfig, linear: dict[str, dict]) -> dict[str
         "linear": linear,
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,
+        "implementation": implementation,
     }

@@ -5,6 +5,10 @@ from flax import struct
 
 from clara_jax.config import ModelConfig
 from clara_jax.shapes import Array, Bool, Float, Int
+from clara_jax.sharding import place
+
+CACHE_AXES = ("layers", "batch", None, "kv_heads", None)
+"""Logical axes of cached keys and values."""
 
 
 @struct.dataclass
@@ -29,9 +33,10 @@ class Cache:
 def zeros_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
     """An empty cache for `batch` rows of at most `slots` tokens."""
     shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    nothing = jnp.zeros(shape, jnp.dtype(config.dtype))
     return Cache(
-        key=jnp.zeros(shape, jnp.dtype(config.dtype)),
-        value=jnp.zeros(shape, jnp.dtype(config.dtype)),
+        key=place(nothing, *CACHE_AXES),
+        value=place(nothing, *CACHE_AXES),
         positions=jnp.zeros((batch, slots), jnp.int32),
         length=jnp.zeros((), jnp.int32),
         long=jnp.zeros((batch,), bool),

@@ -17,6 +17,7 @@ from clara_jax.model.cache import Cache
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
 from clara_jax.model.rope import rope_tables, takes_long_factors
 from clara_jax.shapes import Array, Bool, Float, Hidden, Int, Logits, TokenIds
+from clara_jax.sharding import place
 
 _policies = jax.checkpoint_policies
 _PRODUCTS = _policies.save_only_these_names(PRODUCT)
@@ -80,6 +81,7 @@ class Block(nn.Module):
         Where layers differ, those whose `full` is set see `everything` instead of
         `visible`.
         """
+        x = place(x, "batch", None, None)
         attention = Attention(**self.attention, name="attention")
         mlp = Mlp(**self.mlp, name="mlp")
         input_norm = RMSNorm(**self.norm, name="input_norm")
@@ -92,11 +94,13 @@ class Block(nn.Module):
         return x + mlp(post_norm(x)), cache
 
 
-def block_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, Any]:
+def block_settings(
+    config: ModelConfig, lora: LoraConfig | None, attention: str = "auto"
+) -> dict[str, Any]:
     """Arguments of the `Block` that `config` describes, adapters included."""
     linear = _linear_settings(config, lora)
     return {
-        "attention": attention_settings(config, linear),
+        "attention": attention_settings(config, linear, attention),
         "mlp": {
             "hidden": config.mlp_dim,
             "fused": config.fused_gate_up,
@@ -140,6 +144,9 @@ class Transformer(nn.Module):
       config: the backbone's shape.
       text_vocab: ids of the tokenizer before special tokens are added.
       lora: which layers carry adapters, of which rank; None for the plain base.
+      attention: what computes it, no property of the weights: ``auto`` takes cuDNN on
+        NVIDIA GPUs in half precision, for rows without a mask; ``xla`` and ``cudnn``
+        insist.
 
     Example::
 
@@ -151,6 +158,7 @@ class Transformer(nn.Module):
     config: ModelConfig
     text_vocab: int
     lora: LoraConfig | None = None
+    attention: str = "auto"
 
     def setup(self) -> None:
         """Declare tables, layers and norms."""
@@ -169,7 +177,7 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 5, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
-        )(**block_settings(config, self.lora))
+        )(**block_settings(config, self.lora, self.attention))
         self.final_norm = RMSNorm(**_norm_settings(config))
         if not config.tied:
             self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")
@@ -264,6 +272,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Hidden) -> Logits:
         """Float32 scores of the text vocabulary, then of the special rows."""
         table = self.embedding().T if self.config.tied else self.head()
+        hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]
         rows = self._rows("embedding" if self.config.tied else "head")
         if rows is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from collections.abc import Sequence
 
+import jax
+
+from clara_jax import distributed
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import (
     CompressedAnswers,
@@ -21,13 +24,25 @@ from clara_jax.train.parts import Parts
 from clara_jax.train.runner import Interrupted, run
 from clara_jax.train.step import make_eval_step
 
+PREEMPTED = 75
+"""Exit status after SIGTERM: the state is saved, the same command goes on (EX_TEMPFAIL
+of sysexits.h, which job systems know as a reason to try again)."""
+
+_FLAGS = dict(
+    zip(
+        ("--coordinator", "--processes", "--process"), distributed.EXPLICIT, strict=True
+    )
+)
+
 USAGE = """\
 usage: python -m clara_jax.train --config=FILE[:ARG] [--config.FIELD=VALUE ...]
 
 FILE is an experiment, such as configs/quickstart.py; it says at its top what it does
 and what it needs. Fields are those of clara_jax.config.RunConfig, with dots between
 groups: --config.workdir=runs/mine --config.optim.steps=20
-The same command started again goes on where it was.
+The same command started again goes on where it was; SIGTERM ends it with status 75. On
+several hosts, start it on each: the cluster says which is which (TPU pods, SLURM, Open
+MPI), or --coordinator=HOST:PORT --processes=N --process=I.
 """
 
 
@@ -45,7 +60,9 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
         return []
     step = make_eval_step(parts.loss, parts.model)
     found: list[Evaluator] = [
-        HeldOutLoss(step, parts.backbone, parts.frozen, parts.batches, parts.put)
+        HeldOutLoss(
+            step, parts.backbone, parts.frozen, parts.batches, parts.evaluation.put
+        )
     ]
     questions = questions_of(parts.records)
     if config.stage == "lm" or not questions:
@@ -82,13 +99,13 @@ def main(arguments: Sequence[str]) -> int:
       arguments: the command line without the program's name.
 
     Returns:
-      The exit status: 0 done, 1 bad input, 128 + n after signal n.
+      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, `PREEMPTED` after SIGTERM.
     """
     if {"-h", "--help", "-help"} & set(arguments):
         print(USAGE, end="")
         return 0
     try:
-        experiment = read_experiment(arguments)
+        experiment = read_experiment(_joined(arguments))
         if experiment.synthesize is not None:
             from clara_jax import synthesize
 
@@ -99,11 +116,32 @@ def main(arguments: Sequence[str]) -> int:
             synthesize.report(experiment.workdir, experiment.synthesize)
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
-        return 1
+        return distributed.leave(1, told(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        message = distributed.cause(error)
+        print(message, file=sys.stderr)
+        return distributed.leave(1, message)
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + signal.Signals[stopped.signal]
-    return 0
+        if distributed.is_first():
+            print(stopped, file=sys.stderr)
+        status = PREEMPTED if stopped.signal == "SIGTERM" else 130
+        return distributed.leave(status)
+    return distributed.leave(0)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Join the other processes, if there are any, and return the other arguments."""
+    rest, environment = [], dict(os.environ)
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag in _FLAGS:
+            environment[_FLAGS[flag]] = value
+        else:
+            rest.append(argument)
+    distributed.start(environment)
+    return rest
 
 
 if __name__ == "__main__":

@@ -40,7 +40,12 @@ class AbstractRun:
 
 
 def abstract_run(
-    config: RunConfig, shape: ModelConfig, text_vocab: int, *, candidates: int = 20
+    config: RunConfig,
+    shape: ModelConfig,
+    text_vocab: int,
+    *,
+    candidates: int = 20,
+    attention: str = "auto",
 ) -> AbstractRun:
     """Build a run of `config` on a backbone of `shape`, without any array.
 
@@ -49,6 +54,7 @@ def abstract_run(
       shape: of the backbone.
       text_vocab: length of its tokenizer.
       candidates: C of end_to_end and rerank, if the config does not say.
+      attention: as of `Transformer`.
 
     Returns:
       The run. Batches have the longest lengths that the config allows.
@@ -60,7 +66,7 @@ def abstract_run(
         remat=config.remat,
     )
     lora = None if config.stage == "lm" else config.lora
-    model = Transformer(shape, text_vocab=text_vocab, lora=lora)
+    model = Transformer(shape, text_vocab, lora, attention=attention)
     params = abstract_variables(model)["params"]
     schedule = make_schedule(config.optim, max(config.optim.steps, 1))
     optimizer = make_optimizer(config.optim, schedule)

@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from clara_jax.checkpoint import WRITE_ERRORS, quiet_orbax, remove_folder
+from clara_jax.distributed import first, gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
+from clara_jax.train.fingerprint import checksums, named_leaves, refuse_other
+
+
+class Damaged(ClaraError):
+    """A checkpoint that cannot be read back as it was written."""
 
 
 class Checkpoints:
     """The newest states of a run, each whole or absent.
 
-    A checkpoint is written beside its final name and renamed when it is complete, so
-    that a process killed at any moment leaves the earlier ones. Saving returns when
-    the files are in place.
+    A checkpoint is written beside its final name, in the background, and renamed when
+    it is complete, so that a process killed at any moment leaves the earlier ones. All
+    processes write their own parts, to a folder that all of them see.
 
     Attributes:
       folder: holds one subfolder per checkpoint, named by its step.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int = 2,
+        fingerprint: Mapping[str, Any] | None = None,
+    ):
         """Open `folder`, making it if needed.
 
         Args:
           folder: of this run alone.
           keep: older checkpoints than the newest so many are removed.
+          fingerprint: of what the run does not change, kept in every checkpoint; one
+            with another is refused. None neither writes nor compares any.
         """
         self.folder = Path(folder).resolve()
+        self._fingerprint = fingerprint
+        self._writing: int | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
             create=True,
             cleanup_tmp_directories=True,
         )
         try:
             with quiet_orbax():
-                self._manager = ocp.CheckpointManager(self.folder, options=options)
+                self._manager = ocp.CheckpointManager(
+                    self.folder,
+                    options=options,
+                )
         except WRITE_ERRORS as error:
             raise write_error(self.folder, error) from error
 
@@ -50,7 +73,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, arrays: Any, extra: dict[str, Any]) -> None:
-        """Write one checkpoint; does nothing if `step` is saved already.
+        """Begin to write one checkpoint; does nothing if `step` is saved already.
+
+        The arrays may change once this returns. A write that fails is told by the next
+        call, or by `wait`.
 
         Args:
           step: its name.
@@ -58,19 +84,40 @@ class Checkpoints:
           extra: JSON values.
 
         Raises:
-          ClaraError: it could not be written (disk full, no permission). Earlier
-            checkpoints stay.
+          ClaraError: this one or the one before could not be written (disk full, no
+            permission). Earlier checkpoints stay.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
+        note = {
+            "extra": extra,
+            "checksums": checksums(arrays),
+            "shapes": _shapes(arrays),
+            "fingerprint": self._fingerprint,
+        }
+        text = json.dumps(note)
         arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(arrays),  # type: ignore[call-arg]
-            extra=ocp.args.JsonSave(extra),  # type: ignore[call-arg]
+            arrays=ocp.args.StandardSave(_kept(arrays)),  # type: ignore[call-arg]
+            extra=ocp.args.JsonSave({"note": text, "digest": _digest(text)}),  # type: ignore[call-arg]
         )
+        self._writing = step
+        self._guarded(lambda: self._manager.save(step, args=arguments))
+
+    def wait(self) -> None:
+        """Wait until what was begun is in place; for errors see `save`."""
+        if self._writing is not None:
+            self._guarded(self._manager.wait_until_finished)
+            self._writing = None
+
+    def _guarded(self, write: Callable[[], Any]) -> None:
+        step = self._writing
         try:
             with quiet_orbax():
-                self._manager.save(step, args=arguments)
+                write()
+                self._manager.check_for_errors()
         except WRITE_ERRORS as error:
+            self._writing = None
             logging.getLogger("asyncio").addFilter(_is_no_echo)
             # Half a checkpoint would keep the disk full.
             for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -78,38 +125,124 @@ class Checkpoints:
             told = write_error(self.folder / str(step), error)
             raise ClaraError(f"{told}; earlier checkpoints stay") from error
 
+    def restore_newest(
+        self, template: Any, say: Callable[[str], None]
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Read the newest checkpoint that is whole.
+
+        Damaged ones are told and set aside, under names of their own.
+
+        Args:
+          template: see `restore`.
+          say: takes remarks for the user.
+
+        Returns:
+          Step, arrays and JSON values; None without any whole checkpoint.
+
+        Raises:
+          ClaraError: the newest whole one belongs to another model.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, *self.restore(step, template)
+            except Damaged as error:
+                say(f"{error}; it is set aside, and the one before it is used")
+                first(lambda step=step: self._set_aside(step))
+                self._manager.reload()
+        return None
+
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Read one checkpoint.
+        """Read one checkpoint, straight into the places that the template names.
 
         Args:
           step: its name.
-          template: a pytree of arrays or shapes (with shardings) as saved.
+          template: a pytree of arrays or shapes (with shardings) as saved; these may
+            lie on another mesh, and on other processes, than those that saved it.
 
         Returns:
           The arrays and the JSON values.
 
         Raises:
-          ClaraError: it is damaged, or does not fit the template.
+          Damaged: it is incomplete, or its numbers are not those that were saved.
+          ClaraError: it belongs to another model; names the difference.
         """
+        folder = self.folder / str(step)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(like),  # type: ignore[call-arg]
-            extra=ocp.args.JsonRestore(),
-        )
+        stored = self._read(
+            step, folder, ocp.args.Composite(extra=ocp.args.JsonRestore())
+        ).extra
+        text = stored.get("note") if isinstance(stored, dict) else None
+        if not isinstance(text, str) or stored.get("digest") != _digest(text):
+            raise Damaged(f"{folder}: the checkpoint's note is damaged")
+        note = json.loads(text)
+        if self._fingerprint is not None and note["fingerprint"] is not None:
+            refuse_other(str(folder), note["fingerprint"], self._fingerprint)
+        _refuse_shapes(folder, note["shapes"], _shapes(like))
+        arrays = self._read(
+            step,
+            folder,
+            ocp.args.Composite(arrays=ocp.args.StandardRestore(like)),  # type: ignore[call-arg]
+        ).arrays
+        found = checksums(arrays)
+        changed = [n for n in found if found[n] != note["checksums"].get(n)]
+        if changed:
+            raise Damaged(
+                f"{folder}: the checkpoint is damaged: {changed[0]} is not what was "
+                "saved"
+            )
+        return arrays, note["extra"]
+
+    def _read(self, step: int, folder: Path, arguments: Any) -> Any:
+        """Read items of a checkpoint; all processes succeed, or all fail."""
+        read, failure = None, ""
         try:
             with quiet_orbax():
-                read: Any = self._manager.restore(step, args=arguments)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            folder = self.folder / str(step)
-            raise ClaraError(
-                f"{folder}: the checkpoint cannot be read ({first_line(error)}); "
-                "remove this folder to go on from the one before it"
-            ) from error
-        return read.arrays, read.extra
+                read = self._manager.restore(step, args=arguments)
+        except Exception as error:  # Orbax raises whatever its libraries do
+            failure = first_line(error) or type(error).__name__
+        if gather(np.array(bool(failure))).any():
+            reason = failure or "another process cannot read it"
+            raise Damaged(f"{folder}: the checkpoint cannot be read ({reason})")
+        return read
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.folder / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.folder / str(step)).rename(aside)
 
     def close(self) -> None:
-        """Release the folder."""
-        self._manager.close()
+        """Release the folder; what was begun is finished first."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def _kept(arrays: Any) -> Any:
+    """Copies, where Orbax would go on reading memory that the next step writes to."""
+    if jax.default_backend() != "cpu":
+        return arrays
+    return jax.tree.map(lambda x: x.copy(), arrays)
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in named_leaves(tree)}
+
+
+def _refuse_shapes(
+    folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]
+) -> None:
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise ClaraError(
+                f"{folder}: array {name} has shape {have.get(name, 'none')}, but this "
+                f"run's has {want.get(name, 'none')}; give the settings that it was "
+                "trained with, or another --config.workdir"
+            )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:

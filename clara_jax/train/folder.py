@@ -30,7 +30,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error, write_json
 from clara_jax.train.writers import read_lines
 
-FREE = ("workdir", "hooks.", "data.workers", "data.eval", "data.too_long")
+FREE = ("workdir", "hooks.", "mesh.", "data.workers", "data.eval", "data.too_long")
 """Fields (or their beginnings) in which a resumed run may differ: none of them changes
 a step."""
 

@@ -99,16 +99,24 @@ class Trail:
 
 
 class Clock:
-    """Training time and tokens, over all the processes that a run has seen.
-
-    Attributes:
-      tokens: real tokens so far.
-    """
+    """Training time and tokens, over all the processes that a run has seen."""
 
     def __init__(self, seconds: float = 0.0, tokens: int = 0):
-        self.tokens = tokens
+        self._tokens = tokens
+        self._pending: list[Callable[[], int]] = []
         self._begin = time.perf_counter() - seconds
         self._paused = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens so far; waits for those that are still being added up."""
+        self._tokens += sum(count() for count in self._pending)
+        self._pending.clear()
+        return self._tokens
+
+    def count(self, tokens: Callable[[], int]) -> None:
+        """Add tokens, which may still be being added up elsewhere."""
+        self._pending.append(tokens)
 
     def seconds(self) -> float:
         """Seconds of training, pauses left out."""
@@ -134,6 +142,24 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal: str | None = None
 
+    @property
+    def flags(self) -> tuple[int, int]:
+        """Whether SIGINT, and SIGTERM, arrived here."""
+        return int(self.signal == "SIGINT"), int(self.signal == "SIGTERM")
+
+    def agree(self, flags: Sequence[int]) -> bool:
+        """Take over what any process has noted, and return whether to stop.
+
+        Args:
+          flags: sums of `flags` over all processes.
+        """
+        if not any(flags):
+            return (
+                False  # whatever this process has noted since, the others do not know
+            )
+        self.signal = "SIGTERM" if flags[1] else "SIGINT"
+        return True
+
     @contextlib.contextmanager
     def listen(self) -> Iterator[Interrupt]:
         """Take both signals over inside; a second one acts at once, as always."""
@@ -155,6 +181,10 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
+Tally = Callable[..., Callable[[], Sequence[int]]]
+"""Begins to add counts up over all processes; what it returns gives the sums."""
+
+
 def count_tokens(batch: Batch) -> int:
     """Count the real tokens of a batch on the host."""
     rows = (batch.prompt, batch.documents, batch.question, batch.candidates)
@@ -172,6 +202,7 @@ def fit(
     trail: Trail,
     put: Callable[[Batch], Batch] = jax.device_put,
     interrupt: Interrupt | None = None,
+    tally: Tally | None = None,
 ) -> TrainState:
     """Train up to `steps`.
 
@@ -186,6 +217,8 @@ def fit(
       trail: is told the feed's position before every step.
       put: moves a batch to the devices.
       interrupt: a noted signal ends the loop after the step at hand.
+      tally: adds up counts of several processes, so that they know all tokens and stop
+        after the same step.
 
     Returns:
       The state after the last step done.
@@ -194,6 +227,7 @@ def fit(
       NotFinite: with the last good state.
       ClaraError: the data ends early, or whatever a hook raises.
     """
+    interrupt = interrupt or Interrupt()
     for step in range(int(state.step) + 1, steps + 1):
         trail.note(step - 1)
         try:
@@ -202,7 +236,9 @@ def fit(
             raise ClaraError(
                 f"the data ends before step {step} of {steps}; lower optim.steps"
             ) from None
-        clock.tokens += count_tokens(batch)
+        # Asked for before the step, so that the answer does not wait for it.
+        sums = (tally or _alone)(count_tokens(batch), *interrupt.flags)
+        clock.count(lambda sums=sums: sums()[0])
         batch = put(batch)
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(state, batch)
@@ -215,9 +251,14 @@ def fit(
         except NotFinite as error:
             error.state = state
             raise
-        if interrupt is not None and interrupt.signal and not last:
+        flags = interrupt.flags if tally is None else sums()[1:]
+        if interrupt.agree(flags) and not last:
             break
     return state
+
+
+def _alone(*counts: int) -> Callable[[], Sequence[int]]:
+    return lambda: counts
 
 
 def _call(

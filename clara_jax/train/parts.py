@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,13 +25,12 @@ from clara_jax.model import Transformer, logical_axes
 from clara_jax.sharding import (
     batch_parts,
     make_mesh,
-    named_sharding,
-    shard_batch,
     tree_shardings,
 )
 from clara_jax.text import ClaraTokenizer
 from clara_jax.train.hooks import Evaluator
 from clara_jax.train.optim import make_optimizer, make_schedule
+from clara_jax.train.placement import Placer
 from clara_jax.train.start import Start, prepare
 from clara_jax.train.state import TrainState, count_bytes, count_parameters, init_state
 from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
@@ -86,12 +86,16 @@ class Parts:
         an_epoch = len(self.train) // self.config.data.batch_size
         return optim.steps or math.ceil(optim.epochs * an_epoch)
 
-    def put(self, batch: Batch) -> Batch:
-        """Move a batch to the devices: split by rows where these go round evenly."""
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % batch_parts(self.mesh) == 0:
-            return shard_batch(self.mesh, batch)
-        return jax.device_put(batch, named_sharding(self.mesh))
+    @functools.cached_property
+    def training(self) -> Placer:
+        """Puts training batches on the devices."""
+        return Placer(self.mesh, self.config.data.batch_size)
+
+    @functools.cached_property
+    def evaluation(self) -> Placer:
+        """Puts held-out batches on the devices."""
+        data = self.config.data
+        return Placer(self.mesh, data.eval_batch_size or data.batch_size)
 
     def batches(self) -> Iterable[Batch]:
         """Return the held-out batches, from their beginning."""
@@ -106,6 +110,7 @@ class Parts:
             config.data,
             top_k=config.selection.top_k,
             train=False,
+            part=self.evaluation.part,
         )
 
 
@@ -135,18 +140,18 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
         limit = config.hooks.eval_limit
         records = open_records(config.data.eval, config.data.format, limit)
     start_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    start = prepare(config, start_key)
+    mesh = _mesh(config, say)
+    start = prepare(
+        config, start_key, lambda tree: tree_shardings(mesh, tree, logical_axes)
+    )
     tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
     top_k = config.selection.top_k
     maker = ExampleMaker(tokenizer, config.stage, config.memory, config.data, top_k)
     for some in (train, records):
         check_records(some, maker)
-    mesh = _mesh(config, say)
-    given = (start.backbone, start.frozen)
-    backbone, frozen = jax.device_put(given, tree_shardings(mesh, given, logical_axes))
     return Parts(
         config=config,
-        start=dataclasses.replace(start, backbone=backbone, frozen=frozen),
+        start=start,
         loss=make_loss(
             config.stage,
             num_memory=config.memory.num_memory,
@@ -169,10 +174,15 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     step = make_train_step(
         parts.loss, parts.model, optimizer, schedule, accumulate=optim.accumulate
     )
-    state = init_state(parts.start.trainable, optimizer, parts.key)
-    shardings = tree_shardings(parts.mesh, state, logical_axes)
+
+    def init(trainable: dict[str, Any], key: Any) -> TrainState:
+        return init_state(trainable, optimizer, key)
+
+    shapes = jax.eval_shape(init, parts.start.trainable, parts.key)
+    shardings = tree_shardings(parts.mesh, shapes, logical_axes)
+    state = jax.jit(init, out_shardings=shardings)(parts.start.trainable, parts.key)
     return (
-        jax.device_put(state, shardings),
+        state,
         compile_on_mesh(step, parts.mesh, state),
     )
 
@@ -201,6 +211,13 @@ def _mesh(config: RunConfig, say: Callable[[str], None]) -> jax.sharding.Mesh:
             )
         return mesh
     count = math.gcd(rows, jax.device_count())
+    if jax.process_count() > 1 and count < jax.device_count():
+        tensor = jax.device_count() // count
+        say(
+            f"mesh: {count} parts of {rows} rows (data.batch_size / optim.accumulate), "
+            f"each on {tensor} devices that share the matrix products"
+        )
+        return make_mesh(data=count, tensor=tensor)
     if count < jax.device_count():
         say(
             f"using {count} of {jax.device_count()} devices: they share "

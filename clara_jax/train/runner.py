@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from clara_jax.clara import Batch
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
 from clara_jax.data import make_batches, unique_documents
+from clara_jax.distributed import first, gather, is_first
 from clara_jax.errors import ClaraError
 from clara_jax.train import hooks as hooks_
 from clara_jax.train.checkpoints import Checkpoints
+from clara_jax.train.fingerprint import fingerprint
 from clara_jax.train.folder import RunFolder
 from clara_jax.train.loop import Clock, Hook, Interrupt, NotFinite, Trail, fit
 from clara_jax.train.parts import EvaluatorFactory, Parts, assemble, first_state, sizes
+from clara_jax.train.placement import Tally
 from clara_jax.train.state import TrainState
 from clara_jax.train.vectors import cached_vectors
 from clara_jax.train.writers import (
@@ -55,15 +59,20 @@ def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> N
       Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     folder = RunFolder(config.workdir)
-    folder.check(config)
-    if folder.finished() is not None:
+
+    def finished() -> bool:
+        folder.check(config)
+        return folder.finished() is not None
+
+    if first(finished):
         _say(f"{config.workdir}: already finished")
         return
     with Interrupt().listen() as interrupt, contextlib.ExitStack() as stack:
         stack.callback(folder.close)
         parts = assemble(config, _say)
-        feed = _feed(parts, folder, interrupt)
-        _train(parts, feed, folder, evaluators, interrupt, stack)
+        with jax.set_mesh(parts.mesh):
+            feed = _feed(parts, folder, interrupt)
+            _train(parts, feed, folder, evaluators, interrupt, stack)
 
 
 def _train(
@@ -78,18 +87,23 @@ def _train(
     config, steps = parts.config, parts.steps
     state, compiled = first_state(parts)
     parameters = sizes(parts, state)
-    folder.claim(config)
-    checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep)
+    first(lambda: folder.claim(config))
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        config.hooks.keep,
+        fingerprint(parts.model, parts.backbone, parts.frozen),
+    )
     stack.callback(checkpoints.close)
-    newest = checkpoints.latest()
-    state, kept = _resumed(checkpoints, newest, state)
+    newest, state, kept = _resumed(checkpoints, state)
     if newest is not None:
         feed.set_state(kept["feed"])
         _say(f"{config.workdir}: going on after step {newest} of {steps}")
     clock = Clock(kept["seconds"], kept["tokens"])
     trail = Trail(feed, clock)
-    bar = ProgressBar(Path(config.workdir).name, newest or 0, steps)
-    writers = [bar, *_writers(config, folder, newest)]
+    writers: list[Writer] = []
+    if is_first():
+        bar = ProgressBar(Path(config.workdir).name, newest or 0, steps)
+        writers = [bar, *_writers(config, folder, newest)]
     for writer in writers:
         stack.callback(writer.close)
     every = config.hooks.checkpoint_every or steps
@@ -100,7 +114,7 @@ def _train(
         with clock.pause():
             evaluate(state, {"step": 0})
     hooks: list[Hook] = [
-        bar,
+        *(writer for writer in writers if isinstance(writer, ProgressBar)),
         hooks_.Log(config.hooks.log_every, writers, clock),
         hooks_.StopOnNonFinite(steps),
         evaluate,
@@ -126,11 +140,13 @@ def _train(
             steps=steps,
             clock=clock,
             trail=trail,
-            put=parts.put,
+            put=parts.training.put,
             interrupt=interrupt,
+            tally=Tally(parts.mesh, 3) if jax.process_count() > 1 else None,
         )
     except NotFinite as error:
         saved = saver.save(error.state)
+        checkpoints.wait()
         _write_result(parts, folder, error.state)
         raise ClaraError(
             f"{error}; the state after step {saved} is saved in {folder.path}, which "
@@ -138,10 +154,13 @@ def _train(
         ) from error
     if int(state.step) < steps:
         saved = saver.save(state)
+        checkpoints.wait()
         raise _interrupted(config, interrupt, f"step {saved} of {steps} is saved")
+    checkpoints.wait()
     _write_result(parts, folder, state)
-    summary = folder.write_summary(config, parameters=parameters)
-    bar.close()
+    summary = first(lambda: folder.write_summary(config, parameters=parameters))
+    for writer in writers[:1]:
+        writer.close()
     _say(
         f"{config.workdir}: {steps} steps in {summary['seconds']:.0f} s, "
         f"{summary['tokens_per_s']:,.0f} tokens/s, "
@@ -154,7 +173,7 @@ def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
     config = parts.config
     documents = vectors = None
     if config.data.cache_vectors and config.stage in ("end_to_end", "rerank"):
-        folder.claim(config)
+        first(lambda: folder.claim(config))
         documents = unique_documents(parts.train)
         vectors = cached_vectors(
             folder_of_vectors(config),
@@ -164,7 +183,7 @@ def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
             parts.tokenizer,
             config.memory,
             documents,
-            stop=lambda: interrupt.signal is not None,
+            stop=lambda: interrupt.agree(gather(np.array(interrupt.flags)).sum(0)),
         )
         if vectors is None:
             raise _interrupted(config, interrupt, "the vectors so far are kept")
@@ -178,19 +197,22 @@ def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
         seed=config.seed,
         documents=documents,
         vectors=vectors,
+        part=parts.training.part,
     )
     return iter(batches)
 
 
 def _resumed(
-    checkpoints: Checkpoints, newest: int | None, state: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest state with what was noted beside it; without one, the state given."""
-    if newest is None:
-        return state, {"seconds": 0.0, "tokens": 0}
-    arrays, kept = checkpoints.restore(newest, state.saved())
+    checkpoints: Checkpoints, state: TrainState
+) -> tuple[int | None, TrainState, dict[str, Any]]:
+    """The newest whole state with what was noted beside it, else the state given."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.device_put(TrainState.restored(arrays), shardings), kept
+    found = checkpoints.restore_newest(state.saved(), _say)
+    if found is None:
+        return None, state, {"seconds": 0.0, "tokens": 0}
+    step, arrays, kept = found
+    restore = jax.jit(TrainState.restored, out_shardings=shardings)
+    return step, restore(arrays), kept
 
 
 def _writers(config: RunConfig, folder: RunFolder, newest: int | None) -> list[Writer]:
@@ -210,7 +232,7 @@ def folder_of_vectors(config: RunConfig) -> Path:
 
 def _write_result(parts: Parts, folder: RunFolder, state: TrainState) -> None:
     result = parts.start.folder(parts.config, state.trainable)
-    write_model_folder(folder.path, result, update=True)
+    first(lambda: write_model_folder(folder.path, result, update=True))
 
 
 def _interrupted(config: RunConfig, interrupt: Interrupt, what: str) -> Interrupted:
@@ -222,4 +244,6 @@ def _interrupted(config: RunConfig, interrupt: Interrupt, what: str) -> Interrup
 
 
 def _say(message: str) -> None:
+    if not is_first():
+        return
     print(message, file=sys.stderr, flush=True)

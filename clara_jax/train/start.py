@@ -24,7 +24,8 @@ import numpy as np
 
 from clara_jax.clara import STAGES, init_rows
 from clara_jax.config import ModelConfig, RunConfig
-from clara_jax.convert import ClaraSettings, ModelFolder, load_model
+from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
+from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
 from clara_jax.model import (
     PRESETS,
@@ -62,16 +63,16 @@ class Start:
 
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """The model folder that holds the result of training."""
-        adapters, rows = jax.device_get(
+        adapters, rows = to_host(
             ({**self.frozen, **trainable}, self.backbone.get("rows"))
         )
-        params = self.backbone["params"]
-        if self.reference == "backbone" and params is not None:
-            # Files are never quantized: a random base is written as it was used.
-            params = dequantize_params(params, self.model.config.param_dtype)
+        # Only a folder with a backbone of its own holds these. Files hold no codes:
+        # such a backbone is written as it was used.
+        whole = config.stage != "lm" and self.reference == "backbone"
+        params = to_host(self.backbone["params"]) if whole else {}
         base = ModelFolder(
             config=self.model.config,
-            params=params,
+            params=dequantize_params(params, self.model.config.param_dtype),
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
         )
@@ -88,15 +89,16 @@ class Start:
         return dataclasses.replace(base, clara=settings, adapters=adapters, rows=rows)
 
 
-def prepare(config: RunConfig, key: Key) -> Start:
-    """Load or make everything that a run starts from.
+def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
+    """Load or make everything that a run starts from, where it is going to lie.
 
     Args:
       config: the run.
       key: for whatever starts at random.
+      placement: a tree of shapes to the same tree of shardings.
 
     Returns:
-      The start, in host memory or on the first device.
+      The start, on the devices.
 
     Raises:
       ClaraError: something is missing in ``init_from``, or does not fit the config.
@@ -104,8 +106,13 @@ def prepare(config: RunConfig, key: Key) -> Start:
     earlier = None
     if config.init_from:
         named = "" if config.backbone.startswith("random:") else config.backbone
-        earlier = load_model(config.init_from, config.param_dtype, base=named)
-    base = _base(config, earlier, key)
+        earlier = load_model(
+            config.init_from,
+            config.param_dtype,
+            base=named,
+            placement=_loaded(config, placement),
+        )
+    base = _base(config, earlier, key, placement)
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
     text_vocab = len(base.tokenizer)
     if text_vocab > shape.vocab_size:
@@ -125,16 +132,30 @@ def prepare(config: RunConfig, key: Key) -> Start:
         reference=_reference(config, earlier),
     )
     if config.stage == "lm":
-        start.trainable = {"backbone": base.params}
+        start.trainable = {"backbone": _put(base.params, placement)}
         start.backbone = {"params": None}
         return start
-    start.backbone["params"] = quantize_params(base.params, config.quantize)
-    adapters, rows = make_adapters(config, model, base.params, earlier, key)
-    start.backbone["rows"] = rows
+    adapters, rows = make_adapters(config, model, base.params, earlier, key, placement)
+    params = quantize_params(base.params, config.quantize)
+    start.backbone = _put({"params": params, "rows": rows}, placement)
     trains = trained_names(config)
+    adapters = _put(adapters, placement)
     start.trainable = {name: adapters[name] for name in trains}
     start.frozen = {k: v for k, v in adapters.items() if k not in trains}
     return start
+
+
+def _put(tree: Any, placement: Placement) -> Any:
+    """Lay out what has been read to host memory, and leave the rest where it is."""
+
+    def put(leaf: Any, sharding: Any) -> jax.Array:
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
+        if getattr(leaf, "is_fully_addressable", True):
+            return from_host(leaf, sharding)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree, placement(tree))
 
 
 def trained_names(config: RunConfig) -> tuple[str, ...]:
@@ -151,6 +172,7 @@ def make_adapters(
     params: Params,
     earlier: ModelFolder | None,
     key: Key,
+    placement: Placement | None = None,
 ) -> tuple[dict[str, Params], dict[str, Any]]:
     """Take adapters and rows from an earlier run, or start them.
 
@@ -164,6 +186,7 @@ def make_adapters(
         ``jax.eval_shape``.
       earlier: what ``init_from`` holds, or None.
       key: root of all draws; each name has its own.
+      placement: where new adapters are made; None for the default device.
 
     Returns:
       Adapters by name, and the frozen rows.
@@ -198,7 +221,7 @@ def make_adapters(
         elif name == "memory":
             adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)
         else:
-            adapters[name] = init_lora(model, own)
+            adapters[name] = init_lora(model, own, placement)
     _check_shapes(config, model, adapters)
     if "memory" in kept and earlier is not None and earlier.rows:
         return adapters, dict(earlier.rows)
@@ -212,23 +235,38 @@ def make_adapters(
 
 
 def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
-    return init_rows(jax.numpy.asarray(table[: model.text_vocab]), count, key)
+    if isinstance(table, np.ndarray):
+        table = jax.numpy.asarray(table[: model.text_vocab])
+        return init_rows(table, count, key)
+    # Compiled, since the table may lie on devices of other processes.
+    used = model.text_vocab
+    return jax.jit(lambda table, key: init_rows(table[:used], count, key))(table, key)
 
 
-def _base(config: RunConfig, earlier: ModelFolder | None, key: Key) -> ModelFolder:
+def _base(
+    config: RunConfig, earlier: ModelFolder | None, key: Key, placement: Placement
+) -> ModelFolder:
     name = config.backbone
     if name.startswith("random:"):
-        base = _random_base(config, name.removeprefix("random:"), key)
+        base = _random_base(config, name.removeprefix("random:"), key, placement)
     elif earlier is not None and (earlier.clara is not None or not name):
         base = earlier
     else:
-        base = load_model(name, config.param_dtype)
+        where = _loaded(config, placement)
+        base = load_model(name, config.param_dtype, placement=where)
     if config.tokenizer and not name.startswith("random:"):
         base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     return base
 
 
-def _random_base(config: RunConfig, preset: str, key: Key) -> ModelFolder:
+def _loaded(config: RunConfig, placement: Placement) -> Placement | None:
+    """Where weights are read to: the host, if they are for the devices too large."""
+    return placement if config.quantize == "none" else None
+
+
+def _random_base(
+    config: RunConfig, preset: str, key: Key, placement: Placement
+) -> ModelFolder:
     if preset not in PRESETS:
         raise ClaraError(
             f"config field 'backbone': no preset '{preset}'; use one of "
@@ -246,7 +284,8 @@ def _random_base(config: RunConfig, preset: str, key: Key) -> ModelFolder:
     rows = max(shape.vocab_size, len(tokenizer))
     shape = dataclasses.replace(shape, vocab_size=rows)
     key = jax.random.fold_in(key, zlib.crc32(b"backbone"))
-    params = init_backbone(Transformer(shape, text_vocab=shape.vocab_size), key)
+    model = Transformer(shape, text_vocab=shape.vocab_size)
+    params = init_backbone(model, key, placement)
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     return ModelFolder(shape, params, tokenizer, eos_ids=eos)
 

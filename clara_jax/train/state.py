@@ -56,7 +56,7 @@ class TrainState:
 def init_state(
     trainable: dict[str, Params], optimizer: optax.GradientTransformation, key: Key
 ) -> TrainState:
-    """Make the state of step 0.
+    """Make the state of step 0; compile it to have its arrays made where they lie.
 
     Args:
       trainable: adapter name to tree; copied as float32.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
+from clara_jax.distributed import first, is_first, to_host
 from clara_jax.files import read_json, write_error, write_json
 from clara_jax.generate import encode_rows
 from clara_jax.model import Transformer
@@ -64,23 +65,32 @@ def cached_vectors(
         "fingerprint": fingerprint(model, backbone, adapters, memory, documents),
     }
     data, notes = folder / "vectors.bin", folder / "vectors.json"
-    done = 0
-    if data.exists() and notes.exists():
-        before = read_json(notes)
-        if {k: before.get(k) for k in note} == note:
-            done = before["done"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not done:
-            notes.unlink(missing_ok=True)
-            _reserve(data, int(np.prod(shape)) * dtype.itemsize)
-        vectors = np.memmap(data, dtype, "r+", shape=shape)
-    except OSError as error:
-        raise write_error(data, error) from error
+
+    def prepare() -> int:
+        done = 0
+        if data.exists() and notes.exists():
+            before = read_json(notes)
+            if {k: before.get(k) for k in note} == note:
+                done = before["done"]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not done:
+                notes.unlink(missing_ok=True)
+                _reserve(data, int(np.prod(shape)) * dtype.itemsize)
+        except OSError as error:
+            raise write_error(data, error) from error
+        return done
+
+    done = first(prepare)
     if done == len(documents):
         return np.memmap(data, dtype, "r", shape=shape)
+    vectors = np.memmap(data, dtype, "r+", shape=shape)
     with tqdm(
-        total=len(documents), initial=done, desc="compress documents", unit="doc"
+        total=len(documents),
+        initial=done,
+        desc="compress documents",
+        unit="doc",
+        disable=not is_first(),
     ) as bar:
         for begin in range(done, len(documents), CHUNK):
             texts = documents[begin : begin + CHUNK]
@@ -95,11 +105,16 @@ def cached_vectors(
                 batch_size=batch_size,
                 largest=memory.doc_max_length + 3 + memory.num_memory,
             )
-            vectors[begin : begin + len(texts)] = np.asarray(found)
-            vectors.flush()
-            write_json(notes, {**note, "done": begin + len(texts)})
+            end = begin + len(texts)
+
+            def keep(begin: int = begin, end: int = end, found: Any = found) -> None:
+                vectors[begin:end] = np.asarray(found)
+                vectors.flush()
+                write_json(notes, {**note, "done": end})
+
+            first(keep)
             bar.update(len(texts))
-            if stop() and begin + len(texts) < len(documents):
+            if stop() and end < len(documents):
                 return None
     return np.memmap(data, dtype, "r", shape=shape)
 
@@ -121,16 +136,20 @@ def fingerprint(
     settings["model"]["remat"] = ""
     digest.update(json.dumps(settings, sort_keys=True).encode())
     whole = (adapters["compressor"], adapters["memory"], backbone["rows"]["marks"])
-    for leaf in jax.tree.leaves(whole):
+    for leaf in jax.tree.leaves(to_host(whole)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     for leaf in jax.tree.leaves(backbone["params"]):
-        flat = leaf.reshape(-1)
-        spread = flat[:: max(1, flat.size // 4096)]
-        digest.update(np.ascontiguousarray(spread).tobytes())
+        digest.update(np.ascontiguousarray(to_host(_spread(leaf))).tobytes())
     for text in documents:
         digest.update(text.encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+@jax.jit
+def _spread(leaf: Any) -> Any:
+    flat = leaf.reshape(-1)
+    return flat[:: max(1, flat.size // 4096)]
 
 
 def _reserve(path: Path, size: int) -> None:

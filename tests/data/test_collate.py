@@ -5,8 +5,9 @@ import pytest
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Example, Layout
+from clara_jax.data import Example, Layout, measure
 from clara_jax.data import collate as collate_examples
+from clara_jax.data.collate import longest_of
 from clara_jax.errors import ClaraError
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -77,7 +78,8 @@ def test_parts_of_a_batch_agree_on_lengths():
     layout = Layout(documents=(2, 8), prompts=(4, 8), slots=1)
     examples = [prompt(2, documents=(row(1),)), prompt(7, documents=(row(5),))]
     whole = collate(examples, layout, 4)
-    parts = [collate(examples, layout, 4, slice(i, i + 1)) for i in range(4)]
+    longest = longest_of([measure(e) for e in examples])
+    parts = [collate(examples[i : i + 1], layout, 1, lengths=longest) for i in range(4)]
     ids = np.concatenate([part.prompt.ids for part in parts])
     np.testing.assert_array_equal(ids, whole.prompt.ids)
     documents = np.concatenate([part.documents.ids for part in parts])

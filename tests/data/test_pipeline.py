@@ -1,4 +1,7 @@
+import concurrent.futures
+import functools
 import json
+import threading
 from typing import Any
 
 import jax
@@ -7,7 +10,7 @@ import pytest
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Record, make_batches, open_records, unique_documents
+from clara_jax.data import Part, Record, make_batches, open_records, unique_documents
 from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 from tests.text.toy import toy_tokenizer
@@ -139,15 +142,93 @@ def test_resume_after_the_end_stays_there(tokenizer):
     assert list(again) == []
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_processes_share_global_batches(tokenizer, train):
-    def run(index, count):
-        settings = {"process_index": index, "process_count": count, "train": train}
-        return take(make(tokenizer, records=make_records(27), **settings), 6)
+class Meeting:
+    """Stands for processes: threads that hand each other arrays."""
 
-    whole = run(0, 1)
-    parts = [run(index, 2) for index in range(2)]
-    for batch, left, right in zip(whole, *parts, strict=True):
+    def __init__(self, count: int):
+        self.barrier = threading.Barrier(count, timeout=60)
+        self.arrays: list[Any] = [None] * count
+
+    def gather(self, index: int, array: np.ndarray) -> np.ndarray:
+        self.arrays[index] = array
+        self.barrier.wait()
+        stacked = np.stack(self.arrays)
+        self.barrier.wait()
+        return stacked
+
+    def run(self, work) -> list[Any]:
+        count = len(self.arrays)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            return list(pool.map(work, range(count)))
+
+
+class Counted(list):
+    """Records that note who was read."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+ROWS = {
+    "halves": ((0, 1), (2, 3)),
+    "four": ((0,), (1,), (2,), (3,)),
+    "interleaved": ((0, 2), (1, 3)),
+    "alike": ((0, 1, 2, 3), (0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("train", [True, False])
+def test_processes_share_global_batches(tokenizer, train, rows):
+    whole = take(make(tokenizer, records=make_records(27), train=train), 6)
+    meeting = Meeting(len(ROWS[rows]))
+
+    def run(index):
+        gather = functools.partial(meeting.gather, index)
+        part = Part(ROWS[rows][index], index, len(ROWS[rows]), gather)
+        dataset = make(tokenizer, records=make_records(27), train=train, part=part)
+        return take(dataset, 6)
+
+    for own, batches in zip(ROWS[rows], meeting.run(run), strict=True):
+        for mine, batch in zip(batches, whole, strict=True):
+            assert same(mine, jax.tree.map(lambda x, own=own: x[list(own)], batch))
+
+
+def test_a_process_reads_its_part(tokenizer):
+    data = DataConfig(batch_size=8, window=4, prompt_buckets=(260, 300), workers=0)
+    records = [Counted(make_records(64)) for _ in range(4)]
+    meeting = Meeting(4)
+
+    def run(index):
+        gather = functools.partial(meeting.gather, index)
+        part = Part((2 * index, 2 * index + 1), index, 4, gather)
+        settings: Any = {"data": data, "records": records[index], "part": part}
+        return take(make(tokenizer, stage="instruct", **settings), 8)
+
+    meeting.run(run)
+    # An epoch of 64: 16 rows of its own, and 16 whose lengths it tells the others.
+    assert all(16 <= len(one.read) <= 32 for one in records)
+
+
+def test_resume_on_another_number_of_processes(tokenizer):
+    iterator = iter(make(tokenizer))
+    for _ in range(4):
+        next(iterator)
+    state, then = iterator.get_state(), [next(iterator) for _ in range(4)]
+    meeting = Meeting(2)
+
+    def run(index):
+        part = Part(ROWS["halves"][index], index, 2, lambda x: meeting.gather(index, x))
+        again = iter(make(tokenizer, part=part))
+        again.set_state(json.loads(json.dumps(state)))
+        return [next(again) for _ in range(4)]
+
+    for left, right, batch in zip(*meeting.run(run), then, strict=True):
         joined = jax.tree.map(lambda a, b: np.concatenate((a, b)), left, right)
         assert same(batch, joined)
 
@@ -217,5 +298,3 @@ def test_bad_records_stop_with_their_line(tokenizer, tmp_path, workers):
 def test_refusals(tokenizer):
     with pytest.raises(ClaraError, match=r"data.batch_size.*31 is more than the 30"):
         make(tokenizer, data=DataConfig(batch_size=31))
-    with pytest.raises(ClaraError, match="not divisible by the 3 processes"):
-        make(tokenizer, process_count=3)

@@ -171,6 +171,7 @@ def test_non_finite_step_stops_and_leaves_the_state_before_it(
     with pytest.raises(NotFinite, match=rf"not finite at step {bad}; lower") as caught:
         run.fit(step_function)
     saved = run.saver.save(caught.value.state)
+    run.checkpoints.wait()
     assert saved == bad - 1
     _, extra = Checkpoints(tmp_path / "checkpoints").restore(saved, fresh().saved())
     assert extra["feed"] == {"position": bad - 1}

@@ -1,0 +1,98 @@
+"""Batches and counts of one step, spread over the devices of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clara_jax.clara import Batch
+from clara_jax.data import Part
+from clara_jax.distributed import gather, to_host
+from clara_jax.sharding import batch_parts, named_sharding
+
+
+class Placer:
+    """Puts batches of one size on a mesh.
+
+    Rows are split where the devices divide them evenly; else every device holds all.
+
+    Attributes:
+      part: which rows this process makes.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int):
+        """Find this process's rows.
+
+        Args:
+          mesh: of `make_mesh`.
+          batch_size: B.
+        """
+        self._batch_size = batch_size
+        split = batch_size % batch_parts(mesh) == 0
+        self._sharding = named_sharding(mesh, *(("batch",) if split else ()))
+        places = self._sharding.addressable_devices_indices_map((batch_size,))
+        rows = range(batch_size)
+        parts = [rows[index[0]] for index in places.values() if index is not None]
+        self._rows = tuple(sorted({row for part in parts for row in part}))
+        self.part = Part(self._rows, jax.process_index(), jax.process_count(), gather)
+
+    def put(self, batch: Batch) -> Batch:
+        """Make global arrays ``[B, ...]`` of this process's rows."""
+        if self._sharding.is_fully_addressable:
+            return jax.device_put(batch, self._sharding)
+        place = {row: i for i, row in enumerate(self._rows)}
+
+        def whole(x: np.ndarray) -> jax.Array:
+            def local(index: Any) -> np.ndarray:
+                rows = range(self._batch_size)[index[0]]
+                start = place[rows[0]]
+                return x[start : start + len(rows)][:, *index[1:]]
+
+            shape = (self._batch_size, *x.shape[1:])
+            return jax.make_array_from_callback(shape, self._sharding, local)
+
+        return jax.tree.map(whole, batch)
+
+
+class Tally:
+    """Adds small counts of all processes up, on the devices.
+
+    A sum is asked for before a step and read after it, so that nobody waits for it.
+    """
+
+    def __init__(self, mesh: Mesh, size: int):
+        """Compile the sum.
+
+        Args:
+          mesh: of `make_mesh`.
+          size: how many counts there are.
+        """
+        self._size = size
+        axes = PartitionSpec(mesh.axis_names)
+        self._split = NamedSharding(mesh, axes)
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._sum = jax.jit(lambda x: x.sum(0), out_shardings=whole)
+
+    def __call__(self, *counts: int) -> Callable[[], list[int]]:
+        """Begin to add up this process's counts (int32) with those of the others.
+
+        Returns:
+          Waits for the sums and gives them.
+        """
+        mine = np.zeros((1, self._size), np.int32)
+        mine[0] = counts
+        nothing = np.zeros_like(mine)
+        devices = self._split.num_devices
+        places = self._split.addressable_devices_indices_map((devices, self._size))
+        first = min(index[0].start or 0 for index in places.values() if index)
+
+        def local(index: Any) -> np.ndarray:
+            return mine if (index[0].start or 0) == first else nothing
+
+        shape = (devices, self._size)
+        found = self._sum(jax.make_array_from_callback(shape, self._split, local))
+        return lambda: to_host(found).tolist()

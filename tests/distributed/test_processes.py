@@ -1,0 +1,203 @@
+"""Real processes, each with simulated devices: one run, its loss, its resumption."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clara_jax.train import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+STEPS = 8
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Processes:
+    """The training command, once per process."""
+
+    def __init__(self, folder, workdir, count, devices, *overrides, stage="scp"):
+        port = free_port()
+        self.logs = [folder / f"{workdir.name}.{port}.{i}" for i in range(count)]
+        command = [sys.executable, "-m", "clara_jax.train"]
+        command += [f"--config=configs/tiny.py:{stage}", f"--config.workdir={workdir}"]
+        flags = f"--xla_force_host_platform_device_count={devices} {FAST}"
+        self.running = []
+        for i, log in enumerate(self.logs):
+            environment = {
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "jit"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            own = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
+            own = [*own, f"--process={i}"] if count > 1 else []
+            with log.open("w") as stream:
+                process = subprocess.Popen(
+                    [*command, *overrides, *own],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=stream,
+                    stderr=stream,
+                )
+            self.running.append(process)
+
+    def wait(self, limit=400):
+        """Exit statuses; whoever takes longer than `limit` is ended."""
+        end = time.monotonic() + limit
+        statuses = []
+        for process in self.running:
+            try:
+                statuses.append(process.wait(max(end - time.monotonic(), 0)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                statuses.append("hangs")
+        return statuses
+
+    def text(self, index):
+        return self.logs[index].read_text(errors="replace")
+
+    def finish(self):
+        statuses = self.wait()
+        assert statuses == [0] * len(statuses), self.text(0)[-3000:]
+
+    def until(self, workdir, steps, limit=300):
+        """Wait for a number of logged steps."""
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if any(process.poll() is not None for process in self.running):
+                break
+            path = workdir / "metrics.jsonl"
+            if path.exists() and len(read_lines(path)) >= steps:
+                return
+            time.sleep(0.05)
+        pytest.fail(f"too few steps: {self.text(0)[-3000:]}")
+
+
+def numbers(workdir):
+    names = ("step", "loss", "grad_norm", "tokens")
+    return np.array(
+        [[line[n] for n in names] for line in read_lines(workdir / "metrics.jsonl")]
+    )
+
+
+def settings(steps=STEPS):
+    return (f"--config.optim.steps={steps}", "--config.hooks.checkpoint_every=2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of all runs, and the numbers of one process."""
+    folder = tmp_path_factory.mktemp("processes")
+    Processes(folder, folder / "whole", 1, 1, *settings()).finish()
+    return folder, numbers(folder / "whole")
+
+
+def adapters(workdir):
+    from clara_jax.convert import load_model
+
+    return load_model(workdir).adapters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "mesh"), [(2, {"fsdp": 2}), (4, {"tensor": 2})])
+def test_processes_compute_what_one_computes(whole, count, mesh):
+    folder, expected = whole
+    workdir = folder / f"of_{count}"
+    overrides = [f"--config.mesh.{name}={size}" for name, size in mesh.items()]
+    Processes(folder, workdir, count, 2, *settings(), *overrides).finish()
+    np.testing.assert_allclose(numbers(workdir), expected, rtol=1e-5)
+    assert (
+        adapters(workdir)["memory"].shape == adapters(folder / "whole")["memory"].shape
+    )
+
+
+@pytest.mark.slow
+def test_preempted_processes_go_on_as_fewer(whole):
+    folder, expected = whole
+    workdir = folder / "preempted"
+    # The whole run is 8 steps; hold it at some step by a signal to one process only.
+    first = Processes(folder, workdir, 4, 2, *settings())
+    first.until(workdir, 2)
+    first.running[2].send_signal(signal.SIGTERM)
+    statuses = first.wait()
+    assert statuses in ([75] * 4, [0] * 4), first.text(0)[-3000:]
+    assert statuses == [75] * 4, "it was over before the signal came"
+    done = len(numbers(workdir))
+    assert 2 <= done < STEPS
+    second = Processes(folder, workdir, 2, 1, *settings())
+    second.finish()
+    assert f"going on after step {done} of {STEPS}" in second.text(0)
+    np.testing.assert_allclose(numbers(workdir), expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_is_named(whole, victim):
+    folder, _ = whole
+    workdir = folder / f"lost_{victim}"
+    run = Processes(folder, workdir, 2, 2, *settings(steps=100_000))
+    run.until(workdir, 3)
+    run.running[victim].kill()
+    begin = time.monotonic()
+    statuses = run.wait()
+    assert time.monotonic() - begin < 60
+    other = 1 - victim
+    assert statuses[other] not in (0, "hangs")
+    assert f"process {victim} (" in run.text(other), run.text(other)[-3000:]
+
+
+@pytest.mark.slow
+def test_bad_input_of_one_process_ends_all(whole):
+    folder, _ = whole
+    workdir = folder / "refused"
+    run = Processes(
+        folder, workdir, 2, 2, *settings(), "--config.data.train=/nowhere.jsonl"
+    )
+    statuses = run.wait()
+    assert statuses == [1, 1], run.text(0)[-3000:]
+    for index in range(2):
+        assert "/nowhere.jsonl" in run.text(index)
+        assert "Traceback" not in run.text(index)
+
+
+@pytest.mark.slow
+def test_stage_3_with_cached_vectors_and_evaluation(whole):
+    folder, _ = whole
+    for name, count in (("alone", 1), ("both", 2)):
+        begin = folder / f"{name}_scp"
+        if name == "alone":
+            begin = folder / "whole"
+        else:
+            Processes(folder, begin, 2, 2, *settings(), "--config.mesh.fsdp=2").finish()
+        run = Processes(
+            folder,
+            folder / name,
+            count,
+            2,
+            f"--config.init_from={begin}",
+            "--config.backbone=",
+            "--config.tokenizer=",
+            "--config.data.cache_vectors=True",
+            stage="end_to_end",
+        )
+        run.finish()
+    np.testing.assert_allclose(
+        numbers(folder / "both")[:6], numbers(folder / "alone")[:6], rtol=1e-5
+    )
+    last = [read_lines(folder / n / "metrics.jsonl")[-1] for n in ("alone", "both")]
+    assert last[0].keys() == last[1].keys()
+    for key in last[0]:
+        if key.startswith("eval/"):
+            assert last[1][key] == pytest.approx(last[0][key], rel=1e-4), key
