@@ -204,6 +204,8 @@ class RunConfig:
       reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
       train_generator: end_to_end only: whether the generator's adapter learns too.
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
+      attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
+        ``cudnn`` insist.
       dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
       quantize: how this run keeps the frozen layers' matrices in memory: ``none`` as
         `param_dtype` says, ``int8`` or ``nf4`` (4 bits). Files are never quantized.
@@ -222,6 +224,7 @@ class RunConfig:
     param_dtype: str = ""
     quantize: str = "none"
     remat: str = "none"
+    attention: str = "auto"
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -248,6 +251,7 @@ class RunConfig:
             "quantize",
             f"is '{self.quantize}', but stage lm trains the backbone; use none",
         )
+        one_of("", self, "attention", ("auto", "xla", "cudnn"))
         for name in self.reinit:
             require(
                 name in ADAPTERS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from clara_jax.distributed.watch import Watch
+from clara_jax.distributed.watch import TRY_AGAIN, Watch
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 
@@ -149,10 +149,13 @@ def leave(status: int, reason: str = "") -> int:
     return status
 
 
-def cause(error: Exception) -> str:
-    """One line on why a computation failed: most likely, a process is gone.
+def cause(error: Exception) -> tuple[str, int]:
+    """Find out why a computation failed: most likely, a process is gone.
 
     Waits for as long as it takes to find out which.
+
+    Returns:
+      One line, and the exit status: `TRY_AGAIN` for the loss of another process.
     """
     lost = _watch.lost(wait=True) if _watch is not None else ""
-    return lost or first_line(error)
+    return (lost, TRY_AGAIN) if lost else (first_line(error), 1)

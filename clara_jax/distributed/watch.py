@@ -19,6 +19,10 @@ BEAT = 2.0
 SILENCE = 30.0
 """Seconds without one after which a process counts as lost."""
 
+TRY_AGAIN = 75
+"""Exit status that asks for the same command once more: EX_TEMPFAIL of sysexits.h, a
+reason to try again for job systems."""
+
 _FOLDER = "clara_jax/alive/"
 
 # Runs beside every process but the first. Without the first, JAX ends a process at
@@ -115,7 +119,7 @@ class Watch:
             if found and not self._over.is_set():
                 print(found, file=sys.stderr, flush=True)
                 self.leave(found)
-                os._exit(1)
+                os._exit(TRY_AGAIN if _ADVICE in found else 1)
 
     def _say(self, beat: int, reason: str) -> None:
         text = f"{beat}\n{self._name}\n{reason}"

@@ -24,10 +24,6 @@ from clara_jax.train.parts import Parts
 from clara_jax.train.runner import Interrupted, run
 from clara_jax.train.step import make_eval_step
 
-PREEMPTED = 75
-"""Exit status after SIGTERM: the state is saved, the same command goes on (EX_TEMPFAIL
-of sysexits.h, which job systems know as a reason to try again)."""
-
 _FLAGS = dict(
     zip(
         ("--coordinator", "--processes", "--process"), distributed.EXPLICIT, strict=True
@@ -99,7 +95,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: the command line without the program's name.
 
     Returns:
-      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, `PREEMPTED` after SIGTERM.
+      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, 75 where the
+      same command should be started again: after SIGTERM, or without another process.
     """
     if {"-h", "--help", "-help"} & set(arguments):
         print(USAGE, end="")
@@ -120,13 +117,13 @@ def main(arguments: Sequence[str]) -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        message = distributed.cause(error)
+        message, status = distributed.cause(error)
         print(message, file=sys.stderr)
-        return distributed.leave(1, message)
+        return distributed.leave(status, message)
     except Interrupted as stopped:
         if distributed.is_first():
             print(stopped, file=sys.stderr)
-        status = PREEMPTED if stopped.signal == "SIGTERM" else 130
+        status = distributed.TRY_AGAIN if stopped.signal == "SIGTERM" else 130
         return distributed.leave(status)
     return distributed.leave(0)
 

@@ -45,7 +45,7 @@ def abstract_run(
     text_vocab: int,
     *,
     candidates: int = 20,
-    attention: str = "auto",
+    attention: str = "",
 ) -> AbstractRun:
     """Build a run of `config` on a backbone of `shape`, without any array.
 
@@ -54,7 +54,7 @@ def abstract_run(
       shape: of the backbone.
       text_vocab: length of its tokenizer.
       candidates: C of end_to_end and rerank, if the config does not say.
-      attention: as of `Transformer`.
+      attention: as of `Transformer`, in place of the config's.
 
     Returns:
       The run. Batches have the longest lengths that the config allows.
@@ -66,7 +66,9 @@ def abstract_run(
         remat=config.remat,
     )
     lora = None if config.stage == "lm" else config.lora
-    model = Transformer(shape, text_vocab, lora, attention=attention)
+    model = Transformer(
+        shape, text_vocab, lora, attention=attention or config.attention
+    )
     params = abstract_variables(model)["params"]
     schedule = make_schedule(config.optim, max(config.optim.steps, 1))
     optimizer = make_optimizer(config.optim, schedule)

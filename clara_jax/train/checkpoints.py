@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,9 @@ class Checkpoints:
         except WRITE_ERRORS as error:
             self._writing = None
             logging.getLogger("asyncio").addFilter(_is_no_echo)
+            # What is left of the failed write complains for minutes to come.
+            logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited")
             # Half a checkpoint would keep the disk full.
             for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 remove_folder(half)

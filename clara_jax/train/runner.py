@@ -183,7 +183,9 @@ def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
             parts.tokenizer,
             config.memory,
             documents,
-            stop=lambda: interrupt.agree(gather(np.array(interrupt.flags)).sum(0)),
+            stop=lambda: interrupt.agree(
+                gather(np.array(interrupt.flags)).sum(0).tolist()
+            ),
         )
         if vectors is None:
             raise _interrupted(config, interrupt, "the vectors so far are kept")

@@ -121,7 +121,9 @@ def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
             f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"
         )
     lora = None if config.stage == "lm" else config.lora
-    model = Transformer(shape, text_vocab=text_vocab, lora=lora)
+    model = Transformer(
+        shape, text_vocab=text_vocab, lora=lora, attention=config.attention
+    )
     start = Start(
         model=model,
         backbone={"params": base.params},

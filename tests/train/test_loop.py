@@ -170,8 +170,9 @@ def test_non_finite_step_stops_and_leaves_the_state_before_it(
     run = Run(tmp_path, NumberedFeed(bad=[bad]))
     with pytest.raises(NotFinite, match=rf"not finite at step {bad}; lower") as caught:
         run.fit(step_function)
-    saved = run.saver.save(caught.value.state)
-    run.checkpoints.wait()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    saved = Checkpoint(1, checkpoints, run.trail.at).save(caught.value.state)
+    checkpoints.close()
     assert saved == bad - 1
     _, extra = Checkpoints(tmp_path / "checkpoints").restore(saved, fresh().saved())
     assert extra["feed"] == {"position": bad - 1}
@@ -228,6 +229,7 @@ def test_a_full_disk_names_itself_and_keeps_what_is_there(tmp_path, monkeypatch)
     again = Checkpoints(tmp_path)
     assert again.latest() == 1
     again.save(2, state.saved(), {"feed": 2})
+    again.wait()
     assert again.restore(2, state.saved())[1] == {"feed": 2}
 
 
@@ -236,11 +238,13 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_checkpoint(tmp_path, capf
     checkpoints = Checkpoints(tmp_path)
     noise = np.random.default_rng(0).normal(size=100_000)
     checkpoints.save(1, {"noise": noise}, {"feed": 1})
+    checkpoints.wait()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         with pytest.raises(ClaraError, match="2: cannot be written.*checkpoints stay"):
             checkpoints.save(2, {"noise": noise}, {})
+            checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
@@ -252,10 +256,11 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_checkpoint(tmp_path, capf
 def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, fresh().saved(), {})
+    checkpoints.wait()
     for path in (tmp_path / "1" / "arrays").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(ClaraError, match=r"1: the checkpoint cannot be read .*remove"):
+    with pytest.raises(ClaraError, match=r"1: the checkpoint cannot be read"):
         checkpoints.restore(1, fresh().saved())
 
 
