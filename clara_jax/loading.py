@@ -7,11 +7,11 @@ import os
 
 import jax
 
-from clara_jax.config import DTYPES
+from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.model import Transformer
+from clara_jax.model import Transformer, quantize_params
 from clara_jax.text import ClaraTokenizer
 
 
@@ -21,6 +21,7 @@ def load(
     *,
     base: str = "",
     dtype: str = "",
+    quantize: str = "none",
 ) -> Clara:
     """Load a model that can answer, and put its weights on the device.
 
@@ -31,6 +32,8 @@ def load(
       dtype: compute type; empty takes that of the stored weights on accelerators, and
         float32 on a CPU. Processors with bfloat16 instructions compress about 1.6 times
         as many documents in bfloat16.
+      quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
+        ``int8``, or ``nf4`` (4 bits).
 
     Returns:
       The model.
@@ -45,6 +48,10 @@ def load(
     """
     if dtype not in ("", *DTYPES):
         raise ClaraError(f"dtype is '{dtype}', but must be one of {', '.join(DTYPES)}")
+    if quantize not in QUANTIZATIONS:
+        raise ClaraError(
+            f"quantize is '{quantize}', but must be one of {', '.join(QUANTIZATIONS)}"
+        )
     on_cpu = jax.default_backend() == "cpu"
     if dtype == "float16" and on_cpu:
         raise ClaraError(
@@ -68,6 +75,9 @@ def load(
         )
     if not config.eos_ids:
         config = dataclasses.replace(config, eos_ids=tuple(folder.eos_ids))
+    folder = dataclasses.replace(
+        folder, params=quantize_params(folder.params, quantize)
+    )
     shape = dataclasses.replace(folder.config, dtype=dtype)
     return Clara(
         model=Transformer(shape, settings.text_vocab, lora=settings.lora),

@@ -49,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of reference numbers (default: ../shared/oracle beside the clone)",
     )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=6,
+        help="how often tests/train/test_kill.py kills a run (default: 6)",
+    )
 
 
 def oracle_folder(config: pytest.Config) -> Path | None:

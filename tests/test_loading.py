@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from toy_folder import QUESTION, toy_parts, write_toy
@@ -33,6 +34,30 @@ def test_the_compute_type_can_be_chosen(folder):
     assert str(narrow.compress(TEXTS).dtype) == "bfloat16"
     with pytest.raises(ClaraError, match="dtype is 'int4', but must be one of"):
         clara_jax.load(folder, dtype="int4")
+
+
+def test_the_backbone_can_be_quantized(folder):
+    whole = clara_jax.load(folder).compress(TEXTS)
+    bytes_of = {}
+    for kind in ("int8", "nf4"):
+        clara = clara_jax.load(folder, quantize=kind)
+        layers = clara.backbone["params"]["layers"]
+        assert all("codes" in weights for weights in layers["mlp"].values())
+        bytes_of[kind] = sum(x.nbytes for x in jax.tree.leaves(layers))
+        vectors = clara.compress(TEXTS)
+        assert np.any(vectors != whole)
+        question = clara.reason([QUESTION])
+        assert question.shape == (1, 2, 16) and np.all(np.isfinite(question))
+        # Merged weights are whole again, and answer alike.
+        merged = clara.merge()
+        assert "kernel" in merged.merged["generator"]["layers"]["mlp"]["up"]
+        asked = [QUESTION], vectors[None]
+        assert merged.answer_from_vectors(*asked) == clara.answer_from_vectors(*asked)
+    near = clara_jax.load(folder, quantize="int8").compress(TEXTS)
+    np.testing.assert_allclose(near, whole, atol=0.2)
+    assert bytes_of["nf4"] < bytes_of["int8"]
+    with pytest.raises(ClaraError, match="quantize is 'int4', but must be one of none"):
+        clara_jax.load(folder, quantize="int4")
 
 
 def test_another_base(folder, tmp_path):

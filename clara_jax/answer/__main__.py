@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
     )
     add(
+        "--quantize",
+        default="none",
+        metavar="KIND",
+        help="keep the frozen layers' matrices in int8 or nf4 (4 bits)",
+    )
+    add(
         "--whole",
         action="store_true",
         help="leave out the ends of long documents instead of cutting them in pieces",
@@ -114,7 +120,13 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     documents = read_documents(_document_files(arguments))
     asked = [] if arguments.file is None else read_questions(arguments.file)
-    clara = load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
+    clara = load(
+        arguments.model,
+        config,
+        base=arguments.base,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+    )
     for question in arguments.questions:
         if question != "-":
             check_question(clara, question)

@@ -8,6 +8,7 @@ it does not know; `to_dict` is its inverse.
 from clara_jax.config.model import (
     DTYPES,
     LORA_LAYERS,
+    QUANTIZATIONS,
     REMAT_POLICIES,
     LoraConfig,
     MemoryConfig,
@@ -28,6 +29,7 @@ from clara_jax.config.run import (
 __all__ = [
     "DTYPES",
     "LORA_LAYERS",
+    "QUANTIZATIONS",
     "REMAT_POLICIES",
     "STAGES",
     "DataConfig",

@@ -8,6 +8,7 @@ from typing import Literal
 from clara_jax.config.parsing import one_of, positive, require
 
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8", "nf4")
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
 LORA_LAYERS = (
     "query",

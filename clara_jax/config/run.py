@@ -7,6 +7,7 @@ from typing import Literal
 
 from clara_jax.config.model import (
     DTYPES,
+    QUANTIZATIONS,
     REMAT_POLICIES,
     LoraConfig,
     MemoryConfig,
@@ -206,6 +207,8 @@ class RunConfig:
       attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
         ``cudnn`` insist.
       dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
+      quantize: how this run keeps the frozen layers' matrices in memory: ``none`` as
+        `param_dtype` says, ``int8`` or ``nf4`` (4 bits). Files are never quantized.
     """
 
     stage: str
@@ -219,6 +222,7 @@ class RunConfig:
     mse_weight: float = 0.1
     dtype: str = "float32"
     param_dtype: str = ""
+    quantize: str = "none"
     remat: str = "none"
     attention: str = "auto"
     lora: LoraConfig = LoraConfig()
@@ -241,6 +245,12 @@ class RunConfig:
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         one_of("", self, "dtype", DTYPES)
         one_of("", self, "remat", REMAT_POLICIES)
+        one_of("", self, "quantize", QUANTIZATIONS)
+        require(
+            self.quantize == "none" or self.stage != "lm",
+            "quantize",
+            f"is '{self.quantize}', but stage lm trains the backbone; use none",
+        )
         one_of("", self, "attention", ("auto", "xla", "cudnn"))
         for name in self.reinit:
             require(

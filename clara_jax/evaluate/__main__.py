@@ -73,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
     )
     add(
+        "--quantize",
+        default="none",
+        metavar="KIND",
+        help="keep the frozen layers' matrices in int8 or nf4 (4 bits)",
+    )
+    add(
         "--paraphrase",
         action="store_true",
         help="paraphrase documents instead: ROUGE-L, and entities with --spacy-model",
@@ -129,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "trained": _stamp(Path(arguments.model)),
         "data": [os.path.realpath(path) for path in arguments.data],
         "base": os.path.realpath(arguments.base) if arguments.base else "",
+        **_quantized(arguments),
         **work.settings,
     }
     file = PredictionFile(out / "predictions.jsonl", settings)
@@ -234,7 +241,19 @@ def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
         prompt_max_length=8192,
         too_long="cut",
     )
-    return load(arguments.model, config, base=arguments.base, dtype=arguments.dtype)
+    return load(
+        arguments.model,
+        config,
+        base=arguments.base,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+    )
+
+
+def _quantized(arguments: argparse.Namespace) -> dict[str, str]:
+    """Predictions of whole weights are told as before there were others."""
+    kind = arguments.quantize
+    return {} if kind == "none" else {"quantize": kind}
 
 
 def _stamp(model: Path) -> int:

@@ -10,6 +10,7 @@ from clara_jax.model.adapters import (
 from clara_jax.model.axes import logical_axes
 from clara_jax.model.cache import Cache, zeros_cache
 from clara_jax.model.presets import PRESETS
+from clara_jax.model.quantized import dequantize_params, quantize_params
 from clara_jax.model.transformer import Transformer
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "Transformer",
     "abstract_variables",
     "count",
+    "dequantize_params",
     "init_backbone",
     "init_lora",
     "logical_axes",
     "merge_lora",
+    "quantize_params",
     "zeros_cache",
 ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from clara_jax.config import LoraConfig
 from clara_jax.errors import ClaraError
+from clara_jax.model.quantized import dequantize_params
 from clara_jax.model.transformer import Transformer
 from clara_jax.shapes import Key, Params
 
@@ -75,16 +76,21 @@ def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Par
 
     Returns:
       New weights in the types of the old ones; arrays without an adapter are shared.
+      Quantized kernels are widened to the type of the embedding table: an adapter's
+      update is finer than their steps.
     """
     scale = settings.alpha / settings.rank if settings is not None else 1.0
+    stored = params["embed"]["embedding"].dtype
 
-    def merge(weights: Params, update: Params) -> Params:
+    def merge(weights: Params, update: Params, name: str = "") -> Params:
         if "a" in update:
+            dtype = weights["kernel"].dtype if "kernel" in weights else stored
+            weights = dequantize_params(weights, jnp.float32, name)
             wide = weights["kernel"].astype(jnp.float32)
             product = update["a"].astype(jnp.float32) @ update["b"].astype(jnp.float32)
-            kernel = (wide + scale * product).astype(weights["kernel"].dtype)
+            kernel = (wide + scale * product).astype(dtype)
             return {**weights, "kernel": kernel}
-        return {**weights, **{k: merge(weights[k], v) for k, v in update.items()}}
+        return {**weights, **{k: merge(weights[k], v, k) for k, v in update.items()}}
 
     return merge(params, lora)
 

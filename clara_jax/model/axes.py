@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_LINEAR = {
+_LINEAR: dict[str, tuple[str, str]] = {
     "query": ("width", "heads"),
     "key": ("width", "kv_heads"),
     "value": ("width", "kv_heads"),
@@ -44,6 +44,8 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
         inputs, outputs = _LINEAR[layer]
         axes = {
             "kernel": (inputs, outputs),
+            "codes": (inputs, outputs),
+            "scales": (inputs, outputs),
             "bias": (outputs,),
             "a": (inputs, "lora_rank"),
             "b": ("lora_rank", outputs),
@@ -51,3 +53,21 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
     if not axes:
         return (None,) * rank
     return ("layers",) * (rank - len(axes)) + axes
+
+
+def gathered_axes(layer: str | None) -> tuple[str | None, str | None]:
+    """Logical axes of a linear layer's kernel while its product is made.
+
+    Devices that split the batch, as those along ``fsdp`` do, each need it whole.
+
+    Args:
+      layer: its name; one that the table does not have is whole everywhere.
+
+    Returns:
+      Of inputs and outputs, a name of `clara_jax.sharding.ShardingRules` or None.
+    """
+    inputs, outputs = _LINEAR.get(layer or "", (None, None))
+    return (
+        None if inputs == "width" else inputs,
+        None if outputs == "width" else outputs,
+    )

@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from clara_jax.model.axes import gathered_axes
+from clara_jax.model.quantized import quantized_product
 from clara_jax.shapes import Array, Float
 
 PRODUCT = "product"
-"""Name of the half-precision products, which remat policies could not see otherwise."""
+"""Name of the products that remat policies could not see otherwise: those in half
+precision and those with quantized kernels."""
 
 
 class RMSNorm(nn.Module):
@@ -42,7 +45,8 @@ class Linear(nn.Module):
     """``x W + b``, plus ``(alpha / R) (x a) b`` when a ``lora`` collection is given.
 
     The frozen weights are in ``params``, the adapter in ``lora``; without the latter
-    the layer is the base layer. Adapter inputs are dropped out when a ``dropout`` rng
+    the layer is the base layer. The kernel may be quantized: the layer takes it as it
+    finds it. Adapter inputs are dropped out when a ``dropout`` rng
     is present, so evaluation is simply a call without one.
 
     Attributes:
@@ -65,13 +69,19 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         """Map each row."""
         inputs, param_dtype = x.shape[-1], jnp.dtype(self.param_dtype)
-        kernel = self.param(
-            "kernel",
-            nn.initializers.lecun_normal(),
-            (inputs, self.features),
-            param_dtype,
-        )
-        y = _product(x, kernel.astype(self.dtype))
+        if self.has_variable("params", "codes"):
+            codes = self.get_variable("params", "codes")
+            scales = self.get_variable("params", "scales")
+            y = quantized_product(x, codes, scales, gathered_axes(self.name))
+            y = checkpoint_name(y, PRODUCT)
+        else:
+            kernel = self.param(
+                "kernel",
+                nn.initializers.lecun_normal(),
+                (inputs, self.features),
+                param_dtype,
+            )
+            y = _product(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param(
                 "bias", nn.initializers.zeros, (self.features,), param_dtype

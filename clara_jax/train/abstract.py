@@ -11,7 +11,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from clara_jax.clara import Batch, Tokens, make_loss
 from clara_jax.config import ModelConfig, RunConfig
-from clara_jax.model import Transformer, abstract_variables, logical_axes
+from clara_jax.model import (
+    Transformer,
+    abstract_variables,
+    logical_axes,
+    quantize_params,
+)
 from clara_jax.sharding import named_sharding, tree_shardings
 from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.start import make_adapters, trained_names
@@ -138,7 +143,7 @@ def abstract_run(
             params,
             key,
         )
-        backbone = {"params": params, "rows": rows}
+        backbone = {"params": _quantized(params, config.quantize), "rows": rows}
         trains = trained_names(config)
         trainable = {name: adapters[name] for name in trains}
         frozen = {k: v for k, v in adapters.items() if k not in trains}
@@ -158,6 +163,10 @@ def abstract_run(
         frozen=frozen,
         batch=abstract_batch(config, shape.width, candidates),
     )
+
+
+def _quantized(params: Any, kind: str) -> Any:
+    return jax.eval_shape(lambda params: quantize_params(params, kind), params)
 
 
 def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch:

@@ -27,7 +27,14 @@ from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
-from clara_jax.model import PRESETS, Transformer, init_backbone, init_lora
+from clara_jax.model import (
+    PRESETS,
+    Transformer,
+    dequantize_params,
+    init_backbone,
+    init_lora,
+    quantize_params,
+)
 from clara_jax.shapes import Key, Params
 from clara_jax.text import load_tokenizer
 
@@ -59,11 +66,13 @@ class Start:
         adapters, rows = to_host(
             ({**self.frozen, **trainable}, self.backbone.get("rows"))
         )
-        # Only a folder with a backbone of its own holds these.
+        # Only a folder with a backbone of its own holds these. Files hold no codes:
+        # such a backbone is written as it was used.
         whole = config.stage != "lm" and self.reference == "backbone"
+        params = to_host(self.backbone["params"]) if whole else {}
         base = ModelFolder(
             config=self.model.config,
-            params=to_host(self.backbone["params"]) if whole else {},
+            params=dequantize_params(params, self.model.config.param_dtype),
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
         )
@@ -98,7 +107,10 @@ def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
     if config.init_from:
         named = "" if config.backbone.startswith("random:") else config.backbone
         earlier = load_model(
-            config.init_from, config.param_dtype, base=named, placement=placement
+            config.init_from,
+            config.param_dtype,
+            base=named,
+            placement=_loaded(config, placement),
         )
     base = _base(config, earlier, key, placement)
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
@@ -126,7 +138,8 @@ def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
         start.backbone = {"params": None}
         return start
     adapters, rows = make_adapters(config, model, base.params, earlier, key, placement)
-    start.backbone = _put({"params": base.params, "rows": rows}, placement)
+    params = quantize_params(base.params, config.quantize)
+    start.backbone = _put({"params": params, "rows": rows}, placement)
     trains = trained_names(config)
     adapters = _put(adapters, placement)
     start.trainable = {name: adapters[name] for name in trains}
@@ -241,10 +254,16 @@ def _base(
     elif earlier is not None and (earlier.clara is not None or not name):
         base = earlier
     else:
-        base = load_model(name, config.param_dtype, placement=placement)
+        where = _loaded(config, placement)
+        base = load_model(name, config.param_dtype, placement=where)
     if config.tokenizer and not name.startswith("random:"):
         base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     return base
+
+
+def _loaded(config: RunConfig, placement: Placement) -> Placement | None:
+    """Where weights are read to: the host, if they are for the devices too large."""
+    return placement if config.quantize == "none" else None
 
 
 def _random_base(

@@ -46,6 +46,14 @@ def test_prints_answer_documents_and_times(model, capsys):
         assert f"{part} " in out
 
 
+def test_answers_over_a_quantized_backbone(model, capsys):
+    status, out, err = run(capsys, "--model", model, "--quantize", "nf4", QUESTION)
+    assert status == 0, err
+    assert f"question: {QUESTION}" in out
+    message = error(capsys, "--model", model, "--quantize", "int4", QUESTION)
+    assert "quantize is 'int4', but must be one of none, int8, nf4" in message
+
+
 def test_json_of_several_questions(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Where did Edo Falk study\n\n"))
     status, out, _ = run(

@@ -87,9 +87,8 @@ class Processes:
 
 def numbers(workdir):
     names = ("step", "loss", "grad_norm", "tokens")
-    return np.array(
-        [[line[n] for n in names] for line in read_lines(workdir / "metrics.jsonl")]
-    )
+    lines = read_lines(workdir / "metrics.jsonl")
+    return np.array([[line[n] for n in names] for line in lines if "loss" in line])
 
 
 def settings(steps=STEPS):
@@ -201,3 +200,28 @@ def test_stage_3_with_cached_vectors_and_evaluation(whole):
     for key in last[0]:
         if key.startswith("eval/"):
             assert last[1][key] == pytest.approx(last[0][key], rel=1e-4), key
+
+
+@pytest.mark.slow
+def test_a_quantized_backbone_of_two_processes_is_that_of_one(tmp_path):
+    """Made on the devices in stage 1, read through the host in stage 3."""
+    both = [(1, "alone", ()), (2, "both", ("--config.mesh.fsdp=2",))]
+    for count, name, mesh in both:
+        given = (*settings(4), "--config.quantize=nf4", *mesh)
+        Processes(tmp_path, tmp_path / f"{name}_scp", count, 2, *given).finish()
+        Processes(
+            tmp_path,
+            tmp_path / name,
+            count,
+            2,
+            *given,
+            f"--config.init_from={tmp_path / 'alone_scp'}",
+            "--config.backbone=",
+            "--config.tokenizer=",
+            "--config.data.cache_vectors=True",
+            "--config.data.eval=",
+            stage="end_to_end",
+        ).finish()
+    for stage in ("_scp", ""):
+        alone, shared = (numbers(tmp_path / f"{n}{stage}") for _, n, _ in both)
+        np.testing.assert_allclose(shared, alone, rtol=1e-5)

@@ -125,6 +125,9 @@ def test_changed_content_is_noticed(model, data, tmp_path, capsys):
     copy.write_text(data.read_text().replace("Gemma", "Jory"))
     status, _, err = _run(capsys, *arguments)
     assert status == 1 and "made otherwise (content changed); give another" in err
+    arguments = (*arguments[:2], "--data", data, *arguments[4:])
+    status, _, err = _run(capsys, *arguments, "--quantize", "int8")
+    assert status == 1 and "quantize changed" in err
     status, _, err = _run(capsys, *arguments, "--dtype", "float16")
     assert status == 1 and "in which a CPU does not compute; take bfloat16" in err
     status, _, err = _run(capsys, *arguments, "--spacy-model", "x")
