@@ -111,24 +111,29 @@ def test_the_loss_falls_and_the_folder_holds_whole_weights(kind, tmp_path):
     sizes = json.loads((folder / "summary.json").read_text())["parameters"]
     special = count_bytes(model.rows)
     assert sizes["frozen_bytes"] == count_bytes(again) + special
-    # A later stage, over the written base, with vectors made beforehand.
-    later = read_experiment(
-        [
-            f"--config={CONFIG}:end_to_end",
-            f"--config.quantize={kind}",
-            f"--config.workdir={tmp_path}/end_to_end",
-            f"--config.init_from={folder}",
-            "--config.backbone=",
-            "--config.tokenizer=",
-            "--config.optim.steps=1",
-            "--config.data.cache_vectors=True",
-            "--config.data.eval=",
-        ]
-    ).runs[0]
-    run(later)
-    after = load_model(tmp_path / "end_to_end")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_later_stage_over_the_written_base_with_vectors_made_beforehand(
+    kind, tmp_path
+):
+    run(read(kind, tmp_path / "scp", "--config.optim.steps=1"))
+    overrides = [
+        f"--config={CONFIG}:end_to_end",
+        f"--config.quantize={kind}",
+        f"--config.workdir={tmp_path}/end_to_end",
+        f"--config.init_from={tmp_path}/scp",
+        "--config.backbone=",
+        "--config.tokenizer=",
+        "--config.optim.steps=1",
+        "--config.data.cache_vectors=True",
+        "--config.data.eval=",
+    ]
+    run(read_experiment(overrides).runs[0])
+    before, after = load_model(tmp_path / "scp"), load_model(tmp_path / "end_to_end")
     assert not (tmp_path / "end_to_end" / "backbone").exists()
-    jax.tree.map(np.testing.assert_array_equal, model.params, after.params)
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
 
 
 def test_what_is_trained_is_not_quantized(tmp_path, capsys):
