@@ -36,6 +36,7 @@ def test_the_compute_type_can_be_chosen(folder):
         clara_jax.load(folder, dtype="int4")
 
 
+@pytest.mark.slow
 def test_the_backbone_can_be_quantized(folder):
     whole = clara_jax.load(folder).compress(TEXTS)
     bytes_of = {}

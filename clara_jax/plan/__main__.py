@@ -115,8 +115,11 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
         print(show(case), end="")
         return 0
     if arguments.sweep:
-        signal.signal(signal.SIGTERM, _terminated)
-        print(make_sweep(arguments, overrides, case, folder, _say), end="")
+        before = signal.signal(signal.SIGTERM, _terminated)
+        try:
+            print(make_sweep(arguments, overrides, case, folder, _say), end="")
+        finally:
+            signal.signal(signal.SIGTERM, before)
         return 0
     from clara_jax.plan.compile import measure
     from clara_jax.plan.report import markdown, report

@@ -72,6 +72,7 @@ def test_arguments_that_argparse_refuses(
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_plan_as_json_and_as_a_table(capsys, monkeypatch, repository, tmp_path):
     monkeypatch.chdir(repository)
     common = [TINY, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2"]

@@ -63,6 +63,7 @@ def test_the_program_is_the_one_that_training_runs(repository, stage, tmp_path):
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_batches_have_the_planned_form(repository, tmp_path):
     for stage in ("scp", "end_to_end"):
         case = tiny(repository, stage)
@@ -215,6 +216,7 @@ def test_other_failures_of_a_compiler_are_told_in_a_line(repository, monkeypatch
         measure(case, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["compress", "decode"])
 def test_compression_and_decoding_are_planned(repository, work):
     case = tiny(repository, "end_to_end", work=work, rows=8)

@@ -48,6 +48,7 @@ def test_the_formula_is_what_a_step_computes(stage):
     assert 1.0 <= done / needed < 1.15
 
 
+@pytest.mark.slow
 def test_microbatches_cost_nothing_and_recomputing_a_forward_pass():
     needed, done = both(run_config("scp"))
     split_needed, split = both(run_config("scp", accumulate=4))

@@ -65,6 +65,7 @@ def one_step(kind, sizes):
     return jax.device_get((metrics, state.trainable)), given[1]["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [slow("int8"), "nf4"])
 def test_a_mesh_gives_the_numbers_of_one_device(kind):
     (expected, alone), _ = one_step(kind, {})
@@ -93,6 +94,7 @@ def read(kind, folder, *overrides):
     return read_experiment(given).runs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", slow("nf4")])
 def test_the_loss_falls_and_the_folder_holds_whole_weights(kind, tmp_path):
     folder = tmp_path / "scp"
