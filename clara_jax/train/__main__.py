@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +17,7 @@ from clara_jax.evaluate.evaluators import (
     SelectedAnswers,
     questions_of,
 )
-from clara_jax.files import told
+from clara_jax.files import first_line, told
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.train.experiments import read_experiment
 from clara_jax.train.hooks import Evaluator
@@ -125,6 +126,13 @@ def main(arguments: Sequence[str]) -> int:
             print(stopped, file=sys.stderr)
         status = distributed.TRY_AGAIN if stopped.signal == "SIGTERM" else 130
         return distributed.leave(status)
+    except Exception as error:
+        if jax.process_count() > 1:
+            # Otherwise the others would wait for this process, and it for them.
+            traceback.print_exc()
+            reason = f"an error of the program: {first_line(error)}"
+            return distributed.leave(1, reason)
+        raise
     return distributed.leave(0)
 
 

@@ -62,10 +62,7 @@ class Checkpoints:
         )
         try:
             with quiet_orbax():
-                self._manager = ocp.CheckpointManager(
-                    self.folder,
-                    options=options,
-                )
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
         except WRITE_ERRORS as error:
             raise write_error(self.folder, error) from error
 

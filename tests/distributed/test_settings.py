@@ -8,6 +8,7 @@ from clara_jax.distributed import EXPLICIT, first, from_host, gather, start, to_
 from clara_jax.distributed.start import _settings
 from clara_jax.errors import ClaraError
 from clara_jax.sharding import make_mesh, named_sharding
+from clara_jax.train import __main__ as command
 
 ADDRESS = "10.0.0.1:1234"
 GIVEN = {
@@ -79,3 +80,24 @@ def test_arrays_come_and_go_whole():
     placed = from_host(x, named_sharding(make_mesh(), "batch", None))
     assert {s.data.shape for s in placed.addressable_shards} == {(1, 2)}
     np.testing.assert_array_equal(to_host({"a": placed})["a"], x)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_of_the_program_is_told_to_the_others(monkeypatch, capsys, count):
+    def broken(*_):
+        raise ZeroDivisionError("a mistake of ours")
+
+    left = []
+    monkeypatch.setattr(command, "read_experiment", broken)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(
+        command.distributed, "leave", lambda *given: left.append(given) or given[0]
+    )
+    if count == 1:
+        with pytest.raises(ZeroDivisionError):
+            command.main(["--config=a.py"])
+        assert not left
+    else:
+        assert command.main(["--config=a.py"]) == 1
+        assert left == [(1, "an error of the program: a mistake of ours")]
+        assert "Traceback" in capsys.readouterr().err
