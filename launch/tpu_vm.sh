@@ -137,13 +137,23 @@ copy() {
       "&& git -C clara_jax checkout --quiet FETCH_HEAD"
     return
   fi
-  if [ -z "$dry" ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
-    say 'the last commit is copied; changes that are not committed stay here'
-  fi
   local packed=$scratch/clara_jax.tar.gz
-  run git -C "$root" archive --format=tar.gz "--output=$packed" HEAD &&
+  pack "$packed" &&
     node scp "$packed" --worker=all &&
     on all 'mkdir -p clara_jax && tar -xzf clara_jax.tar.gz -C clara_jax'
+}
+
+# pack FILE: the last commit; of a folder that is no clone, what a launch needs.
+pack() {
+  if [ -e "$root/.git" ]; then
+    if [ -z "$dry" ] && [ -n "$(git -C "$root" status --porcelain)" ]; then
+      say 'the last commit is copied; changes that are not committed stay here'
+    fi
+    run git -C "$root" archive --format=tar.gz "--output=$1" HEAD
+  else
+    run tar -czf "$1" -C "$root" --exclude=__pycache__ setup.py pyproject.toml README.md \
+      clara_jax configs launch
+  fi
 }
 
 install() {
