@@ -24,7 +24,7 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 Params = Any
 """A nested dict of arrays."""
@@ -52,5 +52,6 @@ __all__ = [
     "Scores",
     "Shaped",
     "TokenIds",
+    "UInt",
     "Vectors",
 ]

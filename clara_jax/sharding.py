@@ -43,6 +43,9 @@ class ShardingRules:
       mlp: gate and up split their outputs and down its inputs: one sum per layer.
       vocab: table and head are the largest arrays of a small model.
       lora_rank: too narrow (16) to be worth splitting.
+      lora_features: of an adapter beside a kernel's `heads` or `mlp`: split over
+        ``fsdp`` too, since the adapter's other axis is the rank. As those of `width`
+        such parts are gathered a layer at a time.
       layers: scanned over; splitting it would send every layer to every device.
     """
 
@@ -55,6 +58,7 @@ class ShardingRules:
     mlp: MeshAxes = "tensor"
     vocab: MeshAxes = "tensor"
     lora_rank: MeshAxes = None
+    lora_features: MeshAxes = ("tensor", "fsdp")
     layers: MeshAxes = None
 
     def mesh_axes(self, logical: str) -> tuple[str, ...]:
@@ -195,7 +199,7 @@ def tree_shardings(
 ) -> Any:
     """Where every array of a tree lies on `mesh`.
 
-    An axis that its mesh axes do not divide stays whole on every device.
+    An axis is split over as many of its mesh axes, from the first on, as divide it.
 
     Args:
       mesh: from `make_mesh`.
@@ -221,8 +225,8 @@ def place(
 ) -> Shaped[Array, "..."]:
     """Say where an array inside a compiled function lies on the mesh around it.
 
-    The mesh is that of ``jax.set_mesh``; without one nothing happens. An axis that its
-    mesh axes do not divide stays whole.
+    The mesh is that of ``jax.set_mesh``; without one nothing happens. An axis is split
+    over as many of its mesh axes, from the first on, as divide it.
 
     Args:
       x: any array.
@@ -252,13 +256,16 @@ def batch_parts(mesh: Mesh | AbstractMesh, rules: ShardingRules = RULES) -> int:
 def _fitting(
     mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]
 ) -> PartitionSpec:
-    """`spec` without the mesh axes that do not divide their axis of `shape`."""
-    return PartitionSpec(
-        *(
-            entry if size % _count(mesh, entry) == 0 else None
-            for entry, size in zip(spec, shape, strict=True)
-        )
-    )
+    """`spec` without the last mesh axes of an entry, as far as they do not divide."""
+
+    def fitting(entry: MeshAxes, size: int) -> MeshAxes:
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        while size % _count(mesh, names):
+            names = names[:-1]
+        return names[0] if len(names) == 1 else names or None
+
+    pairs = zip(spec, shape, strict=True)
+    return PartitionSpec(*(fitting(entry, size) for entry, size in pairs))
 
 
 def _count(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:

@@ -47,12 +47,17 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
             "codes": (inputs, outputs),
             "scales": (inputs, outputs),
             "bias": (outputs,),
-            "a": (inputs, "lora_rank"),
-            "b": ("lora_rank", outputs),
+            "a": (_narrow(inputs), "lora_rank"),
+            "b": ("lora_rank", _narrow(outputs)),
         }.get(entry, ())
     if not axes:
         return (None,) * rank
     return ("layers",) * (rank - len(axes)) + axes
+
+
+def _narrow(axis: str) -> str:
+    """An adapter has one wide axis, for all the devices that its kernel has two for."""
+    return axis if axis == "width" else "lora_features"
 
 
 def gathered_axes(layer: str | None) -> tuple[str | None, str | None]:

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from clara_jax.model.axes import gathered_axes
+from clara_jax.model.dropout import dropout
 from clara_jax.model.quantized import quantized_product
 from clara_jax.shapes import Array, Float
+from clara_jax.sharding import place
 
 PRODUCT = "product"
 """Name of the products that remat policies could not see otherwise: those in half
@@ -91,10 +93,13 @@ class Linear(nn.Module):
         if self.rank and wanted:
             a = self.variable("lora", "a", jnp.zeros, (inputs, self.rank)).value
             b = self.variable("lora", "b", jnp.zeros, (self.rank, self.features)).value
+            before, after = gathered_axes(self.name)
+            a = place(a.astype(self.dtype), before, None)
+            b = place(b.astype(self.dtype), None, after)
             z = x
             if self.dropout and self.has_rng("dropout"):
-                z = nn.Dropout(self.dropout, deterministic=False)(z)
-            z = _product(_product(z, a.astype(self.dtype)), b.astype(self.dtype))
+                z = dropout(z, self.make_rng("dropout"), self.dropout)
+            z = _product(_product(z, a), b)
             y = y + z * jnp.asarray(self.scale, z.dtype)
         return y
 

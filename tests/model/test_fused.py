@@ -63,7 +63,10 @@ def _rows(length, dtype=jnp.bfloat16, rows=2, head=8):
     ]
 
 
-@pytest.mark.parametrize(("length", "window"), [(33, None), (275, 50), (64, 1)])
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(33, None), pytest.param(275, 50, marks=pytest.mark.slow), (64, 1)],
+)
 def test_the_same_numbers_as_in_blocks(length, window, xla_as_cudnn):
     rows = _rows(length, jnp.float32)
     weights = jnp.cos(jnp.arange(rows[0].size)).reshape(rows[0].shape)

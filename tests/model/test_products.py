@@ -72,7 +72,9 @@ def test_half_precision_layers_round_once_and_have_the_plain_slopes():
         assert cosine > 0.99, cosine
 
 
-@pytest.mark.parametrize("remat", ["dots", "dots_no_batch"])
+@pytest.mark.parametrize(
+    "remat", ["dots", pytest.param("dots_no_batch", marks=pytest.mark.slow)]
+)
 def test_remat_policies_save_half_precision_products_too(remat):
     ids = jax.random.randint(jax.random.key(1), (2, 64), 0, 50)
     work, slopes = {}, {}

@@ -41,7 +41,9 @@ def tiny(repository, stage, topology="cpu:8", mesh=MESH, work="train", rows=0):
     return Case(work, config, shape, vocab, parse_topology(topology), rows)
 
 
-@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"]
+)
 def test_the_program_is_the_one_that_training_runs(repository, stage, tmp_path):
     case = tiny(repository, stage)
     config = dataclasses.replace(case.config, workdir=str(tmp_path))

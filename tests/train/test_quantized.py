@@ -150,6 +150,7 @@ def test_what_is_trained_is_not_quantized(tmp_path, capsys):
         assert len(error) == 1 and message in error[0]
 
 
+@pytest.mark.slow
 def test_full_size_models_weigh_less_in_shapes():
     config = RunConfig(
         stage="end_to_end",

@@ -129,6 +129,7 @@ def test_later_stages_start_from_earlier_folders(scp, tmp_path):
     assert not (last / "backbone").exists()
 
 
+@pytest.mark.slow
 def test_a_base_is_pretrained_into_a_plain_model_folder(tmp_path):
     workdir = f"--config.workdir={tmp_path}/base"
     run(read("lm", workdir, "--config.optim.steps=1"))

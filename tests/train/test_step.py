@@ -111,6 +111,7 @@ def scp():
     return toy, make_loss("scp", num_memory=2), names, random_batch("scp")
 
 
+@pytest.mark.slow
 def test_accumulation_is_exact_for_a_real_stage(scp):
     toy, loss, names, batch = scp
     schedule = make_schedule(OptimConfig(), 10)

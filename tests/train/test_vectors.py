@@ -31,6 +31,7 @@ def parts():
     return toy.model, toy.backbone, toy.adapters, tokenizer, MEMORY
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_the_compressor(tmp_path, parts):
     model, backbone, adapters, tokenizer, _ = parts
     found = cached_vectors(tmp_path, *parts, DOCUMENTS)
