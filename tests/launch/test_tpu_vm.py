@@ -184,7 +184,7 @@ gcloud compute tpus queued-resources create clara --node-id=clara \
 --network=mine --zone=us-west4-a --project=ours
 gcloud compute tpus queued-resources describe clara '--format=value(state.state)' \
 --zone=us-west4-a --project=ours
-git -C ROOT archive --format=tar.gz --output=/tmp/clara/clara_jax.tar.gz HEAD
+PACK
 gcloud compute tpus tpu-vm scp /tmp/clara/clara_jax.tar.gz clara:clara_jax.tar.gz \
 --worker=all --zone=us-west4-a --project=ours
 SSH --worker=all '--command=mkdir -p clara_jax && tar -xzf clara_jax.tar.gz \
@@ -199,16 +199,15 @@ gcloud compute tpus queued-resources delete clara --force --quiet \
 --zone=us-west4-a --project=ours
 """
 SHORT = {
-    "ROOT": str(ROOT),
     "SSH": "gcloud compute tpus tpu-vm ssh clara",
     "KEEP": "--ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "
     "--zone=us-west4-a --project=ours",
 }
 
 
-def dry(*options: str) -> str:
+def dry(*options: str, script: str = SCRIPT) -> str:
     done = subprocess.run(
-        ["bash", SCRIPT, "all", *WHERE, "--dry-run", *options],
+        ["bash", script, "all", *WHERE, "--dry-run", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -217,15 +216,29 @@ def dry(*options: str) -> str:
     return done.stdout
 
 
+PACK = {
+    "clone": "git -C ROOT archive --format=tar.gz "
+    "--output=/tmp/clara/clara_jax.tar.gz HEAD",
+    "folder": "tar -czf /tmp/clara/clara_jax.tar.gz -C ROOT --exclude=__pycache__ "
+    "setup.py pyproject.toml README.md clara_jax configs launch",
+}
 TRAINING = ("--", "python", "-m", "clara_jax.train", "--config=configs/tiny.py")
 
 
-def test_dry_run_prints_the_commands():
-    expected = DRY
+@pytest.mark.parametrize("kind", PACK)
+def test_dry_run_prints_the_commands(kind, tmp_path):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    if kind == "clone":
+        (tmp_path / ".git").mkdir()
+    expected = DRY.replace("PACK", PACK[kind]).replace("ROOT", str(tmp_path))
     for short, long in SHORT.items():
         expected = expected.replace(short, long)
     options = ("--type", "v6e-16", "--spot", "--create-flag=--network=mine")
-    assert dry(*options, "--bucket=data", "--project=ours", *TRAINING) == expected
+    found = dry(
+        *(*options, "--bucket=data", "--project=ours", *TRAINING),
+        script=str(tmp_path / "launch" / "tpu_vm.sh"),
+    )
+    assert found == expected
 
 
 def test_a_repository_is_cloned_instead():
