@@ -31,6 +31,7 @@ REQUIRES = [
     "grain>=0.2.12",
     # Wheels exist for Linux and macOS only.
     "array_record>=0.8; sys_platform != 'win32'",
+    "pyarrow>=17",
     "tensorflow-datasets>=4.9.9",
     # Read by tensorflow-datasets at run time without being declared.
     "importlib_resources>=6",
