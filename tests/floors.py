@@ -31,6 +31,7 @@ FLOORS = {
     "synthesize": 6,
     "plan": 6,
     "answer": 6,
+    "compress": 6,
 }
 """Floor of each room: a folder or a file directly under the package."""
 

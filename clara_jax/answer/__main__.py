@@ -21,13 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clara_jax.answer import (
-    Answer,
-    Session,
-    check_question,
-    read_documents,
-    read_questions,
-)
+from clara_jax.answer import Answer, Session, check_question
+from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Sampling

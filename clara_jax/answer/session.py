@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.answer.documents import Document
-from clara_jax.answer.pieces import split_documents
-from clara_jax.data import is_unicode
+from clara_jax.data import Document, is_unicode, split_documents
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
 from clara_jax.generate.explain import Spoken

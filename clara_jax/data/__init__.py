@@ -1,6 +1,7 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
 from clara_jax.data.collate import Layout, collate, measure
+from clara_jax.data.documents import Document, read_documents, read_questions
 from clara_jax.data.examples import (
     Dialogue,
     Example,
@@ -8,6 +9,7 @@ from clara_jax.data.examples import (
     check_records,
     supervise,
 )
+from clara_jax.data.pieces import split_documents
 from clara_jax.data.pipeline import count_candidates, make_batches
 from clara_jax.data.records import (
     FORMATS,
@@ -23,6 +25,7 @@ from clara_jax.data.windows import Part, Windows
 __all__ = [
     "FORMATS",
     "Dialogue",
+    "Document",
     "Example",
     "ExampleMaker",
     "Layout",
@@ -40,6 +43,9 @@ __all__ = [
     "measure",
     "open_records",
     "passage",
+    "read_documents",
+    "read_questions",
+    "split_documents",
     "supervise",
     "unique_documents",
     "write_tfds",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from clara_jax.answer.documents import Document
+from clara_jax.data.documents import Document
 from clara_jax.text import ClaraTokenizer
 
 OVERLAP = 8

@@ -1,8 +1,8 @@
 import pytest
 from toy_folder import DOCUMENTS
 
-from clara_jax.answer import Document, split_documents
-from clara_jax.answer.pieces import split_text
+from clara_jax.data import Document, split_documents
+from clara_jax.data.pieces import split_text
 from clara_jax.testing import toy_tokenizer
 from clara_jax.text import ClaraTokenizer
 
