@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from clara_jax.config import parse
 from clara_jax.errors import ClaraError
 from clara_jax.synthesize import records
 from clara_jax.synthesize.shipped import random_base, write_base
+from clara_jax.synthesize.world import Entry
 
 SETTINGS = "settings.json"
 
@@ -26,7 +27,9 @@ class Settings:
 
     Attributes:
       records: ``stages`` writes records of scp, instruct and end_to_end, held-out ones
-        included; ``pretraining`` writes text for a base, and an untrained one.
+        included, the held-out documents and, as ``corpus.jsonl``, all that questions of
+        end_to_end are asked about; ``pretraining`` writes text for a base, and an
+        untrained one.
       seed: of everything.
       pretraining, scp, instruct, end_to_end: numbers of training records; 0 for
         end_to_end asks for every fact of the encyclopedia once.
@@ -154,8 +157,14 @@ def _contents(settings: Settings) -> dict[str, Iterable[records.Row]]:
         ),
         "end_to_end.jsonl": some(ranked, settings.end_to_end or len(facts)),
         "held_out.jsonl": held_rows,
-        "documents.jsonl": ({"id": item.name, "text": text} for item, text in held),
+        "documents.jsonl": _documents(held),
+        "corpus.jsonl": _documents(everything),
     }
+
+
+def _documents(corpus: Iterable[tuple[Entry, str]]) -> Iterator[records.Row]:
+    """A body of documents; without titles, which would become part of the text."""
+    return ({"id": item.name, "text": text} for item, text in corpus)
 
 
 def _write_lines(path: Path, rows: Iterable[records.Row]) -> None:

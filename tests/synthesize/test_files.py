@@ -81,6 +81,17 @@ def test_one_candidate_alone_is_right(folder):
         assert row["answer"] in row["docs"][right[0]]
 
 
+def test_the_corpus_holds_every_document_that_is_asked_about_once(folder):
+    corpus = rows(folder / "corpus.jsonl")
+    assert len(corpus) == len({row["id"] for row in corpus}) == 28 * 28
+    texts = {row["text"] for row in corpus}
+    assert len(texts) == len(corpus)
+    for name in ("end_to_end", "held_out"):
+        for row in rows(folder / f"{name}.jsonl"):
+            assert texts.issuperset(row["docs"])
+    assert texts > {row["text"] for row in rows(folder / "documents.jsonl")}
+
+
 @pytest.mark.parametrize(
     ("stage", "file", "longest"),
     [
