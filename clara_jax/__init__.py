@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _ROOMS = {
-    "answer": ("Document", "Session"),
+    "answer": ("Session",),
     "clara": (
         "Batch",
         "Tokens",
@@ -47,7 +47,7 @@ _ROOMS = {
         "SelectionConfig",
     ),
     "convert": ("load_model",),
-    "data": ("make_batches", "open_records"),
+    "data": ("Document", "make_batches", "open_records"),
     "errors": ("ClaraError",),
     "evaluate": ("score_answers", "score_retrieval"),
     "generate": ("AnswerConfig", "Clara", "Sampling"),

@@ -1,6 +1,7 @@
 """CLaRa itself: memory slots, the three roles, soft top-k, losses and stages."""
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
+from clara_jax.clara.fingerprint import vector_fingerprint
 from clara_jax.clara.losses import (
     CompressionLoss,
     EndToEndLoss,
@@ -64,4 +65,5 @@ __all__ = [
     "reason",
     "role_variables",
     "soft_topk",
+    "vector_fingerprint",
 ]

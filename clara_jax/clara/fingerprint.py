@@ -1,0 +1,116 @@
+"""What document vectors depend on, as one short name.
+
+A store of vectors carries it, so that a model finds out whether it made them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.config import to_dict
+from clara_jax.distributed import to_host
+from clara_jax.model import Transformer
+from clara_jax.shapes import Array, Params, Shaped
+
+SAMPLE = 4096
+"""Numbers that are looked at in an array of the backbone."""
+
+_RUN_TIME = ("dtype", "param_dtype", "remat")
+"""Settings of a backbone that are no part of what it is."""
+
+_TURN = 0x9E3779B97F4A7C15
+"""2**64 over the golden ratio: its multiples are spread evenly, and along no axis."""
+
+
+def vector_fingerprint(
+    model: Transformer, backbone: Params, adapters: Params, num_memory: int
+) -> str:
+    """Digest of everything that a document's vectors depend on.
+
+    The compressor, memory rows and marks go in whole. Of every backbone array go in at
+    most `SAMPLE` numbers, rounded to bfloat16, which tells models apart without reading
+    gigabytes; a float32 copy of a backbone and its bfloat16 copy are one and the same.
+    A quantized backbone is another one, since its numbers are. Neither the compute type
+    nor the mesh matters, nor do reasoner and generator.
+
+    Args:
+      model: the transformer; its shape and the adapters' scale count.
+      backbone, adapters: see `role_variables`; on any mesh, or in host memory. The
+        compressor must be among the adapters.
+      num_memory: M.
+
+    Returns:
+      32 hexadecimal digits.
+
+    Example::
+
+      vector_fingerprint(clara.model, clara.backbone, clara.adapters, 16)
+    """
+    shape = {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME}
+    settings: dict[str, Any] = {
+        "shape": shape,
+        "text_vocab": model.text_vocab,
+        "num_memory": num_memory,
+    }
+    if model.lora is not None:
+        settings["scale"] = model.lora.alpha / model.lora.rank
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    whole = {
+        "compressor": adapters["compressor"],
+        "memory": adapters["memory"],
+        "marks": backbone["rows"]["marks"],
+    }
+    for name, leaf in _named(whole):
+        _add(digest, name, leaf.shape, to_host(leaf).astype(np.float32))
+    for name, leaf in _named(adapters.get("backbone", backbone["params"])):
+        _add(digest, name, leaf.shape, _sample(leaf))
+    return digest.hexdigest()
+
+
+def _named(tree: Params) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def _add(digest: Any, name: str, shape: tuple[int, ...], numbers: np.ndarray) -> None:
+    digest.update(f"{name} {shape}\n".encode())
+    # A sum over the parts of a mesh may turn a minus zero into a zero.
+    digest.update(np.ascontiguousarray(numbers + np.zeros((), numbers.dtype)).tobytes())
+
+
+def _sample(leaf: Any) -> np.ndarray:
+    """Numbers of an array at places that depend on its shape alone."""
+    places = np.unravel_index(_places(leaf.size), leaf.shape)
+    if isinstance(leaf, np.ndarray):
+        found = leaf[places]
+    else:
+        found = to_host(_take(leaf, tuple(map(jnp.asarray, places))))
+    return found.astype(jnp.bfloat16) if _is_float(found) else found
+
+
+def _is_float(x: np.ndarray) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+@functools.cache
+def _places(size: int) -> np.ndarray:
+    """At most `SAMPLE` places below `size`, spread by the golden ratio."""
+    if size <= SAMPLE:
+        return np.arange(size)
+    turns = ((i * _TURN) % 2**64 for i in range(1, SAMPLE + 1))
+    return np.asarray([(turn * size) >> 64 for turn in turns])
+
+
+@jax.jit
+def _take(leaf: Shaped[Array, "..."], places: tuple[Any, ...]) -> Any:
+    return leaf[places]
