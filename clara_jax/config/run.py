@@ -34,7 +34,8 @@ class DataConfig:
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
       eval_batch_size: rows that an evaluator takes at a time; 0 takes batch_size.
       candidates: C, documents offered to each question; 0 takes the most that any
-        record has, which reads all records once before training.
+        record has, which reads all records once before training. Not 0 where they come
+        from a corpus.
       window: batches drawn together and sorted by length before they are cut, where
         `shuffle` is on.
       shuffle: draw records in a new random order in every epoch.
@@ -203,6 +204,14 @@ class RunConfig:
       init_from: folder of an earlier run or converted CLaRa checkpoint; may be empty.
       reinit: adapters of ``init_from`` that start afresh (stage 2: the generator).
       train_generator: end_to_end only: whether the generator's adapter learns too.
+      candidates: end_to_end only: whose documents compete for a question. ``given``:
+        those of its record. ``corpus``: the ``data.candidates`` of the whole store that
+        are nearest to it by the reasoner's weights of a step ago.
+      store: folder of a corpus that this run's frozen compressor has made, by
+        ``python -m clara_jax.compress``; may be empty. With given candidates, vectors
+        come from it where it has the text, and the others are compressed beforehand.
+      search: how the store is searched: ``exact``, ``scann``, or ``auto``, which takes
+        the index where the store has one.
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
       attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
         ``cudnn`` insist.
@@ -218,6 +227,9 @@ class RunConfig:
     init_from: str = ""
     reinit: tuple[str, ...] = ()
     train_generator: bool = True
+    candidates: Literal["given", "corpus"] = "given"
+    store: str = ""
+    search: Literal["auto", "exact", "scann"] = "auto"
     seed: int = 0
     mse_weight: float = 0.1
     dtype: str = "float32"
@@ -252,6 +264,15 @@ class RunConfig:
             f"is '{self.quantize}', but stage lm trains the backbone; use none",
         )
         one_of("", self, "attention", ("auto", "xla", "cudnn"))
+        one_of("", self, "candidates", ("given", "corpus"))
+        one_of("", self, "search", ("auto", "exact", "scann"))
+        require(
+            not self.store or self.stage in ("end_to_end", "rerank"),
+            "store",
+            f"is set, but stage {self.stage} reads no document vectors; leave it empty",
+        )
+        if self.candidates == "corpus":
+            self._check_corpus()
         for name in self.reinit:
             require(
                 name in ADAPTERS,
@@ -263,4 +284,29 @@ class RunConfig:
             "optim.accumulate",
             f"{self.optim.accumulate} does not divide data.batch_size "
             f"{self.data.batch_size}",
+        )
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether candidates' vectors are at hand before training starts."""
+        ranks = self.stage in ("end_to_end", "rerank")
+        return ranks and (self.data.cache_vectors or bool(self.store))
+
+    def _check_corpus(self) -> None:
+        require(
+            self.stage == "end_to_end",
+            "candidates",
+            f"is 'corpus', which stage {self.stage} cannot use; take given",
+        )
+        require(
+            bool(self.store),
+            "store",
+            "is empty, but candidates is 'corpus'; give the folder that "
+            "clara_jax.compress has made",
+        )
+        require(
+            self.data.candidates >= self.selection.top_k,
+            "data.candidates",
+            f"is {self.data.candidates}, but with a corpus it says how many documents "
+            f"are searched for; set at least selection.top_k {self.selection.top_k}",
         )

@@ -46,8 +46,11 @@ class Layout:
         top_k: int = 1,
         candidates: int = 0,
         pad_id: int = 0,
+        corpus: bool = False,
     ) -> Layout:
         """The layout of a stage; buckets longer than any row are left out.
+
+        With candidates from a `corpus`, batches have questions and no candidates.
 
         ``doc_buckets`` count all tokens of an encoder row: the text, three markers and
         the memory tokens.
@@ -56,16 +59,17 @@ class Layout:
         question = (data.question_max_length or memory.doc_max_length) + extra
         reads = {"scp": 1, "instruct": top_k}.get(stage, 0)
         ranks = stage in ("end_to_end", "rerank")
+        offers = ranks and not corpus
         return cls(
             documents=_buckets(data.doc_buckets, memory.doc_max_length + extra)
-            if reads or ranks
+            if reads or offers
             else (),
             questions=_buckets(data.doc_buckets, question) if ranks else (),
             prompts=()
             if stage == "rerank"
             else _buckets(data.prompt_buckets, data.prompt_max_length),
             slots=reads,
-            candidates=candidates if ranks else 0,
+            candidates=candidates if offers else 0,
             pad_id=pad_id,
         )
 
@@ -115,9 +119,10 @@ def collate(
     if layout.slots:
         texts = [e.documents for e in rows]
         fields["documents"] = _grid(texts, layout.slots, document, layout)
-    if layout.candidates:
+    if layout.questions:
         length = _fit(question, layout.questions)
         fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
+    if layout.candidates:
         fields |= _candidates(rows, document, layout, vectors)
     return Batch(**fields)
 

@@ -63,6 +63,8 @@ class Example:
       candidates: at most C encoder rows; empty when `candidate_ids` stands for them.
       candidate_ids: numbers of the candidates among all documents.
       positives: ``[C']`` bool over the candidates that are there.
+      gold: texts of the documents that hold the answer, where candidates come from a
+        corpus.
       source: the record's ``file:line``.
     """
 
@@ -73,6 +75,7 @@ class Example:
     candidates: tuple[Row, ...] = ()
     candidate_ids: Row | None = None
     positives: np.ndarray | None = None
+    gold: tuple[str, ...] = ()
     source: str = ""
 
     @property
@@ -108,7 +111,7 @@ class ExampleMaker:
     | lm | ``<bos>text<eos>``, all supervised; of question records, the conversation with its documents as text |
     | scp | one document; all its pairs, or the document under one of 13 instructions |
     | instruct | up to J documents, a question, its answer |
-    | end_to_end | C candidates, the question twice (for reasoner and generator), its answer |
+    | end_to_end | C candidates, the question twice (for reasoner and generator), its answer; from a corpus, no candidates |
     | rerank | C candidates, the question |
 
     Where a record has several questions and the stage takes one, one is drawn; so is
@@ -126,6 +129,8 @@ class ExampleMaker:
       memory: document length and separator.
       data: prompt and question limits.
       top_k: J, slots of instruct and end_to_end.
+      corpus: whether candidates come from a corpus (end_to_end). A record's documents
+        are then not offered, and only serve to know the right ones.
     """  # noqa: E501
 
     def __init__(
@@ -135,6 +140,7 @@ class ExampleMaker:
         memory: MemoryConfig,
         data: DataConfig,
         top_k: int = 1,
+        corpus: bool = False,
     ):
         if stage not in STAGES:
             raise ClaraError(f"stage is '{stage}', but must be one of {STAGES}")
@@ -146,6 +152,7 @@ class ExampleMaker:
         self.tokenizer, self.stage = tokenizer, stage
         self.memory, self.data = memory, data
         self.top_k = 1 if stage == "scp" else top_k
+        self.corpus = corpus and stage == "end_to_end"
         self.question_max_length = data.question_max_length or memory.doc_max_length
 
     def __call__(
@@ -209,7 +216,7 @@ class ExampleMaker:
         if stage == "instruct":
             documents = self._chosen(record)
             slots = len(documents)
-        elif stage == "end_to_end" and len(documents) < slots:
+        elif stage == "end_to_end" and len(documents) < slots and not self.corpus:
             raise ClaraError(
                 f"{record.source}: has {len(documents)} candidate documents, fewer "
                 f"than selection.top_k {slots}; lower it"
@@ -251,6 +258,10 @@ class ExampleMaker:
     def _ranked(
         self, record: Record, question: str, candidate_ids: np.ndarray | None
     ) -> Example:
+        if self.corpus:
+            gold = tuple(record.documents[i] for i in record.positives)
+            row = self._question_row(record, question)
+            return Example(question=row, gold=gold, source=record.source)
         limit = self.data.candidates
         if limit and len(record.documents) > limit:
             raise ClaraError(

@@ -29,6 +29,7 @@ def make_batches(
     documents: UniqueDocuments | None = None,
     vectors: Vectors | None = None,
     part: Part = WHOLE,
+    corpus: bool = False,
 ) -> Windows:
     """Make the batches of one stage.
 
@@ -57,6 +58,9 @@ def make_batches(
       vectors: compressed documents by number (end_to_end, rerank); batches then carry
         vectors and no candidates' tokens.
       part: what this process makes of every batch.
+      corpus: whether candidates come from a corpus (end_to_end): batches then hold
+        questions, prompts and labels, and `WindowIterator.draw` tells the right
+        documents.
 
     Returns:
       An iterable of numpy batches; each iterator over it begins anew.
@@ -79,10 +83,13 @@ def make_batches(
         memory,
         data,
         top_k=top_k,
-        candidates=count_candidates(records, data, documents) if ranks else 0,
+        candidates=count_candidates(records, data, documents)
+        if ranks and not corpus
+        else 0,
         pad_id=tokenizer.pad_id,
+        corpus=corpus,
     )
-    maker = ExampleMaker(tokenizer, stage, memory, data, top_k)
+    maker = ExampleMaker(tokenizer, stage, memory, data, top_k, corpus)
 
     def example(index: int, draw: np.random.Generator) -> Example:
         numbers = None if documents is None else documents.candidates(int(index))

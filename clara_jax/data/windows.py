@@ -110,6 +110,14 @@ class WindowIterator(Iterator[Batch]):
         self._ahead = _Ahead(settings.examples.__getitem__, settings.workers, limit)
 
     def __next__(self) -> Batch:
+        return self.draw()[0]
+
+    def draw(self) -> tuple[Batch, list[Example]]:
+        """Return the next batch and the examples of this process's rows of it.
+
+        Raises:
+          StopIteration: there is none.
+        """
         if self._position >= len(self._batches):
             batches = self._open(self._number + 1)
             if not batches:
@@ -120,9 +128,10 @@ class WindowIterator(Iterator[Batch]):
         indices, lengths = self._batches[self._position]
         self._position += 1
         examples = [self._example(index) for index in self._own(indices)]
-        return collate(
+        batch = collate(
             examples, settings.layout, len(settings.rows), settings.vectors, lengths
         )
+        return batch, examples
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch stands, as a JSON value."""

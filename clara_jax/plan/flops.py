@@ -79,7 +79,7 @@ def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
         per_row = 1 if config.stage == "scp" else config.selection.top_k
         return [Reading("compressor", rows * per_row, document, True), answer]
     found = [Reading("reasoner", rows, question, True)]
-    if not config.data.cache_vectors:
+    if not config.has_vectors:
         found.append(Reading("compressor", rows * candidates, document, False))
     return found if config.stage == "rerank" else [*found, answer]
 

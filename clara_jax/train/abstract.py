@@ -202,8 +202,8 @@ def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch
         documents = 1 if config.stage == "scp" else config.selection.top_k
         return dataclasses.replace(batch, documents=tokens(rows, documents, encoder))
     offered: dict[str, Any] = {"candidates": tokens(rows, candidates, encoder)}
-    if config.data.cache_vectors:
-        # As `cached_vectors` keeps them.
+    if config.has_vectors:
+        # As `cached_vectors` keeps them, and as they come from a store.
         dtype = jnp.dtype(config.dtype)
         vectors = array(dtype, rows, candidates, num_memory, width)
         offered = {"vectors": vectors}

@@ -26,6 +26,8 @@ MODEL = {
 }
 RUN = {"stage": "lm", "workdir": "runs/x", "backbone": "random:tiny"}
 
+STAGE_3 = {**RUN, "stage": "end_to_end"}
+
 
 @pytest.mark.parametrize(
     ("cls", "values", "message"),
@@ -59,6 +61,20 @@ RUN = {"stage": "lm", "workdir": "runs/x", "backbone": "random:tiny"}
         (RunConfig, {**RUN, "workdir": ""}, "'workdir': is empty"),
         (RunConfig, {**RUN, "backbone": ""}, "'backbone': is empty"),
         (RunConfig, {**RUN, "mse_weight": -0.1}, "'mse_weight'"),
+        (RunConfig, {**STAGE_3, "candidates": "all"}, "'candidates': is 'all', but"),
+        (RunConfig, {**STAGE_3, "search": "fast"}, "'search': is 'fast', but must"),
+        (RunConfig, {**RUN, "store": "s"}, "'store': is set, but stage lm reads no"),
+        (RunConfig, {**STAGE_3, "candidates": "corpus"}, "'store': is empty, but cand"),
+        (
+            RunConfig,
+            {**STAGE_3, "stage": "rerank", "candidates": "corpus", "store": "s"},
+            "'candidates': is 'corpus', which stage rerank cannot use",
+        ),
+        (
+            RunConfig,
+            {**STAGE_3, "candidates": "corpus", "store": "s"},
+            "'data.candidates': is 0, but .* at least selection.top_k 5",
+        ),
         (
             RunConfig,
             {**RUN, "optim": OptimConfig(accumulate=3)},
@@ -69,6 +85,14 @@ RUN = {"stage": "lm", "workdir": "runs/x", "backbone": "random:tiny"}
 def test_refusals(cls, values, message):
     with pytest.raises(ClaraError, match=message):
         cls(**values)
+
+
+def test_vectors_are_at_hand_where_a_store_or_a_cache_is():
+    cached = DataConfig(cache_vectors=True)
+    assert not RunConfig(**STAGE_3).has_vectors
+    assert RunConfig(**STAGE_3, store="s").has_vectors
+    assert RunConfig(**STAGE_3, data=cached).has_vectors
+    assert not RunConfig(**RUN, data=cached).has_vectors
 
 
 def test_memory_tokens_per_document():

@@ -86,6 +86,16 @@ def test_parts_of_a_batch_agree_on_lengths():
     np.testing.assert_array_equal(documents, whole.documents.ids)
 
 
+def test_a_corpus_leaves_the_candidates_to_others():
+    data = DataConfig(doc_buckets=(6,), prompt_buckets=(), candidates=5)
+    layout = Layout.of("end_to_end", MEMORY, data, corpus=True)
+    assert (layout.documents, layout.questions) == ((), (6, 13))
+    assert layout.candidates == 0
+    batch = collate([prompt(2, question=row(7), gold=("a",))], layout, 2)
+    assert batch.question.ids.shape == (2, 13) and batch.prompt is not None
+    assert batch.candidates is batch.vectors is batch.positives is None
+
+
 @pytest.mark.parametrize("kind", ["array", "function"])
 def test_vectors_stand_for_candidates(kind):
     layout = Layout(questions=(4,), prompts=(4,), candidates=3)

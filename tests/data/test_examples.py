@@ -123,6 +123,20 @@ def test_end_to_end(tokenizer):
         make(qa("a"))
 
 
+def test_a_corpus_needs_no_candidates_of_the_record(tokenizer):
+    few = DataConfig(prompt_max_length=600, question_max_length=40, candidates=2)
+    make = maker(tokenizer, "end_to_end", MEMORY, few, top_k=2, corpus=True)
+    for documents, positives in (("a", ()), ("a", (0,)), ("abcd", (3, 1))):
+        record = qa(documents, positives=positives)
+        example = make(record)
+        make.check(record)
+        assert example.candidates == () and example.positives is None
+        assert example.gold == tuple(documents[i] for i in positives)
+        assert example.question.tolist() == tokenizer.encode_document("why?", 40)
+        slots = example.prompt[example.prompt >= tokenizer.text_vocab]
+        assert len(slots) == 2 * (MEMORY.num_memory + 1)
+
+
 def test_reasoner_and_generator_get_one_question(tokenizer):
     make = maker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
     record = qa(questions=("p?", "q?"), answers=("x", "y"))

@@ -276,6 +276,19 @@ def test_vectors_replace_candidates(tokenizer):
         make(tokenizer, vectors=table)
 
 
+def test_questions_about_a_corpus_come_as_with_cached_vectors(tokenizer):
+    unique = unique_documents(make_records())
+    table = np.zeros((len(unique), 2, 4), np.float32)
+    iterator = iter(make(tokenizer, corpus=True))
+    for other in take(make(tokenizer, documents=unique, vectors=table), 9):
+        batch, examples = iterator.draw()
+        assert batch.candidates is batch.positives is batch.candidate_mask is None
+        assert same(batch.question, other.question) and same(batch.prompt, other.prompt)
+        asked = [int(q.strip("q?")) for q in questions(tokenizer, batch)]
+        documents = [make_records()[i].documents for i in asked]
+        assert [example.gold for example in examples] == [d[:1] for d in documents]
+
+
 def test_language_model_batches(tokenizer):
     texts = [Record((f"text {i}",), kind="text") for i in range(8)]
     data = DataConfig(batch_size=4, prompt_max_length=16)
