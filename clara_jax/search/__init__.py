@@ -3,7 +3,9 @@
 The searchers live in their own modules; import those.
 """
 
+from clara_jax.search.check import check
 from clara_jax.search.codecs import CODECS, decode, encode
+from clara_jax.search.edit import compact, delete
 from clara_jax.search.manifest import Manifest, StoreSettings
 from clara_jax.search.store import Piece, Store, Tile
 from clara_jax.search.writer import Job, ShardInfo, write_shard, write_store
@@ -17,7 +19,10 @@ __all__ = [
     "Store",
     "StoreSettings",
     "Tile",
+    "check",
+    "compact",
     "decode",
+    "delete",
     "encode",
     "write_shard",
     "write_store",

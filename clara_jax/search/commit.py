@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from clara_jax.errors import ClaraError
+from clara_jax.search.jobs import read_job
 from clara_jax.search.lookup import Lookup
 from clara_jax.search.manifest import (
+    JOB,
     SHARDS,
     DeletedInfo,
     Manifest,
@@ -119,14 +121,18 @@ def remove_strays(path: Path, manifest: Manifest | None, job: str) -> None:
 
 
 def find_strays(path: Path, manifest: Manifest | None) -> list[Path]:
-    """List shards, files of deleted rows and temporary files that a store lacks."""
+    """List what killed processes left in a store: files that it does not name."""
     shards = set() if manifest is None else {shard.name for shard in manifest.shards}
     found = [
         stray for stray in sorted(path.glob(f"{SHARDS}/*")) if stray.name not in shards
     ]
     named = None if manifest is None or not manifest.deleted else manifest.deleted.file
     found += [stray for stray in path.glob("deleted-*.npy") if stray.name != named]
-    return found + sorted(path.glob(".*.tmp"))
+    found += sorted(path.glob(".*.tmp"))
+    with contextlib.suppress(ClaraError):
+        if manifest is not None and read_job(path, manifest) is None:
+            found += path.glob(JOB)
+    return found
 
 
 def _belongs(shard: Path, job: str) -> bool:

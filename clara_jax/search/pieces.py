@@ -86,10 +86,10 @@ def to_table(pieces: Sequence[Piece]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Piece]:
     """Read the pieces of a table of `SCHEMA`."""
-    columns = [table.column(name).to_pylist() for name in SCHEMA.names]
+    rows = table.to_pylist()
     return [
-        Piece(*values, json.loads(metadata) if metadata else {})
-        for *values, metadata in zip(*columns, strict=True)
+        Piece(**{**row, "metadata": json.loads(row["metadata"] or "{}")})
+        for row in rows
     ]
 
 

@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 
 from clara_jax.errors import ClaraError
 from clara_jax.search.codecs import decode
 from clara_jax.search.lookup import Lookup
 from clara_jax.search.manifest import SHARDS, Manifest, checksum_of, read_manifest
-from clara_jax.search.pieces import Piece, from_table, map_table
-from clara_jax.search.shards import TABLE, layout, map_array
+from clara_jax.search.pieces import Piece, from_table, map_table, to_table
+from clara_jax.search.shards import TABLE, Contents, layout, map_array
 
 __all__ = ["Piece", "Rows", "Store", "Tile"]
 
@@ -230,6 +231,22 @@ class Store:
             for place, value in zip(places, values.take(local), strict=True):
                 found[place] = value.as_py()
         return found
+
+    def contents(self, rows: Rows) -> Contents:
+        """Read all that a shard of some rows, in ascending order, would hold."""
+        codes, scales = self.codes(rows)
+        tables = [
+            self._table(self._folders[shard] / TABLE).take(local)
+            for _, shard, local in self._split(rows)
+        ]
+        return Contents(
+            codes=codes,
+            scales=scales,
+            norms=self.norms(rows),
+            texts=self._gather("texts.npy", rows),
+            ids=self._gather("ids.npy", rows),
+            table=pa.concat_tables([to_table([]), *tables]),
+        )
 
     def find(self, texts: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Look texts up; the first call reads 8 bytes of every row.

@@ -6,7 +6,6 @@ finished store is byte for byte the same, whoever wrote which shard and in what 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,22 +16,33 @@ import numpy as np
 from jaxtyping import Float
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error
-from clara_jax.search.commit import check_ids, remove_strays, replaced, swap
+from clara_jax.files import read_json
+from clara_jax.search.commit import (
+    check_ids,
+    remove_strays,
+    replaced,
+    swap,
+)
+from clara_jax.search.jobs import (
+    check_folder,
+    check_same,
+    check_settings,
+    job_digest,
+    new_job,
+    read_job,
+    shard_name,
+)
 from clara_jax.search.locks import Lock, hold_begin, hold_part, hold_store, sweep
 from clara_jax.search.manifest import (
-    FORMAT,
     JOB,
     MANIFEST,
     SHARDS,
     Manifest,
     StoreSettings,
-    digest_of,
     json_bytes,
     parse_settings,
     read_manifest,
     replace_file,
-    settings_dict,
 )
 from clara_jax.search.pieces import Piece
 from clara_jax.search.shards import (
@@ -46,15 +56,6 @@ from clara_jax.search.shards import (
 from clara_jax.search.store import Store
 
 __all__ = ["Job", "ShardInfo", "StoreSettings", "write_shard", "write_store"]
-
-MODES = ("new", "add", "replace")
-
-_FREE = ("model", "base")
-"""Settings in which a job that goes on may differ: places, which hosts may spell
-differently. Those of the command that began it are kept."""
-
-_SAME = ("fingerprint", "memory", "width", "dtype")
-"""Settings in which what is added to a store must agree with it."""
 
 
 def write_shard(
@@ -107,7 +108,7 @@ class Job:
         self.mode: str = values["mode"]
         self.finished = False
         self._settings = StoreSettings(**parse_settings(values["settings"], str(store)))
-        self._digest = digest_of(_identity(values))
+        self._digest = job_digest(values)
         self._locks = [lock]
         self._mark = "0-1"
 
@@ -142,7 +143,7 @@ class Job:
             running.
         """
         path = Path(store)
-        _check_folder(path, mode)
+        check_folder(path, mode)
         lock = hold_store(path, shared=True)
         try:
             begun = hold_begin(path)
@@ -165,29 +166,18 @@ class Job:
         lock: Lock,
     ) -> Job:
         before = read_manifest(path) if (path / MANIFEST).is_file() else None
-        values = {
-            "format": FORMAT,
-            "mode": mode,
-            "generation": 1 if before is None else before.generation + 1,
-            "shards": shards,
-            # Through JSON, so that tuples compare with the lists that are read.
-            "corpus": json.loads(json.dumps(corpus)),
-            "settings": settings_dict(settings),
-        }
-        digest = digest_of(_identity(values))
-        begun = _read_job(path)
-        if begun and before and begun["generation"] <= before.generation:
-            # Killed between the two last steps of a commit.
-            (path / JOB).unlink(missing_ok=True)
-            begun = None
+        values = new_job(settings, shards, corpus, mode, before)
+        digest = job_digest(values)
+        begun = read_job(path, before)
         if begun is None and before is not None and before.job == digest:
             job = cls(path, values, lock)
             job.generation, job.finished = before.generation, True
+            remove_strays(path, before, "")
             return job
         if before is not None:
-            _check_settings(path, before, settings, mode)
+            check_settings(path, before, settings, mode)
         if begun is not None:
-            _check_same(path, begun, values)
+            check_same(path, begun, values)
             return cls(path, begun, lock)
         remove_strays(path, before, digest)
         replace_file(path / JOB, json_bytes(values))
@@ -313,7 +303,6 @@ class Job:
                 "or give the new document another id"
             )
         manifest = swap(self.store, manifest, found)
-        (self.store / JOB).unlink(missing_ok=True)
         remove_strays(self.store, manifest, "")
         sweep(self.store)
 
@@ -324,7 +313,7 @@ class Job:
         return (manifest.generation, manifest.job) == (self.generation, self._digest)
 
     def _folder(self, k: int) -> Path:
-        return self.store / SHARDS / f"{self.generation:06d}-{k:06d}"
+        return self.store / SHARDS / shard_name(self.generation, k)
 
     def _info(self, k: int) -> ShardInfo | None:
         folder = self._folder(k)
@@ -354,101 +343,3 @@ def write_store(
         store = job.commit()
     assert store is not None
     return store
-
-
-def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two jobs the same, wherever and onto whatever they are begun."""
-    settings = {k: v for k, v in values["settings"].items() if k not in _FREE}
-    return {
-        "mode": values["mode"],
-        "shards": values["shards"],
-        "corpus": values["corpus"],
-        "settings": settings,
-    }
-
-
-def _read_job(path: Path) -> dict[str, Any] | None:
-    if not (path / JOB).is_file():
-        return None
-    values = read_json(path / JOB)
-    if values.get("format") != FORMAT:
-        raise ClaraError(
-            f"{path / JOB}: is of format {values.get('format')!r}, but this version "
-            f"writes format {FORMAT}; finish it with the version that began it"
-        )
-    return values
-
-
-def _check_folder(path: Path, mode: str) -> None:
-    """Refuse a place where this mode cannot write."""
-    if mode not in MODES:
-        raise ClaraError(f"there is no mode '{mode}'; give one of {', '.join(MODES)}")
-    if path.exists() and not path.is_dir():
-        raise ClaraError(f"{path}: is a file; give a folder with --store")
-    if (path / MANIFEST).is_file() or (path / JOB).is_file():
-        return
-    if mode != "new":
-        raise ClaraError(
-            f"{path}: is no store yet, so nothing can be added; leave out --{mode}"
-        )
-    if path.is_dir() and any(path.glob("[!.]*")):
-        raise ClaraError(
-            f"{path}: holds other files and no store; give an empty folder with --store"
-        )
-    try:
-        (path / SHARDS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def _check_settings(
-    path: Path, before: Manifest, settings: StoreSettings, mode: str
-) -> None:
-    if mode == "new":
-        raise ClaraError(
-            f"{path}: holds a finished store of other documents or settings; put "
-            "these in with --add or --replace, or give another --store"
-        )
-    for name in _SAME:
-        old, new = getattr(before, name), getattr(settings, name)
-        if old != new:
-            what = "model, with another fingerprint" if name == "fingerprint" else name
-            raise ClaraError(
-                f"{path}: was made with another {what} (was {old}, now {new}); add "
-                "with what it was made with, or give another --store"
-            )
-
-
-def _check_same(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with another job, naming what differs."""
-    old, new = _flatten(_identity(begun)), _flatten(_identity(now))
-    changed = [
-        f"{name} (was {_short(old.get(name))}, now {_short(new.get(name))})"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if not changed:
-        return
-    rest = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-    way_out = (
-        f"remove {path / JOB}" if (path / MANIFEST).is_file() else "remove the folder"
-    )
-    raise ClaraError(
-        f"{path}: another job is under way here; it differs in "
-        f"{', '.join(changed[:5])}{rest}; finish it with the command that began it, or "
-        f"{way_out} to give it up"
-    )
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flatten(item, f"{name}.{key}" if name else str(key)))
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
