@@ -1,7 +1,13 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
 from clara_jax.data.collate import Layout, collate, measure
-from clara_jax.data.documents import Document, read_documents, read_questions
+from clara_jax.data.corpus import Corpus
+from clara_jax.data.documents import (
+    Document,
+    find_files,
+    read_documents,
+    read_questions,
+)
 from clara_jax.data.examples import (
     Dialogue,
     Example,
@@ -24,6 +30,7 @@ from clara_jax.data.windows import Part, Windows
 
 __all__ = [
     "FORMATS",
+    "Corpus",
     "Dialogue",
     "Document",
     "Example",
@@ -38,6 +45,7 @@ __all__ = [
     "check_records",
     "collate",
     "count_candidates",
+    "find_files",
     "is_unicode",
     "make_batches",
     "measure",

@@ -1,48 +1,138 @@
-"""Documents to ask about, from text and JSONL files."""
+"""Documents to ask about, from text and JSONL files and folders of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clara_jax.data.files import JsonFile
 from clara_jax.data.records import is_unicode, passage
 from clara_jax.errors import ClaraError
 
 TEXT_SUFFIXES = (".txt", ".md")
+JSON_SUFFIXES = (".jsonl", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document.
+    """One document, or a piece of a long one.
 
     Attributes:
       text: what is compressed, the title included.
       id, title: as found; may be empty.
       source: file, with the line in a JSONL file.
+      start, stop: where a piece stands in the whole document's `text`, in characters.
+      part, parts: it is part 1, 2, ... of so many; a whole document is 1 of 1.
+      metadata: a JSON object's other fields.
     """
 
     text: str
     id: str = ""
     title: str = ""
     source: str = ""
+    start: int = 0
+    stop: int = -1
+    part: int = 1
+    parts: int = 1
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.stop < 0:
+            object.__setattr__(self, "stop", self.start + len(self.text))
 
     @property
     def label(self) -> str:
-        """The shortest name that says which document it is."""
+        """The shortest name that says which document it is, or which part of one."""
         first_line = self.text.strip().splitlines()[0]
-        return self.title or self.id or first_line[:60]
+        name = self.title or self.id or first_line[:60]
+        return name if self.parts == 1 else f"{name} (part {self.part} of {self.parts})"
+
+
+class DocumentFile(NamedTuple):
+    """A file of documents.
+
+    Attributes:
+      path: where it is.
+      name: its path below the folder that was given, with slashes; its own name if the
+        file itself was given.
+    """
+
+    path: Path
+    name: str
+
+
+def find_files(
+    paths: Sequence[str | Path],
+) -> tuple[list[DocumentFile], list[Path]]:
+    """Find the files of documents in folders.
+
+    Args:
+      paths: files, which are taken whatever they are called, and folders. In a folder
+        and the folders below it ``.txt``, ``.md``, ``.jsonl`` and ``.json`` files are
+        taken, in the order of their names; hidden files and folders are not looked at.
+
+    Returns:
+      The files, and the others that lie beside them.
+
+    Raises:
+      ClaraError: there is no such file, or a folder holds none or cannot be read.
+    """
+    found: list[DocumentFile] = []
+    others: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise ClaraError(f"{path}: no such file or folder")
+            found.append(DocumentFile(path, path.name))
+            continue
+        count = len(found)
+        for file in sorted(_walk(path), key=lambda file: Path(file.name).parts):
+            if file.path.suffix.lower() in TEXT_SUFFIXES + JSON_SUFFIXES:
+                found.append(file)
+            else:
+                others.append(file.path)
+        if len(found) == count:
+            kinds = ", ".join(TEXT_SUFFIXES + JSON_SUFFIXES)
+            raise ClaraError(
+                f"{path}: the folder holds no files of documents ({kinds})"
+            )
+    return found, others
+
+
+def _walk(folder: Path) -> Iterator[DocumentFile]:
+    """All files below a folder; links are followed, but not in a circle."""
+
+    def refuse(error: OSError) -> None:
+        raise ClaraError(f"{error.filename}: {error.strerror}") from error
+
+    seen: set[str] = set()
+    for place, names, files in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(place))
+        names[:] = [
+            name
+            for name in sorted(names)
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+        for name in files:
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                if not is_unicode(str(path)):
+                    raise ClaraError(f"{str(path)!r}: the file's name is no UTF-8")
+                yield DocumentFile(path, path.relative_to(folder).as_posix())
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """Read files of documents.
+    """Read files and folders of documents.
 
     Args:
       paths: ``.txt`` and ``.md`` files, each one document; other files hold JSON
         objects, one a line or in an array, with ``text`` (and ``title``, ``id``) for
-        one document or ``docs`` for several.
+        one document or ``docs`` for several; for folders see `find_files`.
 
     Returns:
       Documents in the order of files and lines.
@@ -51,7 +141,8 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
       ClaraError: a file cannot be read or holds nothing, an object has neither field,
         or a document is blank.
     """
-    found = [document for path in paths for document in _read_file(Path(path))]
+    files, _ = find_files(paths)
+    found = [document for file in files for document in _read_file(file.path)]
     if not found:
         raise ClaraError("there are no documents; give a file with --documents")
     return found
@@ -90,15 +181,22 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
 
 
 def _read_file(path: Path) -> Iterator[Document]:
-    if path.is_dir():
-        raise ClaraError(f"{path}: is a folder; give files of documents")
     if path.suffix.lower() in TEXT_SUFFIXES:
-        yield _document(_read_text(path), str(path), title=path.name)
+        yield text_document(path)
         return
     file = JsonFile(path)
     for i in range(len(file)):
         values, source = file[i]
-        yield from _from_object(values, source)
+        yield from documents_of(values, source)
+
+
+def text_document(path: Path) -> Document:
+    """Read a file as one document, whose title is the file's name.
+
+    Raises:
+      ClaraError: it cannot be read, or is blank.
+    """
+    return _document(_read_text(path), str(path), title=path.name)
 
 
 def _read_text(path: Path) -> str:
@@ -110,30 +208,51 @@ def _read_text(path: Path) -> str:
         raise ClaraError(f"{path}: {error.strerror or error}") from error
 
 
-def _from_object(values: Any, source: str) -> Iterator[Document]:
+def documents_of(values: Any, source: str) -> list[Document]:
+    """Make the documents of one JSON value.
+
+    Args:
+      values: an object with ``text``, and perhaps ``title``, ``id`` (or ``_id``) and
+        fields of its own; an object with ``docs``, a list of texts; or a text.
+      source: where it stands, ``file:line``.
+
+    Raises:
+      ClaraError: it is none of these, a document is blank, or a field is no Unicode.
+    """
     if isinstance(values, str):
         values = {"text": values}
     if not isinstance(values, dict) or not ("text" in values or "docs" in values):
         raise ClaraError(f"{source}: has neither 'text' nor 'docs'")
-    if "text" in values:
-        title, text = values.get("title") or "", values["text"]
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise ClaraError(f"{source}: 'text' and 'title' must be strings")
-        name = values.get("id", values.get("_id", ""))
-        if not text.strip():
-            raise ClaraError(f"{source}: the document is empty or blank")
-        yield _document(passage(title, text), source, str(name), title.strip())
-        return
-    texts = values["docs"]
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise ClaraError(f"{source}: 'docs' must be a list of strings")
-    for text in texts:
-        yield _document(text, source)
+    if "text" not in values:
+        texts = values["docs"]
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ClaraError(f"{source}: 'docs' must be a list of strings")
+        return [_document(text, source) for text in texts]
+    title, text = values.get("title") or "", values["text"]
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise ClaraError(f"{source}: 'text' and 'title' must be strings")
+    name = values.get("id", values.get("_id"))
+    if isinstance(name, bool | dict | list):
+        raise ClaraError(f"{source}: 'id' must be a string or a number")
+    if not text.strip():
+        raise ClaraError(f"{source}: the document is empty or blank")
+    known = ("text", "title", "id", "_id")
+    metadata = {k: v for k, v in values.items() if k not in known}
+    document = _document(
+        passage(title, text), source, "" if name is None else str(name), title.strip()
+    )
+    return [dataclasses.replace(document, metadata=_checked(metadata, source))]
 
 
 def _document(text: str, source: str, name: str = "", title: str = "") -> Document:
-    if not is_unicode(text):
+    if not is_unicode(text) or not is_unicode(name):
         raise ClaraError(f"{source}: holds half of a surrogate pair, which is no text")
     if not text.strip():
         raise ClaraError(f"{source}: the document is empty or blank")
     return Document(text, name, title, source)
+
+
+def _checked(metadata: dict[str, Any], source: str) -> dict[str, Any]:
+    if metadata and not is_unicode(json.dumps(metadata, ensure_ascii=False)):
+        raise ClaraError(f"{source}: holds half of a surrogate pair, which is no text")
+    return metadata

@@ -106,10 +106,14 @@ class JsonFile:
     def __len__(self) -> int:
         return len(self._places)
 
+    def number(self, index: int) -> int:
+        """Line of object `index`, or which one of the array it is; from 1 on."""
+        return int(self._places[index][2])
+
     def place(self, index: int) -> str:
         """Where object `index` stands, for messages."""
-        number = self._places[index][2]
-        return f"{self.path}{': record ' if self._is_array else ':'}{number}"
+        kind = ": record " if self._is_array else ":"
+        return f"{self.path}{kind}{self.number(index)}"
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
         start, end, _ = self._places[index]

@@ -202,7 +202,13 @@ class ClaraTokenizer:
 
         A text fits ``max_length`` when this is at most that.
         """
-        return len(self.encode(self._document(text))) - 3 + (self.bos == "")
+        return self.document_lengths([text])[0]
+
+    def document_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Apply `document_length` to many texts at once, in native threads."""
+        strings = [self._document(text) for text in texts]
+        rows = self._backend.encode_batch(strings, add_special_tokens=False)
+        return [len(row.ids) - 3 + (self.bos == "") for row in rows]
 
     def _document(self, text: str) -> str:
         return mark("ENC") + self.bos + plain(text) + self.eos
