@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.model import Transformer, quantize_params
+from clara_jax.model import Transformer, logical_axes, quantize_params
+from clara_jax.sharding import tree_shardings
 from clara_jax.text import ClaraTokenizer
 
 
@@ -22,6 +26,7 @@ def load(
     base: str = "",
     dtype: str = "",
     quantize: str = "none",
+    mesh: Mesh | None = None,
 ) -> Clara:
     """Load a model that can answer, and put its weights on the device.
 
@@ -34,9 +39,11 @@ def load(
         as many documents in bfloat16.
       quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
         ``int8``, or ``nf4`` (4 bits).
+      mesh: devices to lay the weights out over, as the table in `clara_jax.sharding`
+        says; whole on each where its axes are 1. Without one, all is on one device.
 
     Returns:
-      The model.
+      The model. On a mesh, use it under ``jax.set_mesh(mesh)``.
 
     Raises:
       ClaraError: `path` is damaged, or a plain base model.
@@ -57,7 +64,11 @@ def load(
         raise ClaraError(
             "dtype is 'float16', in which a CPU does not compute; take bfloat16"
         )
-    folder = load_model(path, base=base)
+    placement = None
+    if mesh is not None and quantize == "none":
+        # Weights that are to be quantized may not fit on the devices before.
+        placement = functools.partial(_shardings, mesh)
+    folder = load_model(path, base=base, placement=placement)
     settings = folder.clara
     if settings is None or folder.adapters is None:
         raise ClaraError(
@@ -81,10 +92,18 @@ def load(
     shape = dataclasses.replace(folder.config, dtype=dtype)
     return Clara(
         model=Transformer(shape, settings.text_vocab, lora=settings.lora),
-        backbone=jax.device_put(folder.backbone),
-        adapters=jax.device_put(folder.adapters),
+        backbone=_put(folder.backbone, mesh),
+        adapters=_put(folder.adapters, mesh),
         tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
         memory=settings.memory,
         selection=settings.selection,
         config=config,
     )
+
+
+def _put(tree: Any, mesh: Mesh | None) -> Any:
+    return jax.device_put(tree, None if mesh is None else _shardings(mesh, tree))
+
+
+def _shardings(mesh: Mesh, tree: Any) -> Any:
+    return tree_shardings(mesh, tree, logical_axes)

@@ -36,6 +36,20 @@ def test_the_compute_type_can_be_chosen(folder):
         clara_jax.load(folder, dtype="int4")
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_the_weights_can_be_laid_out_over_a_mesh(folder, quantize):
+    mesh = clara_jax.make_mesh(fsdp=2, tensor=2)
+    clara = clara_jax.load(folder, quantize=quantize, mesh=mesh)
+    up = clara.backbone["params"]["layers"]["mlp"]["up"]
+    kernel = up["kernel" if quantize == "none" else "codes"]
+    part = kernel.addressable_shards[0].data.shape
+    assert part == (2, kernel.shape[1] // 2, kernel.shape[2] // 2)
+    with jax.set_mesh(mesh):
+        vectors = clara.compress(TEXTS * 4)
+    alone = clara_jax.load(folder, quantize=quantize).compress(TEXTS * 4)
+    np.testing.assert_allclose(vectors, alone, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_the_backbone_can_be_quantized(folder):
     whole = clara_jax.load(folder).compress(TEXTS)

@@ -41,6 +41,9 @@ Watch = Callable[[str], AbstractContextManager]
 
 AnyArray = Array | np.ndarray
 
+Tell = Callable[[int], object]
+"""Told, as work goes on, how many rows more are done; what it raises ends the work."""
+
 _PROMPT = 64
 """Shortest padded prompt: no real one is much shorter."""
 
@@ -56,8 +59,11 @@ def encode_rows(
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
+    tell: Tell | None = None,
 ) -> Float[np.ndarray, "n M D"]:
     """Compress documents, or encode questions, batch by batch.
+
+    A batch is fetched when the next one is under way, so that devices do not wait.
 
     Args:
       model: the transformer.
@@ -68,16 +74,29 @@ def encode_rows(
       pad_id: fills shorter rows.
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
+      tell: called after each batch.
 
     Returns:
       ``[n, M, D]`` vectors in the rows' order.
     """
     dtype = jnp.dtype(model.config.dtype)
     vectors = np.zeros((len(rows), num_memory, model.config.width), dtype)
+    under_way: list[tuple[np.ndarray, Array]] = []
+
+    def fetch() -> None:
+        chosen, found = under_way.pop(0)
+        vectors[chosen] = to_host(found)[: len(chosen)]
+        if tell is not None:
+            tell(len(chosen))
+
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
         found = compress_batch(model, backbone, adapters, tokens, num_memory, role)
-        vectors[chosen] = to_host(found)[: len(chosen)]
+        under_way.append((chosen, found))
+        if len(under_way) > 1:
+            fetch()
+    while under_way:
+        fetch()
     return vectors
 
 
