@@ -1,0 +1,179 @@
+"""Exact search: all codecs, devices and ways of reading agree with numpy."""
+
+import concurrent.futures
+
+import jax
+import numpy as np
+import pytest
+from toy_store import make_toy, toy_pieces, toy_settings, toy_vectors
+
+from clara_jax.errors import ClaraError
+from clara_jax.search import CODECS, Store, delete, write_store
+from clara_jax.search import exact as exact_module
+from clara_jax.search.exact import ExactSearcher, _scan, free_memory
+
+
+def reference(store, queries, k):
+    """The k best rows by brute force in float64, of equal scores the lower row."""
+    documents = store.vectors(range(store.rows)).reshape(store.rows, -1)
+    documents = documents.astype(np.float64)
+    norms = np.linalg.norm(documents, axis=1)
+    scores = queries @ documents.T / np.where(norms > 0, norms, 1)
+    scores /= np.linalg.norm(queries, axis=1, keepdims=True)
+    scores[:, store.deleted] = -np.inf
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, 1), rows
+
+
+def agrees(found, expected):
+    scores, rows = found
+    assert scores.dtype == np.float32 and rows.dtype == np.int64
+    np.testing.assert_allclose(scores, expected[0], atol=1e-6)
+    np.testing.assert_array_equal(rows, expected[1])
+
+
+@pytest.fixture
+def queries():
+    return toy_vectors(5, seed=1).reshape(5, -1)
+
+
+@pytest.mark.parametrize("dtype", CODECS)
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("tile", [None, 2])
+def test_agrees_with_numpy(tmp_path, queries, dtype, devices, tile):
+    store = make_toy(tmp_path / "s", 53, dtype)
+    search = ExactSearcher(store, devices=jax.devices()[:devices], tile=tile)
+    assert not search.streamed
+    for k in (1, 3, 53):
+        agrees(search(queries, k), reference(store, queries, k))
+
+
+@pytest.mark.parametrize("dtype", CODECS)
+@pytest.mark.parametrize("limit", [0, 300])
+def test_streamed_blocks_give_the_same(tmp_path, queries, dtype, limit, monkeypatch):
+    store = make_toy(tmp_path / "s", 53, dtype)
+    search = ExactSearcher(
+        store, devices=jax.devices()[:3], tile=2, memory_limit=limit
+    )
+    read = []
+    real = ExactSearcher._read
+    monkeypatch.setattr(
+        ExactSearcher, "_read", lambda self, i: read.append(i) or real(self, i)
+    )
+    assert search.streamed
+    agrees(search(queries, 4), reference(store, queries, 4))
+    assert len(read) > 1 and read == list(range(len(read)))
+    agrees(search(queries, 4), reference(store, queries, 4))
+
+
+def test_deleted_rows_are_never_found(tmp_path, queries):
+    make_toy(tmp_path / "s", 20)
+    before = Store.open(tmp_path / "s")
+    best = reference(before, queries[:1], 3)[1][0]
+    delete(tmp_path / "s", [f"d{i}" for i in best])
+    store = Store.open(tmp_path / "s")
+    found = ExactSearcher(store)(queries, 17)
+    assert not set(found[1].ravel()) & set(best)
+    agrees(found, reference(store, queries, 17))
+    with pytest.raises(ClaraError, match="holds 17 documents, but 18 per question"):
+        ExactSearcher(store)(queries, 18)
+
+
+def test_of_equal_scores_the_lower_row_comes_first(tmp_path):
+    vectors = np.tile(toy_vectors(1), (41, 1, 1))
+    vectors[::3] = toy_vectors(1, seed=3)
+    store = write_store(tmp_path / "s", toy_settings(), vectors, toy_pieces(41), 5)
+    search = ExactSearcher(store, tile=2)
+    _, rows = search(vectors[:2].reshape(2, -1), 14)
+    assert rows[0].tolist() == list(range(0, 41, 3))
+    assert rows[1].tolist() == [i for i in range(41) if i % 3][:14]
+
+
+def test_vectors_of_zeros_have_cosine_zero(tmp_path):
+    vectors = toy_vectors(3)
+    vectors[1] = 0
+    vectors[2] = -vectors[0]
+    store = write_store(tmp_path / "s", toy_settings(), vectors, toy_pieces(3), 3)
+    queries = np.stack([vectors[0].ravel(), np.zeros(12, np.float32)])
+    scores, rows = ExactSearcher(store)(queries, 3)
+    assert rows.tolist() == [[0, 1, 2], [0, 1, 2]]
+    np.testing.assert_allclose(scores, [[1, 0, -1], [0, 0, 0]], atol=1e-6)
+
+
+def test_a_part_of_the_rows(tmp_path, queries):
+    store = make_toy(tmp_path / "s", 20)
+    search = ExactSearcher(store, start=13, tile=1)
+    scores, rows = search(queries, 7)
+    assert all(sorted(row) == list(range(13, 20)) for row in rows.tolist())
+    assert (np.diff(scores) <= 0).all()
+    with pytest.raises(ClaraError, match="7 documents from row 13 on, but 8"):
+        search(queries, 8)
+
+
+def test_many_questions_and_few_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact_module, "LARGEST_BATCH", 4)
+    store = make_toy(tmp_path / "s", 17, width=10)
+    search = ExactSearcher(store)
+    many = toy_vectors(11, seed=2, width=10).reshape(11, -1)
+    _scan.clear_cache()
+    agrees(search(many, 3), reference(store, many, 3))
+    agrees(search(many[:3], 4), reference(store, many[:3], 4))
+    assert _scan._cache_size() == 1
+    assert [part.shape for part in search(many[:0], 3)] == [(0, 3), (0, 3)]
+
+
+def test_from_a_thread_and_inside_another_mesh(tmp_path, queries):
+    store = make_toy(tmp_path / "s", 31)
+    search = ExactSearcher(store, devices=jax.devices()[2:4])
+    expected = reference(store, queries, 3)
+    mesh = jax.make_mesh(
+        (4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        agrees(search(queries, 3), expected)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        for found in threads.map(lambda _: search(queries, 3), range(6)):
+            agrees(found, expected)
+
+
+def test_the_sort_of_tpus_finds_the_same_here(tmp_path, queries):
+    # Elsewhere approx_max_k is exact, so this runs the same program.
+    store = make_toy(tmp_path / "s", 53)
+    search = ExactSearcher(store, tile=4)
+    assert search._recall is None
+    search._recall = 0.9
+    agrees(search(queries, 3), reference(store, queries, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tile": 0}, "tiles of 0 rows"),
+        ({"memory_limit": -1}, "memory limit of -1 bytes"),
+        ({"recall_target": 1.5}, "recall target 1.5"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, options, says):
+    with pytest.raises(ClaraError, match=says):
+        ExactSearcher(make_toy(tmp_path / "s"), **options)
+
+
+def test_questions_that_do_not_fit(tmp_path, queries):
+    search = ExactSearcher(make_toy(tmp_path / "s"))
+    with pytest.raises(ClaraError, match="2 x 6 = 12 numbers, but .* have 11"):
+        search(queries[:, 1:], 3)
+    with pytest.raises(ClaraError, match="0 documents per question"):
+        search(queries, 0)
+    queries[3, 2] = np.nan
+    with pytest.raises(ClaraError, match="question vector 3 holds numbers"):
+        search(queries, 3)
+
+
+def test_free_memory_is_asked_of_devices_first():
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    full = Device({"bytes_limit": 1000, "bytes_in_use": 900})
+    assert free_memory([full, Device({"bytes_limit": 1000, "bytes_in_use": 0})]) == 160
+    assert free_memory([full, Device(None)]) > 1 << 20
