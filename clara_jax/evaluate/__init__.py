@@ -1,5 +1,6 @@
 """Scores of answers and retrieval, and the evaluators that a training run calls."""
 
+from clara_jax.evaluate.corpus import CorpusRetrieval
 from clara_jax.evaluate.evaluators import (
     CompressedAnswers,
     HeldOutLoss,
@@ -12,6 +13,7 @@ from clara_jax.evaluate.metrics import score_answers, score_retrieval
 
 __all__ = [
     "CompressedAnswers",
+    "CorpusRetrieval",
     "HeldOutLoss",
     "Question",
     "SelectedAnswers",

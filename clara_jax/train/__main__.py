@@ -11,6 +11,7 @@ import jax
 
 from clara_jax import distributed
 from clara_jax.errors import ClaraError
+from clara_jax.evaluate import CorpusRetrieval
 from clara_jax.evaluate.evaluators import (
     CompressedAnswers,
     HeldOutLoss,
@@ -46,6 +47,9 @@ MPI), or --coordinator=HOST:PORT --processes=N --process=I.
 def make_evaluators(parts: Parts) -> list[Evaluator]:
     """Choose what is measured on held-out data: the loss, and answers as decoded.
 
+    The loss, and selection among candidates, need candidates that records bring. With a
+    store, what is found in all of it is measured too, whatever training takes.
+
     Args:
       parts: of the run.
 
@@ -55,12 +59,14 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
     config = parts.config
     if not len(parts.records):
         return []
-    step = make_eval_step(parts.loss, parts.model)
-    found: list[Evaluator] = [
-        HeldOutLoss(
-            step, parts.backbone, parts.frozen, parts.batches, parts.evaluation.put
+    found: list[Evaluator] = []
+    given = config.candidates == "given"
+    if given:
+        step = make_eval_step(parts.loss, parts.model)
+        put = parts.evaluation.put
+        found.append(
+            HeldOutLoss(step, parts.backbone, parts.frozen, parts.batches, put)
         )
-    ]
     questions = questions_of(parts.records)
     if config.stage == "lm" or not questions:
         return found
@@ -82,10 +88,16 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
     )
     if config.stage in ("scp", "instruct"):
         found.append(CompressedAnswers(clara, questions))
-    else:
-        decode = config.stage == "end_to_end"
-        ks = tuple(sorted({1, config.selection.top_k}))
+        return found
+    decode, top_k = config.stage == "end_to_end", config.selection.top_k
+    if given:
+        ks = tuple(sorted({1, top_k}))
         found.append(SelectedAnswers(clara, questions, ks=ks, decode=decode))
+    if parts.store is not None:
+        ks = (1, 5, top_k, max(1, config.data.candidates))
+        found.append(
+            CorpusRetrieval(clara, questions, parts.store, parts.search, ks, decode)
+        )
     return found
 
 

@@ -30,9 +30,17 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error, write_json
 from clara_jax.train.writers import read_lines
 
-FREE = ("workdir", "hooks.", "mesh.", "data.workers", "data.eval", "data.too_long")
+FREE = (
+    "workdir",
+    "store",
+    "hooks.",
+    "mesh.",
+    "data.workers",
+    "data.eval",
+    "data.too_long",
+)
 """Fields (or their beginnings) in which a resumed run may differ: none of them changes
-a step."""
+a step. A store may lie elsewhere; that it is the same one, `feeds.Pinned` sees to."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from clara_jax.clara import Batch, Loss, make_loss
+from clara_jax.clara import Batch, Loss, make_loss, vector_fingerprint
 from clara_jax.config import MeshConfig, RunConfig
 from clara_jax.data import (
     ExampleMaker,
@@ -22,6 +22,7 @@ from clara_jax.data import (
 )
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer, logical_axes
+from clara_jax.search import Store
 from clara_jax.sharding import (
     batch_parts,
     make_mesh,
@@ -48,6 +49,7 @@ class Parts:
       train, records: training and held-out records; the latter may be empty.
       mesh: the devices.
       key: of dropout.
+      store: the compressed corpus that the config names, or None.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Parts:
     records: Records | list[Record]
     mesh: jax.sharding.Mesh
     key: Any
+    store: Store | None = None
 
     @property
     def model(self) -> Transformer:
@@ -97,8 +100,16 @@ class Parts:
         data = self.config.data
         return Placer(self.mesh, data.eval_batch_size or data.batch_size)
 
+    @functools.cached_property
+    def search(self) -> Any:
+        """Searches the store; opened where it is first asked for."""
+        from clara_jax.search.searcher import open_searcher
+
+        assert self.store is not None
+        return open_searcher(self.store, self.config.search)
+
     def batches(self) -> Iterable[Batch]:
-        """Return the held-out batches, from their beginning."""
+        """Return the held-out batches with their own candidates, from the beginning."""
         if not len(self.records):
             return ()
         config = self.config
@@ -128,12 +139,14 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
       The parts.
 
     Raises:
-      ClaraError: records or weights that are missing, damaged or do not fit.
+      ClaraError: records, weights or a store that are missing, damaged or do not fit.
     """
     if config.dtype == "float16" and jax.default_backend() == "cpu":
         raise ClaraError(
             "config field 'dtype': a CPU does not compute in float16; take float32"
         )
+    if config.store:
+        Store.open(config.store)  # a wrong one is told before weights are read
     train = open_records(config.data.train, config.data.format, config.data.limit)
     records: Records | list[Record] = []
     if config.data.eval:
@@ -145,8 +158,15 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
         config, start_key, lambda tree: tree_shardings(mesh, tree, logical_axes)
     )
     tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
-    top_k = config.selection.top_k
-    maker = ExampleMaker(tokenizer, config.stage, config.memory, config.data, top_k)
+    store = _open_store(config, start) if config.store else None
+    maker = ExampleMaker(
+        tokenizer,
+        config.stage,
+        config.memory,
+        config.data,
+        config.selection.top_k,
+        config.candidates == "corpus",
+    )
     for some in (train, records):
         check_records(some, maker)
     return Parts(
@@ -163,7 +183,22 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
         records=records,
         mesh=mesh,
         key=dropout_key,
+        store=store,
     )
+
+
+def _open_store(config: RunConfig, start: Start) -> Store:
+    """Open the corpus, if this run's compressor has made it and it is large enough."""
+    fingerprint = vector_fingerprint(
+        start.model, start.backbone, start.frozen, config.memory.num_memory
+    )
+    store = Store.open(config.store, fingerprint)
+    if config.candidates == "corpus" and len(store) < config.data.candidates:
+        raise ClaraError(
+            f"config field 'data.candidates': is {config.data.candidates}, but "
+            f"{config.store} holds {len(store)} documents; lower it"
+        )
+    return store
 
 
 def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:

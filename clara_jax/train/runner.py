@@ -14,18 +14,26 @@ import numpy as np
 from clara_jax.clara import Batch
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
-from clara_jax.data import make_batches, unique_documents
 from clara_jax.distributed import first, gather, is_first
 from clara_jax.errors import ClaraError
 from clara_jax.train import hooks as hooks_
 from clara_jax.train.checkpoints import Checkpoints
+from clara_jax.train.corpus import CorpusFeed
+from clara_jax.train.feeds import make_feed
 from clara_jax.train.fingerprint import fingerprint
 from clara_jax.train.folder import RunFolder
-from clara_jax.train.loop import Clock, Hook, Interrupt, NotFinite, Trail, fit
+from clara_jax.train.loop import (
+    Clock,
+    Feed,
+    Hook,
+    Interrupt,
+    NotFinite,
+    Trail,
+    fit,
+)
 from clara_jax.train.parts import EvaluatorFactory, Parts, assemble, first_state, sizes
 from clara_jax.train.placement import Tally
 from clara_jax.train.state import TrainState
-from clara_jax.train.vectors import cached_vectors
 from clara_jax.train.writers import (
     JsonLines,
     ProgressBar,
@@ -71,13 +79,26 @@ def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> N
         stack.callback(folder.close)
         parts = assemble(config, _say)
         with jax.set_mesh(parts.mesh):
-            feed = _feed(parts, folder, interrupt)
-            _train(parts, feed, folder, evaluators, interrupt, stack)
+            made = make_feed(
+                parts,
+                _say,
+                claim=lambda: first(lambda: folder.claim(config)),
+                stop=lambda: interrupt.agree(
+                    gather(np.array(interrupt.flags)).sum(0).tolist()
+                ),
+            )
+            if made is None:
+                raise _interrupted(config, interrupt, "the vectors so far are kept")
+            feed, corpus = made
+            if corpus is not None:
+                stack.callback(corpus.close)
+            _train(parts, feed, corpus, folder, evaluators, interrupt, stack)
 
 
 def _train(
     parts: Parts,
-    feed: Any,
+    feed: Feed,
+    corpus: CorpusFeed | None,
     folder: RunFolder,
     evaluators: EvaluatorFactory,
     interrupt: Interrupt,
@@ -128,6 +149,11 @@ def _train(
         hooks.append(profile)
         stack.callback(profile.close)
 
+    if corpus is not None:
+        # Before all others, which may wait for the step or raise.
+        hooks.insert(0, corpus)
+        corpus.prime(state)
+
     def step_function(state: TrainState, batch: Batch):
         return compiled(state, parts.backbone, parts.frozen, batch)
 
@@ -168,42 +194,6 @@ def _train(
     )
 
 
-def _feed(parts: Parts, folder: RunFolder, interrupt: Interrupt) -> Any:
-    """Training batches; document vectors are made first where they are cached."""
-    config = parts.config
-    documents = vectors = None
-    if config.data.cache_vectors and config.stage in ("end_to_end", "rerank"):
-        first(lambda: folder.claim(config))
-        documents = unique_documents(parts.train)
-        vectors = cached_vectors(
-            folder_of_vectors(config),
-            parts.model,
-            parts.backbone,
-            parts.frozen,
-            parts.tokenizer,
-            config.memory,
-            documents,
-            stop=lambda: interrupt.agree(
-                gather(np.array(interrupt.flags)).sum(0).tolist()
-            ),
-        )
-        if vectors is None:
-            raise _interrupted(config, interrupt, "the vectors so far are kept")
-    batches = make_batches(
-        parts.train,
-        parts.tokenizer,
-        config.stage,
-        config.memory,
-        config.data,
-        top_k=config.selection.top_k,
-        seed=config.seed,
-        documents=documents,
-        vectors=vectors,
-        part=parts.training.part,
-    )
-    return iter(batches)
-
-
 def _resumed(
     checkpoints: Checkpoints, state: TrainState
 ) -> tuple[int | None, TrainState, dict[str, Any]]:
@@ -225,11 +215,6 @@ def _writers(config: RunConfig, folder: RunFolder, newest: int | None) -> list[W
     if config.hooks.wandb:
         writers.append(WeightsAndBiases(folder.path, to_dict(config)))
     return writers
-
-
-def folder_of_vectors(config: RunConfig) -> Path:
-    """Where a run keeps the vectors of its training documents."""
-    return Path(config.workdir) / "vectors"
 
 
 def _write_result(parts: Parts, folder: RunFolder, state: TrainState) -> None:
