@@ -73,7 +73,7 @@ class ExactSearcher:
         self,
         store: Store,
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
         memory_limit: int | None = None,
         tile: int | None = None,
         recall_target: float | None = 0.99,

@@ -83,8 +83,6 @@ class Keys:
         return cls(*(np.load(folder / name) for name in FILES))
 
 
-
-
 def learn_keys(
     store: Store,
     *,
