@@ -15,7 +15,7 @@ from clara_jax.config import (
 )
 from clara_jax.model import PRESETS
 from clara_jax.plan.flops import Reading, performed, readings, useful
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract import abstract_batch, abstract_run
 
 SHAPE = dataclasses.replace(PRESETS["smollm2_135m"], num_layers=4, vocab_size=4096)
 STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank")
@@ -46,6 +46,18 @@ def test_the_formula_is_what_a_step_computes(stage):
     needed, done = both(run_config(stage, cache_vectors=stage == "rerank"))
     # Attention is computed in blocks, not by half, and the logits twice.
     assert 1.0 <= done / needed < 1.15
+
+
+def test_vectors_of_a_store_cost_what_cached_ones_do():
+    cached = run_config("end_to_end", cache_vectors=True)
+    data = dataclasses.replace(run_config("end_to_end").data, candidates=20)
+    corpus = dataclasses.replace(
+        run_config("end_to_end"), store="store", candidates="corpus", data=data
+    )
+    for config in (corpus, dataclasses.replace(corpus, candidates="given")):
+        assert readings(config) == readings(cached)
+        batch = abstract_batch(config, 576)
+        assert batch.candidates is None and batch == abstract_batch(cached, 576)
 
 
 @pytest.mark.slow
