@@ -1,10 +1,12 @@
 """Ask a model about documents.
 
     python -m clara_jax.answer --model DIR --documents docs.jsonl "question" ...
+    python -m clara_jax.answer --store DIR "question" ...
 
-Documents are compressed once; for each question the reasoner chooses among them and the
-generator answers from the chosen vectors. ``-`` reads questions from standard input,
-one a line. Times hold compilation where a part meets a new length.
+Documents are compressed once, now or into a store before; for each question the
+reasoner chooses among them and the generator answers from the chosen vectors. ``-``
+reads questions from standard input, one a line. Times hold compilation where a part
+meets a new length.
 """
 
 from __future__ import annotations
@@ -12,26 +14,28 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from clara_jax.answer import Answer, Session, check_question
+from clara_jax.answer import Session, Stored, check_question
+from clara_jax.answer.printing import as_json, as_text, as_tokens
+from clara_jax.answer.shelves import made_by
+from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
-from clara_jax.generate import AnswerConfig, Sampling
-from clara_jax.generate.explain import Spoken
+from clara_jax.generate import AnswerConfig, Clara, Sampling
 from clara_jax.loading import load
+from clara_jax.search.hybrid import HybridSearcher
+from clara_jax.search.searcher import SEARCHES, open_searcher
+from clara_jax.search.store import Store
 
 DOCUMENTS = "documents.jsonl"
 _UNKNOWN = "that the model's tokenizer does not know"
-PARTS = ("reason", "select", "prefill", "decode")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +46,23 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("questions", nargs="*", help="questions; - reads them from standard input")
-    add("--model", required=True, help="run folder or model folder")
+    add("--model", help="run folder or model folder; default: that of the store")
+    add(
+        "--store",
+        help="folder of documents that python -m clara_jax.compress has compressed",
+    )
+    add(
+        "--search",
+        choices=SEARCHES,
+        default="auto",
+        help="how to search the store; auto: its ScaNN index where it has one, else "
+        "exact",
+    )
+    add(
+        "--hybrid",
+        action="store_true",
+        help="fuse the latent ranking of the store with that of BM25",
+    )
     add(
         "--documents",
         action="append",
@@ -62,7 +82,11 @@ def parser() -> argparse.ArgumentParser:
         dest="file",
         help=".txt or .md file with one question a line, or JSONL with question",
     )
-    add("--stream", action="store_true", help="print answers as they are decoded")
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print answers as they are decoded; default: on a terminal",
+    )
     add(
         "--explain",
         type=int,
@@ -108,27 +132,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if not arguments.questions and not arguments.file:
         raise ClaraError("there is no question; give one, or - to type them")
-    config = AnswerConfig(
-        max_new_tokens=arguments.max_new_tokens,
-        sampling=Sampling(arguments.temperature, arguments.top_p),
-        seed=arguments.seed,
-    )
-    documents = read_documents(_document_files(arguments))
+    stream = arguments.stream
+    if stream is None:
+        stream = sys.stdout.isatty() and not arguments.json
     asked = [] if arguments.file is None else read_questions(arguments.file)
-    clara = load(
-        arguments.model,
-        config,
-        base=arguments.base,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-    )
-    for question in arguments.questions:
-        if question != "-":
-            check_question(clara, question)
+    session = _stored(arguments) if arguments.store else _given(arguments)
+    if not session.selects:
+        _note("this model has no reasoner; all documents are read in the order given")
+    failed = 0
+    for question, place in _progress(asked, _questions(arguments.questions)):
+        try:
+            if arguments.explain and not arguments.json:
+                print(as_tokens(session.explain(question, arguments.explain)))
+            answer = session.ask(question, _tell if stream else None)
+        except ClaraError as error:
+            if not place:
+                raise
+            print(f"error: {place}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if stream:
+            print()
+        if session.unknown([question]):
+            _note(f"the question holds words {_UNKNOWN}")
+        if arguments.json:
+            print(as_json(answer, session, arguments.explain))
+        else:
+            print(as_text(answer))
+    return 1 if failed and not sys.stdin.isatty() else 0
+
+
+def _given(arguments: argparse.Namespace) -> Session:
+    """A session over documents that are compressed now."""
+    if not arguments.model:
+        raise ClaraError("no --model given; give a run's folder, or a --store")
+    if arguments.hybrid or arguments.search != "auto":
+        raise ClaraError("--search and --hybrid are ways to search a --store; give one")
+    documents = read_documents(_document_files(arguments))
+    clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
-    if arguments.explain and not session.selects:
-        raise ClaraError("--explain: this model has no reasoner to look at")
-    pieces = len(session.documents) - len(documents)
+    pieces = session.pieces - len(documents)
     if pieces:
         _note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
     if session.cut_documents:
@@ -136,35 +179,58 @@ def _run(arguments: argparse.Namespace) -> int:
             f"{session.cut_documents} of {len(documents)} documents are longer than "
             "the model reads; their ends are left out"
         )
-    if not session.selects:
-        _note("this model has no reasoner; all documents are read in the order given")
     if not arguments.json:
         seconds = session.seconds["compress"]
         print(f"compressed {len(documents)} documents in {seconds:.2f} s")
     unknown = session.unknown([document.text for document in documents])
     if unknown:
         _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
-    failed = 0
-    for question, place in _progress(asked, _questions(arguments.questions)):
-        try:
-            if arguments.explain and not arguments.json:
-                print(_as_tokens(session.explain(question, arguments.explain)))
-            answer = session.ask(question, _tell if arguments.stream else None)
-        except ClaraError as error:
-            if not place:
-                raise
-            print(f"error: {place}: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        if arguments.stream:
-            print()
-        if session.unknown([question]):
-            _note(f"the question holds words {_UNKNOWN}")
-        if arguments.json:
-            print(_as_json(answer, session, arguments.explain))
-        else:
-            print(_as_text(answer))
-    return 1 if failed and not sys.stdin.isatty() else 0
+    return session
+
+
+def _stored(arguments: argparse.Namespace) -> Session:
+    """A session over the documents of a store."""
+    if arguments.documents or arguments.whole:
+        raise ClaraError("--store brings its own documents; leave --documents out")
+    store = Store.open(arguments.store)
+    model, base = made_by(store)
+    if arguments.model:
+        model, base = arguments.model, ""
+    clara = _load(arguments, model, base)
+    store = Store.open(
+        arguments.store,
+        vector_fingerprint(
+            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
+        ),
+    )
+    searcher = open_searcher(store, arguments.search)
+    if arguments.hybrid:
+        searcher = HybridSearcher(store, searcher)
+    session = Session(clara, Stored(store, searcher), arguments.top_k)
+    if not arguments.json:
+        print(f"{len(store):,} documents in {arguments.store}")
+    return session
+
+
+def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
+    config = AnswerConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.temperature, arguments.top_p),
+        seed=arguments.seed,
+    )
+    clara = load(
+        model,
+        config,
+        base=arguments.base or base,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+    )
+    if arguments.explain and "reasoner" not in clara.adapters:
+        raise ClaraError("--explain: this model has no reasoner to look at")
+    for question in arguments.questions:
+        if question != "-":
+            check_question(clara, question)
+    return clara
 
 
 def _tell(piece: str) -> None:
@@ -206,51 +272,6 @@ def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
                 break
             if line.strip():
                 yield line.strip(), f"standard input, line {number}"
-
-
-def _as_text(answer: Answer) -> str:
-    lines = [f"\nquestion: {answer.question}", f"answer:   {answer.answer}"]
-    for i, document in enumerate(answer.documents):
-        score = "" if answer.scores is None else f"{answer.scores[i]:7.4f}  "
-        lines.append(f"  {i + 1}. {score}{document.label}  ({document.source})")
-    times = [f"{name} {answer.seconds.get(name, 0.0):.2f} s" for name in PARTS]
-    return "\n".join([*lines, "  " + ", ".join(times)])
-
-
-def _as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
-    """The tokens nearest to each vector, with their shares of the probability."""
-    lines = ["\nwhat the reasoner's vectors are near to:"]
-    for i, slot in enumerate(slots):
-        # A token of white space alone is shown as what it is.
-        shown = ", ".join(
-            f"{(t.token.strip() or t.token)!r} {t.probability:.2f}" for t in slot
-        )
-        lines.append(f"  {i + 1}. {shown}")
-    return "\n".join(lines)
-
-
-def _as_json(answer: Answer, session: Session, explain: int = 0) -> str:
-    documents = [
-        {
-            "id": document.id,
-            "title": document.title,
-            "source": document.source,
-            "score": None if answer.scores is None else answer.scores[i],
-            "text": document.text,
-        }
-        for i, document in enumerate(answer.documents)
-    ]
-    seconds = {**session.seconds, **answer.seconds}
-    values: dict[str, Any] = {
-        "question": answer.question,
-        "answer": answer.answer,
-        "documents": documents,
-        "seconds": {name: round(value, 6) for name, value in seconds.items()},
-    }
-    if explain:
-        slots = session.explain(answer.question, explain)
-        values["reasoner"] = [[list(token) for token in slot] for slot in slots]
-    return json.dumps(values, ensure_ascii=False)
 
 
 def _note(text: str) -> None:

@@ -7,9 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-from tqdm import tqdm
-
+from clara_jax.answer.shelves import Given, Shelf, Stored
 from clara_jax.data import Document, is_unicode, split_documents
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
@@ -52,18 +50,6 @@ def _selects(clara: Clara) -> bool:
     return "reasoner" in clara.adapters
 
 
-def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:
-    """Vectors of all texts; a bar appears when it takes long."""
-    step = 8 * clara.config.batch_size
-    parts = []
-    with tqdm(desc="compress", total=len(texts), unit="doc", delay=2) as bar:
-        for begin in range(0, len(texts), step):
-            chunk = texts[begin : begin + step]
-            parts.append(clara.compress(chunk))
-            bar.update(len(chunk))
-    return np.concatenate(parts)
-
-
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """An answer and where it comes from.
@@ -83,21 +69,22 @@ class Answer:
 
 
 class Session:
-    """Documents compressed once, and questions about them.
+    """Documents with their vectors, and questions about them.
 
     Args:
       clara: the model.
-      documents: at least one.
+      documents: at least one, compressed now; or a store of compressed ones.
       top_k: documents to answer from; None takes the trained number, or all documents
         where there are fewer.
       split: cut documents that are longer than the model reads into pieces that are
         not, where the reasoner can choose among them.
 
     Attributes:
-      top_k: J. documents: with long ones in pieces.
+      top_k: J. pieces: how many documents there are, long ones counted in pieces.
       selects: whether the reasoner chooses. Without one, all documents are read in the
         order given, if they are no more than `top_k`.
       seconds: what compressing took.
+      cut_documents: how many documents are longer than the model reads.
 
     Raises:
       ClaraError: `top_k` above the number of documents, or documents to choose from but
@@ -107,16 +94,16 @@ class Session:
     def __init__(
         self,
         clara: Clara,
-        documents: Sequence[Document],
+        documents: Sequence[Document] | Stored,
         top_k: int | None = None,
         *,
         split: bool = True,
     ):
         self.selects = _selects(clara)
-        if split and self.selects:
+        if not isinstance(documents, Stored) and split and self.selects:
             limit = clara.memory.doc_max_length
             documents = split_documents(documents, clara.tokenizer, limit)
-        count = len(documents)
+        self.pieces = count = len(documents)
         if not count:
             raise ClaraError("there are no documents to answer from; give some")
         if top_k is not None and not 1 <= top_k <= count:
@@ -131,10 +118,16 @@ class Session:
                 f"documents, or read all with --top-k {count}"
             )
         watch = Stopwatch()
-        self.documents = tuple(documents)
         self._clara = clara
-        watched = dataclasses.replace(clara, watch=watch)
-        self._vectors = _compress(watched, [document.text for document in documents])
+        self.cut_documents = 0
+        self._shelf: Shelf
+        if isinstance(documents, Stored):
+            self._shelf = documents
+        else:
+            limit = clara.memory.doc_max_length
+            length = clara.tokenizer.document_length
+            self.cut_documents = sum(length(d.text) > limit for d in documents)
+            self._shelf = Given(dataclasses.replace(clara, watch=watch), documents)
         self.seconds = watch.seconds
 
     def unknown(self, texts: Sequence[str]) -> int:
@@ -147,13 +140,6 @@ class Session:
             missing in base(text, add_special_tokens=False)["input_ids"]
             for text in texts
         )
-
-    @property
-    def cut_documents(self) -> int:
-        """How many documents are longer than the model reads."""
-        limit = self._clara.memory.doc_max_length
-        length = self._clara.tokenizer.document_length
-        return sum(length(document.text) > limit for document in self.documents)
 
     def explain(self, question: str, count: int = 10) -> list[list[Spoken]]:
         """What the reasoner makes of a question; see `Clara.explain`."""
@@ -174,14 +160,11 @@ class Session:
         watch = Stopwatch()
         clara = dataclasses.replace(self._clara, watch=watch)
         check_question(self._clara, question)
-        chosen, scores = list(range(len(self.documents))), None
         if self.selects:
-            indices, cosines = clara.select(
-                clara.reason([question]), self._vectors, self.top_k
-            )
-            chosen = indices[0].tolist()
-            scores = tuple(cosines[0, chosen].tolist())
-        vectors = self._vectors[chosen]
+            chosen, scores = self._shelf.search(clara, question, self.top_k)
+        else:
+            chosen, scores = self._shelf.numbers(), None
+        vectors = self._shelf.vectors(clara, chosen)
         if tell is None:
             (answer,) = clara.answer_from_vectors([question], vectors[None])
         else:
@@ -191,5 +174,5 @@ class Session:
                 tell(piece)
             answer = "".join(pieces)
             watch.seconds.setdefault("decode", 0.0)  # the first token is prefill's
-        documents = tuple(self.documents[i] for i in chosen)
+        documents = self._shelf.documents(chosen)
         return Answer(question, answer, documents, scores, watch.seconds)

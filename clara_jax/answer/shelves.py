@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -18,11 +18,16 @@ from clara_jax.search.store import Store
 from clara_jax.shapes import Float
 
 
+@runtime_checkable
 class Shelf(Protocol):
     """Documents that have vectors, by number."""
 
     def __len__(self) -> int:
         """How many there are."""
+        ...
+
+    def numbers(self) -> list[int]:
+        """Of all documents, in order."""
         ...
 
     def search(
@@ -54,6 +59,10 @@ class Given:
 
     def __len__(self) -> int:
         return len(self._documents)
+
+    def numbers(self) -> list[int]:
+        """See `Shelf`."""
+        return list(range(len(self._documents)))
 
     def search(
         self, clara: Clara, question: str, top_k: int
@@ -89,6 +98,10 @@ class Stored:
     def __len__(self) -> int:
         return len(self._store)
 
+    def numbers(self) -> list[int]:
+        """See `Shelf`."""
+        return np.flatnonzero(self._store.live).tolist()
+
     def search(
         self, clara: Clara, question: str, top_k: int
     ) -> tuple[list[int], tuple[float, ...]]:
@@ -115,13 +128,26 @@ class Stored:
             Document(
                 text=piece.text,
                 id=piece.id,
-                title=piece.label,
+                title=piece.title,
                 source=piece.source,
                 start=piece.start,
                 stop=piece.stop,
+                part=piece.part,
+                parts=piece.parts,
+                metadata=piece.metadata,
             )
             for piece in pieces
         )
+
+
+def made_by(store: Store) -> tuple[str, str]:
+    """The model that made a store, and its base, as ``load`` takes them."""
+
+    def place(name: str) -> str:
+        beside = store.path / name
+        return str(beside) if name and beside.exists() else name
+
+    return place(store.manifest.model), place(store.manifest.base)
 
 
 def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:

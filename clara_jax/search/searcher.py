@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ SEARCHES = ("auto", "exact", "scann")
 """Kinds of `open_searcher`."""
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """Finds the documents nearest to questions."""
 

@@ -1,0 +1,138 @@
+"""The command over a store: the same answers as over files, places, refusals."""
+
+import io
+import json
+
+import pytest
+from toy_folder import DOCUMENTS, QUESTION, write_toy
+
+from clara_jax import load
+from clara_jax.answer.__main__ import main
+from clara_jax.clara import vector_fingerprint
+from clara_jax.data import read_documents
+from clara_jax.search import Piece, Store, StoreSettings, delete, write_store
+from clara_jax.search.hybrid import build_bm25
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = write_toy(tmp_path_factory.mktemp("stores") / "run")
+    lines = [json.dumps(document) for document in DOCUMENTS]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def make_store(model, path, **changes):
+    clara = load(model)
+    documents = read_documents([model / "documents.jsonl"])
+    pieces = [
+        Piece(
+            text=document.text,
+            id=document.id or f"id{i}",
+            title=document.title,
+            source=document.source,
+            start=0 if i else 20,
+            stop=len(document.text) if i else 20 + len(document.text),
+            part=1 if i else 2,
+            parts=1 if i else 3,
+        )
+        for i, document in enumerate(documents)
+    ]
+    settings = {
+        "fingerprint": vector_fingerprint(
+            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
+        ),
+        "model": "../run",
+        "base": "",
+        "memory": clara.memory,
+        "width": clara.model.config.width,
+    }
+    vectors = clara.compress([piece.text for piece in pieces])
+    return write_store(
+        path, StoreSettings(**{**settings, **changes}), vectors, pieces, 2
+    )
+
+
+@pytest.fixture(scope="module")
+def store(model):
+    return make_store(model, model.parent / "store").path
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in (*arguments, "--max-new-tokens", 3)])
+    return status, *capsys.readouterr()
+
+
+def error(capsys, *arguments):
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_store_gives_the_answers_of_its_files(model, store, capsys):
+    status, out, err = run(capsys, "--store", store, "--json", QUESTION)
+    assert status == 0, err
+    found = json.loads(out)
+    run(capsys, "--model", model, QUESTION)  # the model is found without a name, too
+    _, out, _ = run(capsys, "--model", model, "--json", QUESTION)
+    wanted = json.loads(out)
+    assert found["answer"] == wanted["answer"]
+    for mine, theirs in zip(found["documents"], wanted["documents"], strict=True):
+        assert mine["text"] == theirs["text"]
+        # The store's vectors are rounded to bfloat16.
+        assert mine["score"] == pytest.approx(theirs["score"], abs=4e-3)
+    assert set(found["seconds"]) == {"reason", "search", "gather", "prefill", "decode"}
+
+
+def test_sources_are_told_with_their_places(store, capsys):
+    status, out, err = run(capsys, "--store", store, "--top-k", 3, "--stream", QUESTION)
+    assert status == 0, err
+    assert out.startswith("3 documents in ")
+    assert "Ada Bell (part 2 of 3)  (" in out
+    assert "documents.jsonl:1, characters 20-" in out
+    assert "\n     Edo Falk" in out  # the beginning of its text
+    assert "search " in out and "gather " in out
+
+
+def test_deleted_documents_are_not_found(model, tmp_path, capsys):
+    path = make_store(model, tmp_path / "store", model=str(model)).path
+    delete(path, ["d1"])
+    message = error(capsys, "--store", path, "--top-k", 3, QUESTION)
+    assert "between 1 and the number of documents 2" in message
+    status, out, _ = run(capsys, "--store", path, "--json", "--top-k", 2, QUESTION)
+    assert status == 0
+    assert "Ada Bell" not in {d["title"] for d in json.loads(out)["documents"]}
+
+
+def test_hybrid_search_reads_the_question(store, capsys, monkeypatch):
+    message = error(capsys, "--store", store, "--hybrid", QUESTION)
+    assert "index" in message
+    build_bm25(Store.open(store))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n"))
+    status, out, err = run(
+        capsys, "--store", store, "--search", "exact", "--hybrid", "--json", "-"
+    )
+    assert status == 0, err
+    assert len(json.loads(out)["documents"]) == 2
+
+
+def test_bad_input(model, store, tmp_path, capsys):
+    message = error(capsys, "--store", store, "--documents", "a.txt", QUESTION)
+    assert "leave --documents out" in message
+    message = error(capsys, "--store", tmp_path, QUESTION)
+    assert "no store" in message and "clara_jax.compress" in message
+    message = error(capsys, "--store", store, "--search", "scann", QUESTION)
+    assert "index" in message
+    message = error(capsys, QUESTION)
+    assert "no --model given" in message
+    message = error(capsys, "--model", model, "--hybrid", QUESTION)
+    assert "give one" in message
+
+
+def test_another_model_is_refused_and_both_are_named(model, store, tmp_path, capsys):
+    other = make_store(model, tmp_path / "other", fingerprint="0badc0de")
+    message = error(capsys, "--store", other.path, "--model", model, QUESTION)
+    mine = json.loads((store / "store.json").read_text())["fingerprint"]
+    assert "0badc0de" in message and mine in message
