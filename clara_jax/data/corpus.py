@@ -2,7 +2,7 @@
 
 An entry is a text file, or one object of a JSON file, and makes one document or, with
 ``docs``, several. Everything is read once and checked before work begins; later an
-entry is read again when it is asked for. Memory is 24 bytes an object and, while the
+entry is read again when it is asked for. Memory is 32 bytes an object and, while the
 check lasts, 8 bytes a document.
 """
 
@@ -50,7 +50,8 @@ class Corpus:
 
     Attributes:
       files: that entries come from. others: files beside them that were not taken.
-      documents: how many documents the entries make. characters: in all their texts.
+      documents: how many documents the entries make.
+      lengths: characters in the texts of each entry.
       size: bytes of all files.
       digest: checksum of the files' names, sizes and contents.
 
@@ -80,7 +81,8 @@ class Corpus:
             counts.append(1 if _is_text(file) else len(self._json(number)))
         self.digest = digest.hexdigest()
         self._ends = np.cumsum(np.asarray(counts, np.int64))
-        self.documents = self.characters = 0
+        self.documents = 0
+        self.lengths = np.zeros(len(self), np.int64)
         self._check(progress)
 
     def __len__(self) -> int:
@@ -131,7 +133,7 @@ class Corpus:
         for i in progress(range(len(self))):
             for document in self[i]:
                 hashes.append(_hash(document.id))
-                self.characters += len(document.text)
+                self.lengths[i] += len(document.text)
         self.documents = len(hashes)
         ordered = np.sort(np.frombuffer(hashes, np.uint64))
         twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())

@@ -37,7 +37,7 @@ def test_entries_have_ids_and_sources_whatever_the_folder_is_called(folder):
     ]
     assert corpus[2][0].metadata == {"year": 2}
     assert corpus.place(2) == f"{folder / 'lines.jsonl'}:3"
-    assert corpus.characters == len("some notes" + "onetwothreefourfive")
+    assert corpus.lengths.tolist() == [10, 3, 3, 9, 4]
     with pytest.raises(IndexError):
         corpus[5]
 

@@ -1,0 +1,181 @@
+"""Compress a corpus into a store of document vectors, and look after it.
+
+    python -m clara_jax.compress --model DIR --corpus PATH... --store DIR [--add]
+    python -m clara_jax.compress --store DIR --delete ID... | --compact | --check
+    python -m clara_jax.compress index --store DIR
+
+The corpus is text files, JSONL files and folders of them. Interrupted in whatever way,
+the same command goes on where it was. Started on several hosts, each with its --part
+(or in a job of SLURM or Open MPI), they write one store; the last to end finishes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from clara_jax.compress.command import compress_corpus
+from clara_jax.compress.edits import check_store, compact_store, delete_documents
+from clara_jax.compress.index import add_index_arguments, index_store
+from clara_jax.config import DTYPES, QUANTIZATIONS
+from clara_jax.distributed import TRY_AGAIN
+from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, told
+from clara_jax.search import CODECS
+from clara_jax.train.loop import Interrupt
+from clara_jax.train.runner import Interrupted
+
+_NEEDED = "--store DIR with --model DIR --corpus PATH..., or --check, --compact, ..."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells mistakes in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists the arguments\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = _Parser(
+        prog="python -m clara_jax.compress",
+        description="Compress a corpus into a store of document vectors.",
+        epilog="To build an index for a large store: python -m clara_jax.compress "
+        "index --help",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--store", required=True, metavar="DIR", help="folder of the store")
+    add("--model", default="", metavar="DIR", help="run folder or model folder")
+    add(
+        "--corpus",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help=".txt or .md file (one document), JSONL with text (and title, id, fields "
+        "of your own) or docs, or a folder of such files",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--add", action="store_true", help="put documents into a store")
+    how.add_argument(
+        "--replace",
+        action="store_true",
+        help="as --add, but in place of documents with the same ids",
+    )
+    how.add_argument("--delete", nargs="+", metavar="ID", help="take documents out")
+    how.add_argument(
+        "--compact", action="store_true", help="give back the room of deleted documents"
+    )
+    how.add_argument("--check", action="store_true", help="look every byte over")
+    add(
+        "--codec",
+        choices=CODECS,
+        help="how vectors are kept (default bfloat16, or as the store has them)",
+    )
+    add("--whole", action="store_true", help="leave out the ends of long documents")
+    add("--shard-size", type=_count, default=1024, help="documents (default 1024)")
+    add(
+        "--batch-size",
+        type=_count,
+        default=0,
+        help="documents read together by all devices (default 32 for each device)",
+    )
+    add("--mesh", default="", help="such as fsdp=4 or fsdp=2,tensor=2: split the model")
+    add("--part", default="", metavar="I/N", help="one of N that write this store")
+    add("--base", default="", help="base model in place of the one the folder names")
+    add("--dtype", default="", choices=DTYPES, help="compute type; see clara_jax.load")
+    add("--quantize", default="none", choices=QUANTIZATIONS, help="of frozen layers")
+    add(
+        "--no-merge",
+        action="store_true",
+        help="do not put the adapter into the weights: less memory, less speed",
+    )
+    return parser
+
+
+def index_parser() -> argparse.ArgumentParser:
+    """The arguments of ``index``."""
+    parser = _Parser(
+        prog="python -m clara_jax.compress index",
+        description="Build or update the index of a store, and measure it.",
+        allow_abbrev=False,
+    )
+    add_index_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+      The exit status: 0 done, 1 bad input or findings of --check, 2 a wrong argument,
+      130 after Ctrl-C, 75 after SIGTERM: start the same command again.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    index = given[:1] == ["index"]
+    arguments = (index_parser() if index else parser()).parse_args(given[index:])
+    try:
+        return index_store(arguments) if index else _run(arguments)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return TRY_AGAIN if stopped.signal == "SIGTERM" else 130
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 130
+    except (ClaraError, OSError) as error:
+        print(told(error), file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"error: the devices' memory is full ({first_line(error)}); lower "
+            "--batch-size, or see --mesh, --quantize and --no-merge",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    store = Path(arguments.store)
+    edits = arguments.delete or arguments.compact or arguments.check
+    if edits and (arguments.model or arguments.corpus):
+        raise ClaraError(
+            "--delete, --compact and --check take a --store and nothing else; leave "
+            "--model and --corpus out"
+        )
+    if arguments.delete:
+        return delete_documents(store, arguments.delete)
+    if arguments.compact:
+        return compact_store(store)
+    if arguments.check:
+        return check_store(store)
+    for name in ("model", "corpus"):
+        if not getattr(arguments, name):
+            raise ClaraError(f"--{name} is missing; give {_NEEDED}")
+    with Interrupt().listen() as interrupt:
+        return compress_corpus(arguments, interrupt)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    if status == 130:
+        sys.stderr.flush()
+        os._exit(status)  # threads at work would crash an orderly end
+    sys.exit(status)

@@ -1,0 +1,265 @@
+"""A corpus into a store: the command from its arguments to its last line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from clara_jax.clara import vector_fingerprint
+from clara_jax.compress.edits import megabytes, size_of
+from clara_jax.compress.parts import Part, own_part, parse_part
+from clara_jax.compress.reading import Reader
+from clara_jax.compress.writing import Compressor, Counts, Task, model_place
+from clara_jax.data import Corpus, find_files
+from clara_jax.errors import ClaraError
+from clara_jax.generate import Clara
+from clara_jax.generate.settings import require_role
+from clara_jax.loading import load
+from clara_jax.search import Job, Store, StoreSettings
+from clara_jax.search.manifest import JOB, MANIFEST
+from clara_jax.sharding import batch_parts, make_mesh
+from clara_jax.train.loop import Interrupt
+from clara_jax.train.runner import Interrupted
+
+T = TypeVar("T")
+
+PER_DEVICE = 32
+"""Documents that a device reads together by default."""
+
+_AXES = ("data", "fsdp", "tensor")
+_AT_ONCE = 4096
+
+
+def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
+    """Compress a corpus into a store, or what is missing of it.
+
+    Args:
+      arguments: of the command.
+      interrupt: notes signals; the command ends after the batch at hand.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      ClaraError: bad input. Interrupted: a signal arrived.
+    """
+    path = Path(arguments.store)
+    part = parse_part(arguments.part) if arguments.part else own_part()
+    mesh = _mesh(arguments.mesh)
+    _, others = find_files(arguments.corpus)
+    if others:
+        names = ", ".join(
+            [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
+        )
+        what = "files are no documents" if len(others) > 1 else "file is no document"
+        _note(f"{len(others)} {what} and left out: {names}")
+    clara = _load(arguments, mesh)
+    _check(interrupt, path)
+    corpus = Corpus(arguments.corpus, _watched(interrupt, path))
+    reader = Reader(
+        corpus,
+        clara.tokenizer,
+        clara.memory,
+        arguments.shard_size,
+        split=not arguments.whole,
+    )
+    settings = _settings(arguments, clara, path)
+    mode = "add" if arguments.add else "replace" if arguments.replace else "new"
+    if (path / MANIFEST).is_file():
+        Store.open(path, settings.fingerprint)  # refuses another model, naming both
+    goes_on = (path / JOB).is_file()
+    with Job.begin(path, settings, len(reader), _identity(corpus, arguments), mode) as (
+        job
+    ):
+        if job.finished:
+            _note(f"{path}: is finished already; there is nothing to do")
+            counts = Counts()
+        else:
+            if mode == "add":
+                try:
+                    _refuse_known(Store.open(path), corpus, _watched(interrupt, path))
+                except ClaraError:
+                    if not goes_on:
+                        (path / JOB).unlink(missing_ok=True)
+                    raise
+            counts = _write(arguments, clara, mesh, job, reader, part, interrupt)
+        store = job.commit()
+    _tell(counts, corpus, arguments)
+    if store is None:
+        print(
+            f"{part} is written; {path} is finished by the part that ends last, so "
+            "start the others, too"
+        )
+        return 0
+    _report(store, counts, clara, path)
+    return 0
+
+
+def _write(
+    arguments: argparse.Namespace,
+    clara: Clara,
+    mesh: Mesh,
+    job: Job,
+    reader: Reader,
+    part: Part,
+    interrupt: Interrupt,
+) -> Counts:
+    size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
+    compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
+    task = Task(job, reader, compressor, lambda: _check(interrupt, job.store, task))
+    return task.run(*part)
+
+
+def _check(interrupt: Interrupt, store: Path, task: Task | None = None) -> None:
+    """End in order after a signal."""
+    if interrupt.signal is None:
+        return
+    left = "" if task is None else f", {len(task.left)} shards are left"
+    raise Interrupted(
+        interrupt.signal,
+        f"\n{interrupt.signal}: {store} is not finished{left}; start the same command "
+        "again to go on",
+    )
+
+
+def _watched(interrupt: Interrupt, store: Path) -> Any:
+    """A bar for the loop over the corpus's entries, which a signal ends."""
+
+    def watched(entries: Iterable[T]) -> Iterator[T]:
+        for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
+            _check(interrupt, store)
+            yield entry
+
+    return watched
+
+
+def _mesh(text: str) -> Mesh:
+    """The mesh of this host's devices: ``fsdp=2,tensor=2``; data takes the rest."""
+    sizes: dict[str, int] = {}
+    for item in filter(None, text.split(",")):
+        name, _, size = item.partition("=")
+        if name not in _AXES or not size.isdecimal() or int(size) < 1:
+            raise ClaraError(
+                f"--mesh is '{text}', but must be such as fsdp=4 or fsdp=2,tensor=2 "
+                f"with the axes {', '.join(_AXES)}"
+            )
+        sizes[name] = int(size)
+    # Other hosts have work of their own: nothing is asked of their devices.
+    return make_mesh(**sizes, devices=jax.local_devices())
+
+
+def _load(arguments: argparse.Namespace, mesh: Mesh) -> Clara:
+    clara = load(
+        arguments.model,
+        base=arguments.base,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        mesh=mesh,
+    )
+    require_role(clara.adapters, "compressor")
+    return clara
+
+
+def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreSettings:
+    codec = arguments.codec
+    if codec is None and (path / MANIFEST).is_file():
+        codec = Store.open(path).dtype
+    compute = clara.model.config.dtype
+    if arguments.quantize != "none":
+        compute += f", {arguments.quantize}"
+    return StoreSettings(
+        fingerprint=vector_fingerprint(
+            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
+        ),
+        model=model_place(arguments.model, path),
+        base=model_place(arguments.base, path),
+        memory=clara.memory,
+        width=clara.model.config.width,
+        dtype=codec or "bfloat16",
+        compute=compute,
+    )
+
+
+def _identity(corpus: Corpus, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is compressed, to refuse another corpus when a job goes on."""
+    return {
+        "files": len(corpus.files),
+        "bytes": corpus.size,
+        "documents": corpus.documents,
+        "digest": corpus.digest,
+        "shard_size": arguments.shard_size,
+        "whole": arguments.whole,
+    }
+
+
+def _refuse_known(store: Store, corpus: Corpus, progress: Any) -> None:
+    """Refuse documents that the store has, before any work is done."""
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for id, known in zip(found, store.known(list(found)), strict=True):
+            if known:
+                raise ClaraError(
+                    f"{found[id]}: {store.path} already has a document with the id "
+                    f"'{id}'; replace it with --replace, or give the new document "
+                    "another id"
+                )
+        found.clear()
+
+    for i in progress(range(len(corpus))):
+        found.update({document.id: corpus.place(i) for document in corpus[i]})
+        if len(found) >= _AT_ONCE:
+            look()
+    look()
+
+
+def _tell(counts: Counts, corpus: Corpus, arguments: argparse.Namespace) -> None:
+    if counts.cut:
+        _note(
+            f"{counts.cut:,} of {counts.documents:,} documents are longer than the "
+            "model reads; their ends are left out"
+        )
+    if counts.unknown:
+        _note(
+            f"{counts.unknown:,} of {counts.pieces:,} pieces hold words that the "
+            "model's tokenizer does not know"
+        )
+    if not counts.documents:
+        return
+    seconds = max(counts.seconds, 1e-9)
+    print(
+        f"compressed {counts.documents:,} documents in {counts.pieces:,} pieces: "
+        f"{counts.seconds:,.1f} s, {counts.documents / seconds:,.1f} documents/s, "
+        f"{counts.tokens / seconds:,.0f} tokens/s"
+    )
+
+
+def _report(store: Store, counts: Counts, clara: Clara, path: Path) -> None:
+    size = size_of(store)
+    print(
+        f"{path}: {len(store):,} pieces of {store.num_memory} x {store.width} numbers "
+        f"in {store.dtype}, {megabytes(size)} "
+        f"({megabytes(size / max(store.rows, 1))} a piece)"
+    )
+    if "reasoner" not in clara.adapters:
+        _note(
+            "this model has no reasoner, which stage end_to_end trains, to search the "
+            "store with"
+        )
+        return
+    print(
+        "next:\n"
+        f"  python -m clara_jax.compress index --store {path}   (from 50,000 pieces)\n"
+        f'  python -m clara_jax.answer --store {path} "question"'
+    )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,340 @@
+"""The command as a user runs it, in this process."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from toy_folder import write_toy
+
+import clara_jax
+from clara_jax.compress.__main__ import main
+from clara_jax.data import Corpus
+from clara_jax.search import Job, Store
+
+SMALL = ("--shard-size", 6, "--batch-size", 8)
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    return status, *capsys.readouterr()
+
+
+def error(capsys, *arguments):
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    *before, last = err.splitlines()
+    assert last.startswith("error: ") and not any("Trace" in line for line in before)
+    return last
+
+
+@pytest.fixture(scope="module")
+def whole(model, corpus, tmp_path_factory):
+    """A finished store; copy it before changing it."""
+    store = tmp_path_factory.mktemp("compress") / "whole"
+    arguments = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    assert main([str(a) for a in arguments]) == 0
+    return store
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus):
+    store = Store.open(whole)
+    assert len(store.manifest.shards) >= 4
+    pieces = store.pieces(range(len(store)))
+    assert {piece.id for piece in pieces} == {
+        document.id for i in range(23 - 1) for document in Corpus([corpus])[i]
+    }
+    clara = clara_jax.load(model)
+    vectors = clara.compress([piece.text for piece in pieces])
+    np.testing.assert_allclose(store.vectors(range(len(store))), vectors, rtol=1e-2)
+    assert (whole / store.manifest.model).resolve() == model.resolve()
+    assert store.manifest.memory == clara.memory
+
+
+def test_says_what_it_did_and_what_comes_next(model, corpus, tmp_path, capsys):
+    store = tmp_path / "store"
+    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    status, out, err = run(capsys, *command)
+    assert status == 0
+    assert "compressed 23 documents in " in out and "documents/s" in out
+    assert "tokens/s" in out and "a piece)" in out
+    assert f"clara_jax.answer --store {store}" in out
+    assert f"clara_jax.compress index --store {store}" in out
+    assert "note: 1 file is no document and left out: picture.png" in err
+    assert "22/22" in err and "record" in err
+    assert "1 of 39 pieces hold words that the model's tokenizer does not know" in err
+    status, out, err = run(capsys, *command)
+    assert status == 0 and "nothing to do" in err and "compressed" not in out
+
+
+def test_stopped_between_shards_it_goes_on_and_ends_the_same(
+    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of
+):
+    store = tmp_path / whole.name
+    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    write, written = Job.write, []
+
+    def twice(self, k, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(k)
+        write(self, k, *rest)
+
+    monkeypatch.setattr(Job, "write", twice)
+    status, _, err = run(capsys, *command)
+    assert status == 130 and "start the same command again to go on" in err
+    with pytest.raises(clara_jax.ClaraError, match="not finished"):
+        Store.open(store)
+    del written[:]
+    monkeypatch.setattr(
+        Job, "write", lambda self, k, *r: write(self, written.append(k) or k, *r)
+    )
+    status, _, err = run(capsys, *command)
+    assert status == 0 and written == list(
+        range(2, len(Store.open(store).manifest.shards))
+    )
+    assert "| 5/22 [00:00<?" in err  # what was there counts
+    assert bytes_of(store) == bytes_of(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+)
+def test_signals_end_it_after_the_batch_at_hand(
+    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of, number, expected
+):
+    store = tmp_path / whole.name
+    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    write = Job.write
+
+    def signalled(self, k, *rest):
+        write(self, k, *rest)
+        os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "write", signalled)
+        status, _, err = run(capsys, *command)
+    assert status == expected
+    assert f"{signal.Signals(number).name}: {store} is not finished" in err
+    assert "shards are left; start the same command again to go on" in err
+    assert len(list((store / "shards").glob("[!.]*"))) == 1
+    assert run(capsys, *command)[0] == 0
+    assert bytes_of(store) == bytes_of(whole)
+
+
+def test_a_signal_while_the_corpus_is_read(
+    model, corpus, tmp_path, capsys, monkeypatch
+):
+    read = Corpus.__getitem__
+
+    def signalled(self, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, index)
+
+    monkeypatch.setattr(Corpus, "__getitem__", signalled)
+    status, _, err = run(
+        capsys, "--model", model, "--corpus", corpus, "--store", tmp_path / "store"
+    )
+    assert status == 75 and "SIGTERM" in err
+
+
+def test_several_parts_make_the_same_store(
+    model, corpus, whole, tmp_path, capsys, bytes_of
+):
+    store = tmp_path / whole.name
+    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    status, out, _ = run(capsys, *command, "--part", "2/2")
+    assert status == 0 and "part 2 of 2 is written" in out
+    assert not (store / "store.json").exists()
+    status, out, _ = run(capsys, *command, "--part", "1/2")
+    assert status == 0 and "next:" in out
+    assert bytes_of(store) == bytes_of(whole)
+
+
+def test_documents_are_added_replaced_deleted_and_compacted(
+    copy, model, tmp_path, capsys
+):
+    before = len(Store.open(copy))
+    path = tmp_path / "new.jsonl"
+    path.write_text('{"id": "new", "text": "Ada Bell"}\n{"id": "d0", "text": "Edo"}')
+    given = ("--model", model, "--corpus", path, "--store", copy)
+    message = error(capsys, *given, "--add")
+    assert f"{path}:2: {copy} already has a document with the id 'd0'" in message
+    assert Store.open(copy).generation == 1
+    assert run(capsys, *given, "--replace")[0] == 0
+    store = Store.open(copy)
+    assert len(store) == before + 1
+    (row,) = store.rows_of("d0")
+    assert store.pieces([row])[0].text == "Edo"
+    other = tmp_path / "other.txt"
+    other.write_text("Hana Iver")
+    added = ("--model", model, "--corpus", other, "--store", copy, "--add")
+    assert run(capsys, *added)[0] == 0
+    assert len(Store.open(copy)) == before + 2
+    status, _, err = run(capsys, *added)
+    assert status == 0 and "nothing to do" in err  # the same job, not a second one
+    assert "no document" in error(capsys, "--store", copy, "--delete", "d1", "none")
+    status, out, _ = run(capsys, "--store", copy, "--delete", "d1", "other.txt")
+    assert status == 0 and "deleted 2 documents in 2 pieces" in out
+    status, out, _ = run(capsys, "--store", copy, "--compact")
+    assert status == 0 and "dropped 3 deleted pieces" in out
+    store = Store.open(copy)
+    assert (len(store), store.rows, store.epoch) == (before, before, 1)
+    assert run(capsys, "--store", copy, "--check")[0] == 0
+
+
+def test_check_tells_what_is_wrong_in_lines(copy, capsys):
+    status, out, _ = run(capsys, "--store", copy, "--check")
+    assert status == 0 and "whole: " in out
+    path = next(copy.glob("shards/*/vectors.npy"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    status, out, _ = run(capsys, "--store", copy, "--check")
+    assert status == 1 and out.startswith(f"{path}: ") and out.count("\n") == 1
+    path.write_bytes(data[:-3])
+    status, out, _ = run(capsys, "--store", copy, "--check")
+    assert status == 1 and "truncated" in out
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_codecs_make_smaller_stores_that_stay_as_they_are(
+    whole, model, corpus, tmp_path, capsys, codec
+):
+    store = tmp_path / "store"
+    given = ("--model", model, "--store", store)
+    assert run(capsys, *given, "--corpus", corpus, "--codec", codec)[0] == 0
+    narrow, wide = Store.open(store), Store.open(whole)
+    rows = range(len(wide))
+    assert narrow.dtype == codec
+    np.testing.assert_allclose(narrow.vectors(rows), wide.vectors(rows), atol=0.6)
+    (tmp_path / "new.txt").write_text("Ada Bell")
+    assert run(capsys, *given, "--corpus", tmp_path / "new.txt", "--add")[0] == 0
+    (tmp_path / "new.txt").write_text("Edo Falk")
+    again = ("--corpus", tmp_path / "new.txt", "--replace", "--codec", "bfloat16")
+    assert f"dtype (was {codec}, now bfloat16)" in error(capsys, *given, *again)
+
+
+def test_whole_documents_lose_their_ends(model, corpus, tmp_path, capsys):
+    store = tmp_path / "store"
+    status, out, err = run(
+        capsys, "--model", model, "--corpus", corpus, "--store", store, "--whole"
+    )
+    assert status == 0 and "compressed 23 documents in 23 pieces" in out
+    assert "note: 4 of 23 documents are longer than the model reads" in err
+
+
+def test_the_model_is_split_over_devices(model, corpus, whole, tmp_path, capsys):
+    store = tmp_path / "store"
+    given = ("--model", model, "--corpus", corpus, "--store", store)
+    assert run(capsys, *given, "--mesh", "fsdp=2,tensor=2", "--no-merge")[0] == 0
+    rows = range(len(Store.open(whole)))
+    np.testing.assert_allclose(
+        Store.open(store).vectors(rows), Store.open(whole).vectors(rows), rtol=2e-2
+    )
+    other = ("--model", model, "--corpus", corpus, "--store", tmp_path / "other")
+    assert "--mesh is 'rows=2'" in error(capsys, *other, "--mesh", "rows=2")
+    assert "does not fit 8 devices" in error(capsys, *other, "--mesh", "fsdp=3")
+
+
+def test_quantized_weights_make_a_store_of_their_own(model, corpus, tmp_path, capsys):
+    store = tmp_path / "store"
+    given = ("--model", model, "--corpus", corpus, "--store", store)
+    assert run(capsys, *given, "--quantize", "int8")[0] == 0
+    assert Store.open(store).manifest.compute == "float32, int8"
+    assert "another model" in error(capsys, *given)
+
+
+def test_another_model_or_corpus_is_refused(whole, model, corpus, tmp_path, capsys):
+    from clara_jax.clara import vector_fingerprint
+
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    settings = json.loads((other / "clara.json").read_text())
+    settings["lora"]["alpha"] = 9.0
+    (other / "clara.json").write_text(json.dumps(settings))
+    message = error(capsys, "--model", other, "--corpus", corpus, "--store", whole)
+    found = [
+        vector_fingerprint(c.model, c.backbone, c.adapters, 2)
+        for c in (clara_jax.load(model), clara_jax.load(other))
+    ]
+    assert all(fingerprint in message for fingerprint in found)
+    less = ("--corpus", corpus / "lines.jsonl")
+    assert "--add" in error(capsys, "--model", model, *less, "--store", whole)
+
+
+def test_a_changed_corpus_is_not_gone_on_with(
+    model, corpus, tmp_path, capsys, monkeypatch
+):
+    store, copied = tmp_path / "store", tmp_path / "corpus"
+    shutil.copytree(corpus, copied)
+    command = ("--model", model, "--corpus", copied, "--store", store, *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "commit", lambda self: None)
+        assert run(capsys, *command)[0] == 0
+    (copied / "more" / "long.md").write_text("Ada Bell")
+    message = error(capsys, *command)
+    assert str(store) in message and "digest" in message
+
+
+def test_bad_input(model, corpus, tmp_path, capsys):
+    store = tmp_path / "store"
+    at = ("--store", store)
+
+    def given(name, text, *more):
+        (tmp_path / name).write_text(text)
+        return ("--model", model, *at, "--corpus", tmp_path / name, *more)
+
+    assert "a.jsonl:2: the document is empty" in error(
+        capsys, *given("a.jsonl", '{"text": "fine"}\n{"text": " "}')
+    )
+    assert "b.jsonl:2: has the id 'x'" in error(
+        capsys, *given("b.jsonl", '{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}')
+    )
+    (tmp_path / "empty").mkdir()
+    assert "holds no files of documents" in error(
+        capsys, "--model", model, *at, "--corpus", tmp_path / "empty"
+    )
+    assert "nowhere: no such file" in error(
+        capsys, "--model", model, *at, "--corpus", "nowhere"
+    )
+    fine = given("fine.txt", "Ada Bell")
+    assert "no-model" in error(capsys, "--model", tmp_path / "no-model", *fine[2:])
+    assert "nothing can be added" in error(capsys, *fine, "--add")
+    assert "--part is '3/2'" in error(capsys, *fine, "--part", "3/2")
+    assert "--corpus is missing" in error(capsys, "--model", model, *at)
+    assert "--model is missing" in error(capsys, *fine[2:])
+    assert "leave --model and --corpus out" in error(capsys, *fine, "--check")
+    assert "store" in error(capsys, *at, "--check")
+    assert not store.exists()
+    unable = write_toy(tmp_path / "unable", roles=("generator",))
+    assert "no compressor" in error(capsys, "--model", unable, *fine[2:])
+    base = write_toy(tmp_path / "base", base=True)
+    assert "base model" in error(capsys, "--model", base, *fine[2:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--store"),
+        (("--store", "s", "--codec", "int3"), "int3"),
+        (("--store", "s", "--shard-size", "0"), "'0' is no number above 0"),
+        (("--store", "s", "--add", "--replace"), "not allowed with"),
+        (("--store", "s", "--colour", "red"), "unrecognized"),
+        (("index",), "--store"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
