@@ -22,9 +22,9 @@ def model(tmp_path_factory):
     return folder
 
 
-def make_store(model, path, **changes):
-    clara = load(model)
-    documents = read_documents([model / "documents.jsonl"])
+def make_store(run_folder, path, **changes):
+    clara = load(run_folder)
+    documents = read_documents([run_folder / "documents.jsonl"])
     pieces = [
         Piece(
             text=document.text,
