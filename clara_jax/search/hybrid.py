@@ -171,7 +171,7 @@ class HybridSearcher:
         scores = rescore(self.store, units, list(rows))
         return np.array(scores, np.float32).reshape(rows.shape), rows
 
-    def by_words(self, text: str, count: int) -> Int[np.ndarray, "?n"]:
+    def by_words(self, text: str, count: int) -> Int[np.ndarray, "_"]:
         """Rows that share a word with a text, best first, at most `count`."""
         words = _bm25s().tokenize(
             [text], stopwords="en", return_ids=False, show_progress=False
@@ -189,7 +189,7 @@ class HybridSearcher:
 
     def _fuse(
         self, near: Int[np.ndarray, "n"], words: Int[np.ndarray, "m"]
-    ) -> Int[np.ndarray, "?p"]:
+    ) -> Int[np.ndarray, "_"]:
         """All rows of both rankings, by fused rank; of equals the lower row first."""
         fused: dict[int, float] = {}
         for weight, ranking in zip(self.weights, (near, words), strict=True):

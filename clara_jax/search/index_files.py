@@ -10,6 +10,7 @@ makes it the index. What a killed command left is removed by the next one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -202,6 +203,8 @@ def write_index(
             raise
         _remove_all_but(index, {META, number})
     except OSError as error:
+        if error.errno is None:  # numpy tells that it wrote too little, but not why
+            error.errno = errno.ENOSPC
         raise write_error(index, error) from error
     return whole
 

@@ -16,8 +16,8 @@ _AT_ONCE = 1 << 24
 def rescore(
     store: Store,
     queries: Float[np.ndarray, "B W"],
-    rows: Sequence[Int[np.ndarray, "?n"]],
-) -> list[Float[np.ndarray, "?n"]]:
+    rows: Sequence[Int[np.ndarray, "_"]],
+) -> list[Float[np.ndarray, "_"]]:
     """Exact cosines of each query with its own candidates.
 
     Args:

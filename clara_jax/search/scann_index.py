@@ -116,14 +116,14 @@ class ScannSearcher:
 
     def _find(
         self, keys: Float[np.ndarray, "B Q"], wanted: int
-    ) -> list[Int[np.ndarray, "?n"]]:
+    ) -> list[Int[np.ndarray, "_"]]:
         """Rows of the best keys of documents that are not deleted.
 
         Where deleted documents or too few leaves leave less than `wanted`, more are
         asked for until there are so many, or all of the index.
         """
         wanted = min(wanted, self._documents)
-        found: list[Int[np.ndarray, "?n"]] = [self._rows[:0]] * len(keys)
+        found: list[Int[np.ndarray, "_"]] = [self._rows[:0]] * len(keys)
         waiting = np.arange(len(keys) if wanted else 0)
         count, leaves = wanted, self._leaves
         most, all_leaves = self.meta.documents, self.meta.settings.leaves
@@ -141,7 +141,7 @@ class ScannSearcher:
 
     def _ask(
         self, keys: Float[np.ndarray, "B Q"], count: int, leaves: int
-    ) -> list[Int[np.ndarray, "?n"]]:
+    ) -> list[Int[np.ndarray, "_"]]:
         """Places in the index of the best keys, `count` or less of them."""
         search = (
             self._scann.search_batched

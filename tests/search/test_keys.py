@@ -1,0 +1,127 @@
+"""Keys: principal components without the large matrix, by seed, from live rows."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from toy_store import make_toy, toy_pieces, toy_settings
+
+from clara_jax.errors import ClaraError
+from clara_jax.search import Store, delete, write_store
+from clara_jax.search import keys as keys_module
+from clara_jax.search.keys import Keys, learn_keys
+from clara_jax.search.queries import unit
+
+
+def low_rank(n, rank=6, width=24, noise=0.02, seed=0):
+    """Vectors ``[n, 2, width]`` near a subspace, off the origin."""
+    rng = np.random.default_rng(seed)
+    plane = rng.standard_normal((rank, 2 * width))
+    found = rng.standard_normal((n, rank)) @ plane + 3 * rng.standard_normal(2 * width)
+    found += noise * rng.standard_normal(found.shape)
+    return found.astype(np.float32).reshape(n, 2, width)
+
+
+def make_store(path, vectors):
+    settings = toy_settings(width=vectors.shape[2])
+    return write_store(path, settings, vectors, toy_pieces(len(vectors)), 64)
+
+
+def units(store, rows=None):
+    rows = range(store.rows) if rows is None else rows
+    return unit(store.vectors(rows).reshape(len(rows), -1))
+
+
+def test_the_directions_are_those_of_the_whole_matrix(tmp_path):
+    store = make_store(tmp_path / "s", low_rank(300))
+    keys = learn_keys(store, dims=5)
+    known = units(store)
+    mean = known.mean(0)
+    np.testing.assert_allclose(keys.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(keys.basis.T @ keys.basis, np.eye(6), atol=1e-5)
+    first = mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(keys.basis[:, 0], first, atol=1e-5)
+    rest = known - mean
+    rest -= np.outer(rest @ first, first)
+    best = np.linalg.svd(rest, full_matrices=False)[2][:5]
+    agreement = np.linalg.svd(best @ keys.basis[:, 1:])[1]
+    assert agreement.min() > 0.9999
+
+
+def test_products_of_keys_rank_as_cosines_do(tmp_path):
+    store = make_store(tmp_path / "s", low_rank(300))
+    known, queries = units(store), low_rank(7, seed=1).reshape(7, -1)
+    exact = unit(queries) @ known.T
+    for dims, close in ((47, 1e-5), (6, 0.02)):
+        keys = learn_keys(store, dims=dims)
+        assert keys.dims == dims + 1
+        guess = keys.of_queries(queries) @ keys.of_documents(known).T
+        offset = unit(queries) @ keys.mean
+        np.testing.assert_allclose(guess + offset[:, None], exact, atol=close)
+
+
+def test_the_same_seed_gives_the_same_keys(tmp_path):
+    store = make_store(tmp_path / "s", low_rank(300))
+    one, two, other = (learn_keys(store, dims=3, sample=50, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.basis, two.basis)
+    assert np.abs(one.mean - other.mean).max() > 1e-4
+
+
+def test_deleted_and_held_out_rows_teach_nothing(tmp_path):
+    vectors = low_rank(120)
+    vectors[[3, 70]] = 100 * low_rank(2, rank=1, seed=9)
+    make_store(tmp_path / "s", vectors)
+    delete(tmp_path / "s", ["d3"])
+    store = Store.open(tmp_path / "s")
+    keys = learn_keys(store, dims=4, leave_out=np.array([70]))
+    rest = [i for i in range(120) if i not in (3, 70)]
+    np.testing.assert_allclose(keys.mean, units(store, rest).mean(0), atol=1e-6)
+
+
+def test_what_is_read_at_a_time_changes_nothing(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s", low_rank(100))
+    whole = learn_keys(store, dims=6)
+    monkeypatch.setattr(keys_module, "_AT_ONCE", 48 * 7)
+    parts = learn_keys(store, dims=6)
+    np.testing.assert_allclose(whole.mean, parts.mean, atol=1e-6)
+    known = units(store)
+    np.testing.assert_allclose(
+        whole.of_documents(known) @ whole.of_documents(known).T,
+        parts.of_documents(known) @ parts.of_documents(known).T,
+        atol=1e-4,
+    )
+
+
+def test_no_matrix_of_width_by_width_is_made(tmp_path):
+    store = make_store(tmp_path / "s", low_rank(40, width=4096))
+    tracemalloc.start()
+    keys = learn_keys(store, dims=8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert keys.basis.shape == (8192, 9)
+    assert peak < 8192 * 8192 * 4 / 16
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_documents_have_few_directions(tmp_path, count):
+    keys = learn_keys(make_toy(tmp_path / "s", count))
+    assert keys.dims == count
+    assert np.isfinite(keys.basis).all()
+
+
+def test_keys_are_kept(tmp_path):
+    keys = learn_keys(make_toy(tmp_path / "s", 9), dims=3)
+    keys.save(tmp_path)
+    again = Keys.load(tmp_path)
+    np.testing.assert_array_equal(keys.mean, again.mean)
+    np.testing.assert_array_equal(keys.basis, again.basis)
+
+
+def test_nothing_to_learn_from(tmp_path):
+    store = make_toy(tmp_path / "s", 3)
+    with pytest.raises(ClaraError, match="holds no documents to learn keys from"):
+        learn_keys(store, leave_out=np.arange(3))
+    with pytest.raises(ClaraError, match="keys of 0 dimensions"):
+        learn_keys(store, dims=0)
+    with pytest.raises(ClaraError, match="from 0 documents"):
+        learn_keys(store, sample=0)
