@@ -10,6 +10,9 @@ it runs beside the step before:
     step t is dispatched, with candidates found by the weights after step t-2
         meanwhile a thread searches for batch t+1 and reads its vectors
 
+ScaNN searches on the host, beside the step. An exact search takes its turn on the
+devices, after the step that is running.
+
 Hence what is stale, and how much: *which* documents are the candidates of step t was
 decided by the reasoner's weights of one step earlier than those that the step starts
 from (by the very same ones in step 1). Nothing else is: the scores of these candidates,
@@ -34,12 +37,12 @@ from clara_jax.data import Example
 from clara_jax.distributed import to_host
 from clara_jax.model import Transformer
 from clara_jax.search import Store
+from clara_jax.search.searcher import Searcher
 from clara_jax.shapes import Array, Bool, Float, Int, Params
 from clara_jax.sharding import named_sharding
 from clara_jax.train.placement import Placer
 from clara_jax.train.state import TrainState
 
-Searcher = Callable[[Any, int], tuple[Any, Any]]
 Future = concurrent.futures.Future
 Encode = Callable[[TrainState, Tokens], Array]
 """Begins to encode this process's questions; gives all processes' ``[B, W]``."""

@@ -22,6 +22,7 @@ from clara_jax.data import UniqueDocuments, Windows, make_batches, unique_docume
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store
 from clara_jax.search.manifest import digest_of
+from clara_jax.search.scann_index import ScannSearcher
 from clara_jax.shapes import Float, Int
 from clara_jax.train.corpus import CorpusFeed, question_encoder
 from clara_jax.train.loop import Feed
@@ -69,7 +70,9 @@ def make_feed(
             rows=parts.training.part.rows,
             dtype=config.dtype,
         )
-        return Pinned(feed, note_of(store)), feed
+        # ``auto`` may find an index that was not there before.
+        kind = "scann" if isinstance(parts.search, ScannSearcher) else "exact"
+        return Pinned(feed, {**note_of(store), "search": kind}), feed
     documents = vectors = None
     if config.has_vectors:
         claim()
@@ -132,8 +135,9 @@ def note_of(store: Store) -> dict[str, Any]:
 def _told(note: dict[str, Any] | None) -> str:
     if note is None:
         return "no store"
-    names = ("generation", "rows", "fingerprint", "contents")
-    return f"one of {', '.join(f'{name} {note[name]}' for name in names)}"
+    names = ("generation", "rows", "fingerprint", "contents", "search")
+    told = [f"{name} {note[name]}" for name in names if name in note]
+    return f"one of {', '.join(told)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ from clara_jax.data import (
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer, logical_axes
 from clara_jax.search import Store
+from clara_jax.search.exact import free_memory
+from clara_jax.search.searcher import Searcher, open_searcher
 from clara_jax.sharding import (
     batch_parts,
     make_mesh,
@@ -101,12 +103,15 @@ class Parts:
         return Placer(self.mesh, data.eval_batch_size or data.batch_size)
 
     @functools.cached_property
-    def search(self) -> Any:
-        """Searches the store; opened where it is first asked for."""
-        from clara_jax.search.searcher import open_searcher
+    def search(self) -> Searcher:
+        """Searches the store; opened where it is first asked for.
 
+        An exact search takes a quarter of the devices' free memory at most, and leaves
+        the rest to the steps; it reads a larger store from disk at every call.
+        """
         assert self.store is not None
-        return open_searcher(self.store, self.config.search)
+        limit = free_memory(jax.local_devices()) // 4
+        return open_searcher(self.store, self.config.search, memory_limit=limit)
 
     def batches(self) -> Iterable[Batch]:
         """Return the held-out batches with their own candidates, from the beginning."""
