@@ -19,8 +19,8 @@ CODECS = ("bfloat16", "int8", "int4")
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Where int4 may cut a vector's numbers off, in parts of the largest of them."""
 
-_AT_ONCE = 1 << 22
-"""Numbers quantized together; bounds the memory of `encode`."""
+_AT_ONCE = 1 << 17
+"""Numbers quantized together: few enough for the caches."""
 
 
 def check_codec(dtype: str) -> None:
@@ -133,20 +133,22 @@ def _int4(
     For given codes the best scale is a projection; so each clip is tried with its own.
     """
     largest = np.abs(vectors).max(-1, initial=0)
-    best = np.zeros_like(vectors)
+    # In parts of the largest number, so that no square overflows.
+    units = vectors / _divisor(largest)[:, None]
+    best = np.zeros_like(units)
     scales = np.zeros_like(largest)
     gains = np.full_like(largest, -1)
     for clip in CLIPS:
-        step = _divisor(largest * np.float32(clip / 7))
-        codes = np.clip(np.rint(vectors / step[:, None]), -7, 7)
-        product = np.einsum("nd,nd->n", vectors, codes)
+        codes = np.clip(np.rint(units * np.float32(7 / clip)), -7, 7)
+        product = np.einsum("nd,nd->n", units, codes)
         square = _divisor(np.einsum("nd,nd->n", codes, codes))
-        # The squared error is |v|² - gain.
+        # The squared error is |units|² - gain.
         gain = product * product / square
         better = gain > gains
         best[better] = codes[better]
         scales[better] = (product / square)[better]
         gains[better] = gain[better]
+    scales *= largest
     numbers = (best + 8).astype(np.uint8)
     half = (numbers.shape[1] + 1) // 2
     packed = numbers[:, :half].copy()

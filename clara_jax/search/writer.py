@@ -266,6 +266,7 @@ class Job:
         """Let others in; a job that is not finished can be begun again."""
         for lock in reversed(self._locks):
             lock.release()
+        sweep(self.store)
 
     def __enter__(self) -> Job:
         return self
@@ -304,7 +305,6 @@ class Job:
             )
         manifest = swap(self.store, manifest, found)
         remove_strays(self.store, manifest, "")
-        sweep(self.store)
 
     def _is_committed(self) -> bool:
         if not (self.store / MANIFEST).is_file():

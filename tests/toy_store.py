@@ -1,0 +1,229 @@
+"""Small stores of made-up vectors, and processes that die while they write one."""
+
+import atexit
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from clara_jax.config import MemoryConfig
+from clara_jax.search import Job, Piece, StoreSettings, compact, delete, write_store
+
+WIDTH = 6
+SHARD = 3
+
+
+def toy_settings(dtype="bfloat16", *, width=WIDTH, fingerprint="f1", **changes):
+    memory = MemoryConfig(doc_max_length=32, compression_rate=16)
+    changes = {"model": "../model", "base": "", "memory": memory, **changes}
+    return StoreSettings(fingerprint=fingerprint, width=width, dtype=dtype, **changes)
+
+
+def toy_vectors(n, *, seed=0, width=WIDTH, count=2):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, count, width)).astype(np.float32)
+
+
+def toy_pieces(n, *, name="d", word="text"):
+    return [
+        Piece(
+            text=f"{word} {i} of {name}",
+            id=f"{name}{i}",
+            title=f"Title {i}",
+            source=f"{name}.jsonl:{i + 1}",
+            stop=10 + i,
+            metadata={"number": i},
+        )
+        for i in range(n)
+    ]
+
+
+def make_toy(path, n=7, dtype="bfloat16", **changes):
+    vectors = toy_vectors(n, width=changes.get("width", WIDTH))
+    return write_store(
+        path, toy_settings(dtype, **changes), vectors, toy_pieces(n), SHARD
+    )
+
+
+def tree(path):
+    """All that lies in a folder: bytes of files, None for folders."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() if p.is_file() else None
+        for p in sorted(path.rglob("*"))
+    }
+
+
+# What a process can be told to do to a store.
+
+
+def write_new(path, part=0, parts=1, shards=3, backwards=False):
+    return _write(path, "new", "d", part, parts, shards, backwards)
+
+
+def write_added(path, part=0, parts=1, shards=2, backwards=False):
+    return _write(path, "add", "a", part, parts, shards, backwards)
+
+
+def write_replaced(path, part=0, parts=1, shards=2, backwards=False):
+    """Documents d0 to d5, with other texts and vectors."""
+    return _write(path, "replace", "d", part, parts, shards, backwards, "other")
+
+
+def _write(path, mode, name, part, parts, shards, backwards, word="text"):
+    vectors = toy_vectors(shards * SHARD, seed=len(mode))
+    pieces = toy_pieces(shards * SHARD, name=name, word=word)
+    with Job.begin(path, toy_settings(), shards, {"name": name}, mode) as job:
+        missing = job.missing(part, parts)
+        for k in reversed(missing) if backwards else missing:
+            rows = slice(k * SHARD, (k + 1) * SHARD)
+            job.write(k, vectors[rows], pieces[rows])
+        return job.commit()
+
+
+def delete_some(path):
+    return delete(path, ["d1", "d4", "d5"])
+
+
+def compact_all(path):
+    return compact(path)
+
+
+ACTIONS = {
+    action.__name__: action
+    for action in (write_new, write_added, write_replaced, delete_some, compact_all)
+}
+
+STEPS = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
+"""Calls of `os` between which a process may be killed, or fail."""
+
+
+def before_step(number, act, patch=setattr, steps=STEPS):
+    """Call `act` in place of the call of that number, counted from 0."""
+    count = iter(range(1 << 30))
+
+    def guard(call):
+        def guarded(*arguments, **options):
+            if next(count) == number:
+                act()
+            return call(*arguments, **options)
+
+        return guarded
+
+    for name in steps:
+        patch(os, name, guard(getattr(os, name)))
+
+
+class Worker:
+    """A process that does something to a store; made by `start`."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.status = None
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self):
+        """Its exit status, negative for a signal."""
+        if self.status is None:
+            self.status = _ask({"wait": self.pid})
+        return self.status
+
+
+def start(action, path, *, die_at=None, hold_at=None, **options):
+    """Start a process that does something to a store.
+
+    Args:
+      action: name of a function above.
+      path: the store.
+      die_at: number of the step before which it sends itself SIGKILL.
+      hold_at: number of the step before which it stops for ever; it has got there when
+        this function returns.
+      **options: of the action.
+    """
+    held = path.with_name(f"{path.name}.held")
+    order = {"action": action, "path": str(path), "options": options}
+    worker = Worker(_ask({**order, "die_at": die_at, "hold_at": hold_at}))
+    if hold_at is not None:
+        until = time.monotonic() + 60
+        while not held.exists():
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        held.unlink()
+    return worker
+
+
+def run(action, path, **options):
+    """Do something in another process; returns its exit status."""
+    return start(action, path, **options).wait()
+
+
+@functools.cache
+def _server():
+    """This file as a process, which has imported everything and forks at once."""
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        cwd=Path(__file__).resolve().parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def stop():
+        server.communicate()
+
+    atexit.register(stop)
+    return server
+
+
+def _ask(order):
+    server = _server()
+    server.stdin.write(json.dumps(order) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+
+def _serve():
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                status = 1
+                try:
+                    _obey(**order)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+        print(json.dumps(answer), flush=True)
+
+
+def _obey(action, path, options, die_at, hold_at):
+    path = Path(path)
+
+    def hold():
+        path.with_name(f"{path.name}.held").touch()
+        while True:
+            signal.pause()
+
+    if die_at is not None:
+        before_step(die_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if hold_at is not None:
+        before_step(hold_at, hold)
+    ACTIONS[action](path, **options)
+
+
+if __name__ == "__main__":
+    _serve()
