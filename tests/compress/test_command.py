@@ -1,5 +1,6 @@
 """The command as a user runs it, in this process."""
 
+import errno
 import json
 import os
 import shutil
@@ -283,6 +284,27 @@ def test_a_changed_corpus_is_not_gone_on_with(
     (copied / "more" / "long.md").write_text("Ada Bell")
     message = error(capsys, *command)
     assert str(store) in message and "digest" in message
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of
+):
+    store = tmp_path / whole.name
+    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    sync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 20:  # within the fourth shard
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "the disk is full; free space" in error(capsys, *command)
+    assert not list(store.glob("shards/.*"))
+    assert run(capsys, *command)[0] == 0
+    assert bytes_of(store) == bytes_of(whole)
 
 
 def test_bad_input(model, corpus, tmp_path, capsys):
