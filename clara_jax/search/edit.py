@@ -95,7 +95,7 @@ def compact(
     with _alone(Path(path)) as store:
         plan = _plan(store)
         todo = sum(len(group) for group in plan if not isinstance(group, ShardInfo))
-        if tuple(plan) == store.manifest.shards:
+        if not todo and len(plan) == len(store.manifest.shards):
             return 0
         shards: list[ShardInfo] = []
         done = written = 0
