@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,12 @@ def tree(path):
         str(p.relative_to(path)): p.read_bytes() if p.is_file() else None
         for p in sorted(path.rglob("*"))
     }
+
+
+def copy_tree(folder, other):
+    if folder.exists():
+        shutil.copytree(folder, other)
+    return other
 
 
 # What a process can be told to do to a store.

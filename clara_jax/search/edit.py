@@ -68,8 +68,7 @@ def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:
         manifest = dataclasses.replace(
             store.manifest, generation=store.generation + 1, job=""
         )
-        manifest = swap(store.path, manifest, rows)
-        remove_strays(store.path, manifest, "")
+        swap(store.path, manifest, rows)
     return len(rows)
 
 
@@ -99,30 +98,25 @@ def compact(
             return 0
         shards: list[ShardInfo] = []
         done = written = 0
-        try:
-            for group in plan:
-                if isinstance(group, ShardInfo):
-                    shards.append(group)
-                    continue
-                name = shard_name(store.generation + 1, written)
-                folder = store.path / SHARDS / name
-                shards.append(write_contents(folder, store.contents(group)))
-                done, written = done + len(group), written + 1
-                if progress is not None:
-                    progress(done, todo)
-            manifest = dataclasses.replace(
-                store.manifest,
-                epoch=store.epoch + 1,
-                generation=store.generation + 1,
-                shards=tuple(shards),
-                deleted=None,
-                job="",
-            )
-            swap(store.path, manifest, np.empty(0, np.int64))
-        except BaseException:
-            remove_strays(store.path, read_manifest(store.path), "")
-            raise
-        remove_strays(store.path, manifest, "")
+        for group in plan:
+            if isinstance(group, ShardInfo):
+                shards.append(group)
+                continue
+            name = shard_name(store.generation + 1, written)
+            contents = store.contents(group)
+            shards.append(write_contents(store.path / SHARDS / name, contents))
+            done, written = done + len(group), written + 1
+            if progress is not None:
+                progress(done, todo)
+        manifest = dataclasses.replace(
+            store.manifest,
+            epoch=store.epoch + 1,
+            generation=store.generation + 1,
+            shards=tuple(shards),
+            deleted=None,
+            job="",
+        )
+        swap(store.path, manifest, np.empty(0, np.int64))
     return store.rows - len(store)
 
 
@@ -177,7 +171,11 @@ def _alone(path: Path) -> Iterator[Store]:
                 f"command that began it, or remove {path / JOB} to give it up"
             )
         remove_strays(path, store.manifest, "")
-        yield store
+        try:
+            yield store
+        finally:
+            # What the old manifest named, or what was to be named by a new one.
+            remove_strays(path, read_manifest(path), "")
     finally:
         lock.release()
         sweep(path)

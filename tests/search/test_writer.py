@@ -11,6 +11,7 @@ import pytest
 import toy_store
 from toy_store import (
     before_step,
+    copy_tree,
     make_toy,
     run,
     start,
@@ -143,12 +144,12 @@ def test_killed_before_every_step(tmp_path, action):
         make_toy(base, 4)
     before = tree(base)
     whole = tmp_path / "whole"
-    _copy(base, whole)
+    copy_tree(base, whole)
     action(whole, shards=2)
     after = tree(whole)
     for step in range(200):
         path = tmp_path / f"{step}"
-        _copy(base, path)
+        copy_tree(base, path)
         status = run(action.__name__, path, die_at=step, shards=2)
         if status == 0:
             break
@@ -161,16 +162,6 @@ def test_killed_before_every_step(tmp_path, action):
         assert tree(path) == after
     assert step > 20
     assert tree(path) == after
-
-
-def _copy(folder, other):
-    for name, data in tree(folder).items():
-        target = other / name
-        if data is None:
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
 
 
 def test_killed_at_random_moments(tmp_path):
@@ -210,12 +201,12 @@ def test_the_disk_is_full_before_every_step(tmp_path, action):
     if action is not write_new:
         make_toy(base, 4)
     before, whole = tree(base), tmp_path / "whole"
-    _copy(base, whole)
+    copy_tree(base, whole)
     action(whole, shards=2)
     after, failures = tree(whole), 0
     for step in range(200):
         path = tmp_path / f"{step}"
-        _copy(base, path)
+        copy_tree(base, path)
         steps = ("fsync", "mkdir", "rename", "replace")
         with pytest.MonkeyPatch.context() as patch:
             before_step(step, _full, patch.setattr, steps)
