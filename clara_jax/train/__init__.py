@@ -6,6 +6,7 @@
 
 from clara_jax.train.abstract import AbstractRun, abstract_batch, abstract_run
 from clara_jax.train.checkpoints import Checkpoints
+from clara_jax.train.corpus import CorpusFeed
 from clara_jax.train.experiments import (
     Experiment,
     expand,
@@ -36,6 +37,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Clock",
+    "CorpusFeed",
     "Evaluate",
     "Evaluator",
     "EvaluatorFactory",

@@ -81,7 +81,10 @@ class CorpusFeed:
     calls nothing that other processes take part in.
 
     A batch has C candidates for every question, the most similar first, and knows as
-    positives those that have exactly the text of one of the question's right documents.
+    positives those that have exactly the text of one of the question's right documents;
+    no loss reads them. The metric ``recall`` of a step is over the questions that have
+    any, so over those whose right document was found: ``evaluate.CorpusRetrieval``
+    measures recall over the store.
     """
 
     every = 1
@@ -155,8 +158,11 @@ class CorpusFeed:
         self._restored = state["rows"]
 
     def close(self) -> None:
-        """End the thread; batches under way are dropped."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let the thread end; batches under way are dropped.
+
+        Nobody waits for it, since it may wait for devices of a process that is gone.
+        """
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
         self, state: TrainState, restored: Sequence[Sequence[int]] | None = None
