@@ -1,6 +1,7 @@
 """Small stores of made-up vectors, and processes that die while they write one."""
 
 import atexit
+import errno
 import functools
 import json
 import os
@@ -13,8 +14,10 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clara_jax.config import MemoryConfig
+from clara_jax.errors import ClaraError
 from clara_jax.search import Job, Piece, StoreSettings, compact, delete, write_store
 
 WIDTH = 6
@@ -125,6 +128,31 @@ def before_step(number, act, patch=setattr, steps=STEPS):
 
     for name in steps:
         patch(os, name, guard(getattr(os, name)))
+
+
+def fails_at(number, action, path, **options):
+    """Do something to a store on a disk that is full before one step.
+
+    Returns:
+      Whether that was an error, and whether there was such a step.
+    """
+    met = []
+
+    def full():
+        met.append(number)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        steps = ("fsync", "mkdir", "rename", "replace")
+        before_step(number, full, patch.setattr, steps)
+        try:
+            action(path, **options)
+        except ClaraError as error:
+            assert "the disk is full; free space" in str(error)
+            assert "\n" not in str(error)
+            return True, True
+    # Python makes nothing of a folder that cannot be made but is there.
+    return False, bool(met)
 
 
 class Worker:

@@ -5,6 +5,7 @@ It is written last and by rename, so that it exists exactly when the store is wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -206,18 +207,20 @@ def new_checksum(data: Any = b"") -> Any:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, several processes at once included.
+    """Write a file whole or not at all; several processes may write the same one.
 
     Raises:
       ClaraError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise write_error(path, error) from error

@@ -246,7 +246,12 @@ class Job:
             ``add``), or the disk is full; the store stays as it was.
         """
         if not self.finished:
-            infos = [self._info(k) for k in range(self.shards)]
+            # Listed, which on network disks shows what other hosts wrote just now.
+            there = set(os.listdir(self.store / SHARDS)) if self.shards else set()
+            infos = [
+                self._info(k) if self._folder(k).name in there else None
+                for k in range(self.shards)
+            ]
             whole = [info for info in infos if info is not None]
             if len(whole) < self.shards:
                 # The part that was last may have finished the store just now.

@@ -4,14 +4,12 @@ import os
 import random
 import resource
 import signal
-import time
 
 import numpy as np
 import pytest
-import toy_store
 from toy_store import (
-    before_step,
     copy_tree,
+    fails_at,
     make_toy,
     run,
     start,
@@ -37,6 +35,7 @@ from clara_jax.search import (
     write_shard,
     write_store,
 )
+from clara_jax.search.jobs import check_folder
 
 
 def texts(store):
@@ -164,24 +163,19 @@ def test_killed_before_every_step(tmp_path, action):
     assert tree(path) == after
 
 
-def test_killed_at_random_moments(tmp_path):
-    """The work that is done is never done again."""
+def test_killed_again_and_again(tmp_path):
+    """At random moments; the work that is done is never done again."""
     write_new(tmp_path / "whole", shards=24)
     path, draw, kills = tmp_path / "s", random.Random(0), 0
-    done = {}
-    while not (path / "store.json").exists():
-        worker = start("write_new", path, shards=24)
-        goal = min(len(done) + 5, 24)
-        while len(_written(path)) < goal and not (path / "store.json").exists():
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.01))
-        worker.kill()
-        kills += worker.wait() == -signal.SIGKILL
+    done: dict[str, int] = {}
+    while run("write_new", path, shards=24, die_at=draw.randrange(30, 70)):
+        kills += 1
         now = _written(path)
         assert done.items() <= now.items()
+        assert len(now) > len(done)
         done = now
-    write_new(path, shards=24)
-    assert kills > 2
+    assert kills > 3
+    assert done.items() <= _written(path).items()
     assert tree(path) == tree(tmp_path / "whole")
 
 
@@ -189,10 +183,6 @@ def _written(path):
     """Shards that are there, and a number that changes when one is written anew."""
     folders = path.glob("shards/[!.]*/shard.json")
     return {file.parent.name: file.stat().st_ino for file in folders}
-
-
-def _full():
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("action", [write_new, write_added, write_replaced])
@@ -207,25 +197,19 @@ def test_the_disk_is_full_before_every_step(tmp_path, action):
     for step in range(200):
         path = tmp_path / f"{step}"
         copy_tree(base, path)
-        steps = ("fsync", "mkdir", "rename", "replace")
-        with pytest.MonkeyPatch.context() as patch:
-            before_step(step, _full, patch.setattr, steps)
-            try:
-                action(path, shards=2)
-                break
-            except ClaraError as error:
-                assert "the disk is full; free space" in str(error)
-                assert "\n" not in str(error)
-                failures += 1
+        fails, met = fails_at(step, action, path, shards=2)
+        failures += fails
         now = tree(path)
         # What was there is as it was, and nothing half done lies about.
-        assert before.items() <= now.items()
+        assert before.items() <= now.items() or now == after
         assert not any(part.startswith(".") for name in now for part in name.split("/"))
         for folder in path.glob("shards/*"):
             assert (folder / "shard.json").exists()
         assert len(action(path, shards=2)) == len(Store.open(whole))
         assert tree(path) == after
-    assert failures > 10
+        if not met:
+            break
+    assert failures > 15
 
 
 def test_a_file_that_grows_too_large(tmp_path):
@@ -416,7 +400,7 @@ def test_add_to_a_store_of_another_kind(tmp_path, settings, said):
 
 def test_two_writers_of_one_part(tmp_path):
     path = tmp_path / "s"
-    busy = start("write_new", path, part=1, parts=2, hold_at=30, shards=4)
+    busy = start("write_new", path, part=1, parts=2, hold_at=15, shards=4)
     try:
         with pytest.raises(
             ClaraError, match="s: another process is writing part 2 of 2"
@@ -444,7 +428,7 @@ def test_no_such_part(tmp_path):
             with pytest.raises(ClaraError, match=f"no part {part + 1} of 2"):
                 job.missing(part, 2)
     with pytest.raises(ClaraError, match="no mode 'other'; give one of new, add"):
-        toy_store._write(tmp_path / "s", "other", "d", 0, 1, 1, False)
+        check_folder(tmp_path, "other")
 
 
 def test_a_shard_note_that_is_damaged(tmp_path):
