@@ -32,6 +32,7 @@ from clara_jax.search.scann_files import (
     Meta,
     Settings,
     failed,
+    has_index,
     load,
     quiet,
     read_meta,
@@ -174,9 +175,9 @@ def update_index(
     """Bring an index up to date with its store.
 
     Added documents are put in with the keys and hashes that were learnt before. Where
-    the epoch or the model differs, where more than a fifth of the documents were added
-    or deleted, or where their number asks for another method, the index is built anew,
-    with the settings that were given then.
+    it is damaged, the epoch or the model differs, more than a fifth of the documents
+    were added or deleted, or their number asks for another method, the index is built
+    anew, with the settings that were given then.
 
     Args:
       store, threads, progress: see `build_index`.
@@ -188,24 +189,31 @@ def update_index(
       ClaraError: there is no index, or as of `build_index`.
     """
     with hold(store, KIND):
-        meta = read_meta(store)
+        given: Mapping[str, Any] = {}
+        try:
+            meta = read_meta(store)
+            given = meta.given
+            folder = check_files(store, KIND, meta.note())
+        except ClaraError:
+            if not has_index(store):
+                raise
+            progress("the index is damaged: building anew")
+            return _build(store, given, threads, progress)
         if reason := _outgrown(store, meta):
             progress(f"{reason}: building anew")
-            return _build(store, meta.given, threads, progress)
+            return _build(store, given, threads, progress)
         added = meta.rows + np.flatnonzero(store.live[meta.rows :])
         if not len(added):
             return meta
-        folder = check_files(store, KIND, meta.note())
         keys, rows, searcher = load(folder)
         progress(f"{len(added):,} documents added")
-        with quiet():
-            try:
-                new = _document_keys(store, keys, added, progress)
+        new = _document_keys(store, keys, added, progress)
+        try:
+            with quiet():
                 searcher.searcher.upsert([None] * len(new), new, _UPSERTED)
-            except RuntimeError as error:
-                raise failed(folder, "add documents", error) from error
+        except RuntimeError as error:
+            raise failed(folder, "add documents", error) from error
         rows = np.concatenate([rows, added])
-
         note = {**meta.note(), "documents": len(rows), "measured": {}}
         written = write_index(
             store, KIND, lambda to: save(to, keys, rows, searcher), note
@@ -253,11 +261,11 @@ def _build(
     )
     found = _document_keys(store, keys, rows, progress)
     progress(f"ScaNN: {settings.method}, {len(rows):,} keys of {keys.dims}")
-    with quiet():
-        try:
+    try:
+        with quiet():
             searcher = _train(found, settings, threads or _processors())
-        except RuntimeError as error:
-            raise failed(index_folder(store, KIND), "build an index", error) from error
+    except RuntimeError as error:
+        raise failed(index_folder(store, KIND), "build an index", error) from error
 
     note = {
         "documents": len(rows),

@@ -216,6 +216,11 @@ def test_any_damage_is_one_clear_line(store):
             assert told.startswith(f"{path}: {says}") and "\n" not in told
             assert "compress index --store" in told
             path.write_bytes(whole)
+    path.write_bytes(whole[:-1])
+    told = []
+    again = update_index(store, progress=told.append)
+    assert told[0] == "the index is damaged: building anew"
+    assert again.settings == meta.settings
     ScannSearcher(store)
 
 
@@ -233,7 +238,7 @@ def test_a_damaged_note_is_told_and_built_over(store):
     path.write_text("{")
     with pytest.raises(ClaraError, match="is no JSON"):
         ScannSearcher(store)
-    build_index(store, dims=5)
+    update_index(store)
     ScannSearcher(store)
 
 
