@@ -247,7 +247,7 @@ class Job:
         """
         if not self.finished:
             # Listed, which on network disks shows what other hosts wrote just now.
-            there = set(os.listdir(self.store / SHARDS)) if self.shards else set()
+            there = {path.name for path in (self.store / SHARDS).glob("*")}
             infos = [
                 self._info(k) if self._folder(k).name in there else None
                 for k in range(self.shards)
