@@ -79,9 +79,10 @@ class RunFolder:
         begun = self.summary.exists() or bool(read_lines(self.metrics))
         if not begun and not any(self.checkpoints.glob("[0-9]*")):
             return
-        before = flatten(read_json(self.config))
-        # Through JSON, so that tuples compare with the lists that were read.
-        now = flatten(json.loads(json.dumps(to_dict(config))))
+        now = _fields(config)
+        # Fields that are newer than the run had their default values in it.
+        defaults = _fields(RunConfig(config.stage, config.workdir, "-"))
+        before = {**defaults, **flatten(read_json(self.config))}
         changed = [
             f"{name} (was {json.dumps(before.get(name))}, now {json.dumps(value)})"
             for name, value in now.items()
@@ -170,6 +171,11 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         found[name] = importlib.metadata.version(name)
     return found
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    """Fields as JSON gives them back, so that tuples compare with lists."""
+    return flatten(json.loads(json.dumps(to_dict(config))))
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -41,6 +41,16 @@ def test_what_changes_no_step_may_change(begun):
     assert json.loads(begun.config.read_text())["hooks"]["log_every"] == 1
 
 
+def test_a_run_of_an_earlier_version_goes_on(begun):
+    written = json.loads(begun.config.read_text())
+    for name in ("candidates", "store", "search"):
+        del written[name]
+    begun.config.write_text(json.dumps(written))
+    begun.check(config(begun.path))
+    with pytest.raises(ClaraError, match=r'search \(was "auto", now "exact"\)'):
+        begun.check(config(begun.path, search="exact"))
+
+
 def test_a_run_that_never_began_gives_its_folder_up(begun):
     begun.metrics.unlink()
     begun.check(config(begun.path, stage="instruct"))
