@@ -34,7 +34,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, descriptor: int | None):
-        """Keep a descriptor that is locked; use the functions below."""
+        """Keep a descriptor that is locked; use `hold`."""
         self._release = weakref.finalize(self, _let_go, path, descriptor)
 
     def release(self) -> None:
@@ -42,72 +42,21 @@ class Lock:
         self._release()
 
 
-def hold_store(store: Path, *, shared: bool) -> Lock:
-    """Hold a whole store: shared by writers of parts, alone for an edit.
+def hold(path: Path, shared: bool, busy: str, tries: int = _TRIES) -> Lock:
+    """Hold a lock file of any name.
+
+    Args:
+      path: made if absent.
+      shared: others may hold it, too, if they also share.
+      busy: the error if somebody else holds it.
+      tries: how often to try, some milliseconds apart.
+
+    Returns:
+      The lock, held.
 
     Raises:
-      ClaraError: another process is changing it, or its folder cannot be written.
+      ClaraError: somebody else holds it, or it cannot be written.
     """
-    return _hold(
-        store / FOLDER / "store",
-        shared,
-        f"{store}: another process is {'editing' if shared else 'writing to'} this "
-        "store; wait until it has ended",
-    )
-
-
-def hold_begin(store: Path) -> Lock:
-    """Hold the moment in which a job is begun, waiting for another's to pass."""
-    return _hold(
-        store / FOLDER / "begin",
-        False,
-        f"{store}: another process is beginning to write here; start the command again",
-        tries=40 * _TRIES,
-    )
-
-
-def hold_part(store: Path, part: int, parts: int) -> Lock:
-    """Hold one part of the shards.
-
-    Raises:
-      ClaraError: another process writes it, or shares the shards into another number
-        of parts.
-    """
-    name = f"part-{part}-of-{parts}"
-    mine = _hold(
-        store / FOLDER / name,
-        False,
-        f"{store}: another process is writing part {part + 1} of {parts} of this "
-        "store; wait until it has ended, or give another --part",
-    )
-    for path in (store / FOLDER).glob("part-*-of-*"):
-        theirs = path.name.rpartition("-")[2]
-        if theirs != str(parts) and not _is_free(path):
-            raise ClaraError(
-                f"{store}: another process shares this store out in {theirs} parts, "
-                f"this one in {parts}; give all the same number with --part"
-            )
-    return mine
-
-
-def sweep(store: Path) -> None:
-    """Remove what processes that were killed left of their locks."""
-    for path in (store / FOLDER).glob("*"):
-        _is_free(path)
-    with contextlib.suppress(OSError):
-        (store / FOLDER).rmdir()
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds a lock; its file is then removed."""
-    try:
-        _hold(path, False, "held", tries=1).release()
-    except ClaraError:
-        return False
-    return True
-
-
-def _hold(path: Path, shared: bool, busy: str, tries: int = _TRIES) -> Lock:
     if fcntl is None:
         return Lock(path, None)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -130,6 +79,75 @@ def _hold(path: Path, shared: bool, busy: str, tries: int = _TRIES) -> Lock:
             return Lock(path, None)
         os.close(descriptor)
     raise ClaraError(busy)
+
+
+_hold = hold
+
+
+def hold_store(store: Path, *, shared: bool) -> Lock:
+    """Hold a whole store: shared by writers of parts, alone for an edit.
+
+    Raises:
+      ClaraError: another process is changing it, or its folder cannot be written.
+    """
+    return hold(
+        store / FOLDER / "store",
+        shared,
+        f"{store}: another process is {'editing' if shared else 'writing to'} this "
+        "store; wait until it has ended",
+    )
+
+
+def hold_begin(store: Path) -> Lock:
+    """Hold the moment in which a job is begun, waiting for another's to pass."""
+    return hold(
+        store / FOLDER / "begin",
+        False,
+        f"{store}: another process is beginning to write here; start the command again",
+        tries=40 * _TRIES,
+    )
+
+
+def hold_part(store: Path, part: int, parts: int) -> Lock:
+    """Hold one part of the shards.
+
+    Raises:
+      ClaraError: another process writes it, or shares the shards into another number
+        of parts.
+    """
+    name = f"part-{part}-of-{parts}"
+    mine = hold(
+        store / FOLDER / name,
+        False,
+        f"{store}: another process is writing part {part + 1} of {parts} of this "
+        "store; wait until it has ended, or give another --part",
+    )
+    for path in (store / FOLDER).glob("part-*-of-*"):
+        theirs = path.name.rpartition("-")[2]
+        if theirs != str(parts) and not _is_free(path):
+            mine.release()
+            raise ClaraError(
+                f"{store}: another process shares this store out in {theirs} parts, "
+                f"this one in {parts}; give all the same number with --part"
+            )
+    return mine
+
+
+def sweep(store: Path) -> None:
+    """Remove what processes that were killed left of their locks."""
+    for path in (store / FOLDER).glob("*"):
+        _is_free(path)
+    with contextlib.suppress(OSError):
+        (store / FOLDER).rmdir()
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds a lock; its file is then removed."""
+    try:
+        hold(path, False, "held", tries=1).release()
+    except ClaraError:
+        return False
+    return True
 
 
 def _let_go(path: Path, descriptor: int | None) -> None:
