@@ -30,6 +30,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _ROOMS = {
     "answer": ("Session",),
+    "compress": (),
     "clara": (
         "Batch",
         "Tokens",
@@ -54,6 +55,7 @@ _ROOMS = {
     "loading": ("load",),
     "model": ("Transformer",),
     "plan": (),
+    "search": ("Store",),
     "sharding": ("make_mesh", "shard_batch"),
     "synthesize": (),
     "testing": (),

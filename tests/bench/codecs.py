@@ -11,6 +11,7 @@ holds them, and the share of bfloat16's own best five that a form finds again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -93,10 +94,9 @@ def main() -> None:
 
 def rewrite(store: Store, codec: str, scratch: Path) -> Store:
     """The same documents, with vectors in another form."""
-    kept = settings_dict(store.manifest)
-    settings = StoreSettings(
-        **{**kept, "memory": store.manifest.memory, "dtype": codec}
-    )
+    fields = dataclasses.fields(StoreSettings)
+    kept = {field.name: getattr(store.manifest, field.name) for field in fields}
+    settings = StoreSettings(**{**kept, "dtype": codec})
     starts = range(0, store.rows, SHARD)
     job = Job.begin(scratch / codec, settings, len(starts), {"from": "a store"}, "new")
     for number, start in enumerate(tqdm(starts, codec, leave=False)):
