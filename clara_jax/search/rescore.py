@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clara_jax.search.codecs import decode
 from clara_jax.search.store import Store
 
-_AT_ONCE = 1 << 24
-"""Numbers decoded at a time: 64 MB."""
+_READ, _DECODED = 1 << 24, 1 << 18
+"""Numbers read together, and of them decoded together: 1 MB stays in the cache."""
 
 
 def rescore(
@@ -28,16 +29,23 @@ def rescore(
     Returns:
       For each query float32 cosines, in the order of its rows; 0 for a vector of zeros.
     """
-    step = max(1, _AT_ONCE // queries.shape[1])
+    width = queries.shape[1]
+    read, decoded = (max(1, numbers // width) for numbers in (_READ, _DECODED))
     found = []
     for query, candidates in zip(queries, rows, strict=True):
-        scores = np.empty(len(candidates), np.float32)
-        for begin in range(0, len(candidates), step):
-            part = candidates[begin : begin + step]
-            vectors = store.vectors(part).reshape(len(part), -1)
-            norms = store.norms(part)
-            scores[begin : begin + step] = (
-                vectors @ query / np.where(norms > 0, norms, 1)
-            )
-        found.append(scores)
+        products = np.empty(len(candidates), np.float32)
+        for begin in range(0, len(candidates), read):
+            codes, scales = store.codes(candidates[begin : begin + read])
+            for start in range(0, len(codes), decoded):
+                part = slice(start, start + decoded)
+                vectors = decode(
+                    codes[part],
+                    None if scales is None else scales[part],
+                    store.dtype,
+                    store.width,
+                )
+                end = begin + start + len(vectors)
+                products[begin + start : end] = vectors.reshape(-1, width) @ query
+        norms = store.norms(candidates)
+        found.append(products / np.where(norms > 0, norms, 1))
     return found
