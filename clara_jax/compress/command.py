@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.compress.edits import megabytes, size_of
-from clara_jax.compress.parts import Part, own_part, parse_part
+from clara_jax.compress.parts import own_part, parse_part
 from clara_jax.compress.reading import Reader
 from clara_jax.compress.writing import Compressor, Counts, Task, model_place
 from clara_jax.data import Corpus, find_files
@@ -53,13 +53,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     path = Path(arguments.store)
     part = parse_part(arguments.part) if arguments.part else own_part()
     mesh = _mesh(arguments.mesh)
-    _, others = find_files(arguments.corpus)
-    if others:
-        names = ", ".join(
-            [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
-        )
-        what = "files are no documents" if len(others) > 1 else "file is no document"
-        _note(f"{len(others)} {what} and left out: {names}")
+    _tell_others(find_files(arguments.corpus)[1])
     clara = _load(arguments, mesh)
     _check(interrupt, path)
     corpus = Corpus(arguments.corpus, _watched(interrupt, path))
@@ -75,12 +69,12 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     if (path / MANIFEST).is_file():
         Store.open(path, settings.fingerprint)  # refuses another model, naming both
     goes_on = (path / JOB).is_file()
-    with Job.begin(path, settings, len(reader), _identity(corpus, arguments), mode) as (
-        job
-    ):
+    counts = Counts()
+    searches = "reasoner" in clara.adapters
+    identity = _identity(corpus, arguments)
+    with Job.begin(path, settings, len(reader), identity, mode) as job:
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
-            counts = Counts()
         else:
             if mode == "add":
                 try:
@@ -89,32 +83,32 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
                     if not goes_on:
                         (path / JOB).unlink(missing_ok=True)
                     raise
-            counts = _write(arguments, clara, mesh, job, reader, part, interrupt)
+            size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
+            compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
+            del clara  # and with it the weights that were merged, and other adapters
+            task = Task(job, reader, compressor, lambda: _check(interrupt, path, task))
+            counts = task.run(*part)
         store = job.commit()
-    _tell(counts, corpus, arguments)
+    _tell(counts)
     if store is None:
         print(
             f"{part} is written; {path} is finished by the part that ends last, so "
             "start the others, too"
         )
         return 0
-    _report(store, counts, clara, path)
+    _report(store, corpus.documents if mode == "new" else 0)
+    if searches:
+        print(
+            f'next: python -m clara_jax.answer --store {path} "question"\n'
+            f"from about 50,000 pieces on, searching is faster with an index: "
+            f"python -m clara_jax.compress index --store {path}"
+        )
+    else:
+        _note(
+            "this model has no reasoner, which stage end_to_end trains, to search the "
+            "store with"
+        )
     return 0
-
-
-def _write(
-    arguments: argparse.Namespace,
-    clara: Clara,
-    mesh: Mesh,
-    job: Job,
-    reader: Reader,
-    part: Part,
-    interrupt: Interrupt,
-) -> Counts:
-    size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
-    compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
-    task = Task(job, reader, compressor, lambda: _check(interrupt, job.store, task))
-    return task.run(*part)
 
 
 def _check(interrupt: Interrupt, store: Path, task: Task | None = None) -> None:
@@ -124,7 +118,7 @@ def _check(interrupt: Interrupt, store: Path, task: Task | None = None) -> None:
     left = "" if task is None else f", {len(task.left)} shards are left"
     raise Interrupted(
         interrupt.signal,
-        f"\n{interrupt.signal}: {store} is not finished{left}; start the same command "
+        f"{interrupt.signal}: {store} is not finished{left}; start the same command "
         "again to go on",
     )
 
@@ -220,7 +214,17 @@ def _refuse_known(store: Store, corpus: Corpus, progress: Any) -> None:
     look()
 
 
-def _tell(counts: Counts, corpus: Corpus, arguments: argparse.Namespace) -> None:
+def _tell_others(others: Sequence[Path]) -> None:
+    """Say which files of a folder are not taken."""
+    if not others:
+        return
+    names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
+    what = "files are no documents" if len(others) > 1 else "file is no document"
+    _note(f"{len(others)} {what} and left out: {', '.join(names)}")
+
+
+def _tell(counts: Counts) -> None:
+    """Say what this command did."""
     if counts.cut:
         _note(
             f"{counts.cut:,} of {counts.documents:,} documents are longer than the "
@@ -241,23 +245,15 @@ def _tell(counts: Counts, corpus: Corpus, arguments: argparse.Namespace) -> None
     )
 
 
-def _report(store: Store, counts: Counts, clara: Clara, path: Path) -> None:
+def _report(store: Store, documents: int) -> None:
+    """Say what the store holds, with what a document takes if their number is known."""
     size = size_of(store)
+    each = f"{megabytes(size / max(store.rows, 1))} a piece"
+    if documents:
+        each = f"{megabytes(size / documents)} a document, {each}"
     print(
-        f"{path}: {len(store):,} pieces of {store.num_memory} x {store.width} numbers "
-        f"in {store.dtype}, {megabytes(size)} "
-        f"({megabytes(size / max(store.rows, 1))} a piece)"
-    )
-    if "reasoner" not in clara.adapters:
-        _note(
-            "this model has no reasoner, which stage end_to_end trains, to search the "
-            "store with"
-        )
-        return
-    print(
-        "next:\n"
-        f"  python -m clara_jax.compress index --store {path}   (from 50,000 pieces)\n"
-        f'  python -m clara_jax.answer --store {path} "question"'
+        f"{store.path}: {len(store):,} pieces of {store.num_memory} x {store.width} "
+        f"numbers in {store.dtype}, {megabytes(size)} ({each})"
     )
 
 
