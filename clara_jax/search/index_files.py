@@ -141,7 +141,7 @@ def hold(store: Store, kind: str) -> Iterator[None]:
     Raises:
       ClaraError: somebody does.
     """
-    lock = locks._hold(
+    lock = locks.hold(
         store.path / locks.FOLDER / f"index-{kind}",
         False,
         f"{store.path}: another process is building its {KINDS[kind][0]} index; wait "

@@ -171,7 +171,7 @@ def test_an_index_of_other_rows_or_vectors_is_refused(store):
     after = reopen(store)
     assert has_index(after)
     for kind in ("scann", "auto"):
-        with pytest.raises(ClaraError, match=r"epoch 0 .* compress index --store"):
+        with pytest.raises(ClaraError, match=r"epoch 0 .*compress index --store"):
             open_searcher(after, kind)
     update_index(after)
     assert ScannSearcher(after)(questions(1), 1)[1].shape == (1, 1)
