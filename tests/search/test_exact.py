@@ -52,9 +52,7 @@ def test_agrees_with_numpy(tmp_path, queries, dtype, devices, tile):
 @pytest.mark.parametrize("limit", [0, 300])
 def test_streamed_blocks_give_the_same(tmp_path, queries, dtype, limit, monkeypatch):
     store = make_toy(tmp_path / "s", 53, dtype)
-    search = ExactSearcher(
-        store, devices=jax.devices()[:3], tile=2, memory_limit=limit
-    )
+    search = ExactSearcher(store, devices=jax.devices()[:3], tile=2, memory_limit=limit)
     read = []
     real = ExactSearcher._read
     monkeypatch.setattr(
