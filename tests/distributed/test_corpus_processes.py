@@ -1,5 +1,7 @@
 """Stage 3 against a corpus by two processes: what one computes, and its resumption."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,10 @@ def corpus(tmp_path_factory):
     given = [f"--config={ROOT}/configs/tiny.py:end_to_end", *overrides]
     (config,) = read_experiment([*given, f"--config.workdir={folder}/unused"]).runs
     store = store_maker(folder, config)("store").path
-    return folder, (*overrides, f"--config.store={store}", "--config.candidates=corpus")
+    search = (f"--config.store={store}", "--config.candidates=corpus")
+    overrides = (*overrides, *search)
+    Processes(folder, folder / "alone", 1, 2, *overrides, stage="end_to_end").finish()
+    return folder, overrides
 
 
 def evaluated(workdir):
@@ -37,21 +42,18 @@ def evaluated(workdir):
 def test_two_processes_find_what_one_finds(corpus, mesh):
     """By rows of their own; and both all rows, with parts of every matrix product."""
     folder, overrides = corpus
-    alone, both = folder / f"alone_{mesh}", folder / f"both_{mesh}"
-    stage = {"stage": "end_to_end"}
-    Processes(folder, alone, 1, 2, *overrides, **stage).finish()
-    size = 2 if mesh == "data" else 4
-    split = (f"--config.mesh.{mesh}={size}", "--config.data.workers=0")
-    Processes(folder, both, 2, 2, *overrides, *split, **stage).finish()
-    np.testing.assert_allclose(numbers(both), numbers(alone), rtol=1e-4)
+    alone, both = folder / "alone", folder / f"both_{mesh}"
+    split = f"--config.mesh.{mesh}=4"
+    Processes(folder, both, 2, 2, *overrides, split, stage="end_to_end").finish()
+    # Tokens aside, which are counted twice where two processes make the same rows.
+    ours, theirs = (numbers(workdir)[:, :3] for workdir in (both, alone))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     for key, value in evaluated(alone).items():
         assert evaluated(both)[key] == pytest.approx(value, rel=1e-4), key
 
 
 @pytest.mark.slow
 def test_preempted_processes_go_on_as_one(corpus):
-    import signal
-
     folder, overrides = corpus
     steps = "--config.optim.steps=40"
     whole, parts = folder / "whole", folder / "preempted"
