@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from clara_jax.generate import Clara
 from clara_jax.generate.settings import require_role
 from clara_jax.loading import load
 from clara_jax.search import Job, Store, StoreSettings
+from clara_jax.search.codecs import center_of
+from clara_jax.search.jobs import check_folder
 from clara_jax.search.manifest import JOB, MANIFEST
 from clara_jax.sharding import batch_parts, make_mesh
 from clara_jax.train.loop import Interrupt
@@ -32,6 +35,9 @@ T = TypeVar("T")
 
 PER_DEVICE = 32
 """Documents that a device reads together by default."""
+
+SAMPLE = 64
+"""Documents that tell what all vectors have in common, see ``codecs.center_of``."""
 
 _AXES = ("data", "fsdp", "tensor")
 _AT_ONCE = 4096
@@ -69,6 +75,15 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     if (path / MANIFEST).is_file():
         Store.open(path, settings.fingerprint)  # refuses another model, naming both
     goes_on = (path / JOB).is_file()
+    size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
+    compressor = None
+    begins = not goes_on and not (path / MANIFEST).is_file()
+    if settings.dtype != "bfloat16" and begins:
+        check_folder(path, mode)
+        compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
+        vectors = compressor(reader.sample(SAMPLE), lambda _: _check(interrupt, path))
+        center = center_of(vectors, settings.dtype)
+        settings = dataclasses.replace(settings, center=center)
     counts = Counts()
     searches = "reasoner" in clara.adapters
     identity = _identity(corpus, arguments)
@@ -83,8 +98,9 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
                     if not goes_on:
                         (path / JOB).unlink(missing_ok=True)
                     raise
-            size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
-            compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
+            if compressor is None:
+                merge = not arguments.no_merge
+                compressor = Compressor(clara, mesh, size, merge=merge)
             del clara  # and with it the weights that were merged, and other adapters
             task = Task(job, reader, compressor, lambda: _check(interrupt, path, task))
             counts = task.run(*part)

@@ -112,6 +112,19 @@ class Reader:
         """How many entries a shard has."""
         return int(self.bounds[shard + 1] - self.bounds[shard])
 
+    def sample(self, count: int) -> list[list[int]]:
+        """Rows of the beginnings of documents from all over the corpus.
+
+        Args:
+          count: of entries that are read, at most.
+
+        Raises:
+          ClaraError: a file has changed or can no longer be read.
+        """
+        entries = np.unique(np.linspace(0, len(self._corpus) - 1, count, dtype=int))
+        texts = [self._corpus[int(i)][0].text for i in entries]
+        return self._tokenizer.encode_documents(texts, self._limit)
+
     def read(self, shard: int) -> Texts:
         """Read, split and tokenise the documents of one shard.
 

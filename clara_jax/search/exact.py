@@ -158,13 +158,16 @@ class ExactSearcher:
     ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
         padded = np.zeros((_bucket(len(units)), units.shape[1]), np.float32)
         padded[: len(units)] = units
+        offsets = np.zeros(len(padded), np.float32)
+        if self.store.center is not None:
+            offsets = padded @ self.store.center.reshape(-1)
         devices, wide = self._mesh.size, _bucket(k)
         # In a thread of training another mesh may be in place.
         with jax.set_mesh(self._mesh):
             whole = NamedSharding(self._mesh, PartitionSpec())
             split = NamedSharding(self._mesh, _ROWS)
             shape = (devices, len(padded), wide)
-            query = jax.device_put(padded, whole)
+            query = jax.device_put((padded, offsets), whole)
             best = Best(
                 jax.device_put(np.full(shape, -np.inf, np.float32), split),
                 jax.device_put(np.full(shape, -1, np.int32), split),
@@ -256,7 +259,7 @@ def _bucket(count: int) -> int:
     jax.jit, static_argnames=("mesh", "tile", "dtype", "width", "recall")
 )
 def _scan(
-    queries: Float[Array, "B W"],
+    queries: tuple[Float[Array, "B W"], Float[Array, "B"]],
     block: Block,
     first: Int32[Array, ""],
     best: Best,
@@ -270,7 +273,7 @@ def _scan(
     """Merge a block's best rows into those found so far, on each device its own.
 
     Args:
-      queries: unit vectors.
+      queries: unit vectors, and their products with the store's center.
       block: on the devices, split by rows; each device's part is a multiple of `tile`.
       first: place of the block's first row among those of each device.
       best: of earlier blocks.
@@ -310,16 +313,21 @@ def _scan(
 
 
 def _cosines(
-    queries: Float[Array, "B W"], block: Block, dtype: str, width: int
+    queries: tuple[Float[Array, "B W"], Float[Array, "B"]],
+    block: Block,
+    dtype: str,
+    width: int,
 ) -> Float[Array, "B rows"]:
     """Cosines with decoded documents; -inf where there is none."""
+    units, offsets = queries
     vectors = decode(block.codes, block.scales, dtype, width, jnp)
     products = jax.lax.dot_general(
-        queries,
+        units,
         vectors.reshape(len(vectors), -1),
         (((1,), (1,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
     inverse = block.inverse[None]
-    return jnp.where(inverse < 0, -jnp.inf, products * inverse)
+    scores = (products + offsets[:, None]) * inverse
+    return jnp.where(inverse < 0, -jnp.inf, scores)

@@ -21,9 +21,10 @@ from clara_jax.search.manifest import (
 
 MODES = ("new", "add", "replace")
 
-FREE = ("model", "base")
+FREE = ("model", "base", "center")
 """Settings in which a job that goes on may differ: places, which hosts may spell
-differently. Those of the command that began it are kept."""
+differently, and what one of them has measured. Those of the command that began it are
+kept."""
 
 SAME = ("fingerprint", "memory", "width", "dtype")
 """Settings in which what is added to a store must agree with it."""

@@ -41,6 +41,7 @@ class StoreSettings:
       width: D.
       dtype: how vectors are kept, one of ``codecs.CODECS``.
       compute: type that the model computed in; for information.
+      center: that int8 and int4 vectors are kept without, see ``codecs.center_of``.
     """
 
     fingerprint: str
@@ -50,6 +51,7 @@ class StoreSettings:
     width: int
     dtype: str = "bfloat16"
     compute: str = ""
+    center: str = ""
 
     def __post_init__(self) -> None:
         check_codec(self.dtype)
@@ -121,7 +123,7 @@ def settings_dict(settings: StoreSettings) -> dict[str, Any]:
 def parse_settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Arguments of `StoreSettings` from a JSON object."""
     names = [field.name for field in dataclasses.fields(StoreSettings)]
-    found = {name: values[name] for name in names}
+    found = {name: values[name] for name in names if name in values}
     return {**found, "memory": parse(MemoryConfig, values["memory"], where)}
 
 

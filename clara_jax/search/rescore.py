@@ -46,6 +46,8 @@ def rescore(
                 )
                 end = begin + start + len(vectors)
                 products[begin + start : end] = vectors.reshape(-1, width) @ query
+        if store.center is not None:
+            products += store.center.reshape(-1) @ query
         norms = store.norms(candidates)
         found.append(products / np.where(norms > 0, norms, 1))
     return found

@@ -295,7 +295,9 @@ def _document_keys(
         begin, end = np.searchsorted(rows, [tile.start, tile.start + len(tile.norms)])
         local = rows[begin:end] - tile.start
         scales = None if tile.scales is None else tile.scales[local]
-        vectors = decode(tile.codes[local], scales, store.dtype, store.width)
+        vectors = decode(
+            tile.codes[local], scales, store.dtype, store.width, center=store.center
+        )
         found[begin:end] = keys.of_documents(unit(vectors.reshape(len(local), -1)))
         if end * 10 // len(rows) > told:
             told = end * 10 // len(rows)

@@ -55,9 +55,12 @@ class Contents:
 
 
 def contents_of(
-    vectors: Float[np.ndarray, "n M D"], pieces: Sequence[Piece], dtype: str
+    vectors: Float[np.ndarray, "n M D"],
+    pieces: Sequence[Piece],
+    dtype: str,
+    center: Float[np.ndarray, "M D"] | None = None,
 ) -> Contents:
-    """Encode the vectors of some pieces.
+    """Encode the vectors of some pieces; see ``codecs.encode``.
 
     Raises:
       ClaraError: there are not as many pieces, or one of them cannot be kept.
@@ -67,11 +70,11 @@ def contents_of(
             f"a shard was given {len(vectors)} document vectors for {len(pieces)} "
             "pieces; each piece needs its own"
         )
-    codes, scales = encode(vectors, dtype)
+    codes, scales = encode(vectors, dtype, center)
     return Contents(
         codes=codes,
         scales=scales,
-        norms=_norms(codes, scales, dtype, vectors.shape[-1]),
+        norms=_norms(codes, scales, dtype, vectors.shape[-1], center),
         table=to_table(pieces),
         texts=text_hashes(piece.text for piece in pieces),
         ids=text_hashes(piece.id for piece in pieces),
@@ -198,13 +201,14 @@ def _norms(
     scales: Float[np.ndarray, "n M"] | None,
     dtype: str,
     width: int,
+    center: Float[np.ndarray, "M D"] | None,
 ) -> Float[np.ndarray, "n"]:
     norms = np.empty(len(codes), np.float32)
     step = max(1, _AT_ONCE // max(1, codes[:1].size))
     for start in range(0, len(codes), step):
         part = slice(start, start + step)
         scale = None if scales is None else scales[part]
-        vectors = decode(codes[part], scale, dtype, width)
+        vectors = decode(codes[part], scale, dtype, width, center=center)
         # Not a dot product, whose last bit depends on the number of threads.
         squares = np.square(vectors, dtype=np.float64)
         norms[part] = np.sqrt(squares.sum(axis=(1, 2)))

@@ -28,7 +28,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.codecs import decode
+from clara_jax.search.codecs import decode, read_center
 from clara_jax.search.lookup import Lookup
 from clara_jax.search.manifest import SHARDS, Manifest, checksum_of, read_manifest
 from clara_jax.search.pieces import Piece, from_table, map_table, to_table
@@ -151,6 +151,11 @@ class Store:
         return self.manifest.generation
 
     @functools.cached_property
+    def center(self) -> Float[np.ndarray, "M D"] | None:
+        """What the codes of all vectors are kept without; None: nothing."""
+        return read_center(self.manifest.center, (self.num_memory, self.width))
+
+    @functools.cached_property
     def deleted(self) -> Int64[np.ndarray, "n"]:
         """Sorted numbers of the rows that are deleted."""
         info = self.manifest.deleted
@@ -172,7 +177,7 @@ class Store:
           ClaraError: there is no such row.
         """
         codes, scales = self.codes(rows)
-        return decode(codes, scales, self.dtype, self.width)
+        return decode(codes, scales, self.dtype, self.width, center=self.center)
 
     def codes(
         self, rows: Rows

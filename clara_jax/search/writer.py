@@ -6,6 +6,7 @@ finished store is byte for byte the same, whoever wrote which shard and in what 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Float
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
+from clara_jax.search.codecs import center_of, read_center
 from clara_jax.search.commit import (
     check_ids,
     remove_strays,
@@ -126,8 +128,8 @@ class Job:
         Args:
           store: folder of the store.
           settings: what its vectors have in common. Of a job that goes on, ``model``
-            and ``base`` may be other spellings; when documents are added, they and
-            ``compute`` stay the store's.
+            and ``base`` may be other spellings and ``center`` another; when documents
+            are added, they and ``compute`` stay the store's.
           shards: how many shards the corpus makes.
           corpus: a JSON object that says what is compressed, such as names, sizes and
             checksums of files; a job with another one is refused.
@@ -166,6 +168,8 @@ class Job:
         lock: Lock,
     ) -> Job:
         before = read_manifest(path) if (path / MANIFEST).is_file() else None
+        if before is not None:
+            settings = dataclasses.replace(settings, center=before.center)
         values = new_job(settings, shards, corpus, mode, before)
         digest = job_digest(values)
         begun = read_job(path, before)
@@ -232,7 +236,8 @@ class Job:
                 f"a piece, but was given {vectors.shape[1]} of {vectors.shape[2]}"
             )
         if self._info(k) is None:
-            contents = contents_of(vectors, pieces, self._settings.dtype)
+            center = read_center(self._settings.center, expected)
+            contents = contents_of(vectors, pieces, self._settings.dtype, center)
             write_contents(self._folder(k), contents, job=self._digest, mark=self._mark)
 
     def commit(self) -> Store | None:
@@ -340,6 +345,9 @@ def write_store(
     Raises:
       ClaraError: the folder is in use, or cannot be written.
     """
+    if not settings.center:
+        center = center_of(vectors, settings.dtype)
+        settings = dataclasses.replace(settings, center=center)
     shards = -(-len(vectors) // shard_size)
     with Job.begin(path, settings, shards, {"pieces": len(pieces)}) as job:
         for k in job.missing():

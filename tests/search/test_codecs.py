@@ -6,7 +6,7 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS, decode, encode
-from clara_jax.search.codecs import CLIPS, code_type
+from clara_jax.search.codecs import CLIPS, center_of, code_type, read_center
 
 
 def gaussians(*shape, seed=0):
@@ -147,3 +147,19 @@ def test_numbers_that_are_not_finite(dtype, value):
 def test_unknown_codec():
     with pytest.raises(ClaraError, match="no codec 'int2'.*bfloat16, int8, int4"):
         encode(gaussians(1, 1, 2), "int2")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_what_vectors_have_in_common_costs_no_steps(dtype):
+    rng = np.random.default_rng(3)
+    common = 10 * rng.standard_normal((2, 32)).astype(np.float32)
+    vectors = common + rng.standard_normal((100, 2, 32)).astype(np.float32)
+    center = read_center(center_of(vectors[:20], dtype), (2, 32))
+
+    def error(center):
+        codes, scales = encode(vectors, dtype, center)
+        found = decode(codes, scales, dtype, 32, center=center)
+        return np.sqrt(np.mean(np.square(found - vectors)))
+
+    assert error(center) < error(None) / 3
+    assert center_of(vectors, "bfloat16") == "" and read_center("", (2, 32)) is None

@@ -10,6 +10,7 @@ from toy_store import SHARD, make_toy, toy_pieces, toy_settings, toy_vectors
 
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS, Piece, Store, decode, delete, encode, write_store
+from clara_jax.search.codecs import center_of, read_center
 from clara_jax.search.manifest import digest_of
 
 ODD_TEXTS = [
@@ -32,7 +33,9 @@ def test_vectors_come_back_in_any_order(tmp_path, dtype):
     )
     assert (store.rows, len(store), store.dtype) == (10, 10, dtype)
     assert (store.num_memory, store.width) == vectors.shape[1:]
-    expected = decode(*encode(vectors, dtype), dtype, store.width)
+    center = read_center(center_of(vectors, dtype), vectors.shape[1:])
+    codes = encode(vectors, dtype, center)
+    expected = decode(*codes, dtype, store.width, center=center)
     for rows in ([9, 0, 4, 4, 3], range(10), [], np.array([8, 2], np.int32)):
         found = store.vectors(rows)
         np.testing.assert_array_equal(found, expected[np.asarray(rows, int)])
@@ -60,7 +63,7 @@ def test_tiles_cover_the_rows(tmp_path, dtype, size, start, stop):
         assert 0 < count <= min(size, SHARD)
         here = range(tile.start, tile.start + count)
         assert here[0] // SHARD == here[-1] // SHARD
-        found = decode(tile.codes, tile.scales, dtype, store.width)
+        found = decode(tile.codes, tile.scales, dtype, store.width, center=store.center)
         np.testing.assert_array_equal(found, store.vectors(here))
         np.testing.assert_array_equal(tile.norms, store.norms(here))
         rows += here
