@@ -152,12 +152,15 @@ def _ended_by_signals() -> Iterator[None]:
     A compiler runs for minutes, in which Python hears of none; and libtpu answers
     SIGTERM with a report of its own crash.
     """
-    before = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
+    before = {n: signal.getsignal(n) for n in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

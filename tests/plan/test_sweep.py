@@ -165,6 +165,15 @@ def test_a_table_lines_up():
 
 def start(tmp_path, *more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # In the background of a shell SIGINT is ignored, and children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _start(environment, tmp_path, more)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(environment, tmp_path, more):
     return subprocess.Popen(
         [
             sys.executable,
