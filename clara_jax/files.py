@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+
+
+def writable_folder(path: Path) -> None:
+    """Make a folder unless it is there; find out now whether it takes files.
+
+    Call it before work that would be lost if they could not be written.
+
+    Raises:
+      ClaraError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
         raise write_error(path, error) from error
 
 

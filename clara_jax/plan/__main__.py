@@ -9,16 +9,17 @@ libtpu, for CPUs on simulated devices, for GPUs likewise, as far as that goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import told
+from clara_jax.files import told, writable_folder
 from clara_jax.plan.topology import (
     cache_home,
     default_libtpu,
@@ -27,6 +28,7 @@ from clara_jax.plan.topology import (
 )
 
 WORK = ("train", "compress", "decode")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,10 +123,14 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
         finally:
             signal.signal(signal.SIGTERM, before)
         return 0
-    from clara_jax.plan.compile import measure
+    from clara_jax.plan.compile import kept, measure
     from clara_jax.plan.report import markdown, report
 
-    result: dict[str, Any] = measure(case, folder, _say)
+    result = kept(case, folder)
+    if result is None:
+        writable_folder(folder)
+        with _ended_by_signals():
+            result = measure(case, folder, _say)
     if arguments.json:
         print(json.dumps(result))
     elif arguments.markdown:
@@ -137,6 +143,24 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
 def _terminated(number: int, frame: Any) -> NoReturn:
     """End in order, so that no compilation is left behind."""
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals end the process as they come.
+
+    A compiler runs for minutes, in which Python hears of none; and libtpu answers
+    SIGTERM with a report of its own crash.
+    """
+    before = {n: signal.getsignal(n) for n in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from clara_jax.config import REMAT_POLICIES, MeshConfig, RunConfig
 from clara_jax.errors import ClaraError
+from clara_jax.files import writable_folder
 from clara_jax.plan.case import Case, backbone_shape, parse_mesh, settle
 from clara_jax.plan.compile import kept
 from clara_jax.plan.sweep import Point, interpreter, meshes, points, sweep
@@ -93,7 +94,7 @@ def make_sweep(
       The table.
 
     Raises:
-      ClaraError: see `sweep.sweep`.
+      ClaraError: a folder that cannot be written; and see `sweep.sweep`.
     """
     if case.work != "train":
         raise ClaraError("--sweep is of training; leave --work out")
@@ -151,6 +152,8 @@ def make_sweep(
         )
         return kept(dataclasses.replace(case, config=settled), folder)
 
+    for place in (out, folder):
+        writable_folder(place)
     say(f"table and picture go to {out}; stopped, the same command goes on")
     return sweep(
         lambda best: points(config, found, best, counts, remats),

@@ -136,7 +136,7 @@ def find_libtpu(given: str = "") -> Path:
       ClaraError: it is missing, or of a version that jax was not made for.
     """
     wanted = wanted_libtpu()
-    install = f"pip install --target {default_libtpu()} 'libtpu{wanted}'"
+    install = _install()
     named = given or os.environ.get("TPU_LIBRARY_PATH", "")
     if named:
         place = Path(named).expanduser()
@@ -177,6 +177,13 @@ def wanted_libtpu() -> str:
     return ""
 
 
+def _install() -> str:
+    """The command that puts a fitting libtpu where the planner finds it."""
+    return (
+        f"pip install --no-deps --target {default_libtpu()} 'libtpu{wanted_libtpu()}'"
+    )
+
+
 def devices(topology: Topology) -> list[Any]:
     """The devices of a machine, in libtpu's order.
 
@@ -206,7 +213,11 @@ def devices(topology: Topology) -> list[Any]:
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         found = topologies.get_topology_desc(topology.name, platform="tpu", **options)
-    except Exception as error:  # whatever libtpu raises, it is about the name
+    except Exception as error:  # else, whatever libtpu raises is about the name
+        if "Failed to open" in str(error):
+            raise ClaraError(
+                f"libtpu cannot be loaded ({first_line(error)}); {_install()}"
+            ) from error
         raise ClaraError(
             f"--topology {topology.name}: libtpu {libtpu_version()} does not know it "
             f"({first_line(error)})"

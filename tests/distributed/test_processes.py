@@ -14,8 +14,9 @@ import pytest
 from clara_jax.train import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "launch" / "local.py"
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-STEPS = 8
+STEPS = 16
 
 
 def free_port() -> int:
@@ -25,27 +26,37 @@ def free_port() -> int:
 
 
 class Processes:
-    """The training command, once per process."""
+    """The training command, once per process; or once through ``launch/local.py``."""
 
-    def __init__(self, folder, workdir, count, devices, *overrides, stage="scp"):
+    def __init__(
+        self, folder, workdir, count, devices, *overrides, stage="scp", local=False
+    ):
         port = free_port()
-        self.logs = [folder / f"{workdir.name}.{port}.{i}" for i in range(count)]
-        command = [sys.executable, "-m", "clara_jax.train"]
-        command += [f"--config=configs/tiny.py:{stage}", f"--config.workdir={workdir}"]
+        train = [sys.executable, "-m", "clara_jax.train"]
+        train += [f"--config=configs/tiny.py:{stage}", f"--config.workdir={workdir}"]
+        train += overrides
         flags = f"--xla_force_host_platform_device_count={devices} {FAST}"
-        self.running = []
-        for i, log in enumerate(self.logs):
-            environment = {
-                **os.environ,
-                "XLA_FLAGS": flags,
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "jit"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
+        if local:
+            sizes = [f"--processes={count}", f"--devices={devices}"]
+            commands = [[sys.executable, str(LOCAL), *sizes, "--grace=300", "--"]]
+            commands[0] += train
+        elif count == 1:
+            commands = [train]
+        else:
             own = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
-            own = [*own, f"--process={i}"] if count > 1 else []
-            with log.open("w") as stream:
+            commands = [[*train, *own, f"--process={i}"] for i in range(count)]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "jit"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.logs, self.running = [], []
+        for i, command in enumerate(commands):
+            self.logs.append(folder / f"{workdir.name}.{port}.{i}")
+            with self.logs[-1].open("w") as stream:
                 process = subprocess.Popen(
-                    [*command, *overrides, *own],
+                    command,
                     cwd=ROOT,
                     env=environment,
                     stdout=stream,
@@ -110,12 +121,10 @@ def adapters(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "mesh"), [(2, {"fsdp": 2}), (4, {"tensor": 2})])
-def test_processes_compute_what_one_computes(whole, count, mesh):
+def test_two_processes_compute_what_one_computes(whole):
     folder, expected = whole
-    workdir = folder / f"of_{count}"
-    overrides = [f"--config.mesh.{name}={size}" for name, size in mesh.items()]
-    Processes(folder, workdir, count, 2, *settings(), *overrides).finish()
+    workdir = folder / "of_2"
+    Processes(folder, workdir, 2, 2, *settings(), "--config.mesh.fsdp=2").finish()
     np.testing.assert_allclose(numbers(workdir), expected, rtol=1e-5)
     assert (
         adapters(workdir)["memory"].shape == adapters(folder / "whole")["memory"].shape
@@ -123,22 +132,36 @@ def test_processes_compute_what_one_computes(whole, count, mesh):
 
 
 @pytest.mark.slow
-def test_preempted_processes_go_on_as_fewer(whole):
+def test_four_preempted_processes_go_on_as_two(whole):
+    """4 of 2 devices, told to stop; 2 of 1, one of which is; 2 of 1 to the end."""
     folder, expected = whole
     workdir = folder / "preempted"
-    # The whole run is 8 steps; hold it at some step by a signal to one process only.
-    first = Processes(folder, workdir, 4, 2, *settings())
-    first.until(workdir, 2)
-    first.running[2].send_signal(signal.SIGTERM)
-    statuses = first.wait()
-    assert statuses in ([75] * 4, [0] * 4), first.text(0)[-3000:]
-    assert statuses == [75] * 4, "it was over before the signal came"
-    done = len(numbers(workdir))
-    assert 2 <= done < STEPS
+    mesh = "--config.mesh.tensor=2"
+    first = Processes(folder, workdir, 4, 2, *settings(), mesh, local=True)
+    first.until(workdir, 5)
+    first.running[0].send_signal(signal.SIGTERM)
+    done = stopped(first, workdir, [75])
+
     second = Processes(folder, workdir, 2, 1, *settings())
-    second.finish()
+    second.until(workdir, done + 2)
+    second.running[1].send_signal(signal.SIGTERM)
     assert f"going on after step {done} of {STEPS}" in second.text(0)
+    done = stopped(second, workdir, [75, 75])
+
+    third = Processes(folder, workdir, 2, 1, *settings(), local=True)
+    third.finish()
+    assert f"going on after step {done} of {STEPS}" in third.text(0)
     np.testing.assert_allclose(numbers(workdir), expected, rtol=1e-5)
+
+
+def stopped(run, workdir, expected):
+    """Steps that a run has done when all its processes have stopped."""
+    statuses = run.wait()
+    assert statuses != [0] * len(statuses), "it was over before the signal came"
+    assert statuses == expected, run.text(0)[-3000:]
+    done = len(numbers(workdir))
+    assert done < STEPS
+    return done
 
 
 @pytest.mark.slow

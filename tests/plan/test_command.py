@@ -47,6 +47,9 @@ MISTAKES = [
     ([TINY, CPU, "--sweep", "--sweep-accumulate=x"], "must be numbers"),
     ([TINY, CPU, "--sweep", "--sweep-meshes=fsdp=5"], "does not fit 8 devices"),
     ([TINY, CPU, "--sweep", "--work=decode"], "--sweep is of training"),
+    # Told before anything is compiled.
+    ([TINY, CPU, "--cache=/dev/null/x"], "/dev/null/x: cannot be written"),
+    ([TINY, CPU, "--sweep", "--out=/dev/null/x"], "/dev/null/x: cannot be written"),
 ]
 
 

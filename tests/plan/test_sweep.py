@@ -165,6 +165,15 @@ def test_a_table_lines_up():
 
 def start(tmp_path, *more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # In the background of a shell SIGINT is ignored, and children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _start(environment, tmp_path, more)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(environment, tmp_path, more):
     return subprocess.Popen(
         [
             sys.executable,
@@ -174,7 +183,7 @@ def start(tmp_path, *more):
             "--topology=cpu:4",
             "--sweep",
             "--sweep-accumulate=1",
-            "--sweep-meshes=fsdp=4;fsdp=2,tensor=2;data=2,fsdp=2",
+            "--sweep-meshes=fsdp=4;fsdp=2,tensor=2;data=2,fsdp=2;data=4",
             f"--cache={tmp_path / 'cache'}",
             f"--out={tmp_path / 'out'}",
             *more,
@@ -188,25 +197,36 @@ def start(tmp_path, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_was_stopped_goes_on(tmp_path, how):
-    first = start(tmp_path)
-    assert first.stderr is not None
-    for line in first.stderr:
-        if line.startswith("mesh "):
-            break  # one case is done, the next one has begun
-    first.send_signal(how)
-    first.communicate()
-    assert first.returncode in (-9, 143, 130)
-    kept = sorted((tmp_path / "cache").glob("*.json"))
-    assert kept
-    before = {path: path.stat().st_mtime_ns for path in kept}
-    assert (tmp_path / "out" / "sweep.csv").is_file()
-    time.sleep(0.1)
+def test_a_sweep_that_was_stopped_goes_on(tmp_path):
+    """Stopped three times, each time after one more case."""
+    before = {}
+    ways = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    for done, (how, status) in enumerate(ways, start=1):
+        run = start(tmp_path)
+        assert run.stderr is not None
+        told = []
+        for line in run.stderr:
+            told += [line] if line.startswith("mesh ") else []
+            if len(told) == done:
+                break  # the next case has begun
+        run.send_signal(how)
+        run.communicate()
+        assert run.returncode == status
+        assert [line.endswith("(kept)\n") for line in told] == [True] * (done - 1) + [
+            False
+        ]
+        now = {path: path.stat().st_mtime_ns for path in kept(tmp_path)}
+        assert before.items() <= now.items() and len(now) >= done
+        assert (tmp_path / "out" / "sweep.csv").is_file()
+        before = now
+        time.sleep(0.1)
     out, err = start(tmp_path).communicate()
     lines = [line for line in err.splitlines() if line.startswith("mesh ")]
-    assert len(lines) == 3 and lines[0].endswith("(kept)"), err
+    assert len(lines) == 4 and all(x.endswith("(kept)") for x in lines[:3]), err
     assert all(path.stat().st_mtime_ns == old for path, old in before.items())
-    assert len(out.splitlines()) == 5
-    for path in (tmp_path / "cache").glob("*.json"):
-        assert json.loads(path.read_text())["programs"]
+    assert len(out.splitlines()) == 6
+    assert all(json.loads(path.read_text())["programs"] for path in kept(tmp_path))
+
+
+def kept(tmp_path):
+    return sorted((tmp_path / "cache").glob("*.json"))

@@ -72,7 +72,9 @@ def library(folder, version):
 def test_without_libtpu_the_command_says_what_to_install(nowhere):
     wanted = wanted_libtpu()
     assert wanted.startswith("==0.0.")
-    expected = rf"pip install --target {nowhere}/clara_jax/libtpu 'libtpu{wanted}'"
+    expected = (
+        rf"pip install --no-deps --target {nowhere}/clara_jax/libtpu 'libtpu{wanted}'"
+    )
     with pytest.raises(ClaraError) as error:
         prepare(parse_topology("v5e:4x4"))
     assert str(error.value).endswith(expected)
@@ -97,3 +99,14 @@ def test_libtpu_is_found_where_it_was_put(nowhere, monkeypatch):
     monkeypatch.setenv("TPU_LIBRARY_PATH", str(other))
     assert find_libtpu() == other
     assert find_libtpu(str(nowhere / "clara_jax" / "libtpu")) == place
+
+
+def test_a_library_that_cannot_be_loaded_is_no_unknown_layout(nowhere, monkeypatch):
+    from jax.experimental import topologies
+
+    def refuse(*_, **__):
+        raise RuntimeError("INTERNAL: Failed to open libtpu.so: file too short")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ClaraError, match="cannot be loaded .*too short.*pip install"):
+        devices(parse_topology("v5e:4x4"))

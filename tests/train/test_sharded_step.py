@@ -1,9 +1,11 @@
 """The same step on one device and on meshes of several: equal numbers, split arrays."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from clara_jax.clara import make_loss
@@ -59,7 +61,15 @@ def one_step(stage, sizes):
     run = compile_on_mesh(step, mesh, given[0])
     with jax.set_mesh(mesh):
         state, metrics = run(*given, shard_batch(mesh, batch))
-    return jax.device_get((state.trainable, metrics)), state, given[1]
+    # A tenth of the gradients, as they are after clipping.
+    moments = optax.tree.get(state.opt_state, "mu")
+    return jax.device_get((state.trainable, moments, metrics)), state, given[1]
+
+
+@functools.cache
+def alone(stage):
+    """Numbers of one device."""
+    return one_step(stage, {})[0]
 
 
 def _with_wide_rows(toy):
@@ -87,17 +97,29 @@ CASES = [
 
 @pytest.mark.parametrize(("stage", "name"), CASES)
 def test_meshes_give_the_numbers_of_one_device(stage, name):
-    (alone, expected), _, _ = one_step(stage, {})
-    (split, metrics), _, _ = one_step(stage, MESHES[name])
+    weights, gradients, expected = alone(stage)
+    (split, moments, metrics), _, _ = one_step(stage, MESHES[name])
     for key in expected:
         np.testing.assert_allclose(
             metrics[key], expected[key], rtol=1e-5, atol=1e-7, err_msg=key
         )
+    # The whole gradient, and each array of it that is more than rounding.
+    size = norm(jax.tree.leaves(gradients))
+    both = pairs(moments, gradients)
+    assert norm([x - y for x, y in both]) <= 1e-5 * size
+    for ours, theirs in both:
+        assert norm([ours - theirs]) <= 2e-5 * norm([theirs]) + 1e-7 * size
     # After Adam's first step a change of sign would be a whole learning rate.
-    for ours, theirs in zip(
-        jax.tree.leaves(split), jax.tree.leaves(alone), strict=True
-    ):
+    for ours, theirs in pairs(split, weights):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def pairs(ours, theirs):
+    return list(zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+
+
+def norm(arrays):
+    return np.sqrt(sum(np.sum(np.square(array, dtype=float)) for array in arrays))
 
 
 def held(array):
