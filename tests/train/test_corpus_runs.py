@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from clara_jax.convert import load_model
+from clara_jax.generate import encode_rows
 from clara_jax.train import Interrupted, read_experiment, read_lines, run
 from clara_jax.train.__main__ import main, make_evaluators
 from clara_jax.train.feeds import make_feed
-from clara_jax.train.parts import assemble
+from clara_jax.train.parts import assemble, first_state
 from tests.train.tiny_store import store_maker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,42 @@ def losses(folder):
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
+def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
+    parts = assemble(read(tmp_path, store.path, *CORPUS), silent)
+    with jax.set_mesh(parts.mesh):
+        made = make_feed(parts, silent, lambda: None, lambda: False)
+        assert made is not None and made[1] is not None
+        feed, hook = made
+        hook.prime(first_state(parts)[0])
+        batch = next(feed)
+        asked = [
+            ids[mask].tolist()
+            for ids, mask in zip(batch.question.ids, batch.question.mask, strict=True)
+        ]
+        queries = encode_rows(
+            parts.model,
+            parts.backbone,
+            {**parts.frozen, **parts.start.trainable},
+            asked,
+            role="reasoner",
+            num_memory=parts.config.memory.num_memory,
+            pad_id=parts.tokenizer.pad_id,
+            batch_size=4,
+        ).reshape(4, -1)
+    hook.close()
+    table = store.vectors(range(store.rows)).reshape(store.rows, -1)
+    scores = queries @ (table / np.linalg.norm(table, axis=1, keepdims=True)).T
+    nearest = np.argsort(-scores, axis=1)[:, :6]
+    np.testing.assert_array_equal(batch.vectors.reshape(4, 6, -1), table[nearest])
+    # Every name is told in one document, with which it begins.
+    for row, right, tokens in zip(nearest, batch.positives, asked, strict=True):
+        words = parts.tokenizer.decode(tokens).split()
+        texts = [piece.text.split() for piece in store.pieces(row)]
+        assert right.tolist() == [text[0] in words for text in texts]
+    assert batch.candidates is None and np.all(batch.candidate_mask)
+
+
+@pytest.mark.slow
 def test_the_answer_loss_trains_the_reasoner_on_the_corpus(trained, store):
     assert [step for step, _ in losses(trained)] == [1, 2, 3, 4, 5, 6]
     final = json.loads((trained / "summary.json").read_text())["final"]
@@ -110,6 +147,7 @@ class Stop:
         yield "stopped", 1.0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(trained, store, made, tmp_path, capsys):
     folder = tmp_path / "run"
     config = read(folder, store.path, *CORPUS, "--config.hooks.eval_every=3")
