@@ -22,7 +22,7 @@ from clara_jax.data import open_records
 from clara_jax.evaluate.evaluators import questions_of
 from clara_jax.evaluate.metrics import score_answers
 from clara_jax.loading import load
-from clara_jax.search.codecs import CODECS
+from clara_jax.search.codecs import CODECS, center_of
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.manifest import StoreSettings
 from clara_jax.search.store import Store
@@ -30,6 +30,8 @@ from clara_jax.search.writer import Job
 
 K = 5
 SHARD = 4096
+SAMPLE = 64
+"""Documents that tell the center, as when a corpus is compressed."""
 
 
 def main() -> None:
@@ -96,7 +98,9 @@ def rewrite(store: Store, codec: str, scratch: Path) -> Store:
     """The same documents, with vectors in another form."""
     fields = dataclasses.fields(StoreSettings)
     kept = {field.name: getattr(store.manifest, field.name) for field in fields}
-    settings = StoreSettings(**{**kept, "dtype": codec})
+    some = np.linspace(0, store.rows - 1, SAMPLE, dtype=int)
+    center = center_of(store.vectors(np.unique(some)), codec)
+    settings = StoreSettings(**{**kept, "dtype": codec, "center": center})
     starts = range(0, store.rows, SHARD)
     job = Job.begin(scratch / codec, settings, len(starts), {"from": "a store"}, "new")
     for number, start in enumerate(tqdm(starts, codec, leave=False)):
