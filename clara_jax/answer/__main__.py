@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from clara_jax.answer import Session, Stored, check_question
 from clara_jax.answer.printing import as_json, as_text, as_tokens
-from clara_jax.answer.shelves import made_by
 from clara_jax.clara import vector_fingerprint
+from clara_jax.compress import find_model
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
@@ -35,6 +35,7 @@ from clara_jax.search.searcher import SEARCHES, open_searcher
 from clara_jax.search.store import Store
 
 DOCUMENTS = "documents.jsonl"
+EXPLAINED = 10
 _UNKNOWN = "that the model's tokenizer does not know"
 
 
@@ -91,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--explain",
         type=int,
         nargs="?",
-        const=10,
+        const=EXPLAINED,
         default=0,
         metavar="N",
         help="print the N tokens nearest to each of the reasoner's vectors "
@@ -117,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its result is the exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(_spelled(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
@@ -127,6 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
         return 1
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """``--explain`` before a question is no ``--explain N``."""
+    given = list(argv)
+    for i, text in enumerate(given):
+        if text == "--explain" and not "".join(given[i + 1 : i + 2]).isdecimal():
+            given[i] = f"--explain={EXPLAINED}"
+    return given
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -193,7 +203,7 @@ def _stored(arguments: argparse.Namespace) -> Session:
     if arguments.documents or arguments.whole:
         raise ClaraError("--store brings its own documents; leave --documents out")
     store = Store.open(arguments.store)
-    model, base = made_by(store)
+    model, base = find_model(store)
     if arguments.model:
         model, base = arguments.model, ""
     clara = _load(arguments, model, base)

@@ -140,16 +140,6 @@ class Stored:
         )
 
 
-def made_by(store: Store) -> tuple[str, str]:
-    """The model that made a store, and its base, as ``load`` takes them."""
-
-    def place(name: str) -> str:
-        beside = store.path / name
-        return str(beside) if name and beside.exists() else name
-
-    return place(store.manifest.model), place(store.manifest.base)
-
-
 def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:
     """Vectors of all texts; a bar appears when it takes long."""
     step = 8 * clara.config.batch_size

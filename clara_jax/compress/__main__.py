@@ -148,10 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     store = Path(arguments.store)
     edits = arguments.delete or arguments.compact or arguments.check
-    if edits and (arguments.model or arguments.corpus):
+    plain = vars(parser().parse_args(["--store", arguments.store]))
+    own = ("delete", "compact", "check")
+    more = [n for n, v in vars(arguments).items() if n not in own and v != plain[n]]
+    if edits and more:
         raise ClaraError(
             "--delete, --compact and --check take a --store and nothing else; leave "
-            "--model and --corpus out"
+            f"--{more[0].replace('_', '-')} out"
         )
     if arguments.delete:
         return delete_documents(store, arguments.delete)

@@ -94,9 +94,8 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
             if mode == "add":
                 try:
                     _refuse_known(Store.open(path), corpus, _watched(interrupt, path))
-                except ClaraError:
-                    if not goes_on:
-                        (path / JOB).unlink(missing_ok=True)
+                except (ClaraError, Interrupted):
+                    job.abandon()
                     raise
             if compressor is None:
                 merge = not arguments.no_merge

@@ -17,7 +17,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
 from clara_jax.search import Store
-from clara_jax.search.hybrid import build_bm25
+from clara_jax.search.hybrid import build_bm25, has_bm25
 from clara_jax.search.recall import report
 from clara_jax.search.scann_build import METHODS, build_index, update_index
 from clara_jax.search.scann_index import has_index
@@ -83,7 +83,7 @@ def index_store(arguments: argparse.Namespace) -> int:
         raise ClaraError("--model reads questions; give some with --questions FILE")
     store = Store.open(arguments.store)
     queries = _queries(arguments, store) if arguments.questions else None
-    if arguments.bm25:
+    if arguments.bm25 or has_bm25(store):
         begin = time.perf_counter()
         note = build_bm25(store, progress=_say)
         seconds = time.perf_counter() - begin

@@ -122,7 +122,8 @@ class Reader:
           ClaraError: a file has changed or can no longer be read.
         """
         entries = np.unique(np.linspace(0, len(self._corpus) - 1, count, dtype=int))
-        texts = [self._corpus[int(i)][0].text for i in entries]
+        firsts = [found for i in entries for found in self._corpus[int(i)][:1]]
+        texts = [document.text for document in firsts]
         return self._tokenizer.encode_documents(texts, self._limit)
 
     def read(self, shard: int) -> Texts:

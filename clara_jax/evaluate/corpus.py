@@ -93,7 +93,7 @@ class CorpusRetrieval:
 
     def _find(self, clara: Clara, texts: Sequence[str]) -> Int[np.ndarray, "B k"]:
         queries = clara.reason(texts).reshape(len(texts), -1).astype(np.float32)
-        return self._search(queries, max(self._top_k, *self._ks))[1]
+        return self._search(queries, max([self._top_k, *self._ks]))[1]
 
     def _rows(self, texts: Sequence[str]) -> list[int]:
         """Rows of all these texts, or none at all."""

@@ -67,7 +67,7 @@ def check(
         shards += ours
     meter = _Meter(sum(sum(shard.sizes.values()) for shard in shards), progress)
     for shard in shards:
-        findings += _check_shard(path / SHARDS / shard.name, shard, manifest, meter)
+        findings += check_shard(path / SHARDS / shard.name, shard, manifest, meter)
     findings += _check_deleted(path, manifest)
     for stray in strays:
         findings.append(
@@ -105,9 +105,10 @@ def _of_job(
     return shards, rest
 
 
-def _check_shard(
-    folder: Path, shard: ShardInfo, manifest: Manifest, meter: _Meter
+def check_shard(
+    folder: Path, shard: ShardInfo, manifest: Manifest, meter: _Meter | None = None
 ) -> Iterator[str]:
+    """Compare a shard's files with their checksums, and say what is wrong."""
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
@@ -141,7 +142,7 @@ def _check_shard(
         yield from _check_counts(folder, shard, manifest)
 
 
-def _read(file: Path, size: int, meter: _Meter) -> Any:
+def _read(file: Path, size: int, meter: _Meter | None) -> Any:
     """Checksum of a file, or what is wrong with it."""
     checksum, count = new_checksum(), 0
     try:
@@ -149,7 +150,8 @@ def _read(file: Path, size: int, meter: _Meter) -> Any:
             while data := stream.read(_AT_ONCE):
                 checksum.update(data)
                 count += len(data)
-                meter.add(len(data))
+                if meter is not None:
+                    meter.add(len(data))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clara_jax.errors import ClaraError
+from clara_jax.search.check import check_shard
 from clara_jax.search.codecs import code_type
 from clara_jax.search.commit import remove_strays, swap
 from clara_jax.search.jobs import read_job, shard_name
@@ -88,14 +89,23 @@ def compact(
       How many rows were dropped.
 
     Raises:
-      ClaraError: another process is changing the store, or the disk is full: the new
-        shards need their room before the old ones are removed.
+      ClaraError: another process is changing the store, a shard to be rewritten is
+        damaged, or the disk is full: the new shards need their room before the old ones
+        are removed.
     """
     with _alone(Path(path)) as store:
         plan = _plan(store)
         todo = sum(len(group) for group in plan if not isinstance(group, ShardInfo))
         if not todo and len(plan) == len(store.manifest.shards):
             return 0
+        kept = {group.name for group in plan if isinstance(group, ShardInfo)}
+        for shard in store.manifest.shards:
+            if shard.name in kept:
+                continue
+            # Written anew, damage would get a checksum of its own.
+            folder = store.path / SHARDS / shard.name
+            for finding in check_shard(folder, shard, store.manifest):
+                raise ClaraError(f"{finding}; nothing was compacted")
         shards: list[ShardInfo] = []
         done = written = 0
         for group in plan:

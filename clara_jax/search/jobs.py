@@ -66,9 +66,20 @@ def read_job(path: Path, manifest: Manifest | None) -> dict[str, Any] | None:
             f"{file}: is of format {values.get('format')!r}, but this version writes "
             f"format {FORMAT}; finish it with the version that began it"
         )
+    checksum = values.pop("checksum", None)
+    if checksum != digest_of(values):
+        raise ClaraError(
+            f"{file}: is damaged (its checksum is wrong); remove it to give up what "
+            "is being written"
+        )
     if manifest is not None and values["generation"] <= manifest.generation:
         return None
     return values
+
+
+def signed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into ``job.json``: a job with its checksum."""
+    return {**values, "checksum": digest_of(values)}
 
 
 def job_digest(values: Mapping[str, Any]) -> str:

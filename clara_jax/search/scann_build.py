@@ -302,6 +302,11 @@ def _document_keys(
         if end * 10 // len(rows) > told:
             told = end * 10 // len(rows)
             progress(f"keys: {end:,} of {len(rows):,} documents")
+    if not np.isfinite(found).all():
+        raise ClaraError(
+            f"{store.path}: holds vectors with numbers that are not finite; look at it "
+            "with --check"
+        )
     return found
 
 

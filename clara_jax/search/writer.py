@@ -33,6 +33,7 @@ from clara_jax.search.jobs import (
     new_job,
     read_job,
     shard_name,
+    signed,
 )
 from clara_jax.search.locks import Lock, hold_begin, hold_part, hold_store, sweep
 from clara_jax.search.manifest import (
@@ -184,7 +185,7 @@ class Job:
             check_same(path, begun, values)
             return cls(path, begun, lock)
         remove_strays(path, before, digest)
-        replace_file(path / JOB, json_bytes(values))
+        replace_file(path / JOB, json_bytes(signed(values)))
         return cls(path, values, lock)
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
@@ -263,14 +264,23 @@ class Job:
                 if not self._is_committed():
                     return None
             else:
+                # One after the other: the second finds the first one's store.
+                begun = hold_begin(self.store)
                 try:
                     self._commit(whole)
                 except ClaraError:
                     if not self._is_committed():
                         raise
+                finally:
+                    begun.release()
             self.finished = True
         self.close()
         return Store.open(self.store)
+
+    def abandon(self) -> None:
+        """Give a job up of which nothing has been written yet."""
+        if not any(map(Path.exists, map(self._folder, range(self.shards)))):
+            (self.store / JOB).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others in; a job that is not finished can be begun again."""

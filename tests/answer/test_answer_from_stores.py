@@ -136,3 +136,9 @@ def test_another_model_is_refused_and_both_are_named(model, store, tmp_path, cap
     message = error(capsys, "--store", other.path, "--model", model, QUESTION)
     mine = json.loads((store / "store.json").read_text())["fingerprint"]
     assert "0badc0de" in message and mine in message
+
+
+def test_explain_does_not_swallow_the_question(store, capsys):
+    status, out, err = run(capsys, "--store", store, "--explain", QUESTION)
+    assert status == 0, err
+    assert out.count("0.") >= 10 and f"question: {QUESTION}" in out
