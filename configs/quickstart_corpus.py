@@ -13,8 +13,8 @@ Command: python -m clara_jax.train --config=configs/quickstart_corpus.py
     --model runs/quickstart/instruct --corpus runs/quickstart/data/corpus.jsonl
     --store runs/quickstart/store
 Hardware: two CPU cores, 2 GiB, no network. Time: 2 minutes on idle ones.
-Score: Recall@1 over all documents from 0.10 to 1.00, exact match of answers from 0.14 to
-    0.99; with given candidates to 0.98 and 0.98. Another seed: 0.98 and 0.97.
+Score: Recall@1 over all documents from 0.10 to 1.00, exact match of answers from 0.14
+    to 0.99; with given candidates to 0.98 and 0.98. Another seed: 0.98 and 0.97.
 """
 
 from ml_collections import ConfigDict
