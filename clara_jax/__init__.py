@@ -9,8 +9,9 @@ commands. As a library, by what you want to do:
 * read a model: `load_model` (Hugging Face, GGUF, model and run folders)
 * answer questions: `load` (gives a `Clara`), `AnswerConfig`, `Sampling`, `Session`,
   `Document`
-* the method, as pure functions: `compress`, `reason`, `cosine_scores`, `soft_topk`,
-  `make_loss`, with `Tokens` and `Batch`; the backbone is `Transformer`
+* search document vectors on disk: `Store`, `clara_jax.search`
+* the method, as pure functions: `reason`, `cosine_scores`, `soft_topk`, `make_loss`, with
+  `Tokens` and `Batch`, and `clara_jax.clara.compress`; the backbone is `Transformer`
 * data: `open_records`, `make_batches`, `ClaraTokenizer`
 * train: `make_train_step`, `fit`; where arrays lie: `make_mesh`, `shard_batch`
 * measure: `score_answers`, `score_retrieval`
@@ -34,7 +35,6 @@ _ROOMS = {
     "clara": (
         "Batch",
         "Tokens",
-        "compress",
         "cosine_scores",
         "make_loss",
         "reason",

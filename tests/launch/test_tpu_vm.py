@@ -157,7 +157,7 @@ def test_stopped_with_ctrl_c_it_goes_on_watching(cloud):
             break
     # To the whole group, as a terminal does.
     os.killpg(first.pid, signal.SIGINT)
-    assert first.wait(timeout=60)
+    assert first.wait(timeout=300)
     first.stdout.close()
     done = cloud(*arguments)
     assert done.returncode == 0, done.stderr
