@@ -10,8 +10,8 @@ commands. As a library, by what you want to do:
 * answer questions: `load` (gives a `Clara`), `AnswerConfig`, `Sampling`, `Session`,
   `Document`
 * search document vectors on disk: `Store`, `clara_jax.search`
-* the method, as pure functions: `reason`, `cosine_scores`, `soft_topk`, `make_loss`, with
-  `Tokens` and `Batch`, and `clara_jax.clara.compress`; the backbone is `Transformer`
+* the method, as pure functions: `reason`, `cosine_scores`, `soft_topk`, `make_loss`,
+  `clara_jax.clara.compress`, with `Tokens` and `Batch`; the backbone is `Transformer`
 * data: `open_records`, `make_batches`, `ClaraTokenizer`
 * train: `make_train_step`, `fit`; where arrays lie: `make_mesh`, `shard_batch`
 * measure: `score_answers`, `score_retrieval`
