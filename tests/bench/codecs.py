@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="records with questions")
     parser.add_argument("--count", type=int, default=100, help="questions")
     parser.add_argument("--dtype", default="", help="compute type")
+    parser.add_argument("--no-answers", action="store_true", help="search only")
     options = parser.parse_args()
 
     store = Store.open(options.store)
@@ -79,17 +80,20 @@ def main() -> None:
             first = first or found
             same = np.mean([len(a & b) / K for a, b in zip(found, first, strict=True)])
             hits = [len(found[i] & gold[i]) / len(gold[i]) for i in known]
-            chosen = rows[:, : min(K, clara.selection.top_k)]
-            vectors = written.vectors(chosen.reshape(-1))
-            vectors = vectors.reshape(*chosen.shape, *vectors.shape[1:])
-            answers = clara.answer_from_vectors(
-                asked, vectors.astype(clara.model.config.dtype)
-            )
-            scores = score_answers(answers, [q.gold for q in questions])
             recall = f"{np.mean(hits):.3f}" if hits else "-"
+            scores = "- | -"
+            if not options.no_answers:
+                chosen = rows[:, : min(K, clara.selection.top_k)]
+                vectors = written.vectors(chosen.reshape(-1))
+                vectors = vectors.reshape(*chosen.shape, *vectors.shape[1:])
+                answers = clara.answer_from_vectors(
+                    asked, vectors.astype(clara.model.config.dtype)
+                )
+                said = score_answers(answers, [q.gold for q in questions])
+                scores = f"{said['f1']:.3f} | {said['exact_match']:.3f}"
             print(
                 f"| {codec} | {size(written) / len(written):,.0f} | {same:.3f} | "
-                f"{recall} | {scores['f1']:.3f} | {scores['exact_match']:.3f} |",
+                f"{recall} | {scores} |",
                 flush=True,
             )
 
