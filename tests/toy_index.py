@@ -16,10 +16,10 @@ WIDTH = 16
 
 
 def grouped(n, seed=0):
-    """Vectors ``[n, 2, WIDTH]`` near a subspace of 12 dimensions, off the origin."""
+    """Vectors ``[n, 2, WIDTH]`` near a subspace of 12 dimensions, in a narrow cone."""
     rng, plane = np.random.default_rng([1, seed]), np.random.default_rng(0)
     turn = plane.standard_normal((12, 2 * WIDTH))
-    found = rng.standard_normal((n, 12)) @ turn + 2 * plane.standard_normal(2 * WIDTH)
+    found = rng.standard_normal((n, 12)) @ turn + 15 * plane.standard_normal(2 * WIDTH)
     found += 0.3 * rng.standard_normal(found.shape)
     return found.astype(np.float32).reshape(n, 2, WIDTH)
 

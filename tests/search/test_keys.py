@@ -60,10 +60,28 @@ def test_products_of_keys_rank_as_cosines_do(tmp_path):
         np.testing.assert_allclose(guess + offset[:, None], exact, atol=close)
 
 
+def test_keys_are_balanced_and_turned(tmp_path):
+    # A narrow cone: documents vary little along the mean, questions lie along it.
+    vectors = low_rank(300) + 40
+    store = make_store(tmp_path / "s", vectors)
+    keys = learn_keys(store, dims=8)
+    np.testing.assert_allclose(keys.documents @ keys.questions.T, np.eye(9), atol=1e-5)
+    plain = (units(store) - keys.mean) @ keys.basis
+    assert plain[:, 0].std() < plain[:, 1].std() / 5
+    balanced = keys.of_documents(units(store))
+    assert balanced.std(0).max() < 4 * balanced.std(0).min()
+    stretch = np.linalg.norm(keys.documents, axis=1)
+    np.testing.assert_allclose(
+        stretch[0] * plain[:, 0].std(), plain[:, 1].std(), rtol=0.01
+    )
+    np.testing.assert_allclose(stretch[1:], 1, atol=1e-5)
+
+
 def test_the_same_seed_gives_the_same_keys(tmp_path):
     store = make_store(tmp_path / "s", low_rank(300))
     one, two, other = (learn_keys(store, dims=3, sample=50, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(one.basis, two.basis)
+    np.testing.assert_array_equal(one.documents, two.documents)
     assert np.abs(one.mean - other.mean).max() > 1e-4
 
 
@@ -113,8 +131,8 @@ def test_keys_are_kept(tmp_path):
     keys = learn_keys(make_toy(tmp_path / "s", 9), dims=3)
     keys.save(tmp_path)
     again = Keys.load(tmp_path)
-    np.testing.assert_array_equal(keys.mean, again.mean)
-    np.testing.assert_array_equal(keys.basis, again.basis)
+    for name in ("mean", "basis", "documents", "questions"):
+        np.testing.assert_array_equal(getattr(keys, name), getattr(again, name))
 
 
 def test_nothing_to_learn_from(tmp_path):
