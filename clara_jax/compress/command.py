@@ -115,7 +115,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     if searches:
         print(
             f'next: python -m clara_jax.answer --store {path} "question"\n'
-            f"from about 50,000 pieces on, searching is faster with an index: "
+            f"from some thousands of pieces on, searching is faster with an index: "
             f"python -m clara_jax.compress index --store {path}"
         )
     else:
