@@ -26,7 +26,7 @@ from clara_jax.shapes import Float
 _SETTINGS = (
     ("dims", "directions of a key (default 128)"),
     ("leaves", "of a tree (default: the square root of the documents)"),
-    ("leaves-to-search", "of them, for a question (default: a tenth)"),
+    ("leaves-to-search", "of them, for a question (default: a fifth)"),
     ("candidates", "documents rescored exactly for a question (default 200)"),
     ("sample", "documents that keys are learnt from (default 20000)"),
     ("seed", "of that sample"),

@@ -81,9 +81,6 @@ def hold(path: Path, shared: bool, busy: str, tries: int = _TRIES) -> Lock:
     raise ClaraError(busy)
 
 
-_hold = hold
-
-
 def hold_store(store: Path, *, shared: bool) -> Lock:
     """Hold a whole store: shared by writers of parts, alone for an edit.
 
