@@ -152,9 +152,10 @@ def _run(arguments: argparse.Namespace) -> int:
     own = ("delete", "compact", "check")
     more = [n for n, v in vars(arguments).items() if n not in own and v != plain[n]]
     if edits and more:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
         raise ClaraError(
             "--delete, --compact and --check take a --store and nothing else; leave "
-            f"--{more[0].replace('_', '-')} out"
+            f"{names} out"
         )
     if arguments.delete:
         return delete_documents(store, arguments.delete)
