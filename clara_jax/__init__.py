@@ -54,6 +54,7 @@ _ROOMS = {
     "generate": ("AnswerConfig", "Clara", "Sampling"),
     "loading": ("load",),
     "model": ("Transformer",),
+    "pipeline": (),
     "plan": (),
     "search": ("Store",),
     "sharding": ("make_mesh", "shard_batch"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,8 @@ def write_tree(path: Path, tree: Params) -> None:
     handler = ocp.PyTreeCheckpointHandler(
         save_concurrent_gb=1 + largest // 10**9, multiprocessing_options=alone
     )
-    with (
-        quiet_orbax(),
-        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
-    ):
+    quiet_orbax()
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
@@ -101,9 +100,10 @@ def load_tree(
     path = Path(path).absolute()
     if not path.is_dir():
         raise ClaraError(f"{path}: there is no saved tree; check the path")
+    quiet_orbax()
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler) as checkpointer:
             stored = _shapes(checkpointer.metadata(path).item_metadata)
             template = stored if like is None else _matched(path, stored, like)
             if placement is not None:
@@ -124,33 +124,45 @@ def load_tree(
         ) from error
 
 
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Keep off stderr what Orbax logs of errors that it raises as well.
+def quiet_orbax() -> None:
+    """Keep off stderr what Orbax reports of errors that it raises as well.
 
-    Reads and writes that it abandons on an error come back to an event loop that is
-    closed by then, each with a traceback of its own; those are dropped from then on.
+    On an error its threads log it too, and abandon the rest of a read or write, of
+    which asyncio and Python complain later, even at exit. What others report is left
+    alone. Call this before Orbax is used; once is enough.
     """
-    if not isinstance(sys.unraisablehook, _WithoutLateReturns):
-        sys.unraisablehook = _WithoutLateReturns(sys.unraisablehook)
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_of_orbax)
+    if not isinstance(sys.unraisablehook, _WithoutAbandoned):
+        sys.unraisablehook = _WithoutAbandoned(sys.unraisablehook)
 
 
-class _WithoutLateReturns:
-    """Passes everything to `hook` but returns to a closed event loop."""
+_ORBAX = re.compile(r"[\\/]orbax[\\/]checkpoint[\\/]|orbax-checkpoint-tmp")
+"""Its source files, and the folders that it writes to."""
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return not any(map(_ORBAX.search, (record.pathname, record.getMessage(), *files)))
+
+
+class _WithoutAbandoned:
+    """Passes everything to `hook` but what an abandoned read or write leaves.
+
+    That is a return to a closed event loop, or one of Orbax's coroutines that was
+    never begun (an error here where warnings are errors).
+    """
 
     def __init__(self, hook: Callable[[Any], object]):
         self._hook = hook
 
     def __call__(self, unraisable: Any) -> None:
         error = unraisable.exc_value
-        if not isinstance(error, RuntimeError) or "loop is closed" not in str(error):
+        code = getattr(unraisable.object, "cr_code", None)
+        late = isinstance(error, RuntimeError) and "loop is closed" in str(error)
+        idle = isinstance(error, RuntimeWarning) and "never awaited" in str(error)
+        if not late and not (idle and code and _ORBAX.search(code.co_filename)):
             self._hook(unraisable)
 
 

@@ -1,12 +1,14 @@
-"""JSON files, read and written whole, and what users are told when the disk fails."""
+"""JSON files, read and written whole, checksums, and what to say when a disk fails."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
       ClaraError: the disk is full, or the folder cannot be written.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; missing folders are made.
+
+    Raises:
+      ClaraError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +56,46 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise write_error(path, error) from error
+
+
+def checksum(
+    path: Path, advance: Callable[[int], object] | None = None
+) -> tuple[int, str]:
+    """Return the size of a file in bytes, and the checksum of its content.
+
+    Args:
+      path: the file.
+      advance: called with the size of each part that has been read, for a bar.
+
+    Raises:
+      ClaraError: it cannot be read.
+    """
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+                size += len(part)
+                if advance is not None:
+                    advance(len(part))
+    except OSError as error:
+        raise ClaraError(f"{path}: {error.strerror or error}") from error
+    return size, digest.hexdigest()
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes and take its room on the disk now.
+
+    Writing to a memory map on a full disk would kill the process.
+
+    Raises:
+      OSError: the disk is full, or the file cannot be written.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def writable_folder(path: Path) -> None:

@@ -31,7 +31,8 @@ def load(
     """Load a model that can answer, and put its weights on the device.
 
     Args:
-      path: a run's folder, a converted model, or a checkpoint folder of the original.
+      path: a run's folder, a converted model, a checkpoint folder of the original, or
+        the name of a model that comes with the package, as ``smollm2-135m-16x``.
       config: how answers are made; without end ids of its own it takes the model's.
       base: the base model to take in place of the one that the folder names.
       dtype: compute type; empty takes that of the stored weights on accelerators, and

@@ -237,7 +237,7 @@ def random_batch(
         ids = _padded([head + answer for head, answer in pairs], width)
         return ids, _padded(labels, width, IGNORE).ids
 
-    if stage == "lm":
+    if not STAGES[stage].compresses:
         prompt, labels = prompts(0)
         return Batch(prompt=prompt, labels=labels)
     if stage in ("scp", "instruct"):

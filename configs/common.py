@@ -21,6 +21,8 @@ def base(stage: str, workdir: str, backbone: str) -> ConfigDict:
     fields = ConfigDict(to_dict(config))
     fields.stages = ()
     fields.synthesize = ConfigDict()
+    fields.mix = ConfigDict()
+    fields.report = ConfigDict()
     return fields.lock()
 
 

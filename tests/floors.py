@@ -29,6 +29,7 @@ FLOORS = {
     "evaluate": 5,
     "loading": 5,
     "synthesize": 6,
+    "pipeline": 6,
     "plan": 6,
     "answer": 6,
     "compress": 6,

@@ -1,3 +1,8 @@
+import asyncio
+import gc
+import sys
+import warnings
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -6,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clara_jax.checkpoint import load_tree, save_tree
+from clara_jax.checkpoint import load_tree, quiet_orbax, save_tree
 from clara_jax.errors import ClaraError
 
 
@@ -95,3 +100,37 @@ def test_failed_save_leaves_the_older_tree(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClaraError, match="cannot be written"):
         save_tree(tmp_path / "file" / "tree", _tree())
+
+
+CODE = """
+import logging
+def log(): logging.getLogger("absl").error("failed")
+async def read(): 1 / 0
+"""
+
+
+def test_what_orbax_says_of_its_errors_is_not_reported(monkeypatch, caplog):
+    """No log, nothing never begun, nothing that failed unseen; of others, all is."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda u: unraisable.append(u.exc_value))
+    quiet_orbax()
+
+    def abandon(file):
+        names: dict = {}
+        exec(compile(CODE, file, "exec"), names)
+        names["log"]()
+        with warnings.catch_warnings(action="error"):
+            names["read"]()
+            gc.collect()
+        with asyncio.Runner() as runner:
+            task = runner.get_loop().create_task(names["read"]())
+            runner.run(asyncio.wait([task]))
+        del task
+        gc.collect()
+
+    abandon("/lib/orbax/checkpoint/reader.py")
+    assert not unraisable and not caplog.records
+    abandon("/lib/another/reader.py")
+    assert ["never awaited" in str(error) for error in unraisable] == [True]
+    log, unseen = (record.getMessage() for record in caplog.records)
+    assert log == "failed" and "never retrieved" in unseen

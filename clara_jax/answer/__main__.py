@@ -25,6 +25,7 @@ from clara_jax.answer import Session, Stored, check_question
 from clara_jax.answer.printing import as_json, as_text, as_tokens
 from clara_jax.clara import vector_fingerprint
 from clara_jax.compress import find_model
+from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
@@ -47,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("questions", nargs="*", help="questions; - reads them from standard input")
-    add("--model", help="run folder or model folder; default: that of the store")
+    add(
+        "--model",
+        help="run folder, model folder, or the name of a model that comes with the "
+        "package; default: that of the store",
+    )
     add(
         "--store",
         help="folder of documents that python -m clara_jax.compress has compressed",
@@ -258,7 +263,7 @@ def _progress(
 def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
     if arguments.documents:
         return list(arguments.documents)
-    default = Path(arguments.model) / DOCUMENTS
+    default = named_folder(arguments.model) / DOCUMENTS
     if not default.is_file():
         raise ClaraError(
             f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "

@@ -253,8 +253,14 @@ class RerankLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelLoss:
-    """Next-token cross-entropy of the whole backbone: how a toy base is made."""
+class TextLoss:
+    """Next-token cross-entropy of prompts without vectors: the text baselines.
+
+    Attributes:
+      role: whose adapter reads; None trains the whole backbone (stage ``lm``).
+    """
+
+    role: str | None = "generator"
 
     def __call__(
         self,
@@ -265,14 +271,13 @@ class LanguageModelLoss:
         rng: Key | None,
     ) -> Outcome:
         """The term ``answer`` over every labelled token; see `Loss`."""
-        del rng
         prompt, labels = batch.prompt, batch.labels
         assert prompt is not None and labels is not None
         no_documents = jnp.zeros(
             (prompt.ids.shape[0], 0, 1, model.config.width), model.config.dtype
         )
         hidden = generate_hidden(
-            model, backbone, adapters, prompt, no_documents, role=None
+            model, backbone, adapters, prompt, no_documents, role=self.role, rng=rng
         )
         return answer_terms(model, backbone, adapters, hidden, labels)
 

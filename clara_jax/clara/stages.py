@@ -7,9 +7,9 @@ import dataclasses
 from clara_jax.clara.losses import (
     CompressionLoss,
     EndToEndLoss,
-    LanguageModelLoss,
     Loss,
     RerankLoss,
+    TextLoss,
 )
 from clara_jax.config import SelectionConfig
 
@@ -22,15 +22,18 @@ class StageSpec:
       trains: adapters that the optimizer holds; all others are frozen.
       fresh: adapters that start anew even if the earlier run has them.
       copies: adapter to the one it starts as a copy of, when the earlier run lacks it.
+      compresses: whether documents are vectors; else a compressor need not be there,
+        and memory rows, which nothing reads, may be new.
     """
 
     trains: tuple[str, ...]
     fresh: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    compresses: bool = True
 
 
 STAGES: dict[str, StageSpec] = {
-    "lm": StageSpec(trains=("backbone",)),
+    "lm": StageSpec(trains=("backbone",), compresses=False),
     "scp": StageSpec(
         trains=("compressor", "generator", "memory"),
         fresh=("compressor", "generator", "memory"),
@@ -46,6 +49,16 @@ STAGES: dict[str, StageSpec] = {
     "rerank": StageSpec(
         trains=("reasoner",),
         copies=(("reasoner", "compressor"),),
+    ),
+    "text": StageSpec(
+        trains=("generator",),
+        fresh=("generator",),
+        compresses=False,
+    ),
+    "closed_book": StageSpec(
+        trains=("generator",),
+        fresh=("generator",),
+        compresses=False,
     ),
 }
 
@@ -70,10 +83,12 @@ def make_loss(
     """
     selection = selection or SelectionConfig()
     losses: dict[str, Loss] = {
-        "lm": LanguageModelLoss(),
+        "lm": TextLoss(role=None),
         "scp": CompressionLoss(num_memory, mse_weight),
         "instruct": CompressionLoss(num_memory, mse_weight),
         "end_to_end": EndToEndLoss(num_memory, selection),
         "rerank": RerankLoss(num_memory, selection),
+        "text": TextLoss(),
+        "closed_book": TextLoss(),
     }
     return losses[stage]

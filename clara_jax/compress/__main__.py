@@ -52,7 +52,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="folder of the store")
-    add("--model", default="", metavar="DIR", help="run folder or model folder")
+    add(
+        "--model",
+        default="",
+        metavar="DIR",
+        help="run folder, model folder, or the name of a model that comes with the "
+        "package",
+    )
     add(
         "--corpus",
         nargs="+",

@@ -16,7 +16,9 @@ from clara_jax.config.model import (
 from clara_jax.config.parsing import not_negative, one_of, positive, require
 
 ADAPTERS = ("compressor", "generator", "memory", "reasoner")
-STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank")
+STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank", "text", "closed_book")
+
+MEASURES = ("loss", "shuffled", "recall", "answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,9 @@ class HooksConfig:
       eval_first: run the evaluators on the starting state too.
       eval_limit: use only the first so many held-out records; 0 takes all.
       checkpoint_every: a full state, and one more at the end; 0 leaves only that.
+      measure: what the evaluators are: ``loss`` of held-out records, ``shuffled`` (the
+        same from other records' documents: what the memory is worth), ``recall`` among
+        candidates, and ``answers``, decoded, which take most of the time.
       keep: how many checkpoints stay.
       max_new_tokens: longest answer an evaluator decodes.
       tensorboard, wandb: where scalars go besides ``metrics.jsonl``.
@@ -145,6 +150,7 @@ class HooksConfig:
     eval_every: int = 0
     eval_first: bool = False
     eval_limit: int = 0
+    measure: tuple[str, ...] = ("loss", "recall", "answers")
     checkpoint_every: int = 200
     keep: int = 2
     max_new_tokens: int = 32
@@ -154,6 +160,12 @@ class HooksConfig:
 
     def __post_init__(self) -> None:
         positive("hooks", self, "log_every", "keep", "max_new_tokens")
+        for name in self.measure:
+            require(
+                name in MEASURES,
+                "hooks.measure",
+                f"'{name}' is unknown; there are {', '.join(MEASURES)}",
+            )
         not_negative(
             "hooks",
             self,
@@ -216,6 +228,9 @@ class RunConfig:
       attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
         ``cudnn`` insist.
       dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
+      minutes: time that the run may take, start-up and compilation included; 0 for any.
+        The learning rate then falls with the time that is left, or with the steps,
+        whichever are closer to their end, and the state at the deadline is the result.
       quantize: how this run keeps the frozen layers' matrices in memory: ``none`` as
         `param_dtype` says, ``int8`` or ``nf4`` (4 bits). Files are never quantized.
     """
@@ -231,6 +246,7 @@ class RunConfig:
     store: str = ""
     search: Literal["auto", "exact", "scann"] = "auto"
     seed: int = 0
+    minutes: float = 0.0
     mse_weight: float = 0.1
     dtype: str = "float32"
     param_dtype: str = ""
@@ -253,7 +269,7 @@ class RunConfig:
             "backbone",
             "is empty and there is no init_from; name a base model",
         )
-        not_negative("", self, "mse_weight", "seed")
+        not_negative("", self, "mse_weight", "seed", "minutes")
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         one_of("", self, "dtype", DTYPES)
         one_of("", self, "remat", REMAT_POLICIES)

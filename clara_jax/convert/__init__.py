@@ -7,6 +7,7 @@ from clara_jax.convert.hf_config_writer import hf_from_model_config
 from clara_jax.convert.hf_writer import write_hf_folder
 from clara_jax.convert.load import (
     load_apple,
+    load_base_tokenizer,
     load_config,
     load_gguf,
     load_hf,
@@ -14,6 +15,12 @@ from clara_jax.convert.load import (
     load_peft,
 )
 from clara_jax.convert.loaded import ClaraSettings, ModelFolder
+from clara_jax.convert.named import (
+    export_adapters,
+    named_folder,
+    shipped_folder,
+    shipped_names,
+)
 from clara_jax.convert.peft import read_peft_adapter, write_peft_folder
 from clara_jax.convert.stored import Placement
 
@@ -21,16 +28,21 @@ __all__ = [
     "ClaraSettings",
     "ModelFolder",
     "Placement",
+    "export_adapters",
     "hf_from_model_config",
     "load_apple",
+    "load_base_tokenizer",
     "load_config",
     "load_gguf",
     "load_hf",
     "load_model",
     "load_peft",
     "model_config_from_hf",
+    "named_folder",
     "read_clara_settings",
     "read_peft_adapter",
+    "shipped_folder",
+    "shipped_names",
     "write_apple_checkpoint",
     "write_hf_folder",
     "write_model_folder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from clara_jax.config import ModelConfig
 from clara_jax.convert.apple import (
@@ -20,13 +21,14 @@ from clara_jax.convert.folder import (
 from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf import (
     Progress,
-    fetch,
     quiet,
     read_eos_ids,
     read_hf_config,
     read_hf_params,
 )
 from clara_jax.convert.loaded import ModelFolder, find_named
+from clara_jax.convert.named import named_folder, names_remark
+from clara_jax.convert.packaged import locate
 from clara_jax.convert.peft import is_peft_folder, peft_base, read_peft_folder
 from clara_jax.convert.stored import Placement
 from clara_jax.errors import ClaraError
@@ -39,8 +41,13 @@ def load_hf(
     progress: Progress = quiet,
     placement: Placement | None = None,
 ) -> ModelFolder:
-    """Load a base model from a Hugging Face folder or hub name."""
-    folder = fetch(source)
+    """Load a base model from a Hugging Face folder or hub name.
+
+    A hub name may be served by an installed package; see `clara_jax.convert.packaged`.
+    """
+    folder = _located(source)
+    if folder.suffix == ".gguf":
+        return load_gguf(folder, param_dtype, progress, str(source))
     config = read_hf_config(folder, param_dtype)
     tokenizer = load_tokenizer(folder)
     # Some rules of the original go by the name; the files must not lose it.
@@ -51,13 +58,22 @@ def load_hf(
 
 
 def load_gguf(
-    source: str | os.PathLike, param_dtype: str = "", progress: Progress = quiet
+    source: str | os.PathLike,
+    param_dtype: str = "",
+    progress: Progress = quiet,
+    name: str = "",
 ) -> ModelFolder:
-    """Load a base model from a ``.gguf`` file, dequantized."""
+    """Load a base model from a ``.gguf`` file, dequantized.
+
+    Args:
+      source: the file.
+      param_dtype, progress: see `load_model`.
+      name: what to call the model; empty takes what the file says.
+    """
     file = GgufFile(Path(source))
     config = file.config(param_dtype)
     tokenizer = file.tokenizer()
-    tokenizer.init_kwargs.setdefault(NAME_KEY, file.name)
+    tokenizer.init_kwargs.setdefault(NAME_KEY, name or file.name)
     params = file.params(config, progress)
     return ModelFolder(config, params, tokenizer, eos_ids=file.eos_ids())
 
@@ -97,19 +113,20 @@ def load_peft(
     """Load PEFT adapters and special rows, as `write_peft_folder` lays them out.
 
     Args:
-      source: the folder that holds one PEFT folder a role.
+      source: the folder that holds one PEFT folder a role, or the name of a model
+        that comes with the package.
       base: the base model, as `load_model` takes it; empty finds the one that the
         folder names.
       param_dtype, progress: see `load_model`.
     """
-    folder = Path(source)
+    folder = named_folder(source)
     if not is_peft_folder(folder):
         raise ClaraError(
             f"{folder}: has no clara.json and special_rows.safetensors; give the "
             "folder that holds these and one PEFT folder a role"
         )
     found = base or find_named(folder, peft_base(folder))
-    if is_peft_folder(Path(found)):
+    if is_peft_folder(named_folder(found)):
         raise ClaraError(f"{found}: holds adapters itself, not a base model")
     return read_peft_folder(folder, load_model(found, param_dtype, progress))
 
@@ -126,8 +143,9 @@ def load_model(
 
     Args:
       path: a model folder, a run folder, a Hugging Face folder or hub name, a
-        ``.gguf`` file, a checkpoint folder of the original implementation, or a folder
-        of PEFT adapters that `write_peft_folder` wrote.
+        ``.gguf`` file, a checkpoint folder of the original implementation, a folder of
+        PEFT adapters that `write_peft_folder` wrote, or the name of a model that comes
+        with the package.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       progress: wraps loops over tensors, for a progress bar.
       base: for a CLaRa model, the base to take in place of the one that it names; only
@@ -143,7 +161,7 @@ def load_model(
     """
     if not str(path):
         return load_hf(path)
-    folder = Path(path)
+    folder = named_folder(path)
     if folder.suffix == ".gguf":
         return load_gguf(folder, param_dtype, progress)
     if is_apple_checkpoint(folder):
@@ -169,9 +187,31 @@ def load_model(
     return read_model_folder(folder, found, param_dtype, placement)
 
 
+def load_base_tokenizer(source: str | os.PathLike) -> Any:
+    """Load only the tokenizer of anything that `load_model` takes.
+
+    Args:
+      source: as of `load_model`.
+
+    Returns:
+      The base tokenizer, before special tokens are added.
+    """
+    folder = named_folder(source)
+    if is_model_folder(folder):
+        return load_tokenizer(folder / "tokenizer")
+    if is_apple_checkpoint(folder):
+        return load_base_tokenizer(find_base(folder))
+    if is_peft_folder(folder):
+        return load_base_tokenizer(find_named(folder, peft_base(folder)))
+    place = folder if folder.suffix == ".gguf" else _located(source)
+    if place.suffix == ".gguf":
+        return GgufFile(place).tokenizer()
+    return load_tokenizer(place)
+
+
 def load_config(path: str | os.PathLike) -> ModelConfig:
     """Only the backbone's shape, from anything that `load_model` takes."""
-    folder = Path(path)
+    folder = named_folder(path)
     if folder.suffix == ".gguf":
         return GgufFile(folder).config()
     if is_model_folder(folder):
@@ -180,7 +220,24 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
         return load_config(find_base(folder))
     if is_peft_folder(folder):
         return load_config(find_named(folder, peft_base(folder)))
-    return read_hf_config(fetch(path))
+    place = _located(path)
+    if place.suffix == ".gguf":
+        return GgufFile(place).config()
+    return read_hf_config(place)
+
+
+def _located(source: str | os.PathLike) -> Path:
+    """Find a base model; an error also tells what comes with the package."""
+    try:
+        return locate(source)
+    except ClaraError as error:
+        remark = names_remark(str(source))
+        if not remark or Path(source).exists():
+            raise
+        raise ClaraError(
+            f"{source}: no such folder, and the Hugging Face hub did not give it "
+            f"({type(error.__cause__).__name__}); {remark}"
+        ) from error
 
 
 def _reference(folder: Path, name: str) -> str:

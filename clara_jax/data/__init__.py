@@ -15,8 +15,11 @@ from clara_jax.data.examples import (
     check_records,
     supervise,
 )
+from clara_jax.data.mix import find_inputs, is_mixed, mix
+from clara_jax.data.mix_manifest import table
 from clara_jax.data.pieces import split_documents
 from clara_jax.data.pipeline import count_candidates, make_batches
+from clara_jax.data.recipe import Recipe, Source, read_recipe
 from clara_jax.data.records import (
     FORMATS,
     Record,
@@ -37,24 +40,31 @@ __all__ = [
     "ExampleMaker",
     "Layout",
     "Part",
+    "Recipe",
     "Record",
     "RecordSource",
     "Records",
+    "Source",
     "UniqueDocuments",
     "Windows",
     "check_records",
     "collate",
     "count_candidates",
     "find_files",
+    "find_inputs",
+    "is_mixed",
     "is_unicode",
     "make_batches",
     "measure",
+    "mix",
     "open_records",
     "passage",
     "read_documents",
     "read_questions",
+    "read_recipe",
     "split_documents",
     "supervise",
+    "table",
     "unique_documents",
     "write_tfds",
 ]

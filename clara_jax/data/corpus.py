@@ -28,6 +28,7 @@ from clara_jax.data.documents import (
 )
 from clara_jax.data.files import JsonFile
 from clara_jax.errors import ClaraError
+from clara_jax.files import checksum
 
 OPEN = 32
 """JSON files kept open with the places of their objects."""
@@ -75,8 +76,8 @@ class Corpus:
         self.size = 0
         counts = []
         for number, file in enumerate(self.files):
-            size, checksum = _checksum(file.path)
-            digest.update(f"{file.name}\0{size}\0{checksum}\n".encode())
+            size, content = checksum(file.path)
+            digest.update(f"{file.name}\0{size}\0{content}\n".encode())
             self.size += size
             counts.append(1 if _is_text(file) else len(self._json(number)))
         self.digest = digest.hexdigest()
@@ -167,13 +168,3 @@ def _is_text(file: DocumentFile) -> bool:
 def _hash(name: str) -> int:
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _checksum(path: Path) -> tuple[int, str]:
-    """Size and checksum of a file."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-            return file.tell(), found.hexdigest()
-    except OSError as error:
-        raise ClaraError(f"{path}: {error.strerror or error}") from error

@@ -113,6 +113,8 @@ class ExampleMaker:
     | instruct | up to J documents, a question, its answer |
     | end_to_end | C candidates, the question twice (for reasoner and generator), its answer; from a corpus, no candidates |
     | rerank | C candidates, the question |
+    | text | no document rows: up to J documents as text in the prompt, a question, its answer |
+    | closed_book | the same without documents |
 
     Where a record has several questions and the stage takes one, one is drawn; so is
     the paraphrase instruction. instruct takes the positives first when a record has more
@@ -174,6 +176,8 @@ class ExampleMaker:
         """
         if self.stage == "lm":
             return self._text(record, draw)
+        if self.stage == "text":
+            record = self._shortened(record)
         said = self.dialogue(record, draw)
         if self.stage == "rerank":
             return self._ranked(record, said.question, candidate_ids)
@@ -181,7 +185,7 @@ class ExampleMaker:
         if self.stage == "end_to_end":
             ranked = self._ranked(record, said.question, candidate_ids)
             return dataclasses.replace(ranked, prompt=prompt, labels=labels)
-        documents = self._rows(said.documents)
+        documents = self._rows(said.documents)  # none where they stand in the prompt
         return Example(prompt, labels, documents, source=record.source)
 
     def check(self, record: Record) -> None:
@@ -212,6 +216,8 @@ class ExampleMaker:
             )
         if stage == "scp":
             return self._scp(record, draw)
+        if stage in ("text", "closed_book"):
+            return self._in_full(record, draw)
         slots = self.top_k
         if stage == "instruct":
             documents = self._chosen(record)
@@ -239,6 +245,19 @@ class ExampleMaker:
         answers = record.answers[: len(record.questions)]
         target = scp_target(record.questions, answers)
         return Dialogue(scp_prompt(background), target, record.documents)
+
+    def _in_full(self, record: Record, draw: Draw | None) -> Dialogue:
+        """The question with its documents as text, or with none (closed_book)."""
+        texts = self._chosen(record) if self.stage == "text" else ()
+        background = "\n\n".join(map(plain, texts))
+        question, answer, _ = record.pair(_pick(draw, len(record.questions)))
+        return Dialogue(answer_prompt(background, question), answer, (), question)
+
+    def _shortened(self, record: Record) -> Record:
+        """A record of the chosen documents, as far as the compressor would read."""
+        limit = self.memory.doc_max_length
+        texts = tuple(self.tokenizer.shorten(t, limit) for t in self._chosen(record))
+        return dataclasses.replace(record, documents=texts, positives=())
 
     def _text(self, record: Record, draw: Draw | None) -> Example:
         tokenizer = self.tokenizer

@@ -46,6 +46,10 @@ class Records:
     def __len__(self) -> int:
         return self._length
 
+    def first(self, count: int) -> Records:
+        """Return the first `count` (1 or more) records; all if there are fewer."""
+        return Records(self._parts, min(count, len(self)))
+
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from clara_jax.convert import named_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
@@ -52,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="run folder or model folder")
+    add(
+        "--model",
+        required=True,
+        help="run folder, model folder, or the name of a model that comes with the "
+        "package",
+    )
     add("--data", required=True, action="append", help="records; may be repeated")
     add("--format", default="auto", help="format of the data")
     add(
@@ -92,7 +98,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--batch-size", type=int, default=8, help="rows read together")
     add("--seed", type=int, default=0, help="of the bootstrap")
-    add("--out", help="folder for the results; default: DIR/evaluation/DATA_SETTING")
+    add(
+        "--out",
+        help="folder for the results; default: DIR/evaluation/DATA_SETTING, or for a "
+        "model by name evaluation/NAME/DATA_SETTING",
+    )
     return parser
 
 
@@ -130,9 +140,10 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     work = _paraphrases(arguments) if arguments.paraphrase else _answers(arguments)
     out = Path(arguments.out or _default_out(arguments))
+    model = named_folder(arguments.model)
     settings = {
-        "model": os.path.realpath(arguments.model),
-        "trained": _stamp(Path(arguments.model)),
+        "model": os.path.realpath(model),
+        "trained": _stamp(model),
         "data": [os.path.realpath(path) for path in arguments.data],
         "base": os.path.realpath(arguments.base) if arguments.base else "",
         **_quantized(arguments),
@@ -159,8 +170,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _answers(arguments: argparse.Namespace) -> _Work:
     baselines = [name for name in arguments.baselines.split(",") if name]
-    if "bm25" in baselines:
-        need("bm25s")
     records = open_records(arguments.data, arguments.format)
     questions = questions_of(records, arguments.limit)
     if not questions:
@@ -258,14 +267,17 @@ def _quantized(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _stamp(model: Path) -> int:
     """When the adapters were written: another training makes other predictions."""
-    places = (model / "adapters", model / "adapters.pth")
+    peft = model.glob("*/adapter_model.safetensors")
+    places = (model / "adapters", model / "adapters.pth", *peft)
     return max((p.stat().st_mtime_ns for p in places if p.exists()), default=0)
 
 
 def _default_out(arguments: argparse.Namespace) -> Path:
     what = "paraphrase" if arguments.paraphrase else arguments.setting
     name = f"{Path(arguments.data[0]).stem}_{what}"
-    return Path(arguments.model) / "evaluation" / name
+    if Path(arguments.model).exists():
+        return Path(arguments.model) / "evaluation" / name
+    return Path("evaluation") / arguments.model / name
 
 
 def _stop(number: int, _: Any) -> None:

@@ -43,6 +43,8 @@ class HeldOutLoss:
       backbone: frozen weights and rows. frozen: adapters that are not trained.
       batches: gives the held-out batches, anew at every call.
       put: moves a batch to the devices.
+      shuffled: give every row the documents of the row before it: what is lost by that
+        is what the memory is worth.
     """
 
     def __init__(
@@ -52,8 +54,11 @@ class HeldOutLoss:
         frozen: Mapping[str, Params],
         batches: Callable[[], Iterable[Batch]],
         put: Callable[[Batch], Batch] = jax.device_put,
+        shuffled: bool = False,
     ):
         self._eval_step = jax.jit(eval_step)
+        self._change = shuffle_documents if shuffled else lambda batch: batch
+        self._prefix = "shuffled/" if shuffled else ""
         self._backbone, self._frozen = backbone, dict(frozen)
         self._batches, self._put = batches, put
 
@@ -64,7 +69,7 @@ class HeldOutLoss:
         does not depend on how rows fall into batches.
         """
         totals: dict[tuple[str, str], np.ndarray] = {}
-        for batch in self._batches():
+        for batch in map(self._change, self._batches()):
             sums, weights, metrics = self._eval_step(
                 dict(state.trainable), self._backbone, self._frozen, self._put(batch)
             )
@@ -79,8 +84,24 @@ class HeldOutLoss:
         }
         terms = [v for name, v in means.items() if name.startswith("loss/")]
         if terms:
-            yield "loss", sum(terms)
-        yield from means.items()
+            yield f"{self._prefix}loss", sum(terms)
+        yield from ((f"{self._prefix}{name}", mean) for name, mean in means.items())
+
+
+def shuffle_documents(batch: Batch) -> Batch:
+    """Give every row of a batch the documents of the row before it.
+
+    Args:
+      batch: of numpy arrays, its empty rows at the end. Of a single row nothing can be
+        exchanged.
+    """
+    documents = batch.documents
+    assert documents is not None, "only stages that read documents can be shuffled"
+    count = int(np.any(documents.mask, axis=(1, 2)).sum())
+    order = np.arange(len(documents.mask))
+    order[:count] = np.roll(order[:count], 1)
+    chosen = jax.tree.map(lambda x: x[order], documents)
+    return dataclasses.replace(batch, documents=chosen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ themselves comes from the weights, or from guessing.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from clara_jax.evaluate.predictions import Prediction
 from clara_jax.generate import Clara
 from clara_jax.generate.batching import number_texts
 from clara_jax.shapes import Bool, Float
+from clara_jax.text.bm25 import Bm25
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
 BASELINES = ("bm25", "text", "closed_book")
@@ -37,6 +38,41 @@ CHUNK = 8
 """Questions between two writes of predictions; a batch where that is more."""
 
 Setting = Literal["normal", "oracle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Who answers from full text.
+
+    Attributes:
+      clara: the model.
+      role: whose adapter reads; None for the frozen backbone.
+      reads: which documents: those of the condition ``model``, ``gold``, ``bm25`` or
+        ``none``.
+    """
+
+    clara: Clara
+    role: str | None = None
+    reads: str = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What an examination may have besides.
+
+    Attributes:
+      readers: further conditions by name; in ``conditions`` they are named too.
+      rankers: models whose reasoners rank the candidates too, by the ranking's name.
+      ranked: candidates of a ranking that are kept, if more than top_k.
+      compress: documents to vectors, where these are at hand.
+      groups: of each question; ``shuffled`` exchanges documents within a group only.
+    """
+
+    readers: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
+    rankers: Mapping[str, Clara] = dataclasses.field(default_factory=dict)
+    ranked: int = 0
+    compress: Callable[[Sequence[str]], Float[np.ndarray, "n M D"]] | None = None
+    groups: tuple[str, ...] = ()
 
 
 def conditions_of(
@@ -69,6 +105,7 @@ def examine(
     top_k: int,
     conditions: Sequence[str],
     start: int = 0,
+    extras: Extras | None = None,
 ) -> Iterator[list[Prediction]]:
     """Answer every question under every condition.
 
@@ -77,8 +114,9 @@ def examine(
       questions: with candidates, and their positives where known.
       setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
       top_k: J, documents chosen; all of a question that has fewer.
-      conditions: of `conditions_of`.
+      conditions: of `conditions_of`, and those of `extras`.
       start: questions done before.
+      extras: further readers and rankings.
 
     Yields:
       Predictions, some questions at a time.
@@ -87,12 +125,15 @@ def examine(
       ClaraError: a question cannot be read.
     """
     step = max(CHUNK, clara.config.batch_size)
+    extras = extras or Extras()
     gold = [question.gold_documents for question in questions]
     for begin in range(start, len(questions), step):
         numbers = range(begin, min(begin + step, len(questions)))
         chunk = [questions[i] for i in numbers]
-        others = [other_documents(gold, i) for i in numbers]
-        answers, chosen = _chunk(clara, chunk, others, setting, top_k, conditions)
+        others = [other_documents(gold, i, extras.groups) for i in numbers]
+        answers, chosen = _chunk(
+            clara, chunk, others, setting, top_k, conditions, extras
+        )
         yield [
             Prediction(
                 index=i,
@@ -106,21 +147,25 @@ def examine(
         ]
 
 
-def other_documents(rows: Sequence[Sequence[str]], index: int) -> Sequence[str]:
+def other_documents(
+    rows: Sequence[Sequence[str]], index: int, groups: Sequence[str] = ()
+) -> Sequence[str]:
     """The documents of the next row, round the end, that shares none with this one.
 
     Args:
       rows: documents of every question.
       index: of this one.
+      groups: of every question: the other one is of the same; empty for one group.
 
     Returns:
       Another row; no documents where the next thousand all share some.
     """
     own = set(rows[index])
     for step in range(1, min(len(rows), 1000)):
-        found = rows[(index + step) % len(rows)]
-        if own.isdisjoint(found):
-            return found
+        other = (index + step) % len(rows)
+        alike = not groups or groups[other] == groups[index]
+        if alike and own.isdisjoint(rows[other]):
+            return rows[other]
     return ()
 
 
@@ -131,14 +176,21 @@ def _chunk(
     setting: Setting,
     top_k: int,
     conditions: Sequence[str],
+    extras: Extras,
 ) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
     asked = [question.question for question in chunk]
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]
     chosen: dict[str, list[list[int]]] = {}
-    if "bm25" in conditions:
+    most = max(top_k, extras.ranked)
+    readers = {
+        "text": Reader(clara),
+        "closed_book": Reader(clara, reads="none"),
+        **extras.readers,
+    }
+    if "bm25" in {*conditions, *(r.reads for r in extras.readers.values())}:
         chosen["bm25"] = [
-            bm25_ranking(question.question, question.documents)[:top_k]
+            bm25_ranking(question.question, question.documents)[:most]
             for question in chunk
         ]
     read: dict[str, Sequence[Sequence[str]]] = {
@@ -149,24 +201,26 @@ def _chunk(
     }
 
     if "bm25" in chosen:
-        read["bm25"] = _picked(candidates, chosen["bm25"])
+        read["bm25"] = _picked(candidates, chosen["bm25"], top_k)
     offered = candidates if setting == "normal" else read.get("bm25", ())
     texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
-    known = dict(zip(texts, clara.compress(texts), strict=True))
+    compress = extras.compress or clara.compress
+    known = dict(zip(texts, compress(texts), strict=True))
     if setting == "normal":
         vectors, mask = _stacked(candidates, known)
-        ranked, best = choose(clara, asked, vectors, mask, top_k)
-        chosen["model"] = [
-            row[:count].tolist()
-            for row, count in zip(ranked, best.sum(axis=1), strict=True)
-        ]
-        read["model"] = _picked(candidates, chosen["model"])
+        for name, ranker in {"model": clara, **extras.rankers}.items():
+            ranked, best = choose(ranker, asked, vectors, mask, most)
+            chosen[name] = [
+                row[:count].tolist()
+                for row, count in zip(ranked, best.sum(axis=1), strict=True)
+            ]
+        read["model"] = _picked(candidates, chosen["model"], top_k)
     answers: dict[str, list[str]] = {}
     for name in conditions:
-        if name == "text":
-            answers[name] = clara.answer_from_text(asked, read["model"])
-        elif name == "closed_book":
-            answers[name] = clara.answer_from_text(asked, read["none"])
+        if name in readers:
+            reader = readers[name]
+            texts = read[reader.reads]
+            answers[name] = reader.clara.answer_from_text(asked, texts, reader.role)
         else:
             vectors, mask = _stacked(read[name], known)
             answers[name] = clara.answer_from_vectors(asked, vectors, mask)
@@ -174,11 +228,11 @@ def _chunk(
 
 
 def _picked(
-    candidates: Sequence[Sequence[str]], chosen: Sequence[Sequence[int]]
+    candidates: Sequence[Sequence[str]], chosen: Sequence[Sequence[int]], count: int
 ) -> list[list[str]]:
-    """The chosen documents of each question, best first."""
+    """The `count` best chosen documents of each question, best first."""
     return [
-        [documents[i] for i in row]
+        [documents[i] for i in row[:count]]
         for documents, row in zip(candidates, chosen, strict=True)
     ]
 
@@ -195,21 +249,8 @@ def _stacked(
 
 
 def bm25_ranking(question: str, documents: Sequence[str]) -> list[int]:
-    """Candidates by BM25 (library bm25s, English stop words left out), best first."""
-    bm25s = need("bm25s")
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    corpus = bm25s.tokenize(
-        list(documents), stopwords="en", return_ids=False, show_progress=False
-    )
-    query = bm25s.tokenize(
-        [question], stopwords="en", return_ids=False, show_progress=False
-    )[0]
-    if not any(corpus) or not query:
-        return list(range(len(documents)))
-    ranker = bm25s.BM25()
-    ranker.index(corpus, show_progress=False)
-    scores = ranker.get_scores(query)
-    return np.argsort(-scores, kind="stable").tolist()
+    """Candidates by BM25 (see `clara_jax.text.bm25`), best first."""
+    return Bm25(documents).ranking(question).tolist()
 
 
 def need(module: str, package: str = "") -> Any:

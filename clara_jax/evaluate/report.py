@@ -45,6 +45,33 @@ def bootstrap(
     return float(low), float(high)
 
 
+def recall_of(
+    positives: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    ks: Sequence[int],
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Recall of rankings with its interval, over the questions with known positives.
+
+    Args:
+      positives: right documents of each question.
+      chosen: documents as ranked, best first.
+      ks: cut-offs.
+      seed: of the bootstrap.
+
+    Returns:
+      ``recall@k`` to ``mean``, ``low``, ``high``; empty where no question counts.
+    """
+    rows = [(set(g), list(c)) for g, c in zip(positives, chosen, strict=True) if g]
+    found = {}
+    for k in ks if rows else ():
+        each = [len(right & set(taken[:k])) / len(right) for right, taken in rows]
+        low, high = bootstrap(each, seed)
+        mean = sum(each) / len(each)
+        found[f"recall@{k}"] = {"mean": mean, "low": low, "high": high}
+    return found
+
+
 def scores_of(
     predictions: Sequence[Prediction], top_k: int, seed: int = 0
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from clara_jax.clara import STAGES
 from clara_jax.config import ModelConfig, RunConfig
 
 
@@ -75,6 +76,8 @@ def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
     answer = Reading("generator", rows, prompt, True, True, rows * (prompt - 1))
     if config.stage == "lm":
         return [dataclasses.replace(answer, role="backbone", adapter=False)]
+    if not STAGES[config.stage].compresses:
+        return [answer]
     if config.stage in ("scp", "instruct"):
         per_row = 1 if config.stage == "scp" else config.selection.top_k
         return [Reading("compressor", rows * per_row, document, True), answer]

@@ -6,8 +6,6 @@ the sum over both rankings of ``weight / (60 + rank)``. Ranks need no common sca
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +27,7 @@ from clara_jax.search.queries import check_queries
 from clara_jax.search.rescore import rescore
 from clara_jax.search.searcher import Searcher
 from clara_jax.search.store import Store
+from clara_jax.text.bm25 import best_of, library, tokenize
 
 KIND = "bm25"
 K0 = 60
@@ -62,7 +61,7 @@ def build_bm25(
       ClaraError: bm25s is not installed, there are no words to index, another process
         is building the index, or the disk is full.
     """
-    library = _bm25s()
+    bm25s = library()
     rows = np.flatnonzero(store.live)
 
     def texts() -> Iterator[str]:
@@ -74,11 +73,11 @@ def build_bm25(
 
     with hold(store, KIND):
         progress(f"words of {len(rows):,} documents")
-        words = library.tokenize(texts(), stopwords="en", show_progress=False)
+        words = bm25s.tokenize(texts(), stopwords="en", show_progress=False)
         if not words.vocab:
             raise ClaraError(f"{store.path}: its documents hold no words to index")
         progress(f"BM25 of {len(words.vocab):,} words")
-        ranker = library.BM25()
+        ranker = bm25s.BM25()
         ranker.index(words, show_progress=False)
 
         def write(folder: Any) -> None:
@@ -120,7 +119,7 @@ class HybridSearcher:
                 f"weights {weights} and depth {depth}: give weights of 0 or more, not "
                 "both 0, and a depth of 1 or more"
             )
-        library = _bm25s()
+        bm25s = library()
         self.store, self.latent = store, latent
         self.weights, self.depth = weights, depth
         note = read_note(store, KIND)
@@ -132,7 +131,7 @@ class HybridSearcher:
                 f"added since it was built; {remedy(store, KIND)}"
             )
         folder = check_files(store, KIND, note)
-        self._ranker = library.BM25.load(str(folder), mmap=True, show_progress=False)
+        self._ranker = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
         self._rows = np.load(folder / "rows.npy")
         self._live = store.live[self._rows]
 
@@ -173,19 +172,12 @@ class HybridSearcher:
 
     def by_words(self, text: str, count: int) -> Int[np.ndarray, "_"]:
         """Rows that share a word with a text, best first, at most `count`."""
-        words = _bm25s().tokenize(
-            [text], stopwords="en", return_ids=False, show_progress=False
-        )[0]
+        (words,) = tokenize([text])
         ids = self._ranker.get_tokens_ids(words)
         if not ids:
             return self._rows[:0]
         scores = self._ranker.get_scores_from_ids(ids)
-        places = np.flatnonzero((scores > 0) & self._live)
-        if len(places) > count:
-            last = np.partition(scores[places], len(places) - count)[-count]
-            places = places[scores[places] >= last]
-        order = np.lexsort((places, -scores[places]))
-        return self._rows[places[order][:count]]
+        return self._rows[best_of(scores, count, self._live)]
 
     def _fuse(
         self, near: Int[np.ndarray, "n"], words: Int[np.ndarray, "m"]
@@ -197,14 +189,3 @@ class HybridSearcher:
                 fused[row] = fused.get(row, 0.0) + weight / (K0 + rank)
         order = sorted(fused, key=lambda row: (-fused[row], row))
         return np.array(order, np.int64)
-
-
-def _bm25s() -> Any:
-    try:
-        library = importlib.import_module("bm25s")
-    except ImportError as error:
-        raise ClaraError(
-            "this needs the package bm25s: pip install 'clara_jax[eval]'"
-        ) from error
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    return library

@@ -29,7 +29,8 @@ class Settings:
       records: ``stages`` writes records of scp, instruct and end_to_end, held-out ones
         included, the held-out documents and, as ``corpus.jsonl``, all that questions of
         end_to_end are asked about; ``pretraining`` writes text for a base, and an
-        untrained one.
+        untrained one; ``encyclopedia`` writes every entry once, with all its questions
+        and a paraphrase, as sources of a mix have them.
       seed: of everything.
       pretraining, scp, instruct, end_to_end: numbers of training records; 0 for
         end_to_end asks for every fact of the encyclopedia once.
@@ -51,10 +52,10 @@ class Settings:
     documents: int = 1
 
     def __post_init__(self) -> None:
-        if self.records not in ("stages", "pretraining"):
+        if self.records not in ("stages", "pretraining", "encyclopedia"):
             raise ClaraError(
                 f"config field 'synthesize.records' is '{self.records}', but must be "
-                "stages or pretraining"
+                "stages, pretraining or encyclopedia"
             )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -142,6 +143,11 @@ def _contents(settings: Settings) -> dict[str, Iterable[records.Row]]:
     train = records.encyclopedia(rng("encyclopedia"))
     held = records.encyclopedia(rng("held out encyclopedia"), held_out=True)
     everything = train + held
+    if settings.records == "encyclopedia":
+        return {
+            "encyclopedia.jsonl": records.covered(rng("questions"), everything),
+            "paraphrases.jsonl": records.reworded(rng("paraphrases"), everything),
+        }
     draw, held_draw = rng("end_to_end"), rng("held out questions")
     facts = records.asked(draw, train, range(len(train)))
     numbers = range(len(train), len(everything))

@@ -118,6 +118,25 @@ def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry
     return [(item, world.document(item, rng)) for item in items]
 
 
+def covered(rng: random.Random, corpus: Sequence[tuple[Entry, str]]) -> Iterator[Row]:
+    """Every document once, with a question for each of its facts."""
+    for item, text in corpus:
+        asked = world.questions(item, rng)
+        yield {
+            "data_type": "qa",
+            "docs": [text],
+            "question": [q for q, _ in asked],
+            "answers": [a for _, a in asked],
+        }
+
+
+def reworded(rng: random.Random, corpus: Sequence[tuple[Entry, str]]) -> Iterator[Row]:
+    """Every document once, with the same facts in other words."""
+    for item, text in corpus:
+        other = world.document(item, rng)
+        yield {"data_type": "paraphrase", "docs": [text], "answers": [other]}
+
+
 def ranking(
     rng: random.Random,
     corpus: Sequence[tuple[Entry, str]],

@@ -18,12 +18,13 @@ from clara_jax.evaluate import (
     Question,
     SelectedAnswers,
     TextAnswers,
+    curves,
     questions_of,
 )
-from clara_jax.files import write_error
+from clara_jax.files import write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
-from clara_jax.synthesize import curves, world
+from clara_jax.synthesize import world
 from clara_jax.synthesize.files import Settings
 from clara_jax.synthesize.shipped import write_base
 from clara_jax.train import Evaluator
@@ -61,8 +62,8 @@ def report(workdir: str | Path, settings: Mapping[str, Any] | Settings) -> None:
     lines = [*table(numbers), "", *_shown(examples)]
     text = "\n".join(lines) + "\n"
     facts = {"numbers": numbers, "examples": examples}
-    _write(workdir / "report.json", json.dumps(facts, indent=2) + "\n")
-    _write(workdir / "report.txt", text)
+    write_text(workdir / "report.json", json.dumps(facts, indent=2) + "\n")
+    write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
     print(f"  {_command(workdir, questions[-1].question)}")
@@ -174,16 +175,6 @@ def answers(clara: Clara, questions: Sequence[Question]) -> list[dict[str, Any]]
             questions, chosen.answers, chosen.indices, strict=True
         )
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
 
 
 def _shown(examples: Sequence[Mapping[str, Any]]) -> list[str]:

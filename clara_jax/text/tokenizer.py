@@ -210,6 +210,18 @@ class ClaraTokenizer:
         rows = self._backend.encode_batch(strings, add_special_tokens=False)
         return [len(row.ids) - 3 + (self.bos == "") for row in rows]
 
+    def shorten(self, text: str, max_length: int) -> str:
+        """Return as much of a text as `encode_document` keeps of it: its first tokens.
+
+        Args:
+          text: a document.
+          max_length: tokens to keep, at least 1.
+        """
+        offsets = self._backend.encode(plain(text), add_special_tokens=False).offsets
+        if len(offsets) <= max_length:
+            return text
+        return plain(text)[: offsets[max_length - 1][1]]
+
     def _document(self, text: str) -> str:
         return mark("ENC") + self.bos + plain(text) + self.eos
 

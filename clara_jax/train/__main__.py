@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from clara_jax import distributed
+from clara_jax.clara import STAGES
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CorpusRetrieval
 from clara_jax.evaluate.evaluators import (
@@ -18,9 +26,10 @@ from clara_jax.evaluate.evaluators import (
     SelectedAnswers,
     questions_of,
 )
-from clara_jax.files import first_line, told
+from clara_jax.files import first_line, read_json, told
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.train.experiments import read_experiment
+from clara_jax.train.deadline import Budget
+from clara_jax.train.experiments import Experiment, read_experiment
 from clara_jax.train.hooks import Evaluator
 from clara_jax.train.parts import Parts
 from clara_jax.train.runner import Interrupted, run
@@ -61,14 +70,19 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
         return []
     found: list[Evaluator] = []
     given = config.candidates == "given"
-    if given:
-        step = make_eval_step(parts.loss, parts.model)
+    measure = config.hooks.measure
+    kinds = [False] * ("loss" in measure)
+    kinds += [True] * ("shuffled" in measure and config.stage in ("scp", "instruct"))
+    step = make_eval_step(parts.loss, parts.model)
+    for shuffled in kinds if given else ():
+        frozen = parts.backbone, parts.frozen
         put = parts.evaluation.put
-        found.append(
-            HeldOutLoss(step, parts.backbone, parts.frozen, parts.batches, put)
-        )
+        found.append(HeldOutLoss(step, *frozen, parts.batches, put, shuffled))
     questions = questions_of(parts.records)
-    if config.stage == "lm" or not questions:
+    answers = "answers" in measure
+    if not STAGES[config.stage].compresses or not questions:
+        return found
+    if not answers and "recall" not in measure:
         return found
     clara = Clara(
         model=parts.model,
@@ -87,9 +101,8 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
         ),
     )
     if config.stage in ("scp", "instruct"):
-        found.append(CompressedAnswers(clara, questions))
-        return found
-    decode, top_k = config.stage == "end_to_end", config.selection.top_k
+        return [*found, CompressedAnswers(clara, questions)] if answers else found
+    decode, top_k = answers and config.stage == "end_to_end", config.selection.top_k
     if given:
         ks = tuple(sorted({1, top_k}))
         found.append(SelectedAnswers(clara, questions, ks=ks, decode=decode))
@@ -99,6 +112,79 @@ def make_evaluators(parts: Parts) -> list[Evaluator]:
             CorpusRetrieval(clara, questions, parts.store, parts.search, ks, decode)
         )
     return found
+
+
+def run_experiment(experiment: Experiment) -> None:
+    """Make the data, train one run after the other, and report.
+
+    Args:
+      experiment: as `read_experiment` gives it. What an earlier command did is not done
+        again.
+
+    Raises:
+      ClaraError: bad input.
+      Interrupted: SIGINT or SIGTERM; the same command goes on.
+    """
+    # Not needed by a single run, and not light.
+    from clara_jax import pipeline, synthesize
+
+    workdir, runs = experiment.workdir, experiment.runs
+    budget = Budget(workdir, experiment.minutes, experiment.shares)
+    folder = _prepare(experiment, budget)
+    for number, config in enumerate(runs):
+        name = Path(config.workdir).name
+        if budget.limited:
+            # By the clock of the first process, for all.
+            seconds = distributed.first(partial(budget.seconds, name))
+            minutes = max(seconds, 1.0) / 60
+            config = dataclasses.replace(config, minutes=minutes)
+        # What comes after the first stage is never refused: its results are there.
+        whole = None
+        if budget.limited:
+            whole = math.inf if number else distributed.first(budget.left)
+        run(config, make_evaluators, whole=whole)
+        if budget.limited:
+            distributed.first(partial(_note, budget, config))
+        if experiment.report is not None:
+            pipeline.export(workdir, config, experiment.report, folder)
+    if experiment.report is not None:
+        seconds = budget.seconds("report") if budget.limited else None
+        pipeline.report(workdir, experiment.report, runs, Path(folder), seconds)
+    elif experiment.synthesize is not None:
+        synthesize.report(workdir, experiment.synthesize)
+
+
+def _prepare(experiment: Experiment, budget: Budget) -> str:
+    """Make the data of a pipeline; returns the folder of its mix, if it has one."""
+    from clara_jax import pipeline, synthesize
+
+    begin = time.perf_counter()
+    folder = ""
+    if experiment.report is not None:
+        pipeline.check(experiment)
+    if experiment.synthesize is not None:
+        synthesize.prepare(experiment.workdir, experiment.synthesize)
+    if experiment.mix is not None:
+        folder = str(experiment.mix.get("folder", ""))
+        distributed.first(partial(pipeline.prepare, experiment.mix, experiment.runs[0]))
+    if budget.limited:
+        seconds = time.perf_counter() - begin
+        distributed.first(partial(_note_data, budget, seconds, experiment.minutes))
+    return folder
+
+
+def _note_data(budget: Budget, seconds: float, minutes: float) -> None:
+    if budget.left() <= seconds and not budget.taken:
+        raise ClaraError(
+            f"config field 'minutes': making the data alone took {seconds:.0f} s of "
+            f"{60 * minutes:.0f}; give more, the data are there now"
+        )
+    budget.note("data", seconds)
+
+
+def _note(budget: Budget, config: RunConfig) -> None:
+    summary = read_json(Path(config.workdir) / "summary.json")
+    budget.note(Path(config.workdir).name, summary["wall_seconds"])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,15 +201,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        experiment = read_experiment(_joined(arguments))
-        if experiment.synthesize is not None:
-            from clara_jax import synthesize
-
-            synthesize.prepare(experiment.workdir, experiment.synthesize)
-        for config in experiment.runs:
-            run(config, make_evaluators)
-        if experiment.synthesize is not None:
-            synthesize.report(experiment.workdir, experiment.synthesize)
+        run_experiment(read_experiment(_joined(arguments)))
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
         return distributed.leave(1, told(error))
@@ -133,6 +211,9 @@ def main(arguments: Sequence[str]) -> int:
         message, status = distributed.cause(error)
         print(message, file=sys.stderr)
         return distributed.leave(status, message)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return distributed.leave(130)
     except Interrupted as stopped:
         if distributed.is_first():
             print(stopped, file=sys.stderr)
@@ -161,5 +242,13 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def _stop(number: int, _: Any) -> None:
+    """End at once: outside of the steps all that was done is on disk."""
+    os.write(2, b"\nSIGTERM: start the same command again to go on\n")
+    os._exit(distributed.TRY_AGAIN)
+
+
 if __name__ == "__main__":
+    # Runs and reports have a way of their own, for as long as they last.
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from clara_jax.clara import Batch, Tokens, make_loss
+from clara_jax.clara import STAGES, Batch, Tokens, make_loss
 from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.model import (
     Transformer,
@@ -196,7 +196,7 @@ def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch
 
     length = config.data.prompt_max_length
     batch = Batch(prompt=tokens(rows, length), labels=array(jnp.int32, rows, length))
-    if config.stage == "lm":
+    if not STAGES[config.stage].compresses:
         return batch
     if config.stage in ("scp", "instruct"):
         documents = 1 if config.stage == "scp" else config.selection.top_k

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -60,9 +60,9 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
+        quiet_orbax()
         try:
-            with quiet_orbax():
-                self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
         except WRITE_ERRORS as error:
             raise write_error(self.folder, error) from error
 
@@ -111,14 +111,11 @@ class Checkpoints:
     def _guarded(self, write: Callable[[], Any]) -> None:
         step = self._writing
         try:
-            with quiet_orbax():
-                write()
-                self._manager.check_for_errors()
+            write()
+            self._manager.check_for_errors()
         except WRITE_ERRORS as error:
             self._writing = None
-            logging.getLogger("asyncio").addFilter(_is_no_echo)
-            # What is left of the failed write complains for minutes to come.
-            logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+            # What is left of the failed write would complain of itself.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited")
             # Half a checkpoint would keep the disk full.
             for half in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -197,8 +194,7 @@ class Checkpoints:
         """Read items of a checkpoint; all processes succeed, or all fail."""
         read, failure = None, ""
         try:
-            with quiet_orbax():
-                read = self._manager.restore(step, args=arguments)
+            read = self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax raises whatever its libraries do
             failure = first_line(error) or type(error).__name__
         if gather(np.array(bool(failure))).any():
@@ -216,7 +212,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # After a failed write it raises what `wait` has raised, or another part.
+            with contextlib.suppress(*WRITE_ERRORS):
+                self._manager.close()
 
 
 def _kept(arrays: Any) -> Any:
@@ -244,8 +242,3 @@ def _refuse_shapes(
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _is_no_echo(record: logging.LogRecord) -> bool:
-    """Drop what asyncio says, at exit, of the other writes of a save that failed."""
-    return "exception was never retrieved" not in record.getMessage()

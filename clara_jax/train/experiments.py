@@ -6,9 +6,13 @@ A config file defines ``get_config(arg="")``, which returns an
 * ``stages``: a tuple of dicts, each with a ``name`` and the fields in which that run
   differs. They become runs in ``workdir/NAME``, in order; each starts from the one
   before unless it names its own ``init_from``.
-* ``synthesize``: a group of settings; what makes the data first and the report last.
+* ``synthesize``: a group of settings; what makes the data first and, without
+  ``report``, a report last. ``mix``, ``report``: likewise, of `clara_jax.pipeline`.
+* With ``stages``, ``minutes`` is the time of the whole pipeline, of which each stage
+  gets its ``share`` (and the report its own).
 
-``{workdir}`` in a string stands for the whole pipeline's folder.
+``{workdir}`` in a string stands for the whole pipeline's folder, ``{mix}`` for that of
+its data (``mix.folder``). Values may be references to other fields (``get_ref``).
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
+import os
 import re
 import sys
 import traceback
@@ -25,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from clara_jax.config import RunConfig, parse
 from clara_jax.errors import ClaraError
@@ -40,11 +46,18 @@ class Experiment:
       workdir: the folder of it all.
       runs: in order; a single one unless the config has ``stages``.
       synthesize: settings of the generated data, or None.
+      mix, report: settings of the data that is mixed and of the last report, or None.
+      minutes: of the whole; 0 for any time.
+      shares: of the time, by the runs' folder names, and ``report``.
     """
 
     workdir: Path
     runs: tuple[RunConfig, ...]
     synthesize: dict[str, Any] | None = None
+    mix: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
+    minutes: float = 0.0
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def read_experiment(arguments: Sequence[str]) -> Experiment:
@@ -126,7 +139,9 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
       ClaraError: a field that is unknown, missing or wrong.
     """
     values = _plain(config)
-    synthesize = values.pop("synthesize", None) or None
+    groups: dict[str, Any] = {
+        name: values.pop(name, None) or None for name in ("synthesize", "mix", "report")
+    }
     stages = values.pop("stages", None) or ()
     if not isinstance(stages, tuple) or not all(isinstance(s, dict) for s in stages):
         raise ClaraError(
@@ -141,10 +156,23 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             "config field 'workdir' is empty; say where the run goes with "
             "--config.workdir=DIR"
         )
-    values = _fill(values, workdir)
+    workdir = os.path.normpath(workdir)  # DIR/ is DIR
+    values["workdir"] = workdir
+    places = {"workdir": workdir}
+    groups = _fill(groups, places)
+    places["mix"] = str((groups["mix"] or {}).get("folder", ""))
+    values = _fill(values, places)
     if not stages:
-        return Experiment(Path(workdir), (parse(RunConfig, values),), synthesize)
+        return Experiment(Path(workdir), (parse(RunConfig, values),), **groups)
+    minutes = values.pop("minutes", 0.0)
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
+        raise ClaraError(f"config field 'minutes' must be float, not {minutes!r}")
+    if not 0 <= minutes < math.inf:
+        raise ClaraError(
+            f"config field 'minutes' must not be negative, and finite: {minutes}"
+        )
     runs: list[RunConfig] = []
+    shares: dict[str, float] = {}
     for number, stage in enumerate(stages):
         stage = dict(stage)
         name = stage.pop("name", "")
@@ -156,7 +184,8 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             )
         if name in names:
             raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
-        merged = _merge(values, _fill(stage, workdir), f"stages[{number}]")
+        shares[name] = _share(stage.pop("share", 1.0), f"stages[{number}].share")
+        merged = _merge(values, _fill(stage, places), f"stages[{number}]")
         merged["workdir"] = str(Path(workdir) / name)
         if runs and not stage.get("init_from"):
             merged["init_from"] = runs[-1].workdir
@@ -165,7 +194,18 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             runs.append(parse(RunConfig, merged))
         except ClaraError as error:
             raise ClaraError(f"stage '{name}': {error}") from error
-    return Experiment(Path(workdir), tuple(runs), synthesize)
+    if groups["report"]:
+        share = groups["report"].pop("share", 1.0)
+        shares["report"] = _share(share, "report.share")
+    return Experiment(
+        Path(workdir), tuple(runs), **groups, minutes=float(minutes), shares=shares
+    )
+
+
+def _share(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise ClaraError(f"config field '{field}' must be above 0, not {value!r}")
+    return float(value)
 
 
 def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
@@ -230,15 +270,18 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return tuple(_plain(item) for item in value)
-    return value
+    return value.get() if isinstance(value, FieldReference) else value
 
 
-def _fill(value: Any, workdir: str) -> Any:
+def _fill(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _fill(item, workdir) for key, item in value.items()}
+        return {key: _fill(item, places) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_fill(item, workdir) for item in value)
-    return value.replace("{workdir}", workdir) if isinstance(value, str) else value
+        return tuple(_fill(item, places) for item in value)
+    if isinstance(value, str):
+        for name, place in places.items():
+            value = value.replace(f"{{{name}}}", place)
+    return value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:

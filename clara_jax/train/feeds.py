@@ -18,7 +18,13 @@ import numpy as np
 
 from clara_jax.clara import Batch
 from clara_jax.config import RunConfig
-from clara_jax.data import UniqueDocuments, Windows, make_batches, unique_documents
+from clara_jax.data import (
+    Records,
+    UniqueDocuments,
+    Windows,
+    make_batches,
+    unique_documents,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store
 from clara_jax.search.manifest import digest_of
@@ -38,6 +44,7 @@ def make_feed(
     say: Callable[[str], None],
     claim: Callable[[], None],
     stop: Callable[[], bool],
+    late: Callable[[], bool] | None = None,
 ) -> tuple[Feed, CorpusFeed | None] | None:
     """Make the training batches; vectors that are cached are made now.
 
@@ -46,6 +53,8 @@ def make_feed(
       say: takes remarks for the user.
       claim: makes the run's folder, before anything is written to it.
       stop: asked from time to time whether to end early.
+      late: likewise, whether to make do with the records whose documents are compressed
+        by then; None compresses all.
 
     Returns:
       The feed, and within it the one that is a hook too, where there is one. None after
@@ -55,7 +64,7 @@ def make_feed(
     if config.candidates == "corpus":
         assert store is not None
         feed = CorpusFeed(
-            iter(_batches(parts, corpus=True)),
+            iter(_batches(parts, parts.train, corpus=True)),
             question_encoder(
                 parts.model,
                 parts.backbone,
@@ -77,10 +86,21 @@ def make_feed(
     if config.has_vectors:
         claim()
         documents = unique_documents(parts.train)
-        vectors = _vectors(parts, documents, say, stop)
+        need = max(
+            int(documents.candidates(i).max()) + 1
+            for i in range(min(config.data.batch_size, len(parts.train)))
+        )
+        enough = late and (lambda done: done >= need and late())
+        vectors = _vectors(parts, documents, say, stop, enough)
         if vectors is None:
             return None
-    batches = _batches(parts, documents=documents, vectors=vectors)
+    records = parts.train
+    if documents is not None and isinstance(vectors, np.ndarray):
+        count = _covered(documents, len(vectors), len(records))
+        if count < len(records):
+            say(f"time for the documents of {count} records, of {len(records)}")
+            records = records.first(count)
+    batches = _batches(parts, records, documents=documents, vectors=vectors)
     return Pinned(iter(batches), None if store is None else note_of(store)), None
 
 
@@ -195,8 +215,12 @@ def _vectors(
     documents: UniqueDocuments,
     say: Callable[[str], None],
     stop: Callable[[], bool],
+    late: Callable[[int], bool] | None,
 ) -> Any:
-    """Vectors of all documents, compressed where no store has them; None: stopped."""
+    """Vectors of all documents, compressed where no store has them; None: stopped.
+
+    Without a store there may be fewer of them, see `cached_vectors`.
+    """
     config, store = parts.config, parts.store
     compressed: Sequence[str] | UniqueDocuments = documents
     rows = np.zeros(0, np.int64)
@@ -217,7 +241,9 @@ def _vectors(
             parts.tokenizer,
             config.memory,
             compressed,
+            batch_size=max(32, config.data.eval_batch_size),
             stop=stop,
+            late=late if store is None else None,
         )
         if vectors is None:
             return None
@@ -226,10 +252,21 @@ def _vectors(
     return StoredVectors(store, rows, vectors, config.dtype)
 
 
-def _batches(parts: Parts, **options: Any) -> Windows:
+def _covered(documents: UniqueDocuments, done: int, records: int) -> int:
+    """Count the first records of which all documents are among the first `done`.
+
+    Documents are numbered as they come first in the records.
+    """
+    if done == len(documents):
+        return records
+    needs = (int(documents.candidates(i).max(initial=-1)) for i in range(records))
+    return next((i for i, need in enumerate(needs) if need >= done), records)
+
+
+def _batches(parts: Parts, records: Records, **options: Any) -> Windows:
     config = parts.config
     return make_batches(
-        parts.train,
+        records,
         parts.tokenizer,
         config.stage,
         config.memory,

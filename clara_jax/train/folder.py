@@ -32,6 +32,7 @@ from clara_jax.train.writers import read_lines
 
 FREE = (
     "workdir",
+    "minutes",
     "store",
     "hooks.",
     "mesh.",

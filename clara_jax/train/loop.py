@@ -95,16 +95,31 @@ class Trail:
             "feed": self._feed.get_state(),
             "tokens": self._clock.tokens,
             "seconds": self._clock.seconds(),
+            "wall": self._clock.wall(),
         }
 
 
 class Clock:
     """Training time and tokens, over all the processes that a run has seen."""
 
-    def __init__(self, seconds: float = 0.0, tokens: int = 0):
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        tokens: int = 0,
+        wall: float = 0.0,
+        begin: float | None = None,
+    ):
+        """Go on from what earlier processes have taken.
+
+        Args:
+          seconds, tokens, wall: so far.
+          begin: when this process began, by ``time.perf_counter``; default: now.
+        """
+        now = time.perf_counter()
         self._tokens = tokens
         self._pending: list[Callable[[], int]] = []
-        self._begin = time.perf_counter() - seconds
+        self._begin = now - seconds
+        self._wall = (now if begin is None else begin) - wall
         self._paused = 0.0
 
     @property
@@ -121,6 +136,10 @@ class Clock:
     def seconds(self) -> float:
         """Seconds of training, pauses left out."""
         return time.perf_counter() - self._begin - self._paused
+
+    def wall(self) -> float:
+        """Seconds of everything: start, compilation and pauses too."""
+        return time.perf_counter() - self._wall
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -181,6 +200,15 @@ class Interrupt:
                 signal.signal(number, handler)
 
 
+@runtime_checkable
+class Pace(Protocol):
+    """Knows which step is the last, where the number of steps does not say it."""
+
+    def begin(self, step: int) -> bool:
+        """Return whether `step`, which is about to begin, is to be the last."""
+        ...
+
+
 Tally = Callable[..., Callable[[], Sequence[int]]]
 """Begins to add counts up over all processes; what it returns gives the sums."""
 
@@ -193,18 +221,19 @@ def count_tokens(batch: Batch) -> int:
 
 def fit(
     state: TrainState,
-    step_function: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]],
+    step_function: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
     feed: Feed,
     hooks: Sequence[Hook],
     *,
     steps: int,
     clock: Clock,
     trail: Trail,
-    put: Callable[[Batch], Batch] = jax.device_put,
+    put: Callable[[Batch], Any] = jax.device_put,
     interrupt: Interrupt | None = None,
     tally: Tally | None = None,
+    pace: Pace | None = None,
 ) -> TrainState:
-    """Train up to `steps`.
+    """Train up to `steps`, or to the step that `pace` calls the last.
 
     Args:
       state: to start from; donated.
@@ -215,10 +244,11 @@ def fit(
       steps: where to stop, counted from the start of the run.
       clock: counts time and tokens.
       trail: is told the feed's position before every step.
-      put: moves a batch to the devices.
+      put: moves a batch to the devices; its result is what the step is given.
       interrupt: a noted signal ends the loop after the step at hand.
       tally: adds up counts of several processes, so that they know all tokens and stop
         after the same step.
+      pace: may end the run earlier.
 
     Returns:
       The state after the last step done.
@@ -230,6 +260,9 @@ def fit(
     interrupt = interrupt or Interrupt()
     for step in range(int(state.step) + 1, steps + 1):
         trail.note(step - 1)
+        last = step == steps
+        if pace is not None:
+            last = pace.begin(step) or last
         try:
             batch = next(feed)
         except StopIteration:
@@ -239,11 +272,10 @@ def fit(
         # Asked for before the step, so that the answer does not wait for it.
         sums = (tally or _alone)(count_tokens(batch), *interrupt.flags)
         clock.count(lambda sums=sums: sums()[0])
-        batch = put(batch)
+        given = put(batch)
         with jax.transfer_guard("disallow"):
-            state, metrics = step_function(state, batch)
+            state, metrics = step_function(state, given)
         metrics = {**metrics, "step": step}
-        last = step == steps
         try:
             for hook in hooks:
                 if hook.every and (last or step % hook.every == 0):
@@ -252,7 +284,8 @@ def fit(
             error.state = state
             raise
         flags = interrupt.flags if tally is None else sums()[1:]
-        if interrupt.agree(flags) and not last:
+        # Asked in any case, so that all processes know of a signal in the last step.
+        if interrupt.agree(flags) or last:
             break
     return state
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from clara_jax.config import OptimConfig
@@ -15,6 +16,29 @@ from clara_jax.shapes import Array
 
 Schedule = Callable[[Any], Array]
 """Steps done before an update to the learning rate of that update."""
+
+
+def rate_at(config: OptimConfig, progress: float) -> np.float32:
+    """Return the learning rate of a run that is measured by something else than steps.
+
+    Args:
+      config: peak, kind, warm-up share and floor.
+      progress: share of the run that is over when the step at hand ends, in (0, 1].
+
+    Returns:
+      The rate, computed on the host: nothing waits for a device.
+    """
+    warmup = config.warmup_fraction
+    rise = progress / max(warmup, 1e-9)
+    fall = (progress - warmup) / max(1 - warmup, 1e-9)
+    return np.float32(_rate(config, progress < warmup, rise, fall, np))
+
+
+def _rate(config: OptimConfig, rising: Any, rise: Any, fall: Any, xp: Any = jnp) -> Any:
+    floor = config.final_fraction if config.schedule == "cosine" else 1.0
+    cosine = 0.5 * (1 + xp.cos(xp.pi * xp.clip(fall, 0, 1)))
+    share = xp.where(rising, rise, floor + (1 - floor) * cosine)
+    return config.learning_rate * share
 
 
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
@@ -31,23 +55,23 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
       The schedule, float32.
     """
     warmup = math.ceil(config.warmup_fraction * steps)
-    floor = config.final_fraction if config.schedule == "cosine" else 1.0
 
     def schedule(count: Array) -> Array:
         count = jnp.asarray(count, jnp.float32)
         rise = (count + 1) / max(warmup, 1)
-        progress = (count + 1 - warmup) / max(steps - warmup, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-        share = jnp.where(count < warmup, rise, floor + (1 - floor) * cosine)
-        return config.learning_rate * share
+        fall = (count + 1 - warmup) / max(steps - warmup, 1)
+        return _rate(config, count < warmup, rise, fall)
 
     return schedule
 
 
 def make_optimizer(
     config: OptimConfig, schedule: Schedule
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of every stage: clip by global norm, then AdamW.
+
+    Its ``update`` takes the learning rate as ``rate``, where the schedule does not know
+    it (a run that ends at a deadline); None asks the schedule.
 
     Args:
       config: decay rates, weight decay (on matrices, never on norm scales and biases)
@@ -66,15 +90,25 @@ def make_optimizer(
     )
     return optax.chain(
         clip,
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
+        # AdamW as optax puts it together, but for where the rate may come from.
+        optax.chain(
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            optax.add_decayed_weights(config.weight_decay, _decayed),
+            _scale_by_rate(schedule),
         ),
     )
+
+
+def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    scheduled = optax.scale_by_learning_rate(schedule)
+
+    def update(updates: Any, state: Any, params: Any = None, *, rate=None, **_: Any):
+        if rate is None:
+            return scheduled.update(updates, state, params)
+        fixed = optax.scale_by_schedule(lambda _: -rate)
+        return fixed.update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(scheduled.init, update)
 
 
 def _decayed(params: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +15,13 @@ import numpy as np
 from clara_jax.clara import Batch
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
-from clara_jax.distributed import first, gather, is_first
+from clara_jax.distributed import first, from_host, gather, is_first
 from clara_jax.errors import ClaraError
+from clara_jax.sharding import named_sharding
 from clara_jax.train import hooks as hooks_
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.corpus import CorpusFeed
+from clara_jax.train.deadline import Deadline
 from clara_jax.train.feeds import make_feed
 from clara_jax.train.fingerprint import fingerprint
 from clara_jax.train.folder import RunFolder
@@ -31,6 +34,7 @@ from clara_jax.train.loop import (
     Trail,
     fit,
 )
+from clara_jax.train.optim import rate_at
 from clara_jax.train.parts import EvaluatorFactory, Parts, assemble, first_state, sizes
 from clara_jax.train.placement import Tally
 from clara_jax.train.state import TrainState
@@ -55,17 +59,25 @@ class Interrupted(Exception):
         self.signal = signal
 
 
-def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> None:
+def run(
+    config: RunConfig,
+    evaluators: EvaluatorFactory = lambda parts: (),
+    *,
+    whole: float | None = None,
+) -> None:
     """Train one run, or go on with it, up to its summary.
 
     Args:
       config: the run.
       evaluators: makes what measures states on held-out data.
+      whole: with ``config.minutes``, the seconds of which these are a share; see
+        `deadline.Deadline`.
 
     Raises:
       ClaraError: bad input, a full disk, a loss that is not finite.
       Interrupted: SIGINT or SIGTERM; the state is saved.
     """
+    begin = time.perf_counter()
     folder = RunFolder(config.workdir)
 
     def finished() -> bool:
@@ -79,6 +91,7 @@ def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> N
         stack.callback(folder.close)
         parts = assemble(config, _say)
         with jax.set_mesh(parts.mesh):
+            timing = _Timing(begin, 60 * config.minutes, whole)
             made = make_feed(
                 parts,
                 _say,
@@ -86,13 +99,26 @@ def run(config: RunConfig, evaluators: EvaluatorFactory = lambda parts: ()) -> N
                 stop=lambda: interrupt.agree(
                     gather(np.array(interrupt.flags)).sum(0).tolist()
                 ),
+                late=timing.half_over if timing.seconds else None,
             )
             if made is None:
                 raise _interrupted(config, interrupt, "the vectors so far are kept")
             feed, corpus = made
             if corpus is not None:
                 stack.callback(corpus.close)
-            _train(parts, feed, corpus, folder, evaluators, interrupt, stack)
+            _train(parts, feed, corpus, folder, evaluators, interrupt, stack, timing)
+
+
+class _Timing(NamedTuple):
+    """When this process began with the run, and what it may take; 0 for any time."""
+
+    begin: float
+    seconds: float
+    whole: float | None
+
+    def half_over(self) -> bool:
+        """Whether half of the time has passed since this process began."""
+        return time.perf_counter() - self.begin >= self.seconds / 2
 
 
 def _train(
@@ -103,6 +129,7 @@ def _train(
     evaluators: EvaluatorFactory,
     interrupt: Interrupt,
     stack: contextlib.ExitStack,
+    timing: _Timing,
 ) -> None:
     """Go on from the newest checkpoint, or begin, and train to the end."""
     config, steps = parts.config, parts.steps
@@ -119,7 +146,10 @@ def _train(
     if newest is not None:
         feed.set_state(kept["feed"])
         _say(f"{config.workdir}: going on after step {newest} of {steps}")
-    clock = Clock(kept["seconds"], kept["tokens"])
+    clock = Clock(kept["seconds"], kept["tokens"], kept.get("wall", 0.0), timing.begin)
+    deadline = None
+    if timing.seconds:
+        deadline = Deadline(clock, steps, timing.seconds, timing.whole)
     trail = Trail(feed, clock)
     writers: list[Writer] = []
     if is_first():
@@ -154,8 +184,15 @@ def _train(
         hooks.insert(0, corpus)
         corpus.prime(state)
 
-    def step_function(state: TrainState, batch: Batch):
-        return compiled(state, parts.backbone, parts.frozen, batch)
+    def put(batch: Batch) -> tuple[Batch, Any]:
+        rate = None
+        if deadline is not None:
+            value = rate_at(config.optim, deadline.progress)
+            rate = from_host(value, named_sharding(parts.mesh))
+        return parts.training.put(batch), rate
+
+    def step_function(state: TrainState, given: tuple[Batch, Any]):
+        return compiled(state, parts.backbone, parts.frozen, *given)
 
     try:
         state = fit(
@@ -166,10 +203,15 @@ def _train(
             steps=steps,
             clock=clock,
             trail=trail,
-            put=parts.training.put,
+            put=put,
             interrupt=interrupt,
             tally=Tally(parts.mesh, 3) if jax.process_count() > 1 else None,
+            pace=deadline,
         )
+        if deadline is not None and not bool(state.healthy):
+            error = NotFinite(int(state.step) + 1)
+            error.state = state
+            raise error
     except NotFinite as error:
         saved = saver.save(error.state)
         checkpoints.wait()
@@ -178,17 +220,23 @@ def _train(
             f"{error}; the state after step {saved} is saved in {folder.path}, which "
             "can be another run's init_from"
         ) from error
-    if int(state.step) < steps:
+    done = int(state.step)
+    cut = done < steps and deadline is not None and interrupt.signal is None
+    if done < steps and not cut:
         saved = saver.save(state)
         checkpoints.wait()
         raise _interrupted(config, interrupt, f"step {saved} of {steps} is saved")
     checkpoints.wait()
     _write_result(parts, folder, state)
-    summary = first(lambda: folder.write_summary(config, parameters=parameters))
+    facts = {"parameters": parameters, "wall_seconds": clock.wall()}
+    if cut:
+        facts["cut"] = {"steps": done, "of": steps, "minutes": config.minutes}
+    summary = first(lambda: folder.write_summary(config, **facts))
     for writer in writers[:1]:
         writer.close()
     _say(
-        f"{config.workdir}: {steps} steps in {summary['seconds']:.0f} s, "
+        f"{config.workdir}: {f'{done} of {steps}' if cut else done} steps in "
+        f"{summary['seconds']:.0f} s, "
         f"{summary['tokens_per_s']:,.0f} tokens/s, "
         f"loss {summary['final'].get('loss', math.nan):.4f}"
     )

@@ -6,6 +6,7 @@
 | instruct | of ``init_from`` | of ``init_from`` | new (``b = 0``), as in the original | dropped, as in the original |
 | end_to_end | of ``init_from`` | of ``init_from`` | of ``init_from`` | of ``init_from``, else a copy of the compressor |
 | rerank | of ``init_from`` | of ``init_from`` | kept if there | as end_to_end |
+| text, closed_book | kept if there | kept if there, else new | new | kept if there |
 
 The table itself is ``clara.STAGES``; ``reinit`` names more that start afresh. ``lm``
 trains the backbone and has no adapters.
@@ -206,7 +207,11 @@ def make_adapters(
     if earlier is not None and earlier.clara is not None and kept:
         _check_settings(config, earlier.clara, "memory" in kept)
     copies = dict(spec.copies)
-    needed = {"compressor", "memory", *spec.trains, *copies}
+    needed = {"memory", *spec.trains, *copies}
+    if spec.compresses:
+        needed.add("compressor")
+    elif "memory" not in kept:
+        fresh.add("memory")
     if config.stage in ("scp", "instruct", "end_to_end"):
         needed.add("generator")
     adapters = dict(kept)

@@ -24,9 +24,8 @@ from clara_jax.train.state import TrainState
 Metrics = dict[str, Array]
 
 
-StepFunction = Callable[
-    [TrainState, Any, dict[str, Params], Batch], tuple[TrainState, Metrics]
-]
+StepFunction = Callable[..., tuple[TrainState, Metrics]]
+"""``(state, backbone, frozen, batch)`` and, optionally, ``rate``, the learning rate."""
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -65,7 +64,7 @@ def total_weights(
 def make_train_step(
     loss: Loss,
     model: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: Schedule,
     *,
     accumulate: int = 1,
@@ -84,7 +83,8 @@ def make_train_step(
       accumulate: microbatches per step; divides the rows of every batch.
 
     Returns:
-      ``(state, backbone, frozen, batch) -> (state, metrics)``. Metrics: ``loss``,
+      ``(state, backbone, frozen, batch, rate=None) -> (state, metrics)``; without a
+      rate the schedule gives it. Metrics: ``loss``,
       ``loss/<term>``, what the loss reports, ``grad_norm`` (before clipping), ``lr``
       and ``finite``. A step that is not finite changes nothing but `healthy`.
     """
@@ -124,7 +124,11 @@ def make_train_step(
         return jax.lax.scan(add_part, zeros, (parts, rngs))[0]
 
     def train_step(
-        state: TrainState, backbone: Any, frozen: dict[str, Params], batch: Batch
+        state: TrainState,
+        backbone: Any,
+        frozen: dict[str, Params],
+        batch: Batch,
+        rate: Array | None = None,
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.key, state.step)
         compute = whole if accumulate == 1 else in_parts
@@ -132,14 +136,16 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         good = state.healthy & finite
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, rate=rate
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": total,
             **{f"loss/{name}": value for name, value in terms.items()},
             **{name: _ratio(*pair, empty=jnp.nan) for name, pair in reported.items()},
             "grad_norm": norm,
-            "lr": schedule(state.step),
+            "lr": schedule(state.step) if rate is None else rate,
             "finite": finite,
         }
         state = TrainState(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from tqdm import tqdm
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
 from clara_jax.distributed import first, is_first, to_host
-from clara_jax.files import read_json, write_error, write_json
+from clara_jax.files import read_json, reserve, write_error, write_json
 from clara_jax.generate import encode_rows
 from clara_jax.model import Transformer
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 512
-"""Documents between two notes of how far the file is written."""
+"""Documents between two notes of how far the file is written; on CPUs 64 at most."""
+
+
+_ENOUGH = {"enough": True}
+"""Noted when there was no time for more: a command that goes on has the same then."""
 
 
 def cached_vectors(
@@ -40,6 +44,7 @@ def cached_vectors(
     *,
     batch_size: int = 32,
     stop: Callable[[], bool] = lambda: False,
+    late: Callable[[int], bool] | None = None,
 ) -> np.ndarray | None:
     """Compress every document, or find that an earlier command did.
 
@@ -50,9 +55,11 @@ def cached_vectors(
       documents: texts; distinct ones, as `data.unique_documents` gives them.
       batch_size: documents compressed together.
       stop: asked after every chunk whether to end early.
+      late: likewise, whether to make do with so many documents as are done by then.
 
     Returns:
-      A memory map ``[len(documents), M, D]`` in the compute type, or None after `stop`.
+      A memory map ``[len(documents), M, D]`` in the compute type, of the first
+      documents only after `late`; None after `stop`.
 
     Raises:
       ClaraError: the file cannot be written.
@@ -66,25 +73,26 @@ def cached_vectors(
     }
     data, notes = folder / "vectors.bin", folder / "vectors.json"
 
-    def prepare() -> int:
-        done = 0
+    def prepare() -> list[Any]:
+        done, enough = 0, False
         if data.exists() and notes.exists():
             before = read_json(notes)
             if {k: before.get(k) for k in note} == note:
-                done = before["done"]
+                done, enough = before["done"], before.get("enough", False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not done:
                 notes.unlink(missing_ok=True)
-                _reserve(data, int(np.prod(shape)) * dtype.itemsize)
+                reserve(data, int(np.prod(shape)) * dtype.itemsize)
         except OSError as error:
             raise write_error(data, error) from error
-        return done
+        return [done, enough and late is not None]
 
-    done = first(prepare)
-    if done == len(documents):
-        return np.memmap(data, dtype, "r", shape=shape)
+    done, enough = first(prepare)
+    if done == len(documents) or enough:
+        return np.memmap(data, dtype, "r", shape=(done, *shape[1:]))
     vectors = np.memmap(data, dtype, "r+", shape=shape)
+    chunk = min(CHUNK, 64) if jax.default_backend() == "cpu" else CHUNK
     with tqdm(
         total=len(documents),
         initial=done,
@@ -92,8 +100,8 @@ def cached_vectors(
         unit="doc",
         disable=not is_first(),
     ) as bar:
-        for begin in range(done, len(documents), CHUNK):
-            texts = documents[begin : begin + CHUNK]
+        for begin in range(done, len(documents), chunk):
+            texts = documents[begin : begin + chunk]
             found = encode_rows(
                 model,
                 backbone,
@@ -114,8 +122,13 @@ def cached_vectors(
 
             first(keep)
             bar.update(len(texts))
-            if stop() and end < len(documents):
-                return None
+            if end < len(documents):
+                if stop():
+                    return None
+                # By the clock of the first process, for all.
+                if late is not None and first(partial(late, end)):
+                    first(partial(write_json, notes, {**note, "done": end, **_ENOUGH}))
+                    return np.memmap(data, dtype, "r", shape=(end, *shape[1:]))
     return np.memmap(data, dtype, "r", shape=shape)
 
 
@@ -150,15 +163,3 @@ def fingerprint(
 def _spread(leaf: Any) -> Any:
     flat = leaf.reshape(-1)
     return flat[:: max(1, flat.size // 4096)]
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes and take its room on the disk now.
-
-    Writing to a memory map on a full disk would kill the process.
-    """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)

@@ -1,5 +1,6 @@
 """Programs in the place of tensors: refused, and nothing of them ever runs."""
 
+import encodings.cp437  # zipfile takes it for file names, and would open it later
 import os
 import pickle
 import struct
@@ -9,6 +10,7 @@ import pytest
 
 from tests.convert.pickles import FLOATS, Call, Global, Storage, refused, tensor, write
 
+assert encodings.cp437
 ACTIONS = {"pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "open"}
 _heard: list[str] = []
 _listening = [False]
@@ -16,7 +18,7 @@ _listening = [False]
 
 def _listen(event, arguments):
     if _listening[0] and event in ACTIONS and not str(arguments[0]).endswith(".pth"):
-        _heard.append(event)
+        _heard.append(f"{event} {arguments[0]}")
 
 
 sys.addaudithook(_listen)

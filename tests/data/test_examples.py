@@ -245,3 +245,31 @@ def test_records_are_checked_before_training(tokenizer):
         with pytest.raises(ClaraError, match=message):
             ranked(bad)
     check_records([qa()], maker(tokenizer, "lm", MEMORY, DataConfig()))
+
+
+def test_text_stages_put_documents_into_the_prompt_or_leave_them_out(tokenizer):
+    words = " ".join(["long"] * 20)
+    record = qa(["first", words, "third"], positives=(1, 2))
+    for stage, present in (("text", True), ("closed_book", False)):
+        make = maker(tokenizer, stage, MEMORY, LONG, top_k=2)
+        make.check(record)
+        example = make(record)
+        prompt = tokenizer.decode(example.prompt)
+        assert example.documents == () and example.question is None
+        assert answer_of(tokenizer, example).startswith("so")
+        assert "why?" in prompt and "first" not in prompt
+        assert ("third" in prompt) == present
+        # As much of a document as the compressor would read.
+        kept = tokenizer.shorten(words, MEMORY.doc_max_length)
+        assert (f"\n{kept}\n" in prompt) == present and len(kept) < len(words)
+    unmarked = qa(["a", "b", "c"])
+    with pytest.raises(ClaraError, match="does not say which hold the answer"):
+        maker(tokenizer, "text", MEMORY, LONG, top_k=2)(unmarked)
+
+
+def test_shortened_texts_are_what_the_compressor_reads(tokenizer):
+    text = "one two three four five six"
+    assert tokenizer.shorten(text, tokenizer.document_length(text)) == text
+    for count in (1, 2, 5):
+        short = tokenizer.shorten(text, count)
+        assert text.startswith(short) and tokenizer.document_length(short) == count

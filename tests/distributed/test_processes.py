@@ -172,9 +172,7 @@ def test_a_lost_process_is_named(whole, victim):
     run = Processes(folder, workdir, 2, 2, *settings(steps=100_000))
     run.until(workdir, 3)
     run.running[victim].kill()
-    begin = time.monotonic()
     statuses = run.wait()
-    assert time.monotonic() - begin < 60
     other = 1 - victim
     assert statuses[other] == 75 if victim else statuses[other] == -signal.SIGABRT
     assert f"process {victim} (" in run.text(other), run.text(other)[-3000:]

@@ -19,9 +19,11 @@ from clara_jax.evaluate import (
     questions_of,
     score_answers,
 )
+from clara_jax.evaluate.evaluators import shuffle_documents
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.testing import random_batch, toy_model, toy_tokenizer
 from clara_jax.text import ClaraTokenizer
+from clara_jax.train.step import make_eval_step
 
 DOCUMENTS = ("Ada lives in Corin", "Edo lives in Gemma", "Hana lives in Jory")
 RECORDS = [
@@ -147,3 +149,37 @@ def test_text_baseline():
     clara, state = split("generator")
     results = dict(TextAnswers(clara, questions_of(RECORDS), "generator").run(state))
     assert set(results) >= {"text/exact_match", "text/f1", "text/cover_em"}
+
+
+def test_shuffled_documents_are_those_of_the_row_before():
+    batch = jax.device_get(random_batch("instruct", rows=4))
+    mask = np.array(batch.documents.mask)
+    mask[3] = False  # a row that only fills the batch up
+    batch = batch.replace(documents=batch.documents.replace(mask=mask))
+    found = shuffle_documents(batch)
+    order = [2, 0, 1, 3]
+    np.testing.assert_array_equal(found.documents.ids, batch.documents.ids[order])
+    np.testing.assert_array_equal(found.documents.mask, mask[order])
+    assert found.prompt is batch.prompt
+
+
+def test_what_the_memory_is_worth_is_told_beside_the_loss():
+    _, toy = parts()
+    batch = jax.device_get(random_batch("scp", text_vocab=toy.model.text_vocab))
+    loss = make_loss("scp", num_memory=toy.num_memory)
+    step = make_eval_step(loss, toy.model)
+    state = State({"generator": toy.adapters["generator"]})
+    frozen = {k: v for k, v in toy.adapters.items() if k != "generator"}
+    given = (step, toy.backbone, frozen, lambda: [batch])
+    plain = dict(HeldOutLoss(*given).run(state))
+    shuffled = dict(HeldOutLoss(*given, shuffled=True).run(state))
+    assert set(shuffled) == {f"shuffled/{name}" for name in plain}
+    sums, weights, _ = step(
+        state.trainable,
+        toy.backbone,
+        frozen,
+        jax.device_put(shuffle_documents(batch)),
+    )
+    expected = sum(float(sums[n] / weights[n]) for n in sums)
+    assert shuffled["shuffled/loss"] == pytest.approx(expected, abs=1e-5)
+    assert shuffled["shuffled/loss/answer"] != pytest.approx(plain["loss/answer"])

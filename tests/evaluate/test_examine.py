@@ -1,5 +1,6 @@
 """Conditions, rankings, and predictions that survive a kill."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,10 @@ from toy_folder import write_toy
 
 import clara_jax
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.evaluators import Question
+from clara_jax.evaluate.evaluators import Question, choose, with_adapters
 from clara_jax.evaluate.examine import (
+    Extras,
+    Reader,
     bm25_ranking,
     conditions_of,
     examine,
@@ -97,7 +100,6 @@ def test_conditions_that_cannot_be_had(clara, tmp_path):
 
 
 def test_bm25_of_odd_texts():
-    pytest.importorskip("bm25s", reason="the extra eval")
     assert bm25_ranking("where did Edo study", DOCUMENTS)[0] == 1
     assert bm25_ranking("?", DOCUMENTS) == [0, 1, 2]
     assert bm25_ranking("a word that is nowhere", DOCUMENTS) == [0, 1, 2]
@@ -147,3 +149,50 @@ def test_other_line_breaks_lose_nothing(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ClaraError, match="no file of predictions"):
         PredictionFile(path, {})
+
+
+def test_other_readers_and_rankings_stand_beside(clara):
+    own = dataclasses.replace(clara, adapters={**clara.adapters})
+    before = with_adapters(clara, {"reasoner": clara.adapters["compressor"]})
+    compressed = []
+
+    def compress(texts):
+        compressed.extend(texts)
+        return clara.compress(texts)
+
+    readers = {
+        "own": Reader(own, "generator", "gold"),
+        "words": Reader(own, "generator", "bm25"),
+    }
+    extras = Extras(readers, {"before": before}, ranked=2, compress=compress)
+    found = [
+        prediction
+        for part in examine(
+            clara,
+            QUESTIONS,
+            setting="normal",
+            top_k=1,
+            conditions=["model", "own", "words"],
+            extras=extras,
+        )
+        for prediction in part
+    ]
+    texts = [q.question for q in QUESTIONS]
+    gold = clara.answer_from_text(
+        texts, [q.gold_documents for q in QUESTIONS], "generator"
+    )
+    assert [p.answers["own"] for p in found] == gold
+    best = [[q.documents[bm25_ranking(q.question, q.documents)[0]]] for q in QUESTIONS]
+    words = clara.answer_from_text(texts, best, "generator")
+    assert [p.answers["words"] for p in found] == words
+    # Answers come from the best one, rankings are kept to the second.
+    plain = _all(clara, "normal")
+    assert [p.answers["model"] for p in found] == [p.answers["model"] for p in plain]
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.chosen["model"][:1] == theirs.chosen["model"]
+        assert set(ours.chosen) == {"model", "before", "bm25"}
+        assert all(len(row) == 2 for row in ours.chosen.values())
+    vectors, mask = before.gather([q.documents for q in QUESTIONS])
+    ranked, _ = choose(before, texts, vectors, mask, 1)
+    assert [p.chosen["before"][0] for p in found] == ranked[:, 0].tolist()
+    assert set(compressed) == set(DOCUMENTS)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clara_jax.evaluate.predictions import Prediction
-from clara_jax.evaluate.report import bootstrap, markdown, scores_of
+from clara_jax.evaluate.report import bootstrap, markdown, recall_of, scores_of
 
 
 def _prediction(index, answers, positives=(0,), chosen=None):
@@ -58,3 +58,13 @@ def test_without_known_positives_there_is_no_retrieval():
     assert scores["retrieval"] == {}
     assert "ranking" not in markdown(scores, "t")
     assert scores["memory"]["f1 over none"] == pytest.approx(0.0)
+
+
+def test_recall_has_an_interval_and_counts_known_positives_only():
+    positives = [(0,), (1, 2), (), (3,)]
+    chosen = [[0, 1], [5, 2], [0, 1], [9, 3]]
+    found = recall_of(positives, chosen, (1, 2))
+    assert found["recall@1"]["mean"] == pytest.approx(1 / 3)
+    assert found["recall@2"]["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["recall@2"]["low"] < found["recall@2"]["mean"]
+    assert recall_of([()], [[0]], (1,)) == {}

@@ -121,7 +121,7 @@ def test_deaf_processes_are_ended_after_a_signal():
     process = started("--grace=0.2", "--", "python", STAND_IN, "*:deaf")
     wait_for(process, "ready", 2)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 137
     assert "launch: ending process 0, 1" in err
 
@@ -160,7 +160,7 @@ def test_signals_reach_every_process_once(number, status):
     )
     wait_for(process, "ready", 3)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == status, err
     assert sorted(out.splitlines()) == [f"[{i}] signal {number:d}" for i in range(3)]
 
@@ -182,7 +182,7 @@ def test_a_progress_bar_moves_on_a_terminal():
         text=True,
     )
     os.close(theirs)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
     assert process.returncode == 0

@@ -18,7 +18,7 @@ def sh(script: str, *arguments: str, **environment: str):
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

@@ -142,26 +142,32 @@ def test_a_connection_that_breaks_ends_nothing(cloud):
 
 def test_stopped_with_ctrl_c_it_goes_on_watching(cloud):
     cloud.grant(GRANTED)
-    arguments = ("all", *WHERE, "--poll=0", "--", *TRAIN, "1=slow")
-    first = subprocess.Popen(
-        ["bash", SCRIPT, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "CLOUD": str(cloud.folder), "PATH": cloud.path},
-        start_new_session=True,
-    )
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line == "step 1\n":
-            break
+    arguments = ("all", *WHERE, "--poll=0", "--", *TRAIN, "1=pause")
+
+    def start():
+        process = subprocess.Popen(
+            ["bash", SCRIPT, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "CLOUD": str(cloud.folder), "PATH": cloud.path},
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "step 1\n":
+                break
+        return process
+
+    first = start()
     # To the whole group, as a terminal does.
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(timeout=300)
     first.stdout.close()
-    done = cloud(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "step 4" in done.stdout
+    second = start()
+    (cloud.folder / "share" / "go").touch()
+    out, _ = second.communicate(timeout=300)
+    assert second.returncode == 0 and "step 4" in out
     assert cloud.verbs() == ["create", "scp", "delete"]
 
 

@@ -27,7 +27,7 @@ class Worker:
             capture_output=True,
             text=True,
             env={**os.environ, "HOME": str(self.home)},
-            timeout=60,
+            timeout=600,
             check=False,
         )
 
@@ -38,7 +38,7 @@ class Worker:
         return (self.home / "clara_run" / "log").read_text()
 
     def until(self, text: str) -> None:
-        for _ in range(200):
+        for _ in range(1200):
             if text in self.log():
                 return
             time.sleep(0.05)
@@ -87,7 +87,7 @@ def test_a_run_that_was_killed_with_its_machine_died(worker):
     worker.until("ready")
     number = int((worker.home / "clara_run" / "pid").read_text())
     os.killpg(number, 9)
-    for _ in range(100):
+    for _ in range(1200):
         if worker.status() != "running":
             break
         time.sleep(0.05)

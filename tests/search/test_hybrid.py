@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(store, tmp_path, monkeypatch):
         lambda: build_bm25(store),
         lambda: HybridSearcher(store, ExactSearcher(store)),
     ):
-        with pytest.raises(ClaraError, match=r"pip install 'clara_jax\[eval\]'"):
+        with pytest.raises(ClaraError, match=r"pip install bm25s"):
             act()
 
 

@@ -50,7 +50,7 @@ def test_other_settings_are_refused(folder):
     ("settings", "message"),
     [
         ({"scpp": 3}, "synthesize.scpp"),
-        ({"records": "all"}, "stages or pretraining"),
+        ({"records": "all"}, "stages, pretraining or encyclopedia"),
         ({"held_out": 0}, "at least 1"),
         ({"candidates": 300}, "synthesize.candidates"),
     ],

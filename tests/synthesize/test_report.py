@@ -11,10 +11,10 @@ from clara_jax.config import MemoryConfig
 from clara_jax.convert import load_model
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import TextAnswers, questions_of
+from clara_jax.evaluate import TextAnswers, curves, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
-from clara_jax.synthesize import BASE, curves, prepare, report, write_base
+from clara_jax.synthesize import BASE, prepare, report, write_base
 from clara_jax.synthesize.report import table
 from clara_jax.synthesize.shipped import SHAPE
 from clara_jax.text import ClaraTokenizer

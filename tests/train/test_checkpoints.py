@@ -1,7 +1,9 @@
 """Checkpoints that are damaged, or belong to something else, or lie elsewhere."""
 
+import errno
 import hashlib
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,22 @@ def test_without_a_whole_one_training_begins_anew(tmp_path):
     empty(tmp_path / "1")
     found, said, _ = newest(tmp_path)
     assert found is None and len(said) == 1
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.save(1, arrays(), {})
+    checkpoints.wait()
+    checkpoints.save(2, arrays(), {})
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
+    monkeypatch.setattr(checkpoints._manager, "close", full)
+    with pytest.raises(ClaraError, match="2: the disk is full.*earlier checkpoints st"):
+        checkpoints.close()
+    assert (tmp_path / "1").is_dir()
 
 
 def test_changed_numbers_are_damage(tmp_path):

@@ -130,3 +130,41 @@ def test_a_mistake_is_one_line_that_names_it(write, extra, override, message):
 def test_a_missing_file_is_named(arguments, message):
     with pytest.raises(ClaraError, match=message):
         read_experiment(arguments)
+
+
+PIPELINE = """
+        config.unlock()
+        rate = config.memory.get_ref("compression_rate")
+        config.mix = ConfigDict({"folder": "{workdir}/mix", "recipe": "r.toml"})
+        config.report = ConfigDict({"questions": 5, "share": 3.0})
+        config.stages = (
+            {"name": "one", "share": 2, "data": {"train": ("{mix}/a.jsonl",)}},
+            {"name": "two", "data": {"prompt_max_length": 10 + 256 // rate}},
+        )
+"""
+
+
+def test_a_pipeline_has_shares_of_its_time_and_values_that_refer_to_others(write):
+    path = write(PIPELINE.strip().replace("\n        ", "\n    " * 2))
+    over = ["--config.workdir=w", "--config.memory.compression_rate=4"]
+    experiment = read_experiment(
+        [f"--config={path}", *over, "--config.minutes=8", "--config.mix.recipe=x.toml"]
+    )
+    assert experiment.minutes == 8.0
+    assert experiment.shares == {"one": 2.0, "two": 1.0, "report": 3.0}
+    assert experiment.mix == {"folder": "w/mix", "recipe": "x.toml"}
+    assert experiment.report == {"questions": 5}
+    one, two = experiment.runs
+    assert one.data.train == ("w/mix/a.jsonl",) and one.minutes == 0
+    assert two.data.prompt_max_length == 74
+    for wrong, message in (
+        ("minutes=-1", "'minutes' must not be negative"),
+        ("report.share=0", "'report.share' must be above 0"),
+    ):
+        with pytest.raises(ClaraError, match=message):
+            read_experiment([f"--config={path}", f"--config.{wrong}"])
+
+
+def test_a_single_run_has_its_own_minutes(write):
+    (run,) = read_experiment([f"--config={write()}", "--config.minutes=1.5"]).runs
+    assert run.minutes == 1.5

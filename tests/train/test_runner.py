@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from clara_jax.convert import load_model
-from clara_jax.train import Interrupted, read_experiment, read_lines, run
+from clara_jax.data import open_records
+from clara_jax.train import (
+    Interrupted,
+    read_experiment,
+    read_lines,
+    run,
+    runner,
+    vectors,
+)
 from clara_jax.train.__main__ import main, make_evaluators
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
@@ -127,6 +135,33 @@ def test_later_stages_start_from_earlier_folders(scp, tmp_path):
     )
     assert not all(jax.tree.leaves(moved))
     assert not (last / "backbone").exists()
+
+
+def test_a_deadline_leaves_out_records_whose_documents_are_not_compressed(
+    scp, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(vectors, "CHUNK", 1)
+    monkeypatch.setattr(runner._Timing, "half_over", lambda timing: True)
+    config = read(
+        "end_to_end",
+        f"--config.init_from={scp}",
+        "--config.backbone=",
+        "--config.tokenizer=",
+        "--config.optim.steps=2",
+        f"--config.workdir={tmp_path / 'run'}",
+        "--config.data.cache_vectors=True",
+        "--config.data.batch_size=2",
+        "--config.minutes=1000",
+    )
+    run(config)
+    said = capfd.readouterr().err
+    assert "time for the documents of " in said and "/run: 2 steps in" in said
+    note = json.loads((tmp_path / "run" / "vectors" / "vectors.json").read_text())
+    assert note["enough"] and note["done"] < note["shape"][0]
+    documents = [
+        d for i in (0, 1) for d in open_records(config.data.train)[i].documents
+    ]
+    assert note["done"] == len(set(documents))  # those of one batch
 
 
 @pytest.mark.slow

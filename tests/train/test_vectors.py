@@ -1,6 +1,7 @@
 """Document vectors made once, in pieces, and made again when anything changes."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -84,6 +85,6 @@ def test_a_full_disk_is_one_line(tmp_path, parts, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ClaraError, match="disk is full"):
         cached_vectors(tmp_path, *parts, DOCUMENTS)

@@ -1,7 +1,8 @@
 """Stands for training on a pod: five steps, kept in the shared folder $CLOUD/share.
 
 Arguments: STEP=ACTION, done once: ``preempt`` (the machines die), ``deaf`` (ssh fails
-for a while), ``slow``, or an exit status.
+for a while), ``slow``, ``pause`` (until there is a file ``go`` in that folder), or an
+exit status.
 """
 
 import os
@@ -26,6 +27,9 @@ for step in range(int(at.read_text()) if at.exists() else 0, 5):
             (cloud / "deaf").write_text("4")
         elif action == "slow":
             time.sleep(3)
+        elif action == "pause":
+            while not (share / "go").exists():
+                time.sleep(0.05)
         else:
             sys.exit(int(action))
     at.write_text(str(step + 1))

@@ -16,6 +16,11 @@ MEASURES = {
     "eval/recall@5": "Recall@5",
 }
 
+LOSSES = {
+    "eval/loss": "held out",
+    "eval/shuffled/loss": "held out, another document's vectors",
+}
+
 
 def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
     """Draw the loss of every stage, and below it what was measured on held-out data.
@@ -39,9 +44,14 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
     for column, stage in enumerate(stages):
         lines = _lines(workdir / stage / "metrics.jsonl")
         above, below = axes[0][column], axes[1][column]
-        above.plot(*_series(lines, "loss"), color="tab:gray")
+        above.plot(*_series(lines, "loss"), color="tab:gray", label="training")
+        for name, label in LOSSES.items():
+            steps, values = _series(lines, name)
+            if steps:
+                above.plot(steps, values, marker="o", markersize=3, label=label)
+                above.legend(fontsize=7, loc="best")
         above.set_title(stage)
-        above.set_ylabel("loss in training" if column == 0 else "")
+        above.set_ylabel("loss" if column == 0 else "")
         above.set_ylim(bottom=0)
         measured = False
         for name, label in MEASURES.items():

@@ -1,0 +1,11 @@
+"""A whole experiment around its runs: data mixed before, a report at the end.
+
+`clara_jax.train` trains one run after the other; this room knows what comes before them
+and after, for experiments whose config has the groups ``mix`` and ``report``.
+"""
+
+from clara_jax.pipeline.after import check, report
+from clara_jax.pipeline.before import export, prepare
+from clara_jax.pipeline.settings import MixSettings, ReportSettings
+
+__all__ = ["MixSettings", "ReportSettings", "check", "export", "prepare", "report"]

@@ -1,0 +1,358 @@
+"""Answers and rankings of everything that an experiment has trained, side by side.
+
+Besides the conditions of `clara_jax.evaluate.examine`, which ask the generator:
+
+| condition | who answers | from what |
+|---|---|---|
+| tuned_text | LoRA of stage ``text`` | full text of the gold documents |
+| tuned_text_bm25 | the same | full text of the documents that BM25 ranks first |
+| tuned_closed_book | LoRA of stage ``closed_book`` | no documents |
+| frozen_text | the backbone as it is | full text of the gold documents |
+
+Rankings: the reasoner, the reasoner before stage 3 (the compressor's copy), and BM25.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax.config import RunConfig
+from clara_jax.data import open_records
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate import Question, questions_of
+from clara_jax.evaluate.evaluators import with_adapters
+from clara_jax.evaluate.examine import DIAGNOSTICS, Extras, Reader, examine
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
+from clara_jax.evaluate.report import recall_of
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.loading import load
+from clara_jax.pipeline.settings import ReportSettings
+from clara_jax.shapes import Float, Int
+from clara_jax.text.bm25 import Bm25
+from clara_jax.train.vectors import cached_vectors
+
+KS = (1, 5)
+_AT_ONCE = 128
+"""Questions whose scores over the whole corpus are in memory together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What an experiment has trained.
+
+    Attributes:
+      clara: compressor, reasoner and generator after the last stage.
+      readers: further conditions, out of the table above.
+    """
+
+    clara: Clara
+    readers: Mapping[str, Reader]
+
+    @classmethod
+    def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
+        """Load the newest run that compresses, and the baselines beside it.
+
+        Raises:
+          ClaraError: no run trains a reasoner, or one is not finished.
+        """
+        by_stage = {run.stage: run for run in runs}
+        run = last_of(runs)
+        config = AnswerConfig(
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            prompt_max_length=8192,
+            question_max_length=run.data.question_max_length,
+            too_long="cut",
+        )
+        clara = load(run.workdir, config, dtype=run.dtype)
+        readers = {"frozen_text": Reader(clara, None, "gold")}
+        for stage, conditions in (
+            ("text", {"tuned_text": "gold", "tuned_text_bm25": "bm25"}),
+            ("closed_book", {"tuned_closed_book": "none"}),
+        ):
+            if stage in by_stage:
+                # On the weights that are there; only the adapter is another.
+                tuned = load(by_stage[stage].workdir, config, dtype=run.dtype)
+                own = with_adapters(clara, {"generator": tuned.adapters["generator"]})
+                for name, reads in conditions.items():
+                    readers[name] = Reader(own, "generator", reads)
+        return cls(clara, readers)
+
+    @property
+    def before(self) -> Clara:
+        """The model with the reasoner that stage 3 began with."""
+        start = self.clara.adapters["compressor"]
+        return with_adapters(self.clara, {"reasoner": start})
+
+    @property
+    def conditions(self) -> list[str]:
+        """All conditions under which questions are answered."""
+        return ["model", *DIAGNOSTICS, "bm25", *self.readers]
+
+
+def last_of(runs: Sequence[RunConfig]) -> RunConfig:
+    """Return the run whose model is measured.
+
+    Raises:
+      ClaraError: there is none.
+    """
+    found = [run for run in runs if run.stage == "end_to_end"]
+    if not found:
+        raise ClaraError(
+            "config field 'report': there is no stage end_to_end, whose model could be "
+            "measured; add one or take the group report away"
+        )
+    return found[-1]
+
+
+def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
+    """Read held-out questions of a mix, evenly from all sources, one by one in turn.
+
+    Args:
+      folder: of the mix.
+      count: so many at most.
+
+    Returns:
+      Questions, and the source of each.
+
+    Raises:
+      ClaraError: there are none.
+    """
+    files = sorted((folder / "held_out").glob("*.jsonl"))
+    files = [file for file in files if file.stat().st_size]
+    sources = {file.stem: questions_of(open_records(file), count) for file in files}
+    turns = itertools.zip_longest(*sources.values())
+    found = [
+        (question, name)
+        for turn in turns
+        for question, name in zip(turn, sources, strict=True)
+        if question is not None
+    ][:count]
+    if not found:
+        raise ClaraError(
+            f"{folder / 'held_out'}: holds no questions; mix the data anew"
+        )
+    return [question for question, _ in found], [name for _, name in found]
+
+
+class Known:
+    """Compresses documents, those of a corpus and those that come again only once.
+
+    Attributes:
+      corpus: passages that have been compressed beforehand.
+      vectors: theirs ``[U, M, D]``.
+      whole: how many passages there are in all.
+    """
+
+    def __init__(
+        self, clara: Clara, corpus: Sequence[str], vectors: Float[np.ndarray, "U M D"]
+    ):
+        self.corpus, self.vectors = corpus[: len(vectors)], vectors
+        self.whole = len(corpus)
+        self.places = {text: i for i, text in enumerate(self.corpus)}
+        self._clara = clara
+        self._others: dict[str, Any] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n M D"]:
+        """Return the vectors of documents, in their order."""
+        have = self.places.keys() | self._others.keys()
+        missing = [t for t in dict.fromkeys(texts) if t not in have]
+        if missing:
+            found = self._clara.compress(missing)
+            self._others.update(zip(missing, found, strict=True))
+
+        def vector(text: str) -> Any:
+            place = self.places.get(text)
+            return self._others[text] if place is None else self.vectors[place]
+
+        return np.stack([vector(text) for text in texts])
+
+
+def compress_corpus(
+    clara: Clara,
+    corpus: Sequence[str],
+    folder: Path,
+    seconds: float | None,
+    stop: Callable[[], None],
+) -> Float[np.ndarray, "U M D"]:
+    """Compress passages, or as many of the first as there is time for.
+
+    Args:
+      clara: the model.
+      corpus: distinct texts.
+      folder: keeps them in ``vectors/``, for a command that goes on.
+      seconds: that this may take; None for any time.
+      stop: called between batches; raises to end.
+    """
+    begin = time.monotonic()
+
+    def stopped() -> bool:
+        stop()
+        return False
+
+    late = None
+    if seconds is not None:
+        late = lambda _: time.monotonic() - begin >= seconds  # noqa: E731
+    found = cached_vectors(
+        folder / "vectors",
+        clara.model,
+        clara.backbone,
+        clara.adapters,
+        clara.tokenizer,
+        clara.memory,
+        list(corpus),
+        batch_size=clara.config.batch_size,
+        stop=stopped,
+        late=late,
+    )
+    assert found is not None, "stop raises"
+    return found
+
+
+def answer_all(
+    models: Models,
+    questions: Sequence[Question],
+    sources: Sequence[str],
+    known: Known,
+    folder: Path,
+    seconds: float | None,
+    stop: Callable[[], None],
+) -> list[Prediction]:
+    """Answer questions under every condition; go on where an earlier command was.
+
+    Args:
+      models: what answers.
+      questions: with candidates.
+      sources: of each question; documents are exchanged within a source only.
+      known: compresses documents.
+      folder: where ``predictions.jsonl`` is kept; one of other questions or models is
+        replaced.
+      seconds: after which no more are begun, once some are answered; None for no end.
+      stop: called between batches; raises to end.
+
+    Returns:
+      Predictions of the first questions, of all where time sufficed.
+    """
+    begin = time.monotonic()
+    clara = models.clara
+    texts = repr([(q.question, q.gold, q.documents, q.positives) for q in questions])
+    settings = {
+        "content": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+        "conditions": models.conditions,
+        "max_new_tokens": clara.config.max_new_tokens,
+        "adapters": _digest(clara.adapters),
+    }
+    path = folder / "predictions.jsonl"
+    try:
+        file = PredictionFile(path, settings)
+    except ClaraError:
+        path.unlink()
+        file = PredictionFile(path, settings)
+    extras = Extras(
+        models.readers, {"before": models.before}, max(KS), known, tuple(sources)
+    )
+    bar = tqdm(desc="evaluate", total=len(questions), initial=len(file.done), unit="q")
+    with bar:
+        for predictions in examine(
+            clara,
+            questions,
+            setting="normal",
+            top_k=clara.selection.top_k,
+            conditions=models.conditions,
+            start=len(file.done),
+            extras=extras,
+        ):
+            file.add(predictions)
+            bar.update(len(predictions))
+            stop()
+            if seconds is not None and time.monotonic() - begin >= seconds:
+                break
+    return file.done
+
+
+def corpus_recall(
+    models: Models, questions: Sequence[Question], known: Known, seed: int = 0
+) -> dict[str, Any] | None:
+    """Search a corpus for each question, with both reasoners and with BM25.
+
+    Args:
+      models: whose compressor has read the corpus.
+      questions: those with a gold document that is not in it do not count.
+      known: the corpus.
+      seed: of the bootstrap.
+
+    Returns:
+      ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
+      searched, ``of`` so many, and of ``questions``; None where no question counts.
+    """
+    gold = [[known.places.get(t, -1) for t in q.gold_documents] for q in questions]
+    counted = [i for i, row in enumerate(gold) if row and -1 not in row]
+    if not counted:
+        return None
+    asked = [questions[i].question for i in counted]
+    right = [gold[i] for i in counted]
+    k = min(max(KS), len(known.corpus))
+    found = {
+        "model": nearest(models.clara.reason(asked), known.vectors, k),
+        "before": nearest(models.before.reason(asked), known.vectors, k),
+        "bm25": Bm25(known.corpus).best(asked, k)[1],
+    }
+    return {
+        "rankings": {
+            name: recall_of(right, rows.tolist(), KS, seed)
+            for name, rows in found.items()
+        },
+        "passages": len(known.corpus),
+        "of": known.whole,
+        "questions": len(asked),
+    }
+
+
+def nearest(
+    queries: Float[np.ndarray, "B M D"], vectors: Float[np.ndarray, "U M D"], k: int
+) -> Int[np.ndarray, "B k"]:
+    """Return the places of the k nearest vectors of each query, by cosine."""
+
+    @jax.jit
+    def scores(rows: Any, table: Any) -> Any:
+        products = jax.numpy.matmul(rows, table.T, preferred_element_type=np.float32)
+        norms = jax.numpy.linalg.norm(table.astype(np.float32), axis=-1)
+        return products / jax.numpy.maximum(norms, 1e-9)[None, :]
+
+    table = jax.device_put(np.asarray(vectors).reshape(len(vectors), -1))
+    flat = queries.reshape(len(queries), -1).astype(vectors.dtype)
+    rows = np.pad(flat, [(0, -len(flat) % _AT_ONCE), (0, 0)])
+    found = [
+        np.argsort(-np.asarray(scores(part, table)), axis=1, kind="stable")[:, :k]
+        for part in np.split(rows, len(rows) // _AT_ONCE)
+    ]
+    return np.concatenate(found)[: len(queries)]
+
+
+def _digest(adapters: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(adapters):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def corpus_of(folder: Path, count: int) -> list[str]:
+    """Distinct passages of a mix, held-out ones first; `count` at most, 0 takes all."""
+    found: dict[str, None] = {}
+    with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            if count and len(found) == count:
+                break
+            found[json.loads(line)["text"]] = None
+    return list(found)

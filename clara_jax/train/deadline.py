@@ -1,0 +1,145 @@
+"""Training against the clock: the pace of a run, and the time of a pipeline's parts."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from clara_jax.distributed import gather
+from clara_jax.errors import ClaraError
+from clara_jax.files import read_json, write_json
+from clara_jax.train.loop import Clock
+
+TIMES = "time.json"
+
+
+class Deadline:
+    """The pace of a run that must end in time.
+
+    A run is as far as its steps or its time are, whichever are closer to their end.
+    Time counts from the end of the first step, which is mostly compilation, to the
+    deadline. All processes go by the clock of the first.
+
+    Attributes:
+      progress: share of the run that is over when the step at hand ends, in (0, 1].
+    """
+
+    def __init__(
+        self, clock: Clock, steps: int, seconds: float, whole: float | None = None
+    ):
+        """Set the end.
+
+        Args:
+          clock: of the run.
+          steps: most optimizer steps.
+          seconds: of ``clock.wall``, in which the run is to end.
+          whole: of a pipeline, of which `seconds` are a share: a first step that
+            takes longer than that is refused, since nothing would be left for what
+            follows. None: the run stands alone.
+        """
+        self._clock, self._steps, self._seconds = clock, steps, seconds
+        self._whole = seconds if whole is None else whole
+        self._begin: float | None = None
+        self._before: float | None = None
+        self._took: collections.deque[float] = collections.deque(maxlen=5)
+        self.progress = 1 / steps
+
+    def begin(self, step: int) -> bool:
+        """Return whether `step`, about to begin, is the last for which there is time.
+
+        Raises:
+          ClaraError: the time of the whole is over after the run's first step.
+        """
+        now = float(gather(np.array(self._clock.wall()))[0])
+        if self._before is None:
+            # A run that goes on has had its compilation; this one is lost time.
+            self._begin = None if step == 1 else 0.0
+        elif self._begin is None:
+            self._begin = now
+            if now >= self._whole:
+                raise too_short(self._seconds, self._whole, now)
+        else:
+            self._took.append(now - self._before)
+        self._before = now
+        took = statistics.median(self._took) if self._took else 0.0
+        done = step / self._steps
+        if self._begin is not None:
+            whole = max(self._seconds - self._begin, 1e-9)
+            done = max(done, (now + took - self._begin) / whole)
+        self.progress = min(done, 1.0)
+        return self._begin is not None and now + 2 * took >= self._seconds
+
+
+def too_short(seconds: float, whole: float, needed: float) -> ClaraError:
+    """Return the error for a deadline that has no room for more than one step."""
+    enough = math.ceil(2 * needed * whole / seconds / 60)
+    return ClaraError(
+        f"config field 'minutes': {whole:.0f} s were left, and compiling and taking "
+        f"the first step took {needed:.0f} s; give at least {enough}"
+    )
+
+
+class Budget:
+    """The time of a pipeline, shared out over its parts.
+
+    Each part may take its share of the time that is left, so that what one leaves or
+    overdraws falls to those after it. What parts took is kept in the pipeline's folder,
+    and a command that goes on knows it.
+
+    Attributes:
+      shares: part to its share of the time.
+      taken: part to the seconds that it took, of those that are done.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        minutes: float,
+        shares: Mapping[str, float],
+    ):
+        """Go on with what earlier commands have used.
+
+        Args:
+          workdir: the pipeline's folder.
+          minutes: of the whole; 0 for no end.
+          shares: part to its share, in their order; parts without one take what they
+            take.
+        """
+        self._path = Path(workdir) / TIMES
+        self._minutes, self.shares = minutes, dict(shares)
+        self.taken: dict[str, float] = {}
+        if self._path.exists():
+            self.taken = read_json(self._path)
+            if not all(isinstance(x, float | int) for x in self.taken.values()):
+                raise ClaraError(f"{self._path}: is damaged; delete it")
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is an end at all."""
+        return self._minutes > 0
+
+    def left(self) -> float:
+        """Seconds to the end, by the parts that are done; negative when it is over."""
+        return 60 * self._minutes - sum(self.taken.values())
+
+    def seconds(self, name: str) -> float:
+        """Return what part `name` may take now, in seconds; 0 or less: nothing."""
+        waiting = [n for n in self.shares if n not in self.taken or n == name]
+        whole = sum(self.shares[n] for n in waiting)
+        return self.left() * self.shares[name] / whole
+
+    def note(self, name: str, seconds: float) -> None:
+        """Keep what part `name` has taken, now that it is done; the first time counts.
+
+        Args:
+          name: of the part.
+          seconds: those that are known; what a killed command did not keep is not.
+        """
+        if name not in self.taken:
+            self.taken[name] = seconds
+            write_json(self._path, self.taken)
