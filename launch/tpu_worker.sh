@@ -65,8 +65,9 @@ mount_at() {
 }
 
 # The run holds this lock for as long as it lives, so a number of a process that came
-# after it, or after a reboot, is never taken for it.
-running() { [ -e "$state/lock" ] && ! flock -n "$state/lock" true; }
+# after it, or after a reboot, is never taken for it. Who looks shares the lock: two
+# that look at once do not see each other.
+running() { [ -e "$state/lock" ] && ! flock -n -s "$state/lock" true; }
 
 start() {
   [ "${1-}" = -- ] && shift
@@ -76,26 +77,27 @@ start() {
     say 'a run is going on here; stop it first'
     return 1
   fi
-  rm -f "$state/status"
+  rm -f "$state/status" "$state/pid"
   printf '=== %s %s\n' "$(date -u +%FT%TZ)" "$(quoted "$@")" >>"$state/log"
   cd "$code"
   # shellcheck disable=SC2016 # expanded by the inner shell
   PATH=$venv/bin:$PATH PYTHONUNBUFFERED=1 setsid bash -c '
     exec 9>"$1/lock"
     flock 9
-    echo $$ >"$1/pid"
+    trap : TERM INT
+    echo $$ >"$1/pid.new"
+    mv "$1/pid.new" "$1/pid"
     state=$1
     shift
-    trap : TERM INT
     set +e
     "$@" 9>&-
     code=$?
     echo "$code" >"$state/status.new"
     mv "$state/status.new" "$state/status"
   ' clara "$state" "$@" </dev/null >>"$state/log" 2>&1 &
-  # What comes next may ask for its state at once.
-  for _ in $(seq 100); do
-    if running || [ -e "$state/status" ]; then return 0; fi
+  # What comes next may ask for its state, or stop it, at once.
+  for _ in $(seq 300); do
+    if [ -e "$state/pid" ]; then return 0; fi
     sleep 0.1
   done
   say 'the run did not start'
@@ -115,7 +117,7 @@ status() {
 }
 
 follow() {
-  local lines=20 tail
+  local lines=20 waiting
   while [ $# -gt 0 ]; do
     case "$1" in
       --lines) lines=$(number_of "$@") ;;
@@ -127,17 +129,17 @@ follow() {
     say 'no run was started here'
     return 1
   }
-  tail -n "$lines" -F "$state/log" 2>/dev/null &
-  tail=$!
+  while running; do sleep 1; done &
+  waiting=$!
   # shellcheck disable=SC2064 # this process, now
-  trap "kill $tail 2>/dev/null" EXIT
-  while running; do sleep 1; done
-  sleep 1
+  trap "kill $waiting 2>/dev/null" EXIT
+  # It looks once more after that process has ended, so no last line is lost.
+  tail -n "$lines" --pid="$waiting" -F "$state/log" 2>/dev/null
 }
 
 stop() {
   running || return 0
-  kill -TERM -- "-$(cat "$state/pid")"
+  kill -TERM -- "-$(cat "$state/pid")" 2>/dev/null || true # it may end just now
   while running; do sleep 0.2; done
 }
 

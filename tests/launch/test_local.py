@@ -110,8 +110,10 @@ def test_whoever_does_not_stop_is_ended():
 
 
 @pytest.mark.slow
-def test_not_even_a_deaf_process_is_left():
-    done = local("--grace=2", "--", "python", STAND_IN, "0:deaf", "1:exit=7")
+def test_not_even_a_deaf_process_is_left(tmp_path):
+    ready = tmp_path / "ready"
+    words = (f"0:deaf={ready}", f"1:after={ready}", "1:exit=7")
+    done = local("--grace=0.2", "--", "python", STAND_IN, *words)
     assert done.returncode == 7
     assert "[0] ready" in done.stdout
 

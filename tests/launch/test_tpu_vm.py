@@ -41,7 +41,7 @@ class Cloud:
             capture_output=True,
             text=True,
             env={**os.environ, "CLOUD": str(self.folder), "PATH": self.path},
-            timeout=100,
+            timeout=600,
             check=False,
         )
 

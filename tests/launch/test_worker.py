@@ -37,9 +37,10 @@ class Worker:
     def log(self) -> str:
         return (self.home / "clara_run" / "log").read_text()
 
-    def until(self, text: str) -> None:
+    def until(self, line: str) -> None:
+        # The log has the command as well, so the line as a whole.
         for _ in range(1200):
-            if text in self.log():
+            if line in self.log().splitlines():
                 return
             time.sleep(0.05)
         raise AssertionError(self.log())

@@ -2,7 +2,8 @@
 
 Arguments are PROCESS:ACTION, done in turn by the process of that number (``*``: all):
 ``exit=N``, ``kill`` (by signal 9), ``wait`` (for a signal, then exit 75 or 130),
-``deaf`` (goes on after signals), ``bar`` (a progress bar in two steps), ``say=TEXT``,
+``deaf`` (goes on after signals), ``after=PATH`` (waits for a file there, which
+``deaf=PATH`` writes), ``bar`` (a progress bar in two steps), ``say=TEXT``,
 ``size`` (is there a terminal to draw on),
 ``once=PATH`` (only the first time: skips the rest when the file is there).
 """
@@ -36,7 +37,12 @@ def act(action: str) -> None:
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, signal.SIG_IGN)
         print("ready", flush=True)
+        if value:
+            Path(value).touch()
         time.sleep(120)
+    elif name == "after":
+        while not Path(value).exists():
+            time.sleep(0.05)
     elif name == "bar":
         print("\rstep 1", end="", file=sys.stderr)
         print("\rstep 2", file=sys.stderr)
