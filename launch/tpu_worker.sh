@@ -132,7 +132,7 @@ follow() {
   while running; do sleep 1; done &
   waiting=$!
   # shellcheck disable=SC2064 # this process, now
-  trap "kill $waiting 2>/dev/null" EXIT
+  trap "kill $waiting 2>/dev/null || true" EXIT
   # It looks once more after that process has ended, so no last line is lost.
   tail -n "$lines" --pid="$waiting" -F "$state/log" 2>/dev/null
 }

@@ -67,6 +67,7 @@ def test_a_run_is_started_followed_and_its_status_kept(worker):
     done = worker("start", "--", "python", "-c", code)
     assert done.returncode == 0, done.stderr
     followed = worker("follow")
+    assert followed.returncode == 0
     assert "it's a line\n" in followed.stdout
     assert "python -c" in followed.stdout
     assert worker.status() == "exited 3"
