@@ -1,4 +1,4 @@
-"""JSON files, read and written whole, checksums, and what to say when a disk fails."""
+"""Files written whole, checksums, locks, and what to say when a disk fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from clara_jax.errors import ClaraError
 
@@ -112,6 +117,35 @@ def writable_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def lock_file(path: Path, busy: str) -> IO[bytes] | None:
+    """Lock a file, which is made if absent, until it is closed or the process ends.
+
+    Args:
+      path: the file.
+      busy: the error if another process holds it.
+
+    Returns:
+      The open file; None where the system or the file system has no locks.
+
+    Raises:
+      ClaraError: another process holds it, or it cannot be written.
+    """
+    if fcntl is None:
+        return None
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise ClaraError(busy) from None
+        return None
+    return file
 
 
 def write_error(path: Path, error: Exception) -> ClaraError:

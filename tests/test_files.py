@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from clara_jax import files
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, read_json, told, write_error, write_json
 
@@ -67,3 +68,27 @@ def test_errors_are_told_in_one_line():
     denied = PermissionError(errno.EACCES, "Permission denied")
     message = str(write_error(Path("x"), denied))
     assert message.startswith("x: cannot be written (") and "Permission" in message
+
+
+def test_a_file_is_locked_until_it_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    held = files.lock_file(path, "busy")
+    with pytest.raises(ClaraError, match="^busy$"):
+        files.lock_file(path, "busy")
+    held.close()
+    files.lock_file(path, "busy").close()
+
+
+def test_where_nothing_can_be_locked_nobody_is_kept_out(tmp_path, monkeypatch):
+    def unable(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", unable)
+    assert files.lock_file(tmp_path / "lock", "busy") is None
+    monkeypatch.setattr(files, "fcntl", None)
+    assert files.lock_file(tmp_path / "lock", "busy") is None
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(ClaraError, match=r"none/lock: cannot be written"):
+        files.lock_file(tmp_path / "none" / "lock", "busy")

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from clara_jax.data.progress import Progress, silent
 from clara_jax.data.ranking import rank
 from clara_jax.data.records import RecordSource
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, writable_folder, write_error, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from clara_jax.files import (
+    lock_file,
+    read_json,
+    writable_folder,
+    write_error,
+    write_json,
+)
 
 BLOCK = 200_000
 """Entries of a corpus that are searched together."""
@@ -161,7 +162,8 @@ def find_candidates(
     numbers, questions = _questions(asked, progress)
     try:
         work.mkdir(exist_ok=True)
-        with _alone(work):
+        busy = f"{work}: another process is at work here; wait for its end"
+        with lock_file(work / "lock", busy) or contextlib.nullcontext():
             if isinstance(corpus, Corpus):
                 find = _ranked(corpus, questions, count, work, progress, block)
             else:
@@ -334,17 +336,3 @@ def _words(text: str) -> bytes:
     """What two texts have in common that differ in punctuation or capitals alone."""
     words = " ".join(re.findall(r"\w+", text.lower())) or text
     return hashlib.blake2b(words.encode(), digest_size=16).digest()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out."""
-    with (folder / "lock").open("ab") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClaraError(
-                f"{folder}: another process is at work here; wait for its end"
-            ) from None
-        yield

@@ -19,15 +19,10 @@ from typing import IO, Any
 
 import jax
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from clara_jax import __version__
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error, write_json
+from clara_jax.files import lock_file, read_json, writable_folder, write_json
 from clara_jax.train.writers import read_lines
 
 FREE = (
@@ -55,7 +50,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
-        self._held: IO[str] | None = None
+        self._held: IO[bytes] | None = None
 
     def check(self, config: RunConfig) -> None:
         """Refuse a folder in which this run may not go on.
@@ -103,24 +98,14 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keep other processes out until `close`, or until this one ends."""
-        if fcntl is None or self._held is not None:
+        if self._held is not None:
             return
-        path = self.path / ".lock"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._held = path.open("w")
-        except OSError as error:
-            raise write_error(path, error) from error
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise ClaraError(
-                f"{self.path}: another process is training here; wait for it, or give "
-                "another --config.workdir"
-            ) from error
-        except OSError:  # a file system without locks
-            self.close()
+        writable_folder(self.path)
+        self._held = lock_file(
+            self.path / ".lock",
+            f"{self.path}: another process is training here; wait for it, or give "
+            "another --config.workdir",
+        )
 
     def close(self) -> None:
         """Let other processes in again."""

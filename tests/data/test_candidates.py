@@ -10,6 +10,8 @@ import pytest
 from clara_jax.data import Corpus, open_records, ranking
 from clara_jax.data.__main__ import main
 from clara_jax.data.candidates import Asked, Searched, find_candidates
+from clara_jax.errors import ClaraError
+from clara_jax.files import lock_file
 from clara_jax.text.bm25 import Bm25
 
 pytest.importorskip("bm25s")
@@ -194,6 +196,19 @@ def test_killed_just_before_its_end(world, monkeypatch):
     found = find_candidates(asked(folder), corpus(folder), COUNT, folder / "a.jsonl")
     assert found.questions == 19
     assert not list(folder.glob(".*"))
+
+
+def test_one_process_at_a_time(world):
+    folder, _ = world
+    out = folder / "a.jsonl"
+    (folder / ".a.jsonl.work").mkdir()
+    with (
+        lock_file(folder / ".a.jsonl.work" / "lock", ""),
+        pytest.raises(ClaraError, match="another process is at work here; wait"),
+    ):
+        find_candidates(asked(folder), corpus(folder), COUNT, out)
+    find_candidates(asked(folder), corpus(folder), COUNT, out)
+    assert out.exists()
 
 
 def test_any_search_will_do(world):
