@@ -105,7 +105,7 @@ setup(
     packages=find_packages(include=["clara_jax", "clara_jax.*"]),
     package_data={
         "clara_jax": ["py.typed", "shipped/**/*"],
-        "clara_jax.synthesize": ["base/**/*"],
+        "clara_jax.quickstart": ["base/**/*"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -10,10 +10,11 @@ commands. As a library, by what you want to do:
 * answer questions: `load` (gives a `Clara`), `AnswerConfig`, `Sampling`, `Session`,
   `Document`
 * search document vectors on disk: `Store`, `clara_jax.search`
-* the method, as pure functions: `reason`, `cosine_scores`, `soft_topk`, `make_loss`,
-  `clara_jax.clara.compress`, with `Tokens` and `Batch`; the backbone is `Transformer`
+* the method, as pure functions: `Network`, `cosine_scores`, `soft_topk`, with `Tokens`
+  and `Batch`; the backbone is `Transformer`
 * data: `open_records`, `make_batches`, `ClaraTokenizer`
-* train: `make_train_step`, `fit`; where arrays lie: `make_mesh`, `shard_batch`
+* train: `STAGES`, `Stage`, `make_loss`, `make_train_step`, `fit`; where arrays lie:
+  `make_mesh`
 * measure: `score_answers`, `score_retrieval`
 * test your own: `clara_jax.testing`
 
@@ -34,10 +35,9 @@ _ROOMS = {
     "compress": (),
     "clara": (
         "Batch",
+        "Network",
         "Tokens",
         "cosine_scores",
-        "make_loss",
-        "reason",
         "soft_topk",
     ),
     "config": (
@@ -48,7 +48,8 @@ _ROOMS = {
         "SelectionConfig",
     ),
     "convert": ("load_model",),
-    "data": ("Document", "make_batches", "open_records"),
+    "data": ("make_batches", "open_records"),
+    "documents": ("Document",),
     "errors": ("ClaraError",),
     "evaluate": ("score_answers", "score_retrieval"),
     "generate": ("AnswerConfig", "Clara", "Sampling"),
@@ -56,9 +57,10 @@ _ROOMS = {
     "model": ("Transformer",),
     "pipeline": (),
     "plan": (),
+    "quickstart": (),
     "search": ("Store",),
-    "sharding": ("make_mesh", "shard_batch"),
-    "synthesize": (),
+    "sharding": ("make_mesh",),
+    "stages": ("STAGES", "Stage", "make_loss"),
     "testing": (),
     "text": ("ClaraTokenizer",),
     "train": ("fit", "make_train_step"),

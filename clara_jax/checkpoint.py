@@ -1,15 +1,13 @@
-"""Trees of arrays on disk (Orbax), written whole or not at all. Knows no model."""
+"""Trees of arrays on disk (Orbax). Knows no model."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,46 +17,37 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, write_error
+from clara_jax.files import first_line
 from clara_jax.shapes import Params
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
 
+# Orbax also logs the errors that it raises, with their tracebacks.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
-def save_tree(path: str | os.PathLike, tree: Params) -> None:
-    """Write a tree of arrays to a new folder.
 
-    Everything is written to a sibling first and renamed at the end, so `path` either
-    holds the whole tree or stays as it was.
+def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Report all but the reads and writes that Orbax gave up after an error."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
 
-    Args:
-      path: the folder; an older tree there is replaced.
-      tree: nested dicts of numpy or JAX arrays.
 
-    Raises:
-      ClaraError: the disk is full, or the folder cannot be written.
-    """
-    path = Path(path).absolute()
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        write_tree(temporary / "tree", tree)
-        replace_folder(temporary / "tree", path)
-    except WRITE_ERRORS as error:
-        if temporary is not None:
-            remove_folder(temporary)
-        raise write_error(path, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+sys.unraisablehook = _report
 
 
 def write_tree(path: Path, tree: Params) -> None:
-    """Write a tree to a new folder, and let errors pass: for use by other writers.
+    """Write a tree of arrays to a new folder.
 
     About one array at a time is copied on its way to the disk, not the whole tree.
+
+    Args:
+      path: the folder; absolute.
+      tree: nested dicts of numpy or JAX arrays.
+
+    Raises:
+      OSError, ValueError, RuntimeError: see `WRITE_ERRORS`. Half a folder may be left;
+        `remove_folder` removes it.
     """
     largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
     # Written by one process, whatever the others do meanwhile.
@@ -71,7 +60,6 @@ def write_tree(path: Path, tree: Params) -> None:
     handler = ocp.PyTreeCheckpointHandler(
         save_concurrent_gb=1 + largest // 10**9, multiprocessing_options=alone
     )
-    quiet_orbax()
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
@@ -81,7 +69,7 @@ def load_tree(
     like: Params | None = None,
     placement: Callable[[Params], Params] | None = None,
 ) -> Params:
-    """Read a tree that `save_tree` wrote.
+    """Read a tree that `write_tree` wrote.
 
     Args:
       path: the folder.
@@ -100,7 +88,6 @@ def load_tree(
     path = Path(path).absolute()
     if not path.is_dir():
         raise ClaraError(f"{path}: there is no saved tree; check the path")
-    quiet_orbax()
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with ocp.Checkpointer(handler) as checkpointer:
@@ -124,50 +111,8 @@ def load_tree(
         ) from error
 
 
-def quiet_orbax() -> None:
-    """Keep off stderr what Orbax reports of errors that it raises as well.
-
-    On an error its threads log it too, and abandon the rest of a read or write, of
-    which asyncio and Python complain later, even at exit. What others report is left
-    alone. Call this before Orbax is used; once is enough.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_is_not_of_orbax)
-    if not isinstance(sys.unraisablehook, _WithoutAbandoned):
-        sys.unraisablehook = _WithoutAbandoned(sys.unraisablehook)
-
-
-_ORBAX = re.compile(r"[\\/]orbax[\\/]checkpoint[\\/]|orbax-checkpoint-tmp")
-"""Its source files, and the folders that it writes to."""
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    trace = record.exc_info[2] if record.exc_info else None
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-    return not any(map(_ORBAX.search, (record.pathname, record.getMessage(), *files)))
-
-
-class _WithoutAbandoned:
-    """Passes everything to `hook` but what an abandoned read or write leaves.
-
-    That is a return to a closed event loop, or one of Orbax's coroutines that was
-    never begun (an error here where warnings are errors).
-    """
-
-    def __init__(self, hook: Callable[[Any], object]):
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        error = unraisable.exc_value
-        code = getattr(unraisable.object, "cr_code", None)
-        late = isinstance(error, RuntimeError) and "loop is closed" in str(error)
-        idle = isinstance(error, RuntimeWarning) and "never awaited" in str(error)
-        if not late and not (idle and code and _ORBAX.search(code.co_filename)):
-            self._hook(unraisable)
-
-
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename folder `source` to `target`; what was there is removed afterwards."""
+    """Rename folder `source` to `target`, and remove what was there."""
     if not target.exists():
         os.rename(source, target)
         return
@@ -177,17 +122,15 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_folder(path: Path, rounds: int = 10) -> None:
-    """Remove the temporary folder of a write, which may have failed.
+def remove_folder(path: Path) -> None:
+    """Remove the temporary folder of a write that has failed.
 
-    Writes that Orbax abandons on an error go on for a moment and make their folders
-    again, so the folder has to stay away for a second.
+    Writes that Orbax gives up after an error go on for a moment and make their folders
+    again, so they are removed for a second.
     """
-    shutil.rmtree(path, ignore_errors=True)
-    for _ in range(rounds):
+    for _ in range(11):
+        shutil.rmtree(path, ignore_errors=True)
         time.sleep(0.1)
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class _Lent(np.ndarray):

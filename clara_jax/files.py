@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise ClaraError(f"{path}: is no JSON ({first_line(error)})") from error
+        raise ClaraError(f"{path}: is not JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise ClaraError(f"{path}: must hold a JSON object")
     return value
@@ -73,7 +73,7 @@ def checksum(
       advance: called with the size of each part that has been read, for a bar.
 
     Raises:
-      ClaraError: it cannot be read.
+      ClaraError: the file cannot be read.
     """
     digest, size = hashlib.blake2b(digest_size=16), 0
     try:
@@ -148,7 +148,7 @@ def lock_file(path: Path, busy: str) -> IO[bytes] | None:
     return file
 
 
-def write_error(path: Path, error: Exception) -> ClaraError:
+def write_error(path: Path | str, error: Exception) -> ClaraError:
     """Return the one-line error for a failed write to `path`."""
     text = str(error).lower()
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -158,12 +158,12 @@ def write_error(path: Path, error: Exception) -> ClaraError:
 
 
 def told(error: ClaraError | OSError) -> str:
-    """Return what a command prints of an error that ends it."""
+    """Return the line that a command prints about an error that ends it."""
     if isinstance(error, ClaraError):
         return f"error: {error}"
     place = error.filename or "the system"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"error: {place}: the disk is full; free space and try again"
+        return f"error: {write_error(place, error)}"
     return f"error: {place}: {error.strerror or first_line(error)}"
 
 

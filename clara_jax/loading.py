@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clara_jax.clara import Network
 from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
@@ -92,9 +93,11 @@ def load(
     )
     shape = dataclasses.replace(folder.config, dtype=dtype)
     return Clara(
-        model=Transformer(shape, settings.text_vocab, lora=settings.lora),
-        backbone=_put(folder.backbone, mesh),
-        adapters=_put(folder.adapters, mesh),
+        network=Network(
+            Transformer(shape, settings.text_vocab, lora=settings.lora),
+            _put(folder.backbone, mesh),
+            _put(folder.adapters, mesh),
+        ),
         tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
         memory=settings.memory,
         selection=settings.selection,

@@ -162,8 +162,8 @@ def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> Partit
       ClaraError: two of the axes would lie over the same mesh axis, or one is unknown.
 
     Example:
-      >>> partition_spec("width", "mlp")
-      PartitionSpec('fsdp', 'tensor')
+      >>> partition_spec("width", "mlp") == PartitionSpec("fsdp", "tensor")
+      True
     """
     entries: list[MeshAxes] = []
     taken: dict[str, str] = {}
@@ -271,29 +271,3 @@ def _fitting(
 def _count(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
-
-
-def shard_batch(mesh: Mesh, batch: Tree, rules: ShardingRules = RULES) -> Tree:
-    """Put a batch on the mesh, each device holding its own rows only.
-
-    Args:
-      mesh: from `make_mesh`.
-      batch: any pytree of arrays ``[B, ...]``.
-      rules: the table.
-
-    Returns:
-      The same tree of `jax.Array`, split along axis 0.
-
-    Raises:
-      ClaraError: B is no multiple of the devices that share a batch.
-    """
-    sharding = named_sharding(mesh, "batch", rules=rules)
-    parts = batch_parts(mesh, rules)
-    for leaf in jax.tree.leaves(batch):
-        if leaf.shape[0] % parts:
-            raise ClaraError(
-                f"a batch of {leaf.shape[0]} rows cannot be split over {parts} "
-                f"devices; make data.batch_size / optim.accumulate a multiple of "
-                f"{parts}"
-            )
-    return jax.device_put(batch, sharding)

@@ -3,16 +3,15 @@
 For tests of your own losses, hooks and searchers, without files and in milliseconds.
 
 Example:
-  >>> toy = toy_model()
-  >>> loss = make_loss("end_to_end", num_memory=toy.num_memory,
-  ...                  selection=SelectionConfig(top_k=2))
+  >>> from clara_jax.stages import make_loss
+  >>> from clara_jax.config import SelectionConfig
+  >>> loss = make_loss("end_to_end", selection=SelectionConfig(top_k=2))
   >>> batch = random_batch("end_to_end", documents=2)
-  >>> sums, weights, metrics = loss(toy.model, toy.backbone, toy.adapters, batch, None)
+  >>> sums, weights, metrics = loss(toy_network(), batch, None)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,10 +23,10 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers
 
-from clara_jax.clara import IGNORE, ROLES, STAGES, Batch, Tokens
-from clara_jax.config import LoraConfig, ModelConfig
+from clara_jax.clara import IGNORE, ROLES, Batch, Network, Tokens
+from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
 from clara_jax.model import Transformer, abstract_variables
-from clara_jax.shapes import Params
+from clara_jax.stages import STAGES
 from clara_jax.text import (
     PARAPHRASES,
     Prompt,
@@ -65,35 +64,24 @@ def toy_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyModel:
-    """A random model with an adapter for every role, as losses take them."""
-
-    model: Transformer
-    backbone: Params
-    adapters: Params
-    num_memory: int
-    text_vocab: int
-
-
-def toy_model(
+def toy_network(
     seed: int = 0,
     num_memory: int = NUM_MEMORY,
     text_vocab: int = TEXT_VOCAB,
     lora: LoraConfig | None = None,
     **changes: Any,
-) -> ToyModel:
+) -> Network:
     """Make a two-layer model whose adapters all differ and all matter.
 
     Args:
       seed: of every number in it.
-      num_memory: M. text_vocab: n, tokens before the special ones.
+      num_memory: M.
+      text_vocab: n, tokens before the special ones.
       lora: adapter settings; by default rank 4 on all layers.
       **changes: fields of `ModelConfig`.
 
     Returns:
-      The model, backbone (``params`` and ``rows``) and adapters (a tree per role and
-      ``memory [M, D]``).
+      A network with an adapter for every role.
     """
     changes.setdefault("vocab_size", text_vocab)
     config = toy_config(**changes)
@@ -125,7 +113,7 @@ def toy_model(
     adapters: dict[str, Any] = {"memory": rows(num_memory)}
     for role in ROLES:
         adapters[role] = jax.tree.map_with_path(draw, shapes["lora"])
-    return ToyModel(model, backbone, adapters, num_memory, text_vocab)
+    return Network(model, backbone, adapters)
 
 
 def toy_tokenizer(
@@ -197,10 +185,13 @@ def random_batch(
 
     Args:
       stage: a key of `STAGES`.
-      rows: B. documents: J, slots in the prompt (scp has one). candidates: C.
+      rows: B.
+      documents: J, slots in the prompt (scp has one).
+      candidates: C.
       doc_length: longest document or question in words.
       answer_length: longest answer in words, its eos not counted.
-      num_memory: M. text_vocab: n.
+      num_memory: M.
+      text_vocab: n.
       seed: of every number in it.
 
     Returns:
@@ -237,24 +228,24 @@ def random_batch(
         ids = _padded([head + answer for head, answer in pairs], width)
         return ids, _padded(labels, width, IGNORE).ids
 
-    if not STAGES[stage].compresses:
-        prompt, labels = prompts(0)
-        return Batch(prompt=prompt, labels=labels)
-    if stage in ("scp", "instruct"):
-        per_row = 1 if stage == "scp" else documents
-        prompt, labels = prompts(per_row)
-        return Batch(prompt=prompt, labels=labels, documents=encoder(rows, per_row))
-    gold = rng.integers(0, candidates, rows)
-    batch = Batch(
-        question=encoder(rows),
-        candidates=encoder(rows, candidates),
-        candidate_mask=jnp.ones((rows, candidates), bool),
-        positives=jnp.asarray(np.arange(candidates)[None, :] == gold[:, None]),
-    )
-    if stage == "end_to_end":
-        prompt, labels = prompts(documents)
-        batch = dataclasses.replace(batch, prompt=prompt, labels=labels)
-    return batch
+    selection = SelectionConfig(top_k=documents)
+    reads = STAGES[stage].reads(RunConfig(stage, "-", "-", selection=selection))
+    counts = {read.field: read.per_row for read in reads}
+    fields: dict[str, Any] = {}
+    if "question" in counts:
+        gold = rng.integers(0, candidates, rows)
+        fields |= {
+            "question": encoder(rows),
+            "candidates": encoder(rows, candidates),
+            "candidate_mask": jnp.ones((rows, candidates), bool),
+            "positives": jnp.asarray(np.arange(candidates)[None, :] == gold[:, None]),
+        }
+    slot_groups = counts.get("documents") or (documents if fields else 0)
+    if "prompt" in counts:
+        fields["prompt"], fields["labels"] = prompts(slot_groups)
+    if "documents" in counts:
+        fields["documents"] = encoder(rows, slot_groups)
+    return Batch(**fields)
 
 
 def _words(rng: np.random.Generator, length: int, text_vocab: int) -> list[int]:

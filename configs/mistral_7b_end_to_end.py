@@ -20,5 +20,17 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
     config = common.paper("end_to_end", "mistral_7b")
+    config.backbone = ""
+    config.init_from = "runs/mistral_7b_instruct"
+    config.data.batch_size = 32
+    config.data.train = ("data/end_to_end.jsonl",)
+    config.data.prompt_max_length = 1024
+    config.data.prompt_buckets = (192, 256, 512, 1024)
+    config.data.candidates = 20
+    config.data.cache_vectors = True
+    config.selection.top_k = 5
+    # The original's own script keeps it constant where the paper says cosine:
+    # --config.optim.schedule=constant
+    config.optim.learning_rate = 5e-6
     config.optim.accumulate = 8
     return common.local(config) if arg == "local" else config

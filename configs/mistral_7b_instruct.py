@@ -19,5 +19,13 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
     config = common.paper("instruct", "mistral_7b")
+    config.backbone = ""
+    config.init_from = "runs/mistral_7b_scp"
+    config.data.batch_size = 128
+    config.data.train = ("data/instruct.jsonl",)
+    config.data.prompt_max_length = 2048
+    config.data.prompt_buckets = (256, 512, 1024, 2048)
+    config.selection.top_k = 5
+    config.optim.learning_rate = 1e-4
     config.optim.accumulate = 16
     return common.local(config) if arg == "local" else config

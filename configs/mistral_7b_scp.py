@@ -19,5 +19,11 @@ from configs import common
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
     config = common.paper("scp", "mistral_7b")
+    config.data.batch_size = 128
+    config.data.train = ("data/scp_pretrain.jsonl",)
+    config.data.prompt_max_length = 1024
+    config.data.prompt_buckets = (256, 384, 512, 1024)
+    config.selection.top_k = 1
+    config.optim.learning_rate = 1e-4
     config.optim.accumulate = 16
     return common.local(config) if arg == "local" else config

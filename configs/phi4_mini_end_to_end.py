@@ -14,11 +14,12 @@ Local mode: ``configs/phi4_mini_end_to_end.py:local`` (20 steps of 4 on 64 recor
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, mistral_7b_end_to_end
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
-    config = common.paper("end_to_end", "phi4_mini")
-    config.optim.accumulate = 8
+    config = mistral_7b_end_to_end.get_config()
+    config.workdir = "runs/phi4_mini_end_to_end"
+    config.init_from = "runs/phi4_mini_instruct"
     return common.local(config) if arg == "local" else config

@@ -13,11 +13,12 @@ Local mode: ``configs/phi4_mini_instruct.py:local`` (20 steps of 4 on 64 records
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, mistral_7b_instruct
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
-    config = common.paper("instruct", "phi4_mini")
-    config.optim.accumulate = 16
+    config = mistral_7b_instruct.get_config()
+    config.workdir = "runs/phi4_mini_instruct"
+    config.init_from = "runs/phi4_mini_scp"
     return common.local(config) if arg == "local" else config

@@ -28,7 +28,7 @@ Score: exact match of answers from compressed documents 0.99; Recall@1 from 0.16
 
 from ml_collections import ConfigDict
 
-from clara_jax.synthesize import BASE
+from clara_jax.quickstart import BASE
 from configs import common
 
 
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     """The three stages, one after the other."""
     config = common.base("scp", "runs/quickstart", str(BASE))
     config.unlock()
-    config.synthesize = ConfigDict(
+    config.quickstart = ConfigDict(
         {
             "records": "stages",
             "seed": 0,

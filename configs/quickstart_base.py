@@ -3,7 +3,7 @@
 It reads conversations about one document in full: questions with answers, all questions
 at once, paraphrases, in the form of the stages' prompts. Held-out names are in none.
 The result is ``runs/quickstart_base/base``, a Hugging Face folder; the one that comes
-with the package is ``clara_jax/synthesize/base``.
+with the package is ``clara_jax/quickstart/base``.
 
 Source: ours.
 Command: python -m clara_jax.train --config=configs/quickstart_base.py
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     """One language-model run."""
     config = common.base("lm", "runs/quickstart_base", "{workdir}/data/start")
     config.unlock()
-    config.synthesize = ConfigDict(
+    config.quickstart = ConfigDict(
         {"records": "pretraining", "seed": 0, "pretraining": 20000, "held_out": 200}
     )
     config.stages = ({"name": "lm"},)

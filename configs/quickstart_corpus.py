@@ -33,7 +33,7 @@ def get_config(arg: str = "corpus") -> ConfigDict:
     last = dict(config.stages[-1])
     del last["name"]
     config.update(last)
-    config.stages, config.synthesize, config.backbone = (), ConfigDict(), ""
+    config.stages, config.quickstart, config.backbone = (), ConfigDict(), ""
     config.workdir = f"runs/quickstart_{arg}"
     config.init_from = f"{FROM}/instruct"
     config.data.train = (f"{FROM}/data/end_to_end.jsonl",)

@@ -18,7 +18,7 @@ Source: stages and settings are the paper's (arXiv 2511.18659, section 3 and tab
     but for the learning rates, three times the paper's in stages 1 and 2 and forty
     times in stage 3, for a model fifty times smaller, and for the MSE term, which is
     off. On the CPU, at 2e-3, the vectors of all documents soon became one and the same,
-    with the paper's weight of 0.1 sooner; at 3e-4 they did not (README). The paper has
+    with the paper's weight of 0.1 sooner; at 3e-4 they did not (docs/results.md). The paper has
     no model of this size.
 Command: python -m clara_jax.train --config=configs/smollm2_135m.py
     --config.mix.data=DIR
@@ -31,7 +31,7 @@ Modes: ``:cpu`` for a night on two cores with 8 GiB; ``:smoke`` for three minute
 
 from ml_collections import ConfigDict
 
-from clara_jax.synthesize import BASE
+from clara_jax.quickstart import BASE
 from configs import common
 
 HERE = "configs/smollm2_135m"
@@ -197,7 +197,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
     config.param_dtype = ""
     config.remat = "none"
     config.mse_weight = 0.1  # which does no harm to this base
-    config.synthesize = ConfigDict({"records": "encyclopedia", "seed": 0})
+    config.quickstart = ConfigDict({"records": "encyclopedia", "seed": 0})
     config.mix.update({"recipe": f"{HERE}_smoke.toml", "data": "{workdir}/data"})
     config.report.update({"name": "smoke", "base": str(BASE), "max_new_tokens": 6})
     config.report.update({"questions": 96, "batch_size": 32})

@@ -1,6 +1,6 @@
 """End-to-end training (stage 3) of SmolLM2-135M: retrieval from answers alone.
 
-Source: paper section 3.3 and table 10, but for what `common.smollm2` changes (batch,
+Source: paper section 3.3 and table 10, but for what `common.laptop` changes (batch,
     learning rate, ten candidates instead of twenty: HotpotQA's own paragraphs). The
     documents are compressed once, before the first step.
 Command: python -m clara_jax.train --config=configs/smollm2_135m_end_to_end.py
@@ -13,10 +13,12 @@ Local mode: ``configs/smollm2_135m_end_to_end.py:local``.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, mistral_7b_end_to_end
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
-    config = common.smollm2("end_to_end")
+    config = common.laptop(mistral_7b_end_to_end.get_config())
+    config.init_from = "runs/smollm2_135m_instruct"
+    config.data.candidates = 10
     return common.local(config) if arg == "local" else config

@@ -1,6 +1,6 @@
 """Compression pretraining (stage 1) of SmolLM2-135M: CLaRa on a laptop.
 
-Source: paper section 3.1 and table 10, but for what `common.smollm2` changes: batch 8
+Source: paper section 3.1 and table 10, but for what `common.laptop` changes: batch 8
     instead of 128 and learning rate 1e-3 instead of 1e-4. The paper has no model of
     this size.
 Command: python -m clara_jax.train --config=configs/smollm2_135m_scp.py
@@ -14,10 +14,11 @@ Local mode: ``configs/smollm2_135m_scp.py:local`` (20 steps of 4 on 64 records).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, mistral_7b_scp
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or its ``local`` mode."""
-    config = common.smollm2("scp")
+    config = common.laptop(mistral_7b_scp.get_config())
+    config.backbone = common.BACKBONES["smollm2_135m"]
     return common.local(config) if arg == "local" else config

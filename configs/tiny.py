@@ -15,6 +15,9 @@ from configs import common
 
 FILES = Path(__file__).resolve().parent.parent / "tests" / "train" / "tiny"
 STAGES = ("scp", "instruct", "end_to_end")
+RECORDS = {"lm": "documents", "scp": "documents"}
+LATER = {"backbone": "", "tokenizer": ""}
+"""Fields of a stage that goes on from the one before."""
 
 
 def get_config(arg: str = "scp") -> ConfigDict:
@@ -37,8 +40,8 @@ def get_config(arg: str = "scp") -> ConfigDict:
     config.hooks.tensorboard = False
     if arg == "all":
         config.stages = tuple(
-            {"name": stage, "stage": stage, **_files(stage), **_base(stage)}
-            for stage in STAGES
+            {"name": stage, "stage": stage, **_files(stage), **(LATER if i else {})}
+            for i, stage in enumerate(STAGES)
         )
     else:
         config.update(_files(stage))
@@ -46,10 +49,6 @@ def get_config(arg: str = "scp") -> ConfigDict:
 
 
 def _files(stage: str) -> dict:
-    name = "documents" if stage in ("lm", "scp") else "questions"
+    name = RECORDS.get(stage, "questions")
     held_out = (str(FILES / "held_out.jsonl"),) if name == "questions" else ()
     return {"data": {"train": (str(FILES / f"{name}.jsonl"),), "eval": held_out}}
-
-
-def _base(stage: str) -> dict:
-    return {} if stage == "scp" else {"backbone": "", "tokenizer": ""}

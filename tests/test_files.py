@@ -23,8 +23,8 @@ def test_what_is_written_is_read(tmp_path):
     ("content", "expected"),
     [
         (None, "cannot be read (No such file or directory)"),
-        (b'{"a": ', "is no JSON ("),
-        (b"\xff\xfe", "is no JSON ("),
+        (b'{"a": ', "is not JSON ("),
+        (b"\xff\xfe", "is not JSON ("),
         (b"[1]", "must hold a JSON object"),
     ],
 )
@@ -68,6 +68,8 @@ def test_errors_are_told_in_one_line():
     denied = PermissionError(errno.EACCES, "Permission denied")
     message = str(write_error(Path("x"), denied))
     assert message.startswith("x: cannot be written (") and "Permission" in message
+    full = ValueError("RESOURCE_EXHAUSTED: write: No space left on device [x='y']")
+    assert str(write_error(Path("x"), full)).startswith("x: the disk is full;")
 
 
 def test_a_file_is_locked_until_it_is_closed(tmp_path):

@@ -29,7 +29,7 @@ def test_everything_promised_is_there(folder):
 
 
 def test_the_compute_type_can_be_chosen(folder):
-    assert clara_jax.load(folder).model.config.dtype == "float32"
+    assert clara_jax.load(folder).network.model.config.dtype == "float32"
     narrow = clara_jax.load(folder, dtype="bfloat16")
     assert str(narrow.compress(TEXTS).dtype) == "bfloat16"
     with pytest.raises(ClaraError, match="dtype is 'int4', but must be one of"):
@@ -40,7 +40,7 @@ def test_the_compute_type_can_be_chosen(folder):
 def test_the_weights_can_be_laid_out_over_a_mesh(folder, quantize):
     mesh = clara_jax.make_mesh(fsdp=2, tensor=2)
     clara = clara_jax.load(folder, quantize=quantize, mesh=mesh)
-    up = clara.backbone["params"]["layers"]["mlp"]["up"]
+    up = clara.network.backbone["params"]["layers"]["mlp"]["up"]
     kernel = up["kernel" if quantize == "none" else "codes"]
     part = kernel.addressable_shards[0].data.shape
     assert part == (2, kernel.shape[1] // 2, kernel.shape[2] // 2)
@@ -56,7 +56,7 @@ def test_the_backbone_can_be_quantized(folder):
     bytes_of = {}
     for kind in ("int8", "nf4"):
         clara = clara_jax.load(folder, quantize=kind)
-        layers = clara.backbone["params"]["layers"]
+        layers = clara.network.backbone["params"]["layers"]
         assert all("codes" in weights for weights in layers["mlp"].values())
         bytes_of[kind] = sum(x.nbytes for x in jax.tree.leaves(layers))
         vectors = clara.compress(TEXTS)

@@ -6,27 +6,25 @@ import numpy as np
 import pytest
 
 from clara_jax import testing
-from clara_jax.clara import IGNORE, STAGES, make_loss
+from clara_jax.clara import IGNORE
 from clara_jax.config import SelectionConfig
+from clara_jax.stages import STAGES, make_loss
 from clara_jax.text import ClaraTokenizer, answer_prompt
 
 
 @pytest.fixture(scope="module")
 def toy():
-    return testing.toy_model()
+    return testing.toy_network()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_loss_takes_its_batch(toy, stage):
     batch = testing.random_batch(stage)
-    loss = make_loss(
-        stage, num_memory=toy.num_memory, selection=SelectionConfig(top_k=3)
-    )
+    loss = make_loss(stage, selection=SelectionConfig(top_k=3))
 
     def total(trained, frozen):
-        sums, weights, _ = loss(
-            toy.model, toy.backbone, {**frozen, **trained}, batch, None
-        )
+        network = toy.with_adapters({**frozen, **trained})
+        sums, weights, _ = loss(network, batch, None)
         return sum(sums[name] / weights[name] for name in sums)
 
     everything = {**toy.adapters, "backbone": toy.backbone["params"]}
@@ -71,7 +69,7 @@ def test_adapters_differ(toy):
 
 @pytest.mark.parametrize("changes", [{"tied": True}, {"qkv_bias": True}])
 def test_toys_of_other_kinds(changes):
-    toy = testing.toy_model(**changes)
+    toy = testing.toy_network(**changes)
     assert toy.model.config == testing.toy_config(**changes)
     assert ("head" in toy.backbone["params"]) == ("tied" not in changes)
 

@@ -4,7 +4,7 @@ import functools
 
 from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, write_model_folder
-from clara_jax.testing import EOS, toy_model, toy_tokenizer
+from clara_jax.testing import EOS, toy_network, toy_tokenizer
 
 DOCUMENTS = [
     {"id": "d1", "title": "Ada Bell", "text": "Ada Bell was born in Corin"},
@@ -20,7 +20,7 @@ LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 @functools.cache
 def toy_parts():
     tokenizer = toy_tokenizer([*(str(d) for d in DOCUMENTS), QUESTION])
-    return tokenizer, toy_model(text_vocab=len(tokenizer), lora=LORA)
+    return tokenizer, toy_network(text_vocab=len(tokenizer), lora=LORA)
 
 
 def write_toy(path, *, roles=("compressor", "generator", "reasoner"), base=False):

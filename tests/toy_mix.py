@@ -17,12 +17,7 @@ STAGES = ("scp", "instruct", "end_to_end")
 HEAD = "held_out = 0.25\ncandidates = 8\ndistractors = [2, 4]\npairs = 4\n"
 
 
-SMALL_STEPS = {
-    "mix_scan.CHUNK": 16,
-    "mix_contain.CHUNK": 16,
-    "mix_write.AT_ONCE": 20,
-    "mix_write.BLOCK": 50,
-}
+SMALL_STEPS = {"mix_read.CHUNK": 16, "mix_write.AT_ONCE": 20, "candidates.BLOCK": 50}
 """What makes a mix of this world take many steps: names in clara_jax.data."""
 
 
@@ -121,7 +116,6 @@ def write_world(folder):
         folder / "plain.jsonl",
         [{"id": str(i), "text": text} for i, text in enumerate(plain)],
     )
-    return folder
     return folder
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from clara_jax.config import MemoryConfig
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Piece, StoreSettings, compact, delete, write_store
+from clara_jax.search import Job, StoreSettings, compact, delete, write_store
 
 WIDTH = 6
 SHARD = 3
@@ -37,7 +38,7 @@ def toy_vectors(n, *, seed=0, width=WIDTH, count=2):
 
 def toy_pieces(n, *, name="d", word="text"):
     return [
-        Piece(
+        Document(
             text=f"{word} {i} of {name}",
             id=f"{name}{i}",
             title=f"Title {i}",

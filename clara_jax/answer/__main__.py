@@ -14,25 +14,24 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from clara_jax import commands
 from clara_jax.answer import Session, Stored, check_question
-from clara_jax.answer.printing import as_json, as_text, as_tokens
+from clara_jax.answer.session import as_json, as_text, as_tokens
 from clara_jax.clara import vector_fingerprint
 from clara_jax.compress import find_model
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
-from clara_jax.files import told
 from clara_jax.generate import AnswerConfig, Clara, Sampling
 from clara_jax.loading import load
 from clara_jax.search.hybrid import HybridSearcher
-from clara_jax.search.searcher import SEARCHES, open_searcher
+from clara_jax.search.scann_index import SEARCHES, open_searcher
 from clara_jax.search.store import Store
 
 DOCUMENTS = "documents.jsonl"
@@ -42,7 +41,7 @@ _UNKNOWN = "that the model's tokenizer does not know"
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m clara_jax.answer",
         description="Ask a model about documents.",
     )
@@ -50,8 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("questions", nargs="*", help="questions; - reads them from standard input")
     add(
         "--model",
-        help="run folder, model folder, or the name of a model that comes with the "
-        "package; default: that of the store",
+        help=f"{commands.MODEL}; default: that of the store",
     )
     add(
         "--store",
@@ -103,16 +101,7 @@ def parser() -> argparse.ArgumentParser:
         help="print the N tokens nearest to each of the reasoner's vectors "
         "(default %(const)s)",
     )
-    add("--base", default="", help="base model in place of the one the folder names")
-    add(
-        "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
-    )
-    add(
-        "--quantize",
-        default="none",
-        metavar="KIND",
-        help="keep the frozen layers' matrices in int8 or nf4 (4 bits)",
-    )
+    commands.add_model_options(parser)
     add(
         "--whole",
         action="store_true",
@@ -126,13 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(_spelled(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    try:
-        return _run(arguments)
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return 1
+    return commands.run(lambda: _run(arguments), "nothing is lost")
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:
@@ -212,12 +195,7 @@ def _stored(arguments: argparse.Namespace) -> Session:
     if arguments.model:
         model, base = arguments.model, ""
     clara = _load(arguments, model, base)
-    store = Store.open(
-        arguments.store,
-        vector_fingerprint(
-            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
-        ),
-    )
+    store = Store.open(arguments.store, vector_fingerprint(clara.network))
     searcher = open_searcher(store, arguments.search)
     if arguments.hybrid:
         searcher = HybridSearcher(store, searcher)
@@ -233,14 +211,13 @@ def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
         sampling=Sampling(arguments.temperature, arguments.top_p),
         seed=arguments.seed,
     )
+    options = commands.model_options(arguments)
     clara = load(
         model,
         config,
-        base=arguments.base or base,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
+        **{**options, "base": arguments.base or base},
     )
-    if arguments.explain and "reasoner" not in clara.adapters:
+    if arguments.explain and "reasoner" not in clara.network.adapters:
         raise ClaraError("--explain: this model has no reasoner to look at")
     for question in arguments.questions:
         if question != "-":
@@ -294,8 +271,4 @@ def _note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    if status == 130:
-        os._exit(status)  # threads at work would crash an orderly end
-    sys.exit(status)
+    commands.start(main)

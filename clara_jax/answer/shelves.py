@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.data import Document
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import AnyArray
@@ -119,25 +119,11 @@ class Stored:
         """See `Shelf`."""
         with clara.watch("gather"):
             found = self._store.vectors(np.asarray(chosen, np.int64))
-        return found.astype(clara.model.config.dtype)
+        return found.astype(clara.network.model.config.dtype)
 
     def documents(self, chosen: Sequence[int]) -> tuple[Document, ...]:
         """See `Shelf`."""
-        pieces = self._store.pieces(np.asarray(chosen, np.int64))
-        return tuple(
-            Document(
-                text=piece.text,
-                id=piece.id,
-                title=piece.title,
-                source=piece.source,
-                start=piece.start,
-                stop=piece.stop,
-                part=piece.part,
-                parts=piece.parts,
-                metadata=piece.metadata,
-            )
-            for piece in pieces
-        )
+        return tuple(self._store.pieces(np.asarray(chosen, np.int64)))
 
 
 def _compress(clara: Clara, texts: Sequence[str]) -> np.ndarray:

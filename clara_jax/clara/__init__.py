@@ -11,32 +11,23 @@ from clara_jax.clara.losses import (
     candidate_vectors,
     question_scores,
 )
-from clara_jax.clara.memory import (
+from clara_jax.clara.network import (
     ROLES,
+    Compressor,
+    Encoding,
+    Generator,
+    Network,
+    Reasoner,
     fill_slots,
     init_rows,
     memory_slots,
     positions_in_rows,
-    role_variables,
 )
-from clara_jax.clara.roles import (
-    Compressor,
-    Encoding,
-    Generator,
-    Reasoner,
-    compress,
-    generate_hidden,
-    logits_of,
-    prompt_embeddings,
-    reason,
-)
-from clara_jax.clara.stages import STAGES, StageSpec, make_loss
-from clara_jax.clara.topk import SoftTopK, cosine_scores, soft_topk
+from clara_jax.clara.topk import cosine_scores, soft_topk
 
 __all__ = [
     "IGNORE",
     "ROLES",
-    "STAGES",
     "Batch",
     "CompressionLoss",
     "Compressor",
@@ -44,26 +35,18 @@ __all__ = [
     "EndToEndLoss",
     "Generator",
     "Loss",
+    "Network",
     "Reasoner",
     "RerankLoss",
-    "SoftTopK",
-    "StageSpec",
     "TextLoss",
     "Tokens",
     "candidate_vectors",
-    "compress",
     "cosine_scores",
     "fill_slots",
-    "generate_hidden",
     "init_rows",
-    "logits_of",
-    "make_loss",
     "memory_slots",
     "positions_in_rows",
-    "prompt_embeddings",
     "question_scores",
-    "reason",
-    "role_variables",
     "soft_topk",
     "vector_fingerprint",
 ]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.clara.network import Network
 from clara_jax.config import to_dict
 from clara_jax.distributed import to_host
-from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Params, Shaped
 
 SAMPLE = 4096
@@ -29,9 +29,7 @@ _TURN = 0x9E3779B97F4A7C15
 """2**64 over the golden ratio: its multiples are spread evenly, and along no axis."""
 
 
-def vector_fingerprint(
-    model: Transformer, backbone: Params, adapters: Params, num_memory: int
-) -> str:
+def vector_fingerprint(network: Network) -> str:
     """Digest of everything that a document's vectors depend on.
 
     The compressor, memory rows and marks go in whole. Of every backbone array go in at
@@ -41,23 +39,21 @@ def vector_fingerprint(
     nor the mesh matters, nor do reasoner and generator.
 
     Args:
-      model: the transformer; its shape and the adapters' scale count.
-      backbone, adapters: see `role_variables`; on any mesh, or in host memory. The
-        compressor must be among the adapters.
-      num_memory: M.
+      network: on any mesh, or in host memory; has a compressor.
 
     Returns:
       32 hexadecimal digits.
 
     Example::
 
-      vector_fingerprint(clara.model, clara.backbone, clara.adapters, 16)
+      vector_fingerprint(clara.network)
     """
+    model, backbone, adapters = network.model, network.backbone, network.adapters
     shape = {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME}
     settings: dict[str, Any] = {
         "shape": shape,
         "text_vocab": model.text_vocab,
-        "num_memory": num_memory,
+        "num_memory": network.num_memory,
     }
     if model.lora is not None:
         settings["scale"] = model.lora.alpha / model.lora.rank

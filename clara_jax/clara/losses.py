@@ -1,9 +1,9 @@
 """The training losses: sums and weights of terms, divided once at the end.
 
-Every loss is ``(model, backbone, adapters, batch, rng) -> (sums, weights, metrics)``:
-the step minimises the sum over terms of ``sums[t] / weights[t]``. A term's weight
-depends on the batch alone, so that microbatches, padding and sharding cannot bias its
-mean. Coefficients are inside the sums. Metrics are ``name: (sum, weight)``.
+Every loss is ``(network, batch, rng) -> (sums, weights, metrics)``: the step minimises
+the sum over terms of ``sums[t] / weights[t]``. A term's weight depends on the batch
+alone, so that microbatches, padding and sharding cannot bias its mean. Coefficients are
+inside the sums. Metrics are ``name: (sum, weight)``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
-from clara_jax.clara.roles import compress, generate_hidden, logits_of, reason
+from clara_jax.clara.network import Network
 from clara_jax.clara.topk import cosine_scores, soft_topk
 from clara_jax.config import SelectionConfig
-from clara_jax.model import Transformer
-from clara_jax.shapes import Array, Bool, Float, Int, Key, Params, Scores, Shaped
+from clara_jax.shapes import Array, Bool, Float, Int, Key, Scores, Shaped
 from clara_jax.sharding import place
 
 Terms = dict[str, Float[Array, ""]]
@@ -37,29 +36,20 @@ _STRETCH = 64
 class Loss(Protocol):
     """What a training step minimises."""
 
-    def __call__(
-        self,
-        model: Transformer,
-        backbone: Params,
-        adapters: Params,
-        batch: Batch,
-        rng: Key | None,
-    ) -> Outcome:
+    def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
         """Sums and weights of the loss's terms, and its metrics."""
         ...
 
 
 def answer_terms(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     hidden: Float[Array, "B T D"],
     labels: Int[Array, "B T"],
 ) -> Outcome:
     """Cross-entropy of the labels, each predicted by the position before it.
 
     Args:
-      model, backbone, adapters: for the output head.
+      network: for the output head.
       hidden: ``[B, T, D]`` last hidden states.
       labels: ``[B, T]``, `IGNORE` where nothing is supervised.
 
@@ -69,7 +59,7 @@ def answer_terms(
     """
 
     def score(states, targets):
-        logits = logits_of(model, backbone, adapters, states)
+        logits = network.logits(states)
         counted = targets != IGNORE
         targets = jnp.where(counted, targets, 0)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -116,34 +106,22 @@ class CompressionLoss:
     Source: paper section 3.1.
 
     Attributes:
-      num_memory: M. mse_weight: coefficient of the MSE term.
+      mse_weight: coefficient of the MSE term.
     """
 
-    num_memory: int
     mse_weight: float = 0.1
 
-    def __call__(
-        self,
-        model: Transformer,
-        backbone: Params,
-        adapters: Params,
-        batch: Batch,
-        rng: Key | None,
-    ) -> Outcome:
+    def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
         """Terms ``answer`` and ``mse``; see `Loss`."""
         prompt, labels, documents = batch.prompt, batch.labels, batch.documents
         assert prompt is not None and labels is not None and documents is not None
         keys = (None, None) if rng is None else tuple(jax.random.split(rng))
         flat, (rows, per_row) = _flatten(documents)
-        encoding = compress(
-            model, backbone, adapters, flat, num_memory=self.num_memory, rng=keys[0]
-        )
+        encoding = network.compress(flat, rng=keys[0])
         vectors = encoding.memory.reshape(rows, per_row, *encoding.memory.shape[1:])
         vectors = place(vectors, *VECTOR_AXES)
-        hidden = generate_hidden(
-            model, backbone, adapters, prompt, vectors, rng=keys[1]
-        )
-        sums, weights, metrics = answer_terms(model, backbone, adapters, hidden, labels)
+        hidden = network.generate_hidden(prompt, vectors, rng=keys[1])
+        sums, weights, metrics = answer_terms(network, hidden, labels)
         present = jnp.any(flat.mask, axis=-1).astype(jnp.float32)
         gap = jnp.square(encoding.memory_mean - encoding.text_mean)
         mse = jnp.sum(jnp.mean(gap, axis=-1) * present)
@@ -164,28 +142,18 @@ class EndToEndLoss:
     Gold positions, when a batch has them, only feed the metric ``recall``.
 
     Attributes:
-      num_memory: M. selection: how many documents, and how they are chosen.
+      selection: how many documents, and how they are chosen.
     """
 
-    num_memory: int
     selection: SelectionConfig = SelectionConfig()
 
-    def __call__(
-        self,
-        model: Transformer,
-        backbone: Params,
-        adapters: Params,
-        batch: Batch,
-        rng: Key | None,
-    ) -> Outcome:
+    def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
         """The term ``answer``; see `Loss`."""
         prompt, labels = batch.prompt, batch.labels
         assert prompt is not None and labels is not None
         keys = (None, None) if rng is None else tuple(jax.random.split(rng))
-        vectors = candidate_vectors(model, backbone, adapters, batch, self.num_memory)
-        scores = question_scores(
-            model, backbone, adapters, batch, vectors, self.num_memory, keys[0]
-        )
+        vectors = candidate_vectors(network, batch)
+        scores = question_scores(network, batch, vectors, keys[0])
         choice = self.selection
         weights, indices = soft_topk(
             scores,
@@ -200,10 +168,8 @@ class EndToEndLoss:
             vectors,
             precision="highest",
         )
-        hidden = generate_hidden(
-            model, backbone, adapters, prompt, selected, rng=keys[1]
-        )
-        sums, totals, metrics = answer_terms(model, backbone, adapters, hidden, labels)
+        hidden = network.generate_hidden(prompt, selected, rng=keys[1])
+        sums, totals, metrics = answer_terms(network, hidden, labels)
         if batch.positives is not None:
             metrics |= _recall(indices, batch.positives)
         return sums, totals, metrics
@@ -217,27 +183,17 @@ class RerankLoss:
     without a positive do not count. Trains the reasoner alone.
 
     Attributes:
-      num_memory: M. selection: its temperature, and top_k for the metric ``recall``.
+      selection: its temperature, and top_k for the metric ``recall``.
     """
 
-    num_memory: int
     selection: SelectionConfig = SelectionConfig()
 
-    def __call__(
-        self,
-        model: Transformer,
-        backbone: Params,
-        adapters: Params,
-        batch: Batch,
-        rng: Key | None,
-    ) -> Outcome:
+    def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
         """The term ``rerank``; see `Loss`."""
         positives = batch.positives
         assert positives is not None
-        vectors = candidate_vectors(model, backbone, adapters, batch, self.num_memory)
-        scores = question_scores(
-            model, backbone, adapters, batch, vectors, self.num_memory, rng
-        )
+        vectors = candidate_vectors(network, batch)
+        scores = question_scores(network, batch, vectors, rng)
         logits = scores / max(self.selection.temperature, 1e-6)
         if batch.candidate_mask is not None:
             logits = jnp.where(batch.candidate_mask, logits, -1e30)
@@ -262,32 +218,17 @@ class TextLoss:
 
     role: str | None = "generator"
 
-    def __call__(
-        self,
-        model: Transformer,
-        backbone: Params,
-        adapters: Params,
-        batch: Batch,
-        rng: Key | None,
-    ) -> Outcome:
+    def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
         """The term ``answer`` over every labelled token; see `Loss`."""
         prompt, labels = batch.prompt, batch.labels
         assert prompt is not None and labels is not None
-        no_documents = jnp.zeros(
-            (prompt.ids.shape[0], 0, 1, model.config.width), model.config.dtype
-        )
-        hidden = generate_hidden(
-            model, backbone, adapters, prompt, no_documents, role=self.role, rng=rng
-        )
-        return answer_terms(model, backbone, adapters, hidden, labels)
+        hidden = network.generate_hidden(prompt, None, role=self.role, rng=rng)
+        return answer_terms(network, hidden, labels)
 
 
 def candidate_vectors(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     batch: Batch,
-    num_memory: int,
 ) -> Float[Array, "B C M D"]:
     """The candidates' vectors: those of the batch, or compressed now; always frozen.
 
@@ -295,29 +236,24 @@ def candidate_vectors(
       ``[B, C, M, D]``, cut off from gradients.
     """
     if batch.vectors is not None:
-        vectors = batch.vectors.astype(model.config.dtype)
+        vectors = batch.vectors.astype(network.model.config.dtype)
     else:
         assert batch.candidates is not None
         flat, (rows, per_row) = _flatten(batch.candidates)
-        memory = compress(model, backbone, adapters, flat, num_memory=num_memory).memory
+        memory = network.compress(flat).memory
         vectors = memory.reshape(rows, per_row, *memory.shape[1:])
     return jax.lax.stop_gradient(place(vectors, *VECTOR_AXES))
 
 
 def question_scores(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     batch: Batch,
     vectors: Float[Array, "B C M D"],
-    num_memory: int,
     rng: Key | None = None,
 ) -> Scores:
     """Cosine ``[B, C]`` of each question with its candidates."""
     assert batch.question is not None
-    queries = reason(
-        model, backbone, adapters, batch.question, num_memory=num_memory, rng=rng
-    )
+    queries = network.reason(batch.question, rng=rng)
     return cosine_scores(queries, vectors.reshape(*vectors.shape[:2], -1))
 
 

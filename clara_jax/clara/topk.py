@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -33,27 +32,6 @@ def _unit(x: Float[Array, "*rows W"]) -> Float[Array, "*rows W"]:
     wide = x.astype(jnp.float32)
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return wide * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
-@jax.custom_vjp
-def _softmax(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
-    """Softmax in float32, rounded once; its slope is taken from the rounded value."""
-    return jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(x.dtype)
-
-
-def _softmax_forward(x: Float[Array, "B C"]):
-    soft = _softmax(x)
-    return soft, soft
-
-
-def _softmax_backward(soft: Float[Array, "B C"], cotangent: Float[Array, "B C"]):
-    wide, slope = soft.astype(jnp.float32), cotangent.astype(jnp.float32)
-    # Differences first: near a one-hot row the two products would cancel badly.
-    mean = jnp.sum(slope * wide, axis=-1, keepdims=True)
-    return (((slope - mean) * wide).astype(soft.dtype),)
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def soft_topk(
@@ -111,21 +89,11 @@ def soft_topk(
             held = jnp.where(taken > 0, -jnp.inf, logits)
         else:
             held = logits + jnp.log(1 - taken + _TAKEN)
-        soft = _softmax(held)
+        share = jax.lax.stop_gradient(jax.nn.softmax(held, axis=-1))
+        # The slope of this softmax, differences first: near a one-hot row the two
+        # products of its own derivative would cancel badly.
+        soft = share * logits
+        soft = soft - share * jnp.sum(soft, axis=-1, keepdims=True)
         slots.append(hard + (soft - jax.lax.stop_gradient(soft)))
         taken = taken + hard
     return jnp.stack(slots, axis=1), indices
-
-
-class SoftTopK(nn.Module):
-    """`soft_topk` as a module without parameters."""
-
-    k: int
-    temperature: float = 0.02
-    exclusion: str = "reference"
-
-    def __call__(
-        self, scores: Scores, mask: Bool[Array, "B C"] | None = None
-    ) -> tuple[Float[Array, "B J C"], Int[Array, "B J"]]:
-        """Weights and indices, see `soft_topk`."""
-        return soft_topk(scores, self.k, self.temperature, self.exclusion, mask)

@@ -12,53 +12,31 @@ the same command goes on where it was. Started on several hosts, each with its -
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import jax
-
+from clara_jax import commands
 from clara_jax.compress.command import compress_corpus
 from clara_jax.compress.edits import check_store, compact_store, delete_documents
 from clara_jax.compress.index import add_index_arguments, index_store
-from clara_jax.config import DTYPES, QUANTIZATIONS
-from clara_jax.distributed import TRY_AGAIN
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, told
 from clara_jax.search import CODECS
-from clara_jax.train.loop import Interrupt
-from clara_jax.train.runner import Interrupted
 
 _NEEDED = "--store DIR with --model DIR --corpus PATH..., or --check, --compact, ..."
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells mistakes in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help lists the arguments\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = _Parser(
+    parser = commands.Parser(
         prog="python -m clara_jax.compress",
         description="Compress a corpus into a store of document vectors.",
         epilog="To build an index for a large store: python -m clara_jax.compress "
         "index --help",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="folder of the store")
-    add(
-        "--model",
-        default="",
-        metavar="DIR",
-        help="run folder, model folder, or the name of a model that comes with the "
-        "package",
-    )
+    add("--model", default="", metavar="DIR", help=commands.MODEL)
     add(
         "--corpus",
         nargs="+",
@@ -86,18 +64,21 @@ def parser() -> argparse.ArgumentParser:
         help="how vectors are kept (default bfloat16, or as the store has them)",
     )
     add("--whole", action="store_true", help="leave out the ends of long documents")
-    add("--shard-size", type=_count, default=1024, help="documents (default 1024)")
+    add(
+        "--shard-size",
+        type=commands.count,
+        default=1024,
+        help="documents (default 1024)",
+    )
     add(
         "--batch-size",
-        type=_count,
+        type=commands.count,
         default=0,
         help="documents read together by all devices (default 32 for each device)",
     )
     add("--mesh", default="", help="such as fsdp=4 or fsdp=2,tensor=2: split the model")
     add("--part", default="", metavar="I/N", help="one of N that write this store")
-    add("--base", default="", help="base model in place of the one the folder names")
-    add("--dtype", default="", choices=DTYPES, help="compute type; see clara_jax.load")
-    add("--quantize", default="none", choices=QUANTIZATIONS, help="of frozen layers")
+    commands.add_model_options(parser)
     add(
         "--no-merge",
         action="store_true",
@@ -108,10 +89,9 @@ def parser() -> argparse.ArgumentParser:
 
 def index_parser() -> argparse.ArgumentParser:
     """The arguments of ``index``."""
-    parser = _Parser(
+    parser = commands.Parser(
         prog="python -m clara_jax.compress index",
         description="Build or update the index of a store, and measure it.",
-        allow_abbrev=False,
     )
     add_index_arguments(parser)
     return parser
@@ -127,28 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     index = given[:1] == ["index"]
     arguments = (index_parser() if index else parser()).parse_args(given[index:])
-    try:
-        return index_store(arguments) if index else _run(arguments)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return TRY_AGAIN if stopped.signal == "SIGTERM" else 130
-    except KeyboardInterrupt:
-        print("stopped; start the same command again to go on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 130
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return 1
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            f"error: the devices' memory is full ({first_line(error)}); lower "
-            "--batch-size, or see --mesh, --quantize and --no-merge",
-            file=sys.stderr,
-        )
-        return 1
+    work = index_store if index else _run
+    return commands.run(lambda: work(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -172,20 +132,9 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in ("model", "corpus"):
         if not getattr(arguments, name):
             raise ClaraError(f"--{name} is missing; give {_NEEDED}")
-    with Interrupt().listen() as interrupt:
+    with commands.Interrupt().listen() as interrupt:
         return compress_corpus(arguments, interrupt)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
-    return int(text)
-
-
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    if status == 130:
-        sys.stderr.flush()
-        os._exit(status)  # threads at work would crash an orderly end
-    sys.exit(status)
+    commands.start(main)

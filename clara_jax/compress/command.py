@@ -14,22 +14,27 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
+from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
 from clara_jax.compress.edits import megabytes, size_of
-from clara_jax.compress.parts import own_part, parse_part
 from clara_jax.compress.reading import Reader
-from clara_jax.compress.writing import Compressor, Counts, Task, model_place
+from clara_jax.compress.writing import (
+    Compressor,
+    Counts,
+    Task,
+    model_place,
+    own_part,
+    parse_part,
+)
 from clara_jax.data import Corpus, find_files
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
-from clara_jax.generate.settings import require_role
+from clara_jax.generate.requests import require_role
 from clara_jax.loading import load
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import center_of
-from clara_jax.search.jobs import check_folder
 from clara_jax.search.manifest import JOB, MANIFEST
+from clara_jax.search.writer import check_folder
 from clara_jax.sharding import batch_parts, make_mesh
-from clara_jax.train.loop import Interrupt
-from clara_jax.train.runner import Interrupted
 
 T = TypeVar("T")
 
@@ -39,7 +44,6 @@ PER_DEVICE = 32
 SAMPLE = 64
 """Documents that tell what all vectors have in common, see ``codecs.center_of``."""
 
-_AXES = ("data", "fsdp", "tensor")
 _AT_ONCE = 4096
 
 
@@ -85,7 +89,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
     counts = Counts()
-    searches = "reasoner" in clara.adapters
+    searches = "reasoner" in clara.network.adapters
     identity = _identity(corpus, arguments)
     with Job.begin(path, settings, len(reader), identity, mode) as job:
         if job.finished:
@@ -151,28 +155,14 @@ def _watched(interrupt: Interrupt, store: Path) -> Any:
 
 def _mesh(text: str) -> Mesh:
     """The mesh of this host's devices: ``fsdp=2,tensor=2``; data takes the rest."""
-    sizes: dict[str, int] = {}
-    for item in filter(None, text.split(",")):
-        name, _, size = item.partition("=")
-        if name not in _AXES or not size.isdecimal() or int(size) < 1:
-            raise ClaraError(
-                f"--mesh is '{text}', but must be such as fsdp=4 or fsdp=2,tensor=2 "
-                f"with the axes {', '.join(_AXES)}"
-            )
-        sizes[name] = int(size)
+    sizes = parse_mesh(text, ("data", "fsdp", "tensor"))
     # Other hosts have work of their own: nothing is asked of their devices.
     return make_mesh(**sizes, devices=jax.local_devices())
 
 
 def _load(arguments: argparse.Namespace, mesh: Mesh) -> Clara:
-    clara = load(
-        arguments.model,
-        base=arguments.base,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        mesh=mesh,
-    )
-    require_role(clara.adapters, "compressor")
+    clara = load(arguments.model, mesh=mesh, **model_options(arguments))
+    require_role(clara.network, "compressor")
     return clara
 
 
@@ -180,17 +170,15 @@ def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreS
     codec = arguments.codec
     if codec is None and (path / MANIFEST).is_file():
         codec = Store.open(path).dtype
-    compute = clara.model.config.dtype
+    compute = clara.network.model.config.dtype
     if arguments.quantize != "none":
         compute += f", {arguments.quantize}"
     return StoreSettings(
-        fingerprint=vector_fingerprint(
-            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
-        ),
+        fingerprint=vector_fingerprint(clara.network),
         model=model_place(arguments.model, path),
         base=model_place(arguments.base, path),
         memory=clara.memory,
-        width=clara.model.config.width,
+        width=clara.network.model.config.width,
         dtype=codec or "bfloat16",
         compute=compute,
     )
@@ -213,8 +201,8 @@ def _refuse_known(store: Store, corpus: Corpus, progress: Any) -> None:
     found: dict[str, str] = {}
 
     def look() -> None:
-        for id, known in zip(found, store.known(list(found)), strict=True):
-            if known:
+        for id, row in zip(found, store.find(list(found), "id"), strict=True):
+            if row >= 0:
                 raise ClaraError(
                     f"{found[id]}: {store.path} already has a document with the id "
                     f"'{id}'; replace it with --replace, or give the new document "

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clara_jax.search import Store
-from clara_jax.search.check import check
-from clara_jax.search.edit import compact, delete
+from clara_jax.search import Store, check, compact, delete
 
 
 def delete_documents(store: Path, ids: Sequence[str]) -> int:

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax import commands
 from clara_jax.clara import vector_fingerprint
 from clara_jax.compress.writing import find_model
-from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
 from clara_jax.search import Store
-from clara_jax.search.hybrid import build_bm25, has_bm25
+from clara_jax.search.hybrid import build_bm25
+from clara_jax.search.index_files import has_index
 from clara_jax.search.recall import report
-from clara_jax.search.scann_build import METHODS, build_index, update_index
-from clara_jax.search.scann_index import has_index
+from clara_jax.search.scann_index import METHODS, build_index, update_index
 from clara_jax.shapes import Float
 
 _SETTINGS = (
@@ -31,7 +31,7 @@ _SETTINGS = (
     ("sample", "documents that keys are learnt from (default 20000)"),
     ("seed", "of that sample"),
 )
-"""Settings of ``search.scann_build.choose`` that are numbers."""
+"""Settings of ``search.scann_index.choose`` that are numbers."""
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +59,7 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "store's model; else with questions made up from documents",
     )
     add("--model", default="", help="default: the one that the store names")
-    add("--base", default="", help="base model in place of the one the folder names")
-    add("--dtype", default="", choices=DTYPES, help="compute type; see clara_jax.load")
-    add("--quantize", default="none", choices=QUANTIZATIONS, help="of frozen layers")
+    commands.add_model_options(parser)
 
 
 def index_store(arguments: argparse.Namespace) -> int:
@@ -75,7 +73,7 @@ def index_store(arguments: argparse.Namespace) -> int:
 
     Raises:
       ClaraError: there is no store, a setting makes no sense, or see
-        ``search.scann_build.build_index``.
+        ``search.scann_index.build_index``.
     """
     if arguments.no_report and arguments.questions:
         raise ClaraError("--questions are for the report; leave --no-report out")
@@ -83,7 +81,7 @@ def index_store(arguments: argparse.Namespace) -> int:
         raise ClaraError("--model reads questions; give some with --questions FILE")
     store = Store.open(arguments.store)
     queries = _queries(arguments, store) if arguments.questions else None
-    if arguments.bm25 or has_bm25(store):
+    if arguments.bm25 or has_index(store, "bm25"):
         begin = time.perf_counter()
         note = build_bm25(store, progress=_say)
         seconds = time.perf_counter() - begin
@@ -91,17 +89,18 @@ def index_store(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     given = _given(arguments)
     if has_index(store) and not given and not arguments.rebuild:
-        meta = update_index(store, progress=_say)
+        note = update_index(store, progress=_say)
     else:
-        meta = build_index(store, **given, progress=_say)
+        note = build_index(store, **given, progress=_say)
     seconds = time.perf_counter() - begin
-    settings = meta.settings
-    parts = [settings.method.replace("_", " "), f"{settings.dims} dims"]
-    if settings.leaves:
-        parts.append(f"{settings.leaves_to_search} of {settings.leaves} leaves")
-    parts.append(f"{settings.candidates} candidates")
+    settings = note["settings"]
+    parts = [settings["method"].replace("_", " "), f"{settings['dims']} dims"]
+    if settings["leaves"]:
+        searched = settings["leaves_to_search"]
+        parts.append(f"{searched} of {settings['leaves']} leaves")
+    parts.append(f"{settings['candidates']} candidates")
     how = ", ".join(parts)
-    print(f"ScaNN index of {meta.documents:,} pieces ({how}): {seconds:.1f} s")
+    print(f"ScaNN index of {note['documents']:,} pieces ({how}): {seconds:.1f} s")
     if not arguments.no_report:
         found = report(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
@@ -122,19 +121,10 @@ def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "
     questions = [question for question, _ in read_questions(arguments.questions)]
     model, base = find_model(store)
     config = AnswerConfig(batch_size=32, too_long="cut")
-    clara = load(
-        arguments.model or model,
-        config,
-        base=arguments.base or ("" if arguments.model else base),
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-    )
-    Store.open(
-        store.path,
-        vector_fingerprint(
-            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
-        ),
-    )
+    options = commands.model_options(arguments)
+    options["base"] = arguments.base or ("" if arguments.model else base)
+    clara = load(arguments.model or model, config, **options)
+    Store.open(store.path, vector_fingerprint(clara.network))
     _say(f"vectors of {len(questions):,} questions")
     found = clara.reason(questions).astype(np.float32)
     return found.reshape(len(questions), -1)

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from clara_jax.config import MemoryConfig
-from clara_jax.data import Corpus, Document, split_documents
-from clara_jax.search import Piece
+from clara_jax.data import Corpus, split_documents
+from clara_jax.documents import Document
 from clara_jax.shapes import Int
 from clara_jax.text import ClaraTokenizer
 
@@ -35,7 +35,7 @@ class Texts:
     """
 
     shard: int
-    pieces: list[Piece]
+    pieces: list[Document]
     rows: list[list[int]]
     documents: int
     cut: int
@@ -145,17 +145,12 @@ class Reader:
         missing = tokenizer.base.unk_token_id
         return Texts(
             shard=shard,
-            pieces=[_piece(piece) for piece in pieces],
+            pieces=pieces,
             rows=rows,
             documents=len(documents),
             cut=cut,
             unknown=0 if missing is None else sum(missing in row for row in rows),
         )
-
-
-def _piece(document: Document) -> Piece:
-    names = (field.name for field in dataclasses.fields(Piece))
-    return Piece(**{name: getattr(document, name) for name in names})
 
 
 def ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,10 +15,68 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from clara_jax.compress.reading import Reader, ahead
+from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, encode_rows
-from clara_jax.generate.settings import require_role
+from clara_jax.generate.requests import require_role
 from clara_jax.search import Job, Store
 from clara_jax.shapes import Float
+
+_NUMBERS = (
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+"""Environment variables with the number of a process, from 0, and how many there are;
+the first pair that is set counts."""
+
+
+class Part(NamedTuple):
+    """One of so many parts; counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"part {self.index + 1} of {self.count}"
+
+
+def parse_part(text: str) -> Part:
+    """Read a part as it is written: ``I/N``, where I counts from 1.
+
+    Raises:
+      ClaraError: it is no such part.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
+        raise ClaraError(
+            f"--part is '{text}', but must be I/N, such as 1/4 for the first of four"
+        )
+    return Part(int(index) - 1, int(count))
+
+
+def own_part(environment: Mapping[str, str] = os.environ) -> Part:
+    """Find this process's part: what a cluster says, or all.
+
+    Args:
+      environment: variables to look at; see also ``jax.process_count``, which knows of
+        the hosts of a TPU slice.
+
+    Raises:
+      ClaraError: the variables make no sense.
+    """
+    for index, count in _NUMBERS:
+        if index in environment and count in environment:
+            numbers = environment[index], environment[count]
+            if not all(map(str.isdecimal, numbers)) or int(numbers[0]) >= int(
+                numbers[1]
+            ):
+                raise ClaraError(
+                    f"environment: {index} is '{numbers[0]}' of {count} "
+                    f"'{numbers[1]}'; give the part with --part, such as --part 1/1"
+                )
+            return Part(int(numbers[0]), int(numbers[1]))
+    return Part(jax.process_index(), jax.process_count())
+
 
 NEAR = 2
 """Folders up from the store to one that a model is looked for below."""
@@ -40,19 +99,17 @@ class Compressor:
     def __init__(
         self, clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool = True
     ):
-        require_role(clara.adapters, "compressor")
+        network = clara.network
+        require_role(network, "compressor")
         self._role: str | None = "compressor"
-        self._backbone = clara.backbone
-        if merge and not _is_quantized(clara.backbone["params"]):
+        if merge and not _is_quantized(network.backbone["params"]):
             with jax.set_mesh(mesh):
-                merged = clara.merge("compressor").merged["compressor"]
-            self._role, self._backbone = None, {**clara.backbone, "params": merged}
-        self._model = clara.model
-        names = ("compressor", "memory")
-        self._adapters = {name: clara.adapters[name] for name in names}
+                network = network.merge("compressor")
+            self._role = None
+        own = {name: network.adapters[name] for name in ("compressor", "memory")}
+        self._network = dataclasses.replace(network, adapters=own)
         self._mesh, self._batch_size = mesh, batch_size
-        self._num_memory = clara.memory.num_memory
-        self._largest = clara.memory.doc_max_length + 3 + self._num_memory
+        self._largest = clara.memory.doc_max_length + 3 + clara.memory.num_memory
         self._pad = clara.tokenizer.pad_id
 
     def __call__(
@@ -61,12 +118,9 @@ class Compressor:
         """Make the vectors of rows; for `tell` see ``generate.encode_rows``."""
         with jax.set_mesh(self._mesh):
             return encode_rows(
-                self._model,
-                self._backbone,
-                self._adapters,
+                self._network,
                 rows,
                 role=self._role,
-                num_memory=self._num_memory,
                 pad_id=self._pad,
                 batch_size=self._batch_size,
                 largest=self._largest,

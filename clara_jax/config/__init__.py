@@ -16,9 +16,8 @@ from clara_jax.config.model import (
     RopeConfig,
     SelectionConfig,
 )
-from clara_jax.config.parsing import parse, to_dict
+from clara_jax.config.parsing import check_choices, parse, require, to_dict
 from clara_jax.config.run import (
-    STAGES,
     DataConfig,
     HooksConfig,
     MeshConfig,
@@ -31,7 +30,6 @@ __all__ = [
     "LORA_LAYERS",
     "QUANTIZATIONS",
     "REMAT_POLICIES",
-    "STAGES",
     "DataConfig",
     "HooksConfig",
     "LoraConfig",
@@ -42,6 +40,8 @@ __all__ = [
     "RopeConfig",
     "RunConfig",
     "SelectionConfig",
+    "check_choices",
     "parse",
+    "require",
     "to_dict",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from clara_jax.config.parsing import one_of, positive, require
+from clara_jax.config.parsing import check_choices, positive, require
 
-DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("none", "int8", "nf4")
-REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
-LORA_LAYERS = (
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "nf4"]
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+LoraLayer = Literal[
     "query",
     "key",
     "value",
@@ -20,7 +20,11 @@ LORA_LAYERS = (
     "up",
     "gate_up",
     "down",
-)
+]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+REMAT_POLICIES: tuple[str, ...] = get_args(Remat)
+LORA_LAYERS: tuple[str, ...] = get_args(LoraLayer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +62,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         positive("rope", self, "theta", "fraction")
-        one_of(
-            "rope", self, "kind", ("default", "linear", "llama3", "yarn", "longrope")
-        )
+        check_choices("rope", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,13 @@ class ModelConfig:
 
     Attributes:
       vocab_size: V, rows of the embedding table as stored.
-      width: D. num_layers: depth. num_heads: N. num_kv_heads: K. head_dim: H.
-      mlp_dim: F. norm_eps: added to the mean square in every RMSNorm.
+      width: D.
+      num_layers: depth.
+      num_heads: N.
+      num_kv_heads: K.
+      head_dim: H.
+      mlp_dim: F.
+      norm_eps: added to the mean square in every RMSNorm.
       tied: the output head is the embedding table.
       qkv_bias, output_bias, mlp_bias: which projections carry a bias.
       qk_norm: RMSNorm over each head of queries and keys (Qwen3).
@@ -102,9 +109,9 @@ class ModelConfig:
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
     rope: RopeConfig = RopeConfig()
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "none"
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         positive(
@@ -134,9 +141,7 @@ class ModelConfig:
             "model.full_layers",
             f"must name layers from 0 to {self.num_layers - 1}, not {self.full_layers}",
         )
-        one_of("model", self, "dtype", DTYPES)
-        one_of("model", self, "param_dtype", DTYPES)
-        one_of("model", self, "remat", REMAT_POLICIES)
+        check_choices("model", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +149,17 @@ class LoraConfig:
     """Low-rank adapters (paper appendix: rank 16, alpha 32, dropout 0.1, all linear).
 
     Attributes:
-      rank: R. alpha: the update is scaled by ``alpha / rank``.
+      rank: R.
+      alpha: the update is scaled by ``alpha / rank``.
       dropout: share of an adapter's inputs dropped in training.
-      layers: names out of `LORA_LAYERS`, or ``("all",)``; names that a backbone does
+      layers: names of `LoraLayer`, or ``("all",)``; names that a backbone does
         not have are ignored, so one list serves fused and unfused models.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.1
-    layers: tuple[str, ...] = ("all",)
+    layers: tuple[Literal["all", LoraLayer], ...] = ("all",)
 
     def __post_init__(self) -> None:
         positive("lora", self, "rank", "alpha")
@@ -163,12 +169,7 @@ class LoraConfig:
             f"must be in [0, 1), not {self.dropout}",
         )
         require(bool(self.layers), "lora.layers", "names no layer; use ('all',)")
-        for name in self.layers:
-            require(
-                name == "all" or name in LORA_LAYERS,
-                "lora.layers",
-                f"'{name}' is none of all, {', '.join(LORA_LAYERS)}",
-            )
+        check_choices("lora", self)
 
     def covers(self, layer: str) -> bool:
         """Whether the linear layer of this name carries an adapter."""
@@ -203,6 +204,13 @@ class MemoryConfig:
         """M, memory tokens per document."""
         return self.doc_max_length // self.compression_rate
 
+    def row_length(self, text: int) -> int:
+        """Return the length of an encoder row of so many tokens of text.
+
+        It holds ``<ENC>``, bos and eos too, and M memory tokens.
+        """
+        return text + 3 + self.num_memory
+
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
@@ -222,4 +230,4 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         positive("selection", self, "top_k")
         require(self.temperature >= 0, "selection.temperature", "must not be negative")
-        one_of("selection", self, "exclusion", ("reference", "exact"))
+        check_choices("selection", self)

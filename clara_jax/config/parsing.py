@@ -38,14 +38,26 @@ def not_negative(section: str, obj: Any, *names: str) -> None:
         require(value >= 0, field, f"must not be negative, but is {value}")
 
 
-def one_of(section: str, obj: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Refuse the field `name` of `obj` unless it is one of `choices`."""
-    value = getattr(obj, name)
-    require(
-        value in choices,
-        f"{section}.{name}".lstrip("."),
-        f"is '{value}', but must be one of {', '.join(choices)}",
-    )
+def check_choices(section: str, obj: Any) -> None:
+    """Refuse a value that is none of the choices that its field declares.
+
+    Args:
+      section: put before field names in errors; may be empty.
+      obj: a dataclass; its fields of type ``Literal``, and tuples of them, are checked.
+    """
+    for name, hint in typing.get_type_hints(type(obj)).items():
+        value, inner = getattr(obj, name), typing.get_args(hint)
+        several = typing.get_origin(hint) is tuple
+        hint = inner[0] if several else hint
+        if typing.get_origin(hint) is not Literal:
+            continue
+        choices = typing.get_args(hint)
+        for one in value if several else (value,):
+            require(
+                one in choices,
+                f"{section}.{name}".lstrip("."),
+                f"is '{one}', but must be one of {', '.join(filter(None, choices))}",
+            )
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

@@ -6,19 +6,17 @@ import dataclasses
 from typing import Literal
 
 from clara_jax.config.model import (
-    DTYPES,
-    QUANTIZATIONS,
-    REMAT_POLICIES,
+    Dtype,
     LoraConfig,
     MemoryConfig,
+    Quantization,
+    Remat,
     SelectionConfig,
 )
-from clara_jax.config.parsing import not_negative, one_of, positive, require
+from clara_jax.config.parsing import check_choices, not_negative, positive, require
 
-ADAPTERS = ("compressor", "generator", "memory", "reasoner")
-STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank", "text", "closed_book")
-
-MEASURES = ("loss", "shuffled", "recall", "answers")
+Adapter = Literal["compressor", "generator", "memory", "reasoner"]
+Measure = Literal["loss", "shuffled", "recall", "answers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class DataConfig:
             "limit",
             "workers",
         )
-        one_of("data", self, "too_long", ("error", "cut"))
+        check_choices("data", self)
         for name in ("doc_buckets", "prompt_buckets"):
             lengths = getattr(self, name)
             require(
@@ -90,7 +88,8 @@ class OptimConfig:
     """AdamW with warm-up, a schedule and clipping.
 
     Attributes:
-      learning_rate: peak. schedule: ``cosine`` or ``constant``.
+      learning_rate: peak.
+      schedule: ``cosine`` or ``constant``.
       warmup_fraction: share of the steps over which the rate rises from 0.
       final_fraction: the cosine's floor, as a share of the peak.
       steps: optimizer steps; 0 takes ``epochs`` passes over the data.
@@ -117,7 +116,7 @@ class OptimConfig:
         for name in ("b1", "b2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}", f"must be in [0, 1), not {value}")
-        one_of("optim", self, "schedule", ("cosine", "constant"))
+        check_choices("optim", self)
         require(self.steps >= 0, "optim.steps", "must not be negative")
         require(
             self.steps > 0 or self.epochs > 0, "optim.epochs", "or steps must be set"
@@ -150,7 +149,7 @@ class HooksConfig:
     eval_every: int = 0
     eval_first: bool = False
     eval_limit: int = 0
-    measure: tuple[str, ...] = ("loss", "recall", "answers")
+    measure: tuple[Measure, ...] = ("loss", "recall", "answers")
     checkpoint_every: int = 200
     keep: int = 2
     max_new_tokens: int = 32
@@ -160,12 +159,7 @@ class HooksConfig:
 
     def __post_init__(self) -> None:
         positive("hooks", self, "log_every", "keep", "max_new_tokens")
-        for name in self.measure:
-            require(
-                name in MEASURES,
-                "hooks.measure",
-                f"'{name}' is unknown; there are {', '.join(MEASURES)}",
-            )
+        check_choices("hooks", self)
         not_negative(
             "hooks",
             self,
@@ -208,7 +202,7 @@ class RunConfig:
     """One training run.
 
     Attributes:
-      stage: which loss, out of `STAGES`.
+      stage: a name in ``clara_jax.stages.STAGES``.
       workdir: the run's folder.
       backbone: a Hugging Face folder or hub name, a ``.gguf`` file, a converted folder,
         ``random:PRESET``, or empty to take that of ``init_from``.
@@ -227,7 +221,8 @@ class RunConfig:
       mse_weight: weight of the MSE term (paper equation for the compression loss: 0.1).
       attention: ``auto`` takes cuDNN on NVIDIA GPUs in half precision; ``xla`` and
         ``cudnn`` insist.
-      dtype, remat: see `ModelConfig`. param_dtype: likewise; empty takes the file's.
+      dtype, remat: see `ModelConfig`.
+      param_dtype: likewise; empty takes the file's.
       minutes: time that the run may take, start-up and compilation included; 0 for any.
         The learning rate then falls with the time that is left, or with the steps,
         whichever are closer to their end, and the state at the deadline is the result.
@@ -240,7 +235,7 @@ class RunConfig:
     backbone: str = ""
     tokenizer: str = ""
     init_from: str = ""
-    reinit: tuple[str, ...] = ()
+    reinit: tuple[Adapter, ...] = ()
     train_generator: bool = True
     candidates: Literal["given", "corpus"] = "given"
     store: str = ""
@@ -248,11 +243,11 @@ class RunConfig:
     seed: int = 0
     minutes: float = 0.0
     mse_weight: float = 0.1
-    dtype: str = "float32"
-    param_dtype: str = ""
-    quantize: str = "none"
-    remat: str = "none"
-    attention: str = "auto"
+    dtype: Dtype = "float32"
+    param_dtype: Literal["", Dtype] = ""
+    quantize: Quantization = "none"
+    remat: Remat = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -262,7 +257,6 @@ class RunConfig:
     hooks: HooksConfig = HooksConfig()
 
     def __post_init__(self) -> None:
-        one_of("", self, "stage", STAGES)
         require(bool(self.workdir), "workdir", "is empty; give a folder")
         require(
             bool(self.backbone or self.init_from),
@@ -271,58 +265,10 @@ class RunConfig:
         )
         not_negative("", self, "mse_weight", "seed", "minutes")
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
-        one_of("", self, "dtype", DTYPES)
-        one_of("", self, "remat", REMAT_POLICIES)
-        one_of("", self, "quantize", QUANTIZATIONS)
-        require(
-            self.quantize == "none" or self.stage != "lm",
-            "quantize",
-            f"is '{self.quantize}', but stage lm trains the backbone; use none",
-        )
-        one_of("", self, "attention", ("auto", "xla", "cudnn"))
-        one_of("", self, "candidates", ("given", "corpus"))
-        one_of("", self, "search", ("auto", "exact", "scann"))
-        require(
-            not self.store or self.stage in ("end_to_end", "rerank"),
-            "store",
-            f"is set, but stage {self.stage} reads no document vectors; leave it empty",
-        )
-        if self.candidates == "corpus":
-            self._check_corpus()
-        for name in self.reinit:
-            require(
-                name in ADAPTERS,
-                "reinit",
-                f"'{name}' is no adapter; there are {', '.join(ADAPTERS)}",
-            )
+        check_choices("", self)
         require(
             self.data.batch_size % self.optim.accumulate == 0,
             "optim.accumulate",
             f"{self.optim.accumulate} does not divide data.batch_size "
             f"{self.data.batch_size}",
-        )
-
-    @property
-    def has_vectors(self) -> bool:
-        """Whether candidates' vectors are at hand before training starts."""
-        ranks = self.stage in ("end_to_end", "rerank")
-        return ranks and (self.data.cache_vectors or bool(self.store))
-
-    def _check_corpus(self) -> None:
-        require(
-            self.stage == "end_to_end",
-            "candidates",
-            f"is 'corpus', which stage {self.stage} cannot use; take given",
-        )
-        require(
-            bool(self.store),
-            "store",
-            "is empty, but candidates is 'corpus'; give the folder that "
-            "clara_jax.compress has made",
-        )
-        require(
-            self.data.candidates >= self.selection.top_k,
-            "data.candidates",
-            f"is {self.data.candidates}, but with a corpus it says how many documents "
-            f"are searched for; set at least selection.top_k {self.selection.top_k}",
         )

@@ -26,7 +26,7 @@ from clara_jax.convert.shards_writer import SHARD_BYTES, write_shards
 from clara_jax.errors import ClaraError
 from clara_jax.files import write_json
 from clara_jax.shapes import Params
-from clara_jax.text.markers import marker_names
+from clara_jax.text.prompts import marker_names
 
 
 def write_hf_folder(

@@ -44,7 +44,7 @@ from clara_jax.convert.shards_writer import write_safetensors
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
-from clara_jax.text.markers import marker_names
+from clara_jax.text.prompts import marker_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPECIAL, SETTINGS = "special_rows.safetensors", "clara.json"

@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from clara_jax.commands import TRY_AGAIN, Parser, count, run, start
 from clara_jax.convert import load_base_tokenizer
-from clara_jax.data.candidates import Asked, Searched, find_candidates
-from clara_jax.data.corpus import Corpus
-from clara_jax.data.mix import is_mixed, mix
-from clara_jax.data.mix_manifest import table
+from clara_jax.data.candidates import Searched, find_candidates
+from clara_jax.data.collection import Corpus
+from clara_jax.data.mix import is_mixed, mix, table
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.sources import open_records, write_tfds
 from clara_jax.errors import ClaraError
-from clara_jax.files import told
 from clara_jax.text import ClaraTokenizer
 
 TOKENIZER = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,115 +34,49 @@ TOKENIZER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _bar = functools.partial(tqdm, delay=1)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, with its own status."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Print mistakes in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help lists the arguments\n")
-
-
 def parser() -> argparse.ArgumentParser:
-    """The arguments of all commands."""
-    parser = _Parser(
+    """Return the arguments of all commands."""
+    parser = Parser(
         prog="python -m clara_jax.data",
         description="Prepare data: mix what training needs, find candidates for "
         "questions, write TFDS.",
         epilog="COMMAND --help lists its arguments. SOURCE ... FOLDER without a "
         "command is tfds.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _mix_arguments(
-        commands.add_parser(
-            "mix",
-            help="make the files of all stages, and held-out questions, out of a "
-            "recipe of sources",
-            allow_abbrev=False,
-        ).add_argument
-    )
-    _candidates_arguments(
-        commands.add_parser(
-            "candidates",
-            help="find the best documents of a corpus or a store for every question",
-            allow_abbrev=False,
-        ).add_argument
-    )
-    _tfds_arguments(
-        commands.add_parser("tfds", help="write records as a TFDS folder").add_argument
-    )
-    return parser
-
-
-def _mix_arguments(add: Callable[..., Any]) -> None:
+    text = "make the files of all stages, and held-out questions, from a recipe"
+    add = commands.add_parser("mix", help=text).add_argument
     add("recipe", metavar="RECIPE", help="TOML file that lists the sources")
     add("folder", metavar="FOLDER", help="where to; appears when it is complete")
-    add(
-        "--data",
-        metavar="DIR",
-        help="where relative paths of the recipe start; default: at the recipe",
-    )
-    add(
-        "--tokenizer",
-        default=TOKENIZER,
-        metavar="NAME",
-        help="folder, hub name or .gguf file, that counts tokens (default %(default)s)",
-    )
-    add(
-        "--max-length",
-        type=_count,
-        default=256,
-        help="longest piece of a passage, in tokens (default %(default)s)",
-    )
+    text = "where relative paths of the recipe start; default: at the recipe"
+    add("--data", metavar="DIR", help=text)
+    text = "folder, hub name or .gguf file, that counts tokens (default %(default)s)"
+    add("--tokenizer", default=TOKENIZER, metavar="NAME", help=text)
+    text = "longest piece of a passage, in tokens (default %(default)s)"
+    add("--max-length", type=count, default=256, help=text)
 
-
-def _candidates_arguments(add: Callable[..., Any]) -> None:
-    add(
-        "--records",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="questions, of any format that training reads; may be repeated",
-    )
-    add(
-        "--corpus",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH",
-        help="documents to search by BM25: files and folders, as for "
-        "clara_jax.compress",
-    )
+    text = "find the best documents of a corpus or a store for every question"
+    add = commands.add_parser("candidates", help=text).add_argument
+    text = "questions, of any format that training reads; may be repeated"
+    add("--records", action="append", required=True, metavar="FILE", help=text)
+    text = "documents to search by BM25: files and folders, as for clara_jax.compress"
+    several = {"nargs": "+", "action": "extend", "default": []}
+    add("--corpus", **several, metavar="PATH", help=text)
     add("--store", metavar="DIR", help="documents to search with a model's reasoner")
     add("--model", metavar="DIR", help="the model of the store: run or model folder")
-    add(
-        "--count",
-        type=_count,
-        default=20,
-        help="documents a question (default %(default)s)",
-    )
-    add(
-        "--oracle",
-        action="store_true",
-        help="put the right documents in place of the last ones where they are not "
-        "found",
-    )
+    text = "documents a question (default %(default)s)"
+    add("--count", type=count, default=20, help=text)
+    text = "put the right documents in place of the last ones where they are not found"
+    add("--oracle", action="store_true", help=text)
     add("--out", required=True, metavar="FILE", help="JSONL; appears when complete")
 
-
-def _tfds_arguments(add: Callable[..., Any]) -> None:
-    add(
-        "sources",
-        nargs="+",
-        metavar="[SPLIT=]SOURCE",
-        help="becomes part of the split train, or of another; any format that training "
-        "reads",
-    )
+    text = "write records as a TFDS folder"
+    add = commands.add_parser("tfds", help=text).add_argument
+    text = "part of the split train, or of another; any format that training reads"
+    add("sources", nargs="+", metavar="[SPLIT=]SOURCE", help=text)
     add("folder", metavar="FOLDER", help="must not exist yet")
     add("--format", default="auto", help="format of the sources")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,24 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0 done, 1 bad input, 2 a wrong argument, 130 after Ctrl-C, 143
       after SIGTERM.
     """
+    commands = {"mix": _mix, "candidates": _candidates, "tfds": _tfds}
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] and given[0] not in (*_COMMANDS, "-h", "--help"):
+    if given[:1] and given[0] not in (*commands, "-h", "--help"):
         given.insert(0, "tfds")
     options = parser().parse_args(given)
-    try:
-        return _COMMANDS[options.command](options)
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stopped:
+    left = "the same command goes on"
+    if options.command == "tfds":
         left = "nothing was written"
-        if options.command != "tfds":
-            left = "the same command goes on"
-        print(f"interrupted; {left}", file=sys.stderr)
-        return 143 if isinstance(stopped, _Terminated) else 130
+    status = run(lambda: commands[options.command](options), left)
+    return 143 if status == TRY_AGAIN else status
 
 
-def _mix(options: argparse.Namespace) -> int:
+def _mix(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe)
     known = is_mixed(options.folder)
     manifest = mix(
@@ -188,7 +113,6 @@ def _mix(options: argparse.Namespace) -> int:
         print(f"{options.folder}: is finished already; there is nothing to do")
     else:
         print(f"{table(manifest)}\n{options.folder}: finished")
-    return 0
 
 
 def _tokenizer(source: str) -> ClaraTokenizer:
@@ -201,7 +125,7 @@ def _tokenizer(source: str) -> ClaraTokenizer:
         ) from error
 
 
-def _candidates(options: argparse.Namespace) -> int:
+def _candidates(options: argparse.Namespace) -> None:
     if bool(options.corpus) == bool(options.store):
         raise ClaraError("give either --corpus or --store, where documents are found")
     if bool(options.store) != bool(options.model):
@@ -215,15 +139,14 @@ def _candidates(options: argparse.Namespace) -> int:
     else:
         corpus = Corpus(options.corpus, lambda rows: _bar(rows, desc="check corpus"))
     found = find_candidates(
-        Asked(records, options.records),
+        records,
         corpus,
         options.count,
-        Path(options.out),
+        options.out,
         oracle=options.oracle,
         progress=_bar,
     )
     print(f"{options.out}: {found}")
-    return 0
 
 
 def _searched(folder: str, model: str) -> Searched:
@@ -233,17 +156,15 @@ def _searched(folder: str, model: str) -> Searched:
     from clara_jax.clara import vector_fingerprint
     from clara_jax.generate import AnswerConfig
     from clara_jax.loading import load
-    from clara_jax.search.searcher import open_searcher
+    from clara_jax.search.scann_index import open_searcher
     from clara_jax.search.store import Store
 
     clara = load(model, AnswerConfig(too_long="cut"))
-    if "reasoner" not in clara.adapters:
+    if "reasoner" not in clara.network.adapters:
         raise ClaraError(
             f"{model}: has no reasoner to search with, which stage end_to_end trains"
         )
-    made = vector_fingerprint(
-        clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
-    )
+    made = vector_fingerprint(clara.network)
     store = Store.open(folder, made)
     searcher = open_searcher(store)
 
@@ -256,13 +177,12 @@ def _searched(folder: str, model: str) -> Searched:
     return Searched(search, len(store), f"{folder} {made}")
 
 
-def _tfds(options: argparse.Namespace) -> int:
+def _tfds(options: argparse.Namespace) -> None:
     splits: dict[str, list[str]] = {}
     for source in options.sources:
-        name, sign, path = source.partition("=")
-        split, path = (
-            (name, path) if sign and name.isidentifier() else ("train", source)
-        )
+        split, sign, path = source.partition("=")
+        if not sign or not split.isidentifier():
+            split, path = "train", source
         splits.setdefault(split, []).append(path)
     records = {
         name: open_records(paths, options.format) for name, paths in splits.items()
@@ -270,22 +190,7 @@ def _tfds(options: argparse.Namespace) -> int:
     folder = write_tfds(records, options.folder)
     counts = ", ".join(f"{name} {len(items)}" for name, items in records.items())
     print(f"{folder}: {counts} records")
-    return 0
-
-
-_COMMANDS = {"mix": _mix, "candidates": _candidates, "tfds": _tfds}
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
-    return int(text)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)  # and tidy up
-    sys.exit(main())
+    start(main)

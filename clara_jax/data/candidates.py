@@ -1,7 +1,9 @@
 """Candidates for questions out of a whole corpus: the paper's normal setting.
 
 Every question gets the documents that a search finds for it, best first, whether or not
-the right ones are among them.
+the right ones are among them. By BM25 they are ranked block by block, and what is found
+so far lies on disk: memory holds one block of documents and the questions, and a killed
+ranking goes on with the block that it was at.
 """
 
 from __future__ import annotations
@@ -9,21 +11,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
-from clara_jax.data.corpus import Corpus
-from clara_jax.data.inputs import Inputs
-from clara_jax.data.progress import Progress, silent
-from clara_jax.data.ranking import rank
-from clara_jax.data.records import RecordSource
+from clara_jax.data.collection import Corpus
+from clara_jax.data.records import Record, clara_fields
+from clara_jax.data.resuming import (
+    Progress,
+    append_lines,
+    check_begun,
+    checksums,
+    silent,
+)
+from clara_jax.data.sources import Records
 from clara_jax.errors import ClaraError
 from clara_jax.files import (
     lock_file,
@@ -32,24 +40,15 @@ from clara_jax.files import (
     write_error,
     write_json,
 )
+from clara_jax.text.bm25 import Bm25, Statistics, tokenize
 
 BLOCK = 200_000
-"""Entries of a corpus that are searched together."""
+"""Documents that questions are compared with at a time."""
 
 CHUNK = 256
 """Questions of a step."""
 
-_STATE = "progress.json"
-_PLACES = 20
-"""Bits of a document's number that count the documents of one entry."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """Records with questions, and the files that they come from."""
-
-    records: RecordSource
-    paths: Sequence[str | Path]
+_BEST = np.dtype([("score", np.float32), ("place", np.int64)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,30 +59,31 @@ class Searched:
       search: questions and a number to the texts of so many documents for each, best
         first.
       documents: how many there are.
-      identity: differs where the documents or the search do.
+      digest: differs where the documents or the search do.
     """
 
     search: Callable[[Sequence[str], int], list[list[str]]]
     documents: int
-    identity: str
+    digest: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Found:
     """What was found.
 
     Attributes:
-      questions: all of them. count: documents of each.
+      questions: all of them.
+      count: documents of each.
       known: questions whose right documents are known.
-      complete, some: of these, those for which all of them, or at least one, were found
-        without help.
+      complete: of these, those for which all of them were found without help.
+      some: those for which at least one was.
     """
 
     questions: int
     count: int
-    known: int
-    complete: int
-    some: int
+    known: int = 0
+    complete: int = 0
+    some: int = 0
 
     def __str__(self) -> str:
         text = f"{self.count} candidates for each of {self.questions:,} questions"
@@ -100,21 +100,20 @@ class Found:
 
 
 def find_candidates(
-    asked: Asked,
+    records: Records,
     corpus: Corpus | Searched,
     count: int,
     out: str | Path,
     *,
     oracle: bool = False,
     progress: Progress = silent,
-    block: int = BLOCK,
 ) -> Found:
     """Write every question with its `count` best documents, best first.
 
     Started again after an interruption, it goes on where it was.
 
     Args:
-      asked: the questions; one of several in a record becomes a record of its own.
+      records: the questions; one of several in a record becomes a record of its own.
       corpus: documents, ranked by BM25, or a search. Where BM25 finds fewer than
         `count` that share a word with a question, the first of the corpus fill the row.
       count: documents a question.
@@ -123,7 +122,6 @@ def find_candidates(
         one), which are known by their words.
       oracle: put right documents that were not found in place of the last others.
       progress: makes bars, as ``tqdm`` does.
-      block: entries of the corpus that are searched together.
 
     Raises:
       ClaraError: no questions, more candidates than documents, the file exists, the
@@ -131,208 +129,250 @@ def find_candidates(
     """
     out = Path(out)
     if not out.name or out.is_dir():
-        raise ClaraError(f"'{out}' is no file; name one with --out")
-    size = corpus.documents
-    if count > size:
+        raise ClaraError(f"'{out}' is not a file; name one with --out")
+    if count > corpus.documents:
         raise ClaraError(
-            f"count {count} is above the {size} documents of the corpus; lower --count"
+            f"count {count} is above the {corpus.documents} documents of the corpus; "
+            "lower --count"
         )
     work = out.with_name(f".{out.name}.work")
+    note = work / "progress.json"
     identity = {
         "count": count,
         "oracle": oracle,
-        "block": block,
-        "records": Inputs(asked.paths, [], progress).checksums,
-        "corpus": corpus.digest if isinstance(corpus, Corpus) else corpus.identity,
+        "records": checksums(records.paths, progress)[0],
+        "corpus": corpus.digest,
     }
-    state = read_json(work / _STATE) if (work / _STATE).is_file() else None
-    if state is not None:
-        names = [k for k, v in identity.items() if state["identity"].get(k) != v]
-        if names:
-            raise ClaraError(
-                f"{work}: was begun with other settings or inputs ({', '.join(names)});"
-                " delete it to start anew"
-            )
+    state: dict[str, Any] = read_json(note) if note.is_file() else {}
+    if state:
+        check_begun(work, state["identity"], identity)
     if out.exists():
-        if state is None or not state.get("finished"):
+        if not state.get("finished"):
             raise ClaraError(f"{out}: exists already; delete it, or name another file")
         shutil.rmtree(work, ignore_errors=True)  # killed just before this
         return Found(**state["found"])
     writable_folder(out.parent)
-    numbers, questions = _questions(asked, progress)
+    asked = _questions(records, progress)
+    questions = [question for _, _, question in asked]
+    if not state:
+        begun = dataclasses.asdict(Found(len(asked), count))
+        state = {"identity": identity, "done": 0, "size": 0, "found": begun}
+    found = Found(**state["found"])
+
+    def steps() -> Iterator[list[dict[str, Any]]]:
+        for begin in range(state["done"], len(asked), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            pairs = zip(asked[part], search(part), strict=True)
+            yield [_fields(records[i], j, t, oracle, found) for (i, j, _), t in pairs]
+
+    def save(lines: int = 0, size: int = 0) -> None:
+        done = state["done"] + lines
+        state.update(done=done, size=size, found=dataclasses.asdict(found))
+        write_json(note, {**state, "finished": done == len(asked)})
+
     try:
         work.mkdir(exist_ok=True)
         busy = f"{work}: another process is at work here; wait for its end"
         with lock_file(work / "lock", busy) or contextlib.nullcontext():
-            if isinstance(corpus, Corpus):
-                find = _ranked(corpus, questions, count, work, progress, block)
-            else:
-                find = _searched(corpus, questions, count)
-            run = _Run(asked.records, numbers, find, work, identity, state)
-            found = run.write(count, oracle, progress)
-            os.replace(run.path, out)
+            save(size=state["size"])
+            search = _search(corpus, questions, count, work / "rank", progress)
+            with progress(
+                desc="write", total=len(asked), initial=state["done"], unit="q"
+            ) as bar:
+                append_lines(work / "out.jsonl", state["size"], steps(), save, bar)
+            os.replace(work / "out.jsonl", out)
     except OSError as error:
         raise write_error(out, error) from error
     shutil.rmtree(work, ignore_errors=True)
     return found
 
 
-Find = Callable[[int, int], list[list[str]]]
-"""Texts of the documents of questions from, to."""
-
-
-def _questions(
-    asked: Asked, progress: Progress
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """Each question's record and place in it, and its text."""
-    numbers: list[tuple[int, int]] = []
-    questions: list[str] = []
-    total = len(asked.records)
-    with progress(desc="read questions", total=total, unit="rec") as bar:
-        for i in range(total):
-            record = asked.records[i]
-            for j in range(len(record.questions)):
-                numbers.append((i, j))
-                questions.append(record.questions[j])
+def _questions(records: Records, progress: Progress) -> list[tuple[int, int, str]]:
+    """Each question's record, place in it, and text."""
+    found: list[tuple[int, int, str]] = []
+    with progress(desc="read questions", total=len(records), unit="rec") as bar:
+        for i, record in enumerate(records):
+            found += [(i, j, question) for j, question in enumerate(record.questions)]
             bar.update(1)
-    if not questions:
-        names = ", ".join(map(str, asked.paths))
+    if not found:
+        names = ", ".join(records.paths)
         raise ClaraError(f"{names}: holds no questions; give records of type qa")
-    return numbers, questions
+    return found
 
 
-class _Blocks:
-    """A corpus in blocks of entries; a document's number holds its entry's."""
-
-    def __init__(self, corpus: Corpus, size: int):
-        self._corpus, self._size = corpus, size
-
-    def __len__(self) -> int:
-        return -(-len(self._corpus) // self._size)
-
-    def __getitem__(self, index: int) -> tuple[list[str], np.ndarray]:
-        begin = index * self._size
-        texts, numbers = [], []
-        for entry in range(begin, min(begin + self._size, len(self._corpus))):
-            for place, document in enumerate(self._corpus[entry]):
-                texts.append(document.text)
-                numbers.append((entry << _PLACES) + place)
-        return texts, np.asarray(numbers, np.int64)
-
-
-def _ranked(
-    corpus: Corpus,
+def _search(
+    corpus: Corpus | Searched,
     questions: Sequence[str],
     count: int,
-    work: Path,
+    folder: Path,
     progress: Progress,
-    block: int,
-) -> Find:
-    blocks = _Blocks(corpus, block)
-    _, best = rank(questions, blocks, count, work / "rank", progress, "BM25")
-    # Enough to fill any row.
-    first: list[int] = []
-    for entry in range(len(corpus)):
-        first += [(entry << _PLACES) + i for i in range(len(corpus[entry]))]
-        if len(first) >= count:
-            break
+) -> Callable[[slice], list[list[str]]]:
+    """Rank the documents; what is returned reads those of a range of questions."""
+    if isinstance(corpus, Searched):
+        return lambda part: corpus.search(questions[part], count)
+    texts = Texts(corpus.documents, corpus.texts)
+    best = rank(questions, texts, count, folder, progress, "BM25")
 
-    def find(begin: int, end: int) -> list[list[str]]:
+    def read(part: slice) -> list[list[str]]:
         rows = []
-        for row in best[begin:end].tolist():
+        for row in best[part].tolist():
             taken = [number for number in row if number >= 0]
-            taken += [number for number in first if number not in taken]
-            rows.append(
-                [
-                    corpus[number >> _PLACES][number & ((1 << _PLACES) - 1)].text
-                    for number in taken[:count]
-                ]
-            )
+            taken += [number for number in range(count) if number not in taken]
+            rows.append([corpus.texts(i, i + 1)[0] for i in taken[:count]])
         return rows
 
-    return find
+    return read
 
 
-def _searched(corpus: Searched, questions: Sequence[str], count: int) -> Find:
-    return lambda begin, end: corpus.search(questions[begin:end], count)
-
-
-class _Run:
-    """Writes the file in steps, each of which is noted when it is done."""
-
-    def __init__(
-        self,
-        records: RecordSource,
-        numbers: Sequence[tuple[int, int]],
-        find: Find,
-        work: Path,
-        identity: dict[str, Any],
-        state: dict[str, Any] | None,
-    ):
-        self.path = work / "out.jsonl"
-        self._records, self._numbers, self._find = records, numbers, find
-        self._work = work
-        self._state = state or {"identity": identity, "done": 0, "size": 0, "found": {}}
-        self._note()
-
-    def _note(self) -> None:
-        write_json(self._work / _STATE, self._state)
-
-    def write(self, count: int, oracle: bool, progress: Progress) -> Found:
-        """Write what is not written yet."""
-        state, total = self._state, len(self._numbers)
-        counts = {"known": 0, "complete": 0, "some": 0}
-        counts.update({k: state["found"][k] for k in counts if k in state["found"]})
-        with (
-            self.path.open("ab") as file,
-            progress(desc="write", total=total, initial=state["done"], unit="q") as bar,
-        ):
-            file.truncate(state["size"])
-            file.seek(state["size"])
-            while state["done"] < total:
-                begin, end = state["done"], min(state["done"] + CHUNK, total)
-                for i, texts in enumerate(self._find(begin, end), begin):
-                    fields = self._fields(i, texts, oracle, counts)
-                    line = json.dumps(fields, ensure_ascii=False)
-                    file.write(f"{line}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
-                found = {"questions": total, "count": count, **counts}
-                state.update(done=end, size=file.tell(), found=found)
-                self._note()
-                bar.update(end - begin)
-        state["finished"] = True
-        self._note()
-        return Found(**state["found"])
-
-    def _fields(
-        self, index: int, texts: list[str], oracle: bool, counts: dict[str, int]
-    ) -> dict[str, Any]:
-        number, place = self._numbers[index]
-        record = self._records[number]
-        question, target, gold = record.pair(place)
-        right = record.positives or ((0,) if len(record.documents) == 1 else ())
-        wanted = {_words(record.documents[i]): record.documents[i] for i in right}
-        keys = [_words(text) for text in texts]
-        missing = [key for key in wanted if key not in keys]
-        if wanted:
-            counts["known"] += 1
-            counts["complete"] += not missing
-            counts["some"] += len(missing) < len(wanted)
-        if oracle and missing:
-            others = [i for i, key in enumerate(keys) if key not in wanted]
-            for i, key in zip(others[-len(missing) :], missing, strict=False):
-                texts[i], keys[i] = wanted[key], key
-        fields: dict[str, Any] = {"docs": texts, "question": question}
-        if gold[:1] == (target,):
-            fields["answers"] = list(gold)
-        else:
-            fields |= {"answers": [target], "gold_answer": list(gold)}
-        places = [i for i, key in enumerate(keys) if key in wanted]
-        return {**fields, "data_type": "qa", "pos_index": places}
+def _fields(
+    record: Record, place: int, texts: list[str], oracle: bool, found: Found
+) -> dict[str, Any]:
+    """The line of a question, which is also counted."""
+    right = record.positives or ((0,) if len(record.documents) == 1 else ())
+    wanted = {_words(record.documents[i]): record.documents[i] for i in right}
+    keys = [_words(text) for text in texts]
+    missing = [key for key in wanted if key not in keys]
+    if wanted:
+        found.known += 1
+        found.complete += not missing
+        found.some += len(missing) < len(wanted)
+    if oracle and missing:
+        others = [i for i, key in enumerate(keys) if key not in wanted]
+        for i, key in zip(others[-len(missing) :], missing, strict=False):
+            texts[i], keys[i] = wanted[key], key
+    places = [i for i, key in enumerate(keys) if key in wanted]
+    return clara_fields(texts, *record.pair(place), places)
 
 
 def _words(text: str) -> bytes:
     """What two texts have in common that differ in punctuation or capitals alone."""
     words = " ".join(re.findall(r"\w+", text.lower())) or text
     return hashlib.blake2b(words.encode(), digest_size=16).digest()
+
+
+class Texts(NamedTuple):
+    """A corpus: how many documents it has, and what reads those from, to."""
+
+    count: int
+    read: Callable[[int, int], list[str]]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return -(-self.count // BLOCK)
+
+    def block(self, number: int) -> list[str]:
+        """Return the documents of a block."""
+        return self.read(number * BLOCK, min((number + 1) * BLOCK, self.count))
+
+
+def rank(
+    questions: Sequence[str],
+    texts: Texts,
+    k: int,
+    folder: Path,
+    progress: Progress,
+    name: str,
+) -> Int64[np.ndarray, "Q k"]:
+    """Return the `k` best documents of each question, as ``Bm25.best`` on all would.
+
+    Args:
+      questions: texts.
+      texts: the documents.
+      k: documents a question.
+      folder: where the work lies; a ranking that was begun there with the same
+        arguments goes on.
+      progress: makes the bars.
+      name: of the bars.
+
+    Returns:
+      Places of documents, mapped from disk; see ``Bm25.best``.
+
+    Raises:
+      ClaraError: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        statistics = None
+        if texts.blocks > 1:
+            statistics = _count(questions, texts, folder / "words.npy", progress, name)
+        done = max((int(path.stem) for path in folder.glob("*.best")), default=0)
+        with progress(
+            desc=name,
+            total=texts.blocks * len(questions),
+            initial=done * len(questions),
+            unit="q",
+        ) as bar:
+            for block in range(done, texts.blocks):
+                ranker = Bm25(texts.block(block), statistics)
+                before = _load(folder / f"{block}.best", k) if block else None
+                with _whole(folder / f"{block + 1}.best") as file:
+                    for begin in range(0, len(questions), CHUNK):
+                        part = slice(begin, begin + CHUNK)
+                        best = _best(ranker, questions[part], k, block * BLOCK)
+                        if before is not None:
+                            best = _merged(before[part], best)
+                        file.write(best.tobytes())
+                        bar.update(len(best))
+                del before
+                (folder / f"{block}.best").unlink(missing_ok=True)
+        return _load(folder / f"{texts.blocks}.best", k)["place"].view(np.ndarray)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _count(
+    questions: Sequence[str],
+    texts: Texts,
+    path: Path,
+    progress: Progress,
+    name: str,
+) -> Statistics:
+    """Count the questions' words in all documents; a file holds what is counted."""
+    words = dict.fromkeys(itertools.chain.from_iterable(tokenize(questions)))
+    statistics = Statistics({word: i for i, word in enumerate(words)})
+    done = 0
+    if path.is_file():
+        stored = np.load(path)
+        done, statistics.documents, statistics.length = stored[:3].tolist()
+        statistics.holding = stored[3:]
+    with progress(
+        desc=f"{name}: words", total=texts.blocks, initial=done, unit="block"
+    ) as bar:
+        for block in range(done, texts.blocks):
+            statistics.add(texts.block(block))
+            sums = [block + 1, statistics.documents, statistics.length]
+            with _whole(path) as file:
+                np.save(file, np.append(sums, statistics.holding))
+            bar.update(1)
+    return statistics
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that is there only when it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _load(path: Path, k: int) -> np.ndarray:
+    return np.memmap(path, _BEST, "r").reshape(-1, k)
+
+
+def _best(ranker: Bm25, questions: Sequence[str], k: int, begin: int) -> np.ndarray:
+    """The best of a block that starts at document `begin`."""
+    scores, places = ranker.best(questions, k)
+    best = np.empty(scores.shape, _BEST)
+    best["score"], best["place"] = scores, np.where(places < 0, -1, places + begin)
+    return best
+
+
+def _merged(before: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """The best of both; of equals the first stays first: that of the lower place."""
+    both = np.concatenate([before, best], axis=1)
+    order = np.argsort(-both["score"], axis=1, kind="stable")
+    return np.take_along_axis(both, order[:, : best.shape[1]], 1)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
-from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data.examples import Example, Row
+from clara_jax.config import RunConfig
+from clara_jax.data.examples import Example, Row, Rows
 from clara_jax.errors import ClaraError
 
 Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
@@ -24,8 +24,8 @@ class Layout:
 
     Attributes:
       documents, questions, prompts: padded lengths, ascending; the last holds any row.
-      slots: J, encoder rows of an example (scp, instruct); 0 where a stage has none.
-      candidates: C (end_to_end, rerank); 0 where a stage has none.
+      slots: J, documents of an example; 0 where a stage has none.
+      candidates: C; 0 where a stage has none.
       pad_id: fills what no mask shows.
     """
 
@@ -39,37 +39,34 @@ class Layout:
     @classmethod
     def of(
         cls,
-        stage: str,
-        memory: MemoryConfig,
-        data: DataConfig,
-        *,
-        top_k: int = 1,
+        reads: Sequence[Rows],
+        config: RunConfig,
         candidates: int = 0,
         pad_id: int = 0,
-        corpus: bool = False,
     ) -> Layout:
-        """The layout of a stage; buckets longer than any row are left out.
-
-        With candidates from a `corpus`, batches have questions and no candidates.
+        """Return the layout of a stage; buckets longer than any row are left out.
 
         ``doc_buckets`` count all tokens of an encoder row: the text, three markers and
         the memory tokens.
+
+        Args:
+          reads: of the stage.
+          config: lengths and buckets.
+          candidates: C; 0 where batches have questions and no candidates.
+          pad_id: fills what no mask shows.
         """
-        extra = 3 + memory.num_memory
-        question = (data.question_max_length or memory.doc_max_length) + extra
-        reads = {"scp": 1, "instruct": top_k}.get(stage, 0)
-        ranks = stage in ("end_to_end", "rerank")
-        offers = ranks and not corpus
+        longest = {read.field: read.length(config) for read in reads}
+        slots = {read.field: read.per_row or 0 for read in reads}.get("documents", 0)
+        document = longest.get("documents")
+        if candidates:
+            document = longest.get("candidates", longest.get("vectors"))
+        buckets = config.data.doc_buckets
         return cls(
-            documents=_buckets(data.doc_buckets, memory.doc_max_length + extra)
-            if reads or offers
-            else (),
-            questions=_buckets(data.doc_buckets, question) if ranks else (),
-            prompts=()
-            if stage == "rerank"
-            else _buckets(data.prompt_buckets, data.prompt_max_length),
-            slots=reads,
-            candidates=candidates if offers else 0,
+            documents=_buckets(buckets, document),
+            questions=_buckets(buckets, longest.get("question")),
+            prompts=_buckets(config.data.prompt_buckets, longest.get("prompt")),
+            slots=slots,
+            candidates=candidates,
             pad_id=pad_id,
         )
 
@@ -196,8 +193,8 @@ def _fit(longest: int, buckets: tuple[int, ...]) -> int:
     return next(bucket for bucket in buckets if bucket >= longest)
 
 
-def _buckets(wanted: tuple[int, ...], longest: int) -> tuple[int, ...]:
-    return (*(n for n in wanted if n < longest), longest)
+def _buckets(wanted: tuple[int, ...], longest: int | None) -> tuple[int, ...]:
+    return () if longest is None else (*(n for n in wanted if n < longest), longest)
 
 
 def _length(row: np.ndarray | None) -> int:

@@ -9,10 +9,8 @@
 
 The first pass reads the sources into a work database beside the folder, the second
 writes the files out of it; both go on where they were killed, and the same input makes
-the same bytes (but for inputs.json, which spares reading the input again). No file is
-empty: what has no lines is not there. The lines of every file are in an order by
-chance, so that its first ones are of all sources; only the corpus has the held-out ones
-first. The folder appears when all is written.
+the same bytes (but for inputs.json, which spares reading the input again). What has no
+lines is not there; lines are in an order by chance. The folder appears when complete.
 """
 
 from __future__ import annotations
@@ -22,25 +20,45 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.inputs import INPUTS, Inputs
-from clara_jax.data.mix_contain import join_contained
-from clara_jax.data.mix_manifest import MANIFEST, count_mix
-from clara_jax.data.mix_scan import Scan
-from clara_jax.data.mix_split import plan, split
-from clara_jax.data.mix_work import Work
+from clara_jax.data.mix_database import PARAPHRASE, SINGLE, Work, open_work
+from clara_jax.data.mix_read import Reader, join_contained
+from clara_jax.data.mix_split import PAIRS, QUESTION, files_of, plan, split, weighted
 from clara_jax.data.mix_write import Writer
-from clara_jax.data.progress import Progress, silent
-from clara_jax.data.recipe import Recipe
+from clara_jax.data.recipe import STAGES, Recipe
+from clara_jax.data.resuming import (
+    INPUTS,
+    Progress,
+    check_begun,
+    checksums,
+    differences,
+    silent,
+)
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, writable_folder, write_error, write_json
+from clara_jax.files import read_json, write_error, write_json
 from clara_jax.text import ClaraTokenizer
 
 VERSION = 2
 """Of the files that a recipe makes; a later one may make others."""
+
+MANIFEST = "manifest.json"
+
+DROPPED = (
+    "near_duplicates",
+    "split_conflicts",
+    "unanswerable",
+    "repeated_questions",
+    "without_gold",
+    "long_paraphrases",
+    "lost_distractors",
+)
+"""What is counted as left out: records; of `unanswerable` and `repeated_questions`,
+questions; of `lost_distractors`, documents of records that stay."""
+
+_SIDES = ("train", "held_out")
 
 
 def mix(
@@ -79,33 +97,37 @@ def mix(
     folder = Path(os.path.abspath(folder)) if str(folder) else Path()
     if not folder.name:
         raise ClaraError(f"'{folder}' cannot hold a mix; name a new folder")
-    scratch = folder.with_name(f".{folder.name}.mix")
     if max_length < 16:
         raise ClaraError(f"max_length must be 16 or more, not {max_length}")
-    paths = find_inputs(recipe, data)
-    inputs = Inputs([p for files in paths for p in files], [folder, scratch], progress)
-    identity = _identity(recipe, inputs, tokenizer, max_length)
-    done = _finished(folder, identity)
-    if done is not None:
+    scratch = folder.with_name(f".{folder.name}.mix")
+    paths = _find_inputs(recipe, data)
+    every = [path for files in paths for path in files]
+    contents, inputs = checksums(every, progress, [folder, scratch])
+    identity = _identity(recipe, contents, tokenizer, max_length)
+    manifest = _finished(folder, identity)
+    if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
-        return done
-    writable_folder(folder.parent)
-    with Work(scratch) as work:
-        _begin(work, scratch, identity)
-        write_json(scratch / INPUTS, inputs.files)
+        return manifest
+    with open_work(scratch) as work:
+        before = work.note("identity")
+        if before is not None:
+            check_begun(scratch, _flat(before), _flat(identity))
+        with work.step():
+            work.set_note("identity", identity)
+        write_json(scratch / INPUTS, inputs)
         try:
-            Scan(recipe, paths, tokenizer, max_length, work).run(progress)
+            Reader(recipe, paths, tokenizer, max_length, work).run(progress)
             join_contained(recipe.contained, work, progress)
             split(recipe, work, progress)
             plan(recipe, work, progress)
         except ClaraError as error:
-            if not isinstance(error.__cause__, (OSError, sqlite3.Error)):
+            if not isinstance(error.__cause__, OSError):
                 shutil.rmtree(scratch, ignore_errors=True)  # it can come to nothing
             raise
+        Writer(recipe, work, scratch, progress).run()
         out = scratch / "out"
-        Writer(recipe, work, out, scratch, progress).run()
         manifest = {**identity, **count_mix(recipe, work)}
-        write_json(out / INPUTS, inputs.files)
+        write_json(out / INPUTS, inputs)
         write_json(out / MANIFEST, manifest)
         try:
             os.replace(out, folder)
@@ -116,21 +138,16 @@ def mix(
 
 
 def is_mixed(folder: str | Path) -> bool:
-    """Whether a folder holds a finished mix."""
+    """Return whether a folder holds a finished mix."""
     return (Path(folder) / MANIFEST).is_file()
 
 
-def find_inputs(recipe: Recipe, data: str | Path | None = None) -> list[list[Path]]:
-    """Return the files of every source.
-
-    Raises:
-      ClaraError: one does not exist.
-    """
-    start = recipe.folder if data is None else Path(data)
-    found = []
-    for source in recipe.source:
-        found.append([start / path for path in source.path])
-        for path in found[-1]:
+def _find_inputs(recipe: Recipe, data: str | Path | None) -> list[list[Path]]:
+    """The files of every source."""
+    start = Path(recipe.file).parent if data is None else Path(data)
+    found = [[start / path for path in source.path] for source in recipe.source]
+    for source, paths in zip(recipe.source, found, strict=True):
+        for path in paths:
             if not Path(str(path).partition("#")[0]).exists():
                 raise ClaraError(
                     f"{recipe.file}: source '{source.name}': {path}: no such file or "
@@ -140,48 +157,53 @@ def find_inputs(recipe: Recipe, data: str | Path | None = None) -> list[list[Pat
 
 
 def _identity(
-    recipe: Recipe,
-    inputs: Inputs,
-    tokenizer: ClaraTokenizer,
-    max_length: int,
+    recipe: Recipe, contents: list[str], tokenizer: ClaraTokenizer, max_length: int
 ) -> dict[str, Any]:
     """What decides the bytes of a mix."""
     fields = dataclasses.asdict(recipe)
     del fields["file"]
     fields["source"] = {source.pop("name"): source for source in fields["source"]}
-    backend = tokenizer.base.backend_tokenizer.to_str()
     settings = {
         "version": VERSION,
         "max_length": max_length,
-        "tokenizer": hashlib.blake2b(backend.encode(), digest_size=16).hexdigest(),
+        "tokenizer": _digest(tokenizer.base.backend_tokenizer.to_str()),
         "recipe": fields,
     }
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    found = iter(inputs.checksums)
-    checksums = {
-        source.name: {name: next(found) for name in source.path}
-        for source in recipe.source
-    }
+    found = iter(contents)
+    inputs = {s.name: {name: next(found) for name in s.path} for s in recipe.source}
+    identity = {"digest": _digest(text), "settings": settings, "inputs": inputs}
     # Through JSON once, so that it compares with what was written.
-    return json.loads(
-        json.dumps(
-            {
-                "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
-                "settings": settings,
-                "inputs": checksums,
-            }
-        )
-    )
+    return json.loads(json.dumps(identity))
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as one mapping, its names as the user knows them."""
+    settings = {**identity.get("settings", {})}
+    recipe = {**settings.pop("recipe", {})}
+    sources = recipe.pop("source", {})
+    inputs = identity.get("inputs", {})
+    return {
+        **settings,
+        **recipe,
+        "order of sources": list(sources),
+        **{f"source '{name}'": value for name, value in sources.items()},
+        **{f"files of source '{name}'": value for name, value in inputs.items()},
+    }
+
+
+def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished mix; None if there is nothing yet."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    if not folder.is_dir() or not is_mixed(folder):
+    if not is_mixed(folder):
         raise ClaraError(f"{folder}: holds something else; name a new folder")
     manifest = read_json(folder / MANIFEST)
-    different = _differences(manifest, identity)
+    different = differences(_flat(manifest), _flat(identity))
     if different:
         raise ClaraError(
             f"{folder}: was mixed from other settings or inputs ({different}); name a "
@@ -195,36 +217,122 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _begin(work: Work, scratch: Path, identity: dict[str, Any]) -> None:
-    before = work.note("identity")
-    if before is None:
-        with work.step():
-            work.set_note("identity", identity)
-        return
-    different = _differences(before, identity)
-    if different:
-        raise ClaraError(
-            f"{scratch}: was begun with other settings or inputs ({different}); delete "
-            "it to start anew"
-        )
+def count_mix(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """Count what a planned mix holds.
 
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two identities, in words; empty if nothing does."""
-
-    def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        settings = {**identity.get("settings", {})}
-        recipe = {**settings.pop("recipe", {})}
-        sources = recipe.pop("source", {})
-        inputs = identity.get("inputs", {})
-        return {
-            **settings,
-            **recipe,
-            "order of sources": list(sources),
-            **{f"source '{name}'": value for name, value in sources.items()},
-            **{f"files of source '{name}'": value for name, value in inputs.items()},
+    Returns:
+      ``sources`` by name, ``files`` with their lines (0 of one that is not there),
+      ``totals``.
+    """
+    counted = ("passages", "tokens", "questions")
+    sources = [
+        {
+            "licence": source.licence,
+            "origin": source.origin,
+            "split": source.split,
+            "records_read": 0,
+            **{name: dict.fromkeys(_SIDES, 0) for name in counted},
+            "files": {},
+            "dropped": dict.fromkeys(DROPPED, 0),
+            "cut": {"passages": 0, "pieces": 0},
         }
+        for source in recipe.source
+    ]
+    # Another passage may answer the same question: this is no leak, but worth knowing.
+    (both,) = work.row(
+        f"SELECT count(*) FROM (SELECT 1 FROM asked WHERE kind <> {PARAPHRASE} "
+        "GROUP BY lower(question) HAVING min(side) < max(side))"
+    )
+    (group,) = work.row(
+        "SELECT max(n) FROM (SELECT count(*) AS n FROM passages GROUP BY grp)"
+    )
+    totals = {
+        **{name: dict.fromkeys(_SIDES, 0) for name in counted},
+        "largest_group": group,
+        "questions_on_both_sides": both,
+        "dropped": dict.fromkeys(DROPPED, 0),
+    }
+    # By source, and of all sources, which is the last entry.
+    for which in ("source", "-1 AS source"):
+        every = f"(SELECT DISTINCT {which}, side, passage FROM kept)"
+        for name, query in {
+            "passages": f"side, count(*) FROM {every}",
+            "tokens": f"side, sum(tokens) FROM {every} JOIN pieces USING (passage)",
+            "questions": f"side, count(*) FROM asked WHERE kind <> {PARAPHRASE}",
+            "dropped": "name, sum(value) FROM counts",
+        }.items():
+            for source, key, number in work.execute(
+                f"SELECT {which}, {query} GROUP BY 1, 2"
+            ):
+                key = key if name == "dropped" else _SIDES[key]
+                [*sources, totals][source][name][key] = number
+    for source, number in work.execute(
+        "SELECT source, count(*) FROM records GROUP BY source"
+    ):
+        sources[source]["records_read"] = number
+    for source, passages, pieces in work.execute(
+        "SELECT source, count(DISTINCT passage), count(DISTINCT pieces.id) FROM kept "
+        "JOIN pieces USING (passage) WHERE passage IN (SELECT passage FROM pieces "
+        "WHERE part = 1) GROUP BY source"
+    ):
+        sources[source]["cut"] = {"passages": passages, "pieces": pieces}
+    return {
+        "sources": {s.name: v for s, v in zip(recipe.source, sources, strict=True)},
+        "files": _count_files(recipe, work, sources),
+        "totals": totals,
+    }
 
-    old, new = flat(before), flat(now)
-    names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+def _count_files(
+    recipe: Recipe, work: Work, sources: list[dict[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """The lines of all files, which are also noted with their sources."""
+    pairs = work.execute(
+        "SELECT file, source, sum(n) FROM (SELECT DISTINCT file, source, ref FROM "
+        f"tasks WHERE kind = {PAIRS}) JOIN (SELECT piece, count(*) AS n FROM asked "
+        f"WHERE {weighted(recipe, 'scp')} AND kind = {SINGLE} GROUP BY piece) "
+        "ON piece = ref GROUP BY file, source"
+    )
+    grouped = {(file, source): number for file, source, number in pairs}
+    names = files_of(recipe)
+    files = {name: {"records": 0, "questions": 0} for name in names}
+    for file, source, records, questions in work.execute(
+        f"SELECT file, source, count(*), count(DISTINCT CASE kind WHEN {QUESTION} THEN "
+        "ref END) FROM tasks GROUP BY file, source ORDER BY file, source"
+    ):
+        questions += grouped.get((file, source), 0)
+        own = {"records": records, "questions": questions}
+        if source >= 0:
+            sources[source]["files"][names[file]] = own
+        for key, number in own.items():
+            files[names[file]][key] += number
+    del files["corpus.jsonl"]["questions"]
+    return files
+
+
+def table(manifest: Mapping[str, Any]) -> str:
+    """Return a mix's manifest as text to be read."""
+    rows = [["source", "passages", "questions", *STAGES, "held out", "dropped"]]
+    for name, source in manifest["sources"].items():
+        paths = [*(f"{stage}.jsonl" for stage in STAGES), f"held_out/{name}.jsonl"]
+        dropped = dict(source["dropped"])
+        del dropped["lost_distractors"]  # documents, not records or questions
+        numbers = [
+            *(sum(source[kind].values()) for kind in ("passages", "questions")),
+            *(source["files"].get(path, {}).get("records", 0) for path in paths),
+            sum(dropped.values()),
+        ]
+        rows.append([name, *(f"{number:,}" for number in numbers)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = []
+    for row in rows:
+        cells = [cell.rjust(n) for cell, n in zip(row, widths, strict=True)]
+        text.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    totals = manifest["totals"]
+    for name in ("passages", "tokens", "questions"):
+        train, held = totals[name].values()
+        text.append(f"{name}: {train:,} for training, {held:,} held out")
+    left = [f"{n:,} {k.replace('_', ' ')}" for k, n in totals["dropped"].items() if n]
+    if left:
+        text.append(f"left out: {', '.join(left)}")
+    return "\n".join(text)

@@ -5,31 +5,24 @@ from __future__ import annotations
 import grain
 import numpy as np
 
-from clara_jax.config import DataConfig, MemoryConfig
+from clara_jax.config import DataConfig
 from clara_jax.data.collate import Layout, Vectors
 from clara_jax.data.examples import Example, ExampleMaker
 from clara_jax.data.records import RecordSource
 from clara_jax.data.unique import UniqueDocuments
 from clara_jax.data.windows import WHOLE, Part, Windows
 from clara_jax.errors import ClaraError
-from clara_jax.text import ClaraTokenizer
 
 
 def make_batches(
     records: RecordSource,
-    tokenizer: ClaraTokenizer,
-    stage: str,
-    memory: MemoryConfig,
-    data: DataConfig,
+    make: ExampleMaker,
     *,
-    top_k: int = 1,
     train: bool = True,
-    seed: int = 0,
     epochs: int | None = None,
     documents: UniqueDocuments | None = None,
     vectors: Vectors | None = None,
     part: Part = WHOLE,
-    corpus: bool = False,
 ) -> Windows:
     """Make the batches of one stage.
 
@@ -37,30 +30,24 @@ def make_batches(
     ``data.shuffle``), ``data.window`` batches at a time are sorted by length and cut,
     and the window's batches come in random order; a last batch that is not full is
     dropped. In evaluation, records come once, in order, and a last batch is filled up
-    with empty rows. All of it depends on `seed` alone, so a global batch is the same
-    for any number of processes: each makes its own rows of it, and reads no more than
-    those and its share of the lengths by which a window is sorted.
+    with empty rows. All of it depends on the config's seed alone, so a global batch is
+    the same for any number of processes: each makes its own rows of it, and reads no
+    more than those and its share of the lengths by which a window is sorted.
 
     An iterator's ``get_state()`` gives a small JSON value, and ``set_state()`` goes on
-    after the very batch that was returned last, on any number of processes.
+    after the very batch that was returned last, on any number of processes. Where
+    candidates come from a corpus, batches hold questions, prompts and labels, and
+    `WindowIterator.draw` gives the right documents.
 
     Args:
       records: anything with a length and an index; see `open_records`.
-      tokenizer: with the stage's memory tokens.
-      stage: out of ``config.STAGES``.
-      memory: document length, compression rate.
-      data: batch size, buckets, limits.
-      top_k: J.
+      make: makes the stage's examples; its config says batch size, buckets and seed.
       train: whether to shuffle, repeat and drop.
-      seed: of order, questions drawn and paraphrase instructions.
       epochs: passes over the records in training; None goes on for ever.
       documents: numbers of all documents; needed with `vectors`.
-      vectors: compressed documents by number (end_to_end, rerank); batches then carry
-        vectors and no candidates' tokens.
+      vectors: compressed documents by number; batches then carry vectors and no
+        candidates' tokens.
       part: what this process makes of every batch.
-      corpus: whether candidates come from a corpus (end_to_end): batches then hold
-        questions, prompts and labels, and `WindowIterator.draw` tells the right
-        documents.
 
     Returns:
       An iterable of numpy batches; each iterator over it begins anew.
@@ -69,6 +56,7 @@ def make_batches(
       ClaraError: fewer records than a training batch. While iterating: a bad record,
         with file and line.
     """
+    config, data = make.config, make.config.data
     batch_size = data.batch_size if train else data.eval_batch_size or data.batch_size
     if train and len(records) < batch_size:
         raise ClaraError(
@@ -77,25 +65,16 @@ def make_batches(
         )
     if (vectors is None) != (documents is None):
         raise ClaraError("vectors and the documents they belong to go together")
-    ranks = stage in ("end_to_end", "rerank")
-    layout = Layout.of(
-        stage,
-        memory,
-        data,
-        top_k=top_k,
-        candidates=count_candidates(records, data, documents)
-        if ranks and not corpus
-        else 0,
-        pad_id=tokenizer.pad_id,
-        corpus=corpus,
-    )
-    maker = ExampleMaker(tokenizer, stage, memory, data, top_k, corpus)
+    offers = "question" in make.fields and not make.corpus
+    candidates = count_candidates(records, data, documents) if offers else 0
+    reads, pad_id = make.stage.reads(config), make.tokenizer.pad_id
+    layout = Layout.of(reads, config, candidates, pad_id)
 
     def example(index: int, draw: np.random.Generator) -> Example:
         numbers = None if documents is None else documents.candidates(int(index))
-        return maker(records[int(index)], draw if train else None, numbers)
+        return make(records[int(index)], draw if train else None, numbers)
 
-    order = grain.MapDataset.range(len(records)).seed(seed)
+    order = grain.MapDataset.range(len(records)).seed(config.seed)
     if train and data.shuffle:
         order = order.shuffle()
     examples = order.random_map(example)
@@ -107,7 +86,7 @@ def make_batches(
         layout,
         batch_size,
         window=data.window if sort else 1,
-        seed=seed,
+        seed=config.seed,
         drop_remainder=train,
         workers=data.workers,
         vectors=vectors,

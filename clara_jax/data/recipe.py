@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from clara_jax.config import parse
+from clara_jax.config.parsing import check_choices, not_negative, parse, require
 from clara_jax.data.records import FORMATS
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 
-SPLITS = ("hash", "train", "held_out")
-GOLD = ("marked", "all")
 STAGES = ("scp", "instruct", "end_to_end")
-WEIGHTS = (*STAGES, "reconstruct")
 MOST = 1000
 """The largest weight."""
 
-_EXAMPLE = 'licence = "CC BY-SA 4.0"'
+_LICENCE = 'say under which its text may be used, as licence = "CC BY-SA 4.0"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +31,13 @@ class Source:
     Attributes:
       name: letters, digits, ``.``, ``-`` and ``_``; held-out questions go by it.
       path: files and TFDS folders.
-      licence: under which its texts may be used. origin: where they come from.
+      licence: under which its texts may be used.
+      origin: where they come from.
       format: see ``open_records``.
       split: ``hash`` of the passage, or ``train`` or ``held_out`` for all of it.
       scp: weight of passages with their questions, and of paraphrases, in stage 1.
-      instruct: weight of questions in stage 2. end_to_end: in stage 3.
+      instruct: weight of questions in stage 2.
+      end_to_end: weight of questions in stage 3.
       reconstruct: weight of passages to be given back as they are, in stage 1.
       evaluate: whether its held-out questions are measured.
       limit: passages that are taken at most; 0 takes all.
@@ -50,31 +50,27 @@ class Source:
     licence: str
     origin: str = ""
     format: str = "auto"
-    split: str = "hash"
+    split: Literal["hash", "train", "held_out"] = "hash"
     scp: float = 1.0
     instruct: float = 1.0
     end_to_end: float = 1.0
     reconstruct: float = 0.0
     evaluate: bool = True
     limit: int = 0
-    gold: str = "marked"
+    gold: Literal["marked", "all"] = "marked"
 
     def __post_init__(self) -> None:
-        _require(bool(self.path), "path", "names no file")
-        _require(
-            bool(self.licence.strip()),
-            "licence",
-            f"is blank; say under which its text may be used, as {_EXAMPLE}",
-        )
-        _one_of("format", self.format, ("auto", *FORMATS))
-        _one_of("split", self.split, SPLITS)
-        _one_of("gold", self.gold, GOLD)
-        for name in WEIGHTS:
+        require(bool(self.path), "path", "names no file")
+        require(bool(self.licence.strip()), "licence", f"is blank; {_LICENCE}")
+        formats = ("auto", *FORMATS)
+        wanted = f"is '{self.format}', but must be one of {', '.join(formats)}"
+        require(self.format in formats, "format", wanted)
+        check_choices("", self)
+        for name in (*STAGES, "reconstruct"):
             weight = getattr(self, name)
-            _require(
-                0 <= weight <= MOST, name, f"must be from 0 to {MOST}, not {weight}"
-            )
-        _require(self.limit >= 0, "limit", f"must be 0 or more, not {self.limit}")
+            wanted = f"must be from 0 to {MOST}, not {weight}"
+            require(0 <= weight <= MOST, name, wanted)
+        not_negative("", self, "limit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,36 +104,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.source]
+        require(bool(names), "source", "is missing; list one as [[source]]")
         for i, name in enumerate(names):
-            if name in names[:i]:
-                raise ClaraError(
-                    f"{self.file}: source '{name}' is there twice; give each its own "
-                    "name"
-                )
-        _require(bool(names), "source", "is missing; list one as [[source]]")
-        _require(
-            0 <= self.held_out < 1,
-            "held_out",
-            f"must be from 0 to below 1, not {self.held_out}",
-        )
+            wanted = f"'{name}' is there twice; give each its own name"
+            require(name not in names[:i], "source", wanted)
+        wanted = f"must be from 0 to below 1, not {self.held_out}"
+        require(0 <= self.held_out < 1, "held_out", wanted)
+        not_negative("", self, "seed")
         for name in ("pairs", "candidates"):
             value = getattr(self, name)
-            _require(value > 0, name, f"must be 1 or more, not {value}")
-        _require(self.seed >= 0, "seed", f"must be 0 or more, not {self.seed}")
-        _require(
-            len(self.distractors) == 2
-            and 0 <= self.distractors[0] <= self.distractors[1],
-            "distractors",
-            f"must be [least, most], not {list(self.distractors)}",
-        )
+            require(value > 0, name, f"must be 1 or more, not {value}")
+        given = self.distractors
+        wanted = f"must be [least, most], not {list(given)}"
+        require(len(given) == 2 and 0 <= given[0] <= given[-1], "distractors", wanted)
         for name in ("near_duplicate", "contained"):
             value = getattr(self, name)
-            _require(0 < value <= 1, name, f"must be above 0, at most 1, not {value}")
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the recipe, where relative paths start by default."""
-        return Path(self.file).parent
+            require(0 < value <= 1, name, f"must be above 0, at most 1, not {value}")
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -163,45 +145,25 @@ def read_recipe(path: str | Path) -> Recipe:
     tables = values.get("source", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise ClaraError(f"{path}: field 'source' must be tables, as [[source]]")
-    sources = [_source(table, path, i) for i, table in enumerate(tables, 1)]
+    sources = []
+    for number, table in enumerate(tables, 1):
+        name = table.get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            raise ClaraError(
+                f"{path}: source {number}: needs a name of letters, digits, '.', '-' "
+                "and '_', as name = \"squad\""
+            )
+        where = f"{path}: source '{name}'"
+        if "licence" not in table:
+            raise ClaraError(f"{where}: has no licence; {_LICENCE}")
+        sources.append(_parse(Source, table, where))
+    fields = {**values, "source": tuple(sources), "file": str(path)}
+    return _parse(Recipe, fields, str(path))
+
+
+def _parse(cls: type, values: Mapping[str, Any], where: str) -> Any:
     try:
-        fields = {**values, "source": tuple(sources), "file": str(path)}
-        return parse(Recipe, fields)
+        return parse(cls, values)
     except ClaraError as error:
-        raise _placed(error, str(path)) from error
-
-
-def _source(table: dict[str, Any], path: Path, number: int) -> Source:
-    name = table.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ClaraError(
-            f"{path}: source {number}: needs a name of letters, digits, '.', '-' and "
-            f"'_', as name = \"squad\""
-        )
-    where = f"{path}: source '{name}'"
-    if "licence" not in table:
-        raise ClaraError(
-            f"{where}: has no licence; say under which its text may be used, as "
-            f"{_EXAMPLE}"
-        )
-    try:
-        return parse(Source, table)
-    except ClaraError as error:
-        raise _placed(error, where) from error
-
-
-def _placed(error: ClaraError, where: str) -> ClaraError:
-    text = str(error)
-    if text.startswith(where):
-        return error
-    return ClaraError(f"{where}: {text.removeprefix('config ')}")
-
-
-def _require(condition: bool, field: str, message: str) -> None:
-    if not condition:
-        raise ClaraError(f"field '{field}' {message}")
-
-
-def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
-    message = f"is '{value}', but must be one of {', '.join(choices)}"
-    _require(value in choices, field, message)
+        text = str(error).removeprefix("config ")
+        raise ClaraError(f"{where}: {text}") from error

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from clara_jax.documents import is_unicode
 from clara_jax.errors import ClaraError
 
 KINDS = ("qa", "paraphrase", "text")
+CLARA_FIELDS = (
+    "docs question answer answers data_type pos_index gold_answer id _id"
+).split()
+_LISTS = (list, tuple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Record:
       questions: as many as `answers`, or one question with several accepted answers;
         empty for kinds ``paraphrase`` and ``text``.
       answers: targets; of a paraphrase, the text to give back.
-      kind: out of `KINDS`; ``text`` is documents and nothing else.
+      kind: one of `KINDS`; ``text`` is documents and nothing else.
       positives: indices of the documents that hold the answer; empty when unknown.
       gold: answers that count as right in evaluation, the first being the main one.
       source: where it was read, ``file:line``.
@@ -41,12 +46,11 @@ class Record:
         for i, text in enumerate(self.documents):
             if not text.strip():
                 raise ClaraError(f"{self.source}: document {i} is empty or blank")
-        texts = (*self.documents, *self.questions, *self.answers)
-        for text in (*texts, *self.gold):
-            if not is_unicode(text):
-                raise ClaraError(
-                    f"{self.source}: holds half of a surrogate pair, which is no text"
-                )
+        texts = (*self.documents, *self.questions, *self.answers, *self.gold)
+        if not all(map(is_unicode, texts)):
+            raise ClaraError(
+                f"{self.source}: holds half of a surrogate pair, which is not text"
+            )
         if self.kind != "qa":
             return
         if not self.questions or not all(q.strip() for q in self.questions):
@@ -64,7 +68,7 @@ class Record:
                 )
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
-        """Question `index`, its target, and the answers that count as right."""
+        """Return question `index`, its target, and the answers that count as right."""
         if len(self.questions) > 1:
             answer = self.answers[index]
             return self.questions[index], answer, (answer,)
@@ -74,16 +78,17 @@ class Record:
 
 @runtime_checkable
 class RecordSource(Protocol):
-    """Records by number: a list of them, or what `open_records` gives.
+    """Records by number: a list of them, or what `open_records` returns.
 
-    It is no ``Sequence``, so that checking its type never reads a record.
+    It is not a ``Sequence``, so that checking its type never reads a record.
     """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Record: ...
 
 
-Reader = Callable[[Mapping[str, Any], str], Record]
+Reader = Callable[[Any, str], Record]
+"""Makes a record of a format's values and the place where they stand."""
 
 
 def passage(title: str, text: str) -> str:
@@ -95,71 +100,55 @@ def passage(title: str, text: str) -> str:
 class _Fields:
     """The fields of one record, each checked as it is taken."""
 
-    def __init__(self, values: Any, source: str, known: tuple[str, ...] = ()):
+    def __init__(self, values: Any, source: str, known: Sequence[str] = ()):
         if not isinstance(values, Mapping):
             raise ClaraError(f"{source}: is {_kind(values)}, but must be an object")
         self.values, self.source = values, source
         for name in values if known else ():
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean '{near[0]}'" if near else "known are"
-                hint += "" if near else f" {', '.join(known)}"
+                hint = f"did you mean '{near[0]}'" if near else "known are "
+                hint += "" if near else ", ".join(known)
                 raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
 
     def __contains__(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def get(self, name: str) -> Any:
-        if self.values.get(name) is None:
+    def get(self, name: str, kind: Any, wanted: str, default: Any = None) -> Any:
+        """A value of a kind, or the default where there is none."""
+        value = self.values[name] if name in self else default
+        if value is None:
             raise ClaraError(f"{self.source}: field '{name}' is missing")
-        return self.values[name]
+        if not isinstance(value, kind):
+            raise self.wrong(name, wanted)
+        return value
 
     def wrong(self, name: str, wanted: str) -> ClaraError:
         got = _kind(self.values[name])
         return ClaraError(f"{self.source}: field '{name}' is {got}, not {wanted}")
 
-    def text(self, name: str) -> str:
-        if not isinstance(self.get(name), str):
-            raise self.wrong(name, "a string")
-        return self.values[name]
+    def text(self, name: str, default: str | None = None) -> str:
+        return self.get(name, str, "a string", default)
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        value = self.get(name)
-        if isinstance(value, str):
-            return (value,)
-        if not isinstance(value, (list, tuple)) or not all(
-            isinstance(item, str) for item in value
-        ):
-            raise self.wrong(name, "a string or a list of strings")
-        return tuple(value)
+    def items(self, name: str) -> Sequence[Any]:
+        return self.get(name, _LISTS, "a list")
+
+    def texts(
+        self, name: str, default: tuple[str, ...] | None = None
+    ) -> tuple[str, ...]:
+        return self._several(name, str, "a string or a list of strings", default)
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        value = self.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return (value,)
-        if not isinstance(value, (list, tuple)) or not all(
-            isinstance(item, int) and not isinstance(item, bool) for item in value
-        ):
-            raise self.wrong(name, "a list of integers")
-        return tuple(dict.fromkeys(value))
+        return self._several(name, int, "a list of integers", ())
 
-    def items(self, name: str) -> list[Any]:
-        if not isinstance(self.get(name), (list, tuple)):
-            raise self.wrong(name, "a list")
-        return list(self.values[name])
-
-
-CLARA_FIELDS = (
-    "docs",
-    "question",
-    "answer",
-    "answers",
-    "data_type",
-    "pos_index",
-    "gold_answer",
-    "id",
-    "_id",
-)
+    def _several(self, name: str, kind: type, wanted: str, default: Any) -> Any:
+        """One value of a kind, or a list of them."""
+        value = self.get(name, (kind, *_LISTS), wanted, default)
+        items = value if isinstance(value, _LISTS) else (value,)
+        for item in items:
+            if not isinstance(item, kind) or isinstance(item, bool):
+                raise self.wrong(name, wanted)
+        return tuple(items)
 
 
 def read_clara(values: Any, source: str) -> Record:
@@ -167,7 +156,7 @@ def read_clara(values: Any, source: str) -> Record:
 
     Args:
       values: ``docs`` (strings), ``question`` (a string or several), ``answer`` or
-        ``answers`` (likewise), and optionally ``data_type`` (out of `KINDS`,
+        ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`,
         ``qa`` by default), ``pos_index`` (indices into ``docs``), ``gold_answer``
         (accepted answers, when the target is a model's own), ``id``.
       source: ``file:line``.
@@ -176,7 +165,7 @@ def read_clara(values: Any, source: str) -> Record:
       ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
     """
     fields = _Fields(values, source, CLARA_FIELDS)
-    kind = fields.text("data_type") if "data_type" in fields else "qa"
+    kind = fields.text("data_type", "qa")
     if kind not in KINDS:
         raise ClaraError(
             f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
@@ -184,22 +173,32 @@ def read_clara(values: Any, source: str) -> Record:
     documents = fields.texts("docs")
     if kind == "text":
         return Record(documents, kind=kind, source=source)
-    gold = fields.texts("gold_answer") if "gold_answer" in fields else ()
+    gold = fields.texts("gold_answer", ())
     if "answer" in fields and "answers" in fields:
         raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
-    if "answers" in fields:
-        answers = fields.texts("answers")
-    elif "answer" in fields or not gold:
-        answers = fields.texts("answer")
-    else:
-        answers = gold
+    name = "answers" if "answers" in fields else "answer"
+    answers = fields.texts(name, gold or None)
     if not answers:
         raise ClaraError(f"{source}: the list of answers is empty")
     questions = fields.texts("question") if kind == "qa" else ()
-    positives = fields.numbers("pos_index") if "pos_index" in fields else ()
-    return Record(
-        documents, questions, answers, kind, positives, gold or answers, source
-    )
+    positives = tuple(dict.fromkeys(fields.numbers("pos_index")))
+    gold = gold or answers
+    return Record(documents, questions, answers, kind, positives, gold, source)
+
+
+def clara_fields(
+    documents: Sequence[str],
+    question: str,
+    target: str,
+    gold: Sequence[str],
+    positives: Sequence[int],
+) -> dict[str, Any]:
+    """Return a question with its documents as `read_clara` reads it."""
+    answers = {"answers": [target], "gold_answer": list(gold)}
+    if gold and gold[0] == target:
+        answers = {"answers": list(gold)}
+    fields = {"docs": list(documents), "question": question, **answers}
+    return {**fields, "data_type": "qa", "pos_index": list(positives)}
 
 
 def read_hotpotqa(values: Any, source: str) -> Record:
@@ -214,10 +213,10 @@ def read_hotpotqa(values: Any, source: str) -> Record:
     documents, titles = [], []
     for pair in fields.items("context"):
         if not (
-            isinstance(pair, (list, tuple))
+            isinstance(pair, _LISTS)
             and len(pair) == 2
             and isinstance(pair[0], str)
-            and isinstance(pair[1], (list, tuple))
+            and isinstance(pair[1], _LISTS)
             and all(isinstance(sentence, str) for sentence in pair[1])
         ):
             raise fields.wrong("context", "a list of [title, [sentences]] pairs")
@@ -228,17 +227,8 @@ def read_hotpotqa(values: Any, source: str) -> Record:
     except (TypeError, IndexError, KeyError):
         wanted = "a list of [title, sentence index] pairs"
         raise fields.wrong("supporting_facts", wanted) from None
-    positives = tuple(i for i, title in enumerate(titles) if title in gold_titles)
-    answers = (fields.text("answer"),)
-    return Record(
-        tuple(documents),
-        (fields.text("question"),),
-        answers,
-        "qa",
-        positives,
-        answers,
-        source,
-    )
+    positives = [i for i, title in enumerate(titles) if title in gold_titles]
+    return _question(fields, documents, positives)
 
 
 def read_musique(values: Any, source: str) -> Record:
@@ -253,29 +243,36 @@ def read_musique(values: Any, source: str) -> Record:
     documents, positives = [], []
     for i, value in enumerate(fields.items("paragraphs")):
         paragraph = _Fields(value, f"{source}: paragraph {i}")
-        documents.append(
-            passage(paragraph.text("title"), paragraph.text("paragraph_text"))
-        )
-        if paragraph.get("is_supporting"):
+        title, text = paragraph.text("title"), paragraph.text("paragraph_text")
+        documents.append(passage(title, text))
+        if paragraph.get("is_supporting", object, "true or false"):
             positives.append(i)
-    answer = fields.text("answer")
-    aliases = fields.texts("answer_aliases") if "answer_aliases" in fields else ()
+    aliases = fields.texts("answer_aliases", ())
+    return _question(fields, documents, positives, aliases)
+
+
+def _question(
+    fields: _Fields,
+    documents: Sequence[str],
+    positives: Sequence[int],
+    aliases: Sequence[str] = (),
+) -> Record:
+    answer, question = fields.text("answer"), fields.text("question")
     return Record(
         tuple(documents),
-        (fields.text("question"),),
+        (question,),
         (answer,),
-        "qa",
-        tuple(positives),
-        (answer, *aliases),
-        source,
+        positives=tuple(positives),
+        gold=(answer, *aliases),
+        source=fields.source,
     )
 
 
 def read_text(values: Any, source: str) -> Record:
     """Read a passage: ``text``, and optionally ``title`` and ``id``."""
     fields = _Fields(values, source, ("text", "title", "id", "_id"))
-    title = fields.text("title") if "title" in fields else ""
-    document = passage(title, fields.text("text")) if title else fields.text("text")
+    title, text = fields.text("title", ""), fields.text("text")
+    document = passage(title, text) if title else text
     return Record((document,), kind="text", source=source)
 
 
@@ -289,34 +286,21 @@ FORMATS: dict[str, Reader] = {
 
 
 def detect_format(values: Any, source: str) -> str:
-    """Tell the format of a file by its first record.
+    """Return the format of a file by its first record.
 
     Raises:
       ClaraError: it looks like none of `FORMATS`.
     """
-    signs = {
-        "clara": "docs",
-        "hotpotqa": "context",
-        "musique": "paragraphs",
-        "text": "text",
-    }
-    for name, sign in signs.items():
-        if isinstance(values, Mapping) and sign in values:
+    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
+    fields = list(map(str, values)) if isinstance(values, Mapping) else []
+    for sign, name in {**signs, "text": "text"}.items():
+        if sign in fields:
             return name
-    fields = ", ".join(map(str, values)) if isinstance(values, Mapping) else "none"
     raise ClaraError(
-        f"{source}: of no known format (fields: {fields}); a record has 'docs' "
-        "(clara), 'context' (hotpotqa), 'paragraphs' (musique) or 'text'"
+        f"{source}: is of no known format (fields: {', '.join(fields) or 'none'}); a "
+        "record has 'docs' (clara), 'context' (hotpotqa), 'paragraphs' (musique) or "
+        "'text'"
     )
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string holds text only: JSON can spell halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Records by index, out of files and TFDS folders of every format in `FORMATS`."""
+"""Records by index, out of JSON files and TFDS folders; TFDS folders out of records."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import contextlib
 import io
 import itertools
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from tqdm import tqdm
 
-from clara_jax.data.files import JsonFile
+from clara_jax.data.json_files import JsonFile
 from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
 from clara_jax.errors import ClaraError
-from clara_jax.files import write_error
+from clara_jax.files import first_line, write_error
 
 
 @runtime_checkable
 class Rows(Protocol):
     """What a format is read from: raw objects by index, each with its place."""
 
+    path: str
+
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Any, str]: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, str]: ...
 
 
 class Records:
@@ -35,13 +37,16 @@ class Records:
     Args:
       parts: rows, and the reader for them.
       limit: keep only the first so many; 0 keeps all.
+
+    Attributes:
+      paths: the files and folders.
     """
 
     def __init__(self, parts: Sequence[tuple[Rows, Reader]], limit: int = 0):
+        self.paths = [rows.path for rows, _ in parts]
         self._parts = list(parts)
         self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
-        total = self._ends[-1] if self._ends else 0
-        self._length = min(total, limit) if limit else total
+        self._length = min(self._ends[-1], limit) if limit else self._ends[-1]
 
     def __len__(self) -> int:
         return self._length
@@ -53,16 +58,8 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index = int(index) % len(self)
+    def __getitem__(self, index: int, /) -> Record:
+        index = range(len(self))[index]
         part = bisect.bisect_right(self._ends, index)
         rows, reader = self._parts[part]
         return reader(*rows[index - (self._ends[part - 1] if part else 0)])
@@ -95,20 +92,17 @@ def open_records(
     if not paths:
         raise ClaraError("data: no files of records are named")
     parts: list[tuple[Rows, Reader]] = []
-    for path in paths:
-        rows = _open_rows(str(path))
+    for path in map(str, paths):
+        folder, _, split = path.partition("#")
+        if Path(folder).is_dir():
+            rows: Rows = TfdsRows(folder, split)
+        elif Path(path).exists():
+            rows = JsonFile(path)
+        else:
+            raise ClaraError(f"{path}: no such file or folder")
         name = detect_format(*rows[0]) if format == "auto" else format
         parts.append((rows, FORMATS[name]))
     return Records(parts, limit)
-
-
-def _open_rows(path: str) -> Rows:
-    folder, _, split = path.partition("#")
-    if Path(folder).is_dir():
-        return TfdsRows(folder, split)
-    if not Path(path).exists():
-        raise ClaraError(f"{path}: no such file or folder")
-    return JsonFile(path)
 
 
 class TfdsRows:
@@ -129,12 +123,10 @@ class TfdsRows:
         if len(found) != 1:
             what = "several TFDS data sets" if found else "no TFDS data set"
             raise ClaraError(f"{folder}: is a folder with {what}; name one")
-        tfds = _import_tfds()
         try:
-            builder = tfds.builder_from_directory(str(found[0]))
+            builder = _import_tfds().builder_from_directory(str(found[0]))
             splits = list(builder.info.splits)
-            if not split:
-                split = splits[0] if len(splits) == 1 else "train"
+            split = split or (splits[0] if len(splits) == 1 else "train")
             if split not in splits:
                 raise ClaraError(
                     f"{folder}: has no split '{split}', only {', '.join(splits)}"
@@ -143,18 +135,17 @@ class TfdsRows:
         except ClaraError:
             raise
         except Exception as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            line = first_line(error)
             raise ClaraError(f"{folder}: cannot be read by TFDS: {line}") from error
-        self._name = f"{folder}#{split}"
+        self.path = f"{folder}#{split}"
         if not len(self._source):
-            raise ClaraError(f"{self._name}: holds no records")
+            raise ClaraError(f"{self.path}: holds no records")
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
-        values = _plain(self._source[index])
-        return values, f"{self._name}: record {index + 1}"
+        return _plain(self._source[index]), f"{self.path}: record {index + 1}"
 
 
 def _plain(value: Any) -> Any:
@@ -187,47 +178,74 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise ClaraError(f"{folder}: exists already; name a new folder")
-    _import_tfds()
-    from clara_jax.data.clara_records import ClaraRecords
-
     for name in records:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "all":
             raise ClaraError(f"'{name}' is no name for a split; try train or eval")
-    scratch = ""
+    tfds = _import_tfds()
+    total = sum(map(len, records.values()))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-        with _bar(records) as watched, contextlib.redirect_stdout(io.StringIO()):
-            builder = ClaraRecords(splits=watched, data_dir=scratch)
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}.", dir=folder.parent
+            ) as scratch,
+            tqdm(desc="write", total=total, unit="rec", delay=2) as bar,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            builder = _builder(tfds, scratch, records, bar)
             builder.download_and_prepare()
-        Path(builder.data_dir).replace(folder)
+            Path(builder.data_dir).replace(folder)
     except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
         raise write_error(folder, error) from error
-    finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
-class _Watched:
-    """Records that count on a bar when they are read."""
+def _builder(
+    tfds: Any, folder: str, records: Mapping[str, RecordSource], bar: tqdm
+) -> Any:
+    """A builder of our own: that of ``store_as_tfds_dataset`` needs TensorFlow."""
+    texts = tfds.features.Sequence(tfds.features.Text())
+    features = {
+        "docs": texts,
+        "question": texts,
+        "answers": texts,
+        "data_type": tfds.features.Text(),
+        "pos_index": tfds.features.Sequence(np.int32),
+        "gold_answer": texts,
+    }
 
-    def __init__(self, records: RecordSource, bar: tqdm):
-        self._records, self._bar = records, bar
+    class ClaraRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
+        VERSION = tfds.core.Version("1.0.0")
+        RELEASE_NOTES = {"1.0.0": "Documents, questions, answers, positives."}  # noqa: RUF012
 
-    def __len__(self) -> int:
-        return len(self._records)
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                description="Documents with questions about them, for CLaRa.",
+                disable_shuffling=True,
+            )
 
-    def __getitem__(self, index: int) -> Record:
-        self._bar.update(1)
-        return self._records[index]
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager
+            return {
+                name: self._generate_examples(source)
+                for name, source in records.items()
+            }
 
+        def _generate_examples(
+            self, source: RecordSource
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i in range(len(source)):
+                bar.update(1)
+                record = source[i]
+                values = (
+                    *(record.documents, record.questions, record.answers),
+                    *(record.kind, record.positives, record.gold),
+                )
+                yield i, dict(zip(features, values, strict=True))
 
-@contextlib.contextmanager
-def _bar(records: Mapping[str, RecordSource]) -> Iterator[dict[str, RecordSource]]:
-    total = sum(map(len, records.values()))
-    with tqdm(desc="write", total=total, unit="rec", delay=2) as bar:
-        yield {name: _Watched(source, bar) for name, source in records.items()}
+    return ClaraRecords(data_dir=folder, file_format="array_record")
 
 
 def _import_tfds() -> Any:

@@ -1,4 +1,4 @@
-"""What processes tell each other, and arrays that span them."""
+"""Values that processes exchange, and arrays that span them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from clara_jax.files import first_line
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and talks to the user."""
+    """Return whether this is the process that writes files and talks to the user."""
     return jax.process_index() == 0
 
 
 def first(compute: Callable[[], Any]) -> Any:
-    """What process 0 finds, on every process.
-
-    Args:
-      compute: called on process 0 only; returns JSON values.
+    """Return on every process what `compute`, called on process 0, returns as JSON.
 
     Raises:
       ClaraError: `compute` raised it; every process raises the same.
@@ -48,27 +45,25 @@ def first(compute: Callable[[], Any]) -> Any:
 
 
 def gather(x: np.ndarray) -> np.ndarray:
-    """Stack every process's array ``[...]`` of one shape: ``[processes, ...]``."""
+    """Stack the arrays of all processes, of one shape: ``[processes, ...]``."""
     if jax.process_count() == 1:
         return np.asarray(x)[None]
     return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
 def to_host(tree: Any) -> Any:
-    """Whole numpy arrays of a tree of arrays, on every process."""
+    """Return a tree of arrays as whole numpy arrays, on every process."""
 
     def fetch(leaf: Any) -> np.ndarray:
-        if getattr(leaf, "is_fully_addressable", True):
+        if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
             return np.asarray(leaf)
-        if leaf.is_fully_replicated:
-            return np.asarray(leaf.addressable_data(0))
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(fetch, tree)
 
 
 def from_host(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Lay out an array that every process holds whole; each takes its own parts."""
+    """Place an array that every process holds whole; each takes its own parts."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     x = np.asarray(x)

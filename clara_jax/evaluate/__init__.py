@@ -1,8 +1,9 @@
 """Scores of answers and retrieval, and the evaluators that a training run calls."""
 
-from clara_jax.evaluate.corpus import CorpusRetrieval
 from clara_jax.evaluate.evaluators import (
     CompressedAnswers,
+    CorpusRetrieval,
+    Evaluator,
     HeldOutLoss,
     Question,
     SelectedAnswers,
@@ -14,6 +15,7 @@ from clara_jax.evaluate.metrics import score_answers, score_retrieval
 __all__ = [
     "CompressedAnswers",
     "CorpusRetrieval",
+    "Evaluator",
     "HeldOutLoss",
     "Question",
     "SelectedAnswers",

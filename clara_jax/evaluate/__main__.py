@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +20,15 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from clara_jax import commands
 from clara_jax.convert import named_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
 from clara_jax.evaluate.examine import (
     BASELINES,
+    Prediction,
+    PredictionFile,
     conditions_of,
     examine,
     need,
@@ -38,27 +40,21 @@ from clara_jax.evaluate.paraphrases import (
     paraphrase_scores,
     passages_of,
 )
-from clara_jax.evaluate.predictions import Prediction, PredictionFile
-from clara_jax.evaluate.report import markdown, scores_of
-from clara_jax.files import told, write_error, write_json
+from clara_jax.evaluate.scores import markdown, scores_of
+from clara_jax.files import write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         prog="python -m clara_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="run folder, model folder, or the name of a model that comes with the "
-        "package",
-    )
+    add("--model", required=True, help=commands.MODEL)
     add("--data", required=True, action="append", help="records; may be repeated")
     add("--format", default="auto", help="format of the data")
     add(
@@ -74,16 +70,7 @@ def parser() -> argparse.ArgumentParser:
         default=",".join(BASELINES),
         help="comma-separated, out of %(default)s; empty for none",
     )
-    add("--base", default="", help="base model in place of the one that DIR names")
-    add(
-        "--dtype", default="", help="compute type, such as bfloat16; see clara_jax.load"
-    )
-    add(
-        "--quantize",
-        default="none",
-        metavar="KIND",
-        help="keep the frozen layers' matrices in int8 or nf4 (4 bits)",
-    )
+    commands.add_model_options(parser)
     add(
         "--paraphrase",
         action="store_true",
@@ -109,15 +96,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its result is the exit status."""
     arguments = parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return commands.run(lambda: _run(arguments))
 
 
 class _Work(NamedTuple):
@@ -161,10 +140,7 @@ def _run(arguments: argparse.Namespace) -> None:
     names = ", ".join(Path(path).name for path in arguments.data)
     text = work.table(scores, f"{Path(arguments.model).name} on {names}")
     write_json(out / "scores.json", {"settings": settings, **scores})
-    try:
-        (out / "scores.md").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise write_error(out / "scores.md", error) from error
+    write_text(out / "scores.md", text)
     print(f"{text}\nwritten to {out}")
 
 
@@ -238,7 +214,7 @@ def _fixed(clara: Clara, asked: Sequence[Any]) -> dict[str, Any]:
     digest = hashlib.blake2b(repr(list(asked)).encode("utf-8"), digest_size=16)
     return {
         "max_new_tokens": clara.config.max_new_tokens,
-        "dtype": clara.model.config.dtype,
+        "dtype": clara.network.model.config.dtype,
         "content": digest.hexdigest(),
     }
 
@@ -250,13 +226,7 @@ def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
         prompt_max_length=8192,
         too_long="cut",
     )
-    return load(
-        arguments.model,
-        config,
-        base=arguments.base,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-    )
+    return load(arguments.model, config, **commands.model_options(arguments))
 
 
 def _quantized(arguments: argparse.Namespace) -> dict[str, str]:
@@ -280,13 +250,5 @@ def _default_out(arguments: argparse.Namespace) -> Path:
     return Path("evaluation") / arguments.model / name
 
 
-def _stop(number: int, _: Any) -> None:
-    """End at once: all that was answered is on disk, and there is nothing to tidy."""
-    os.write(2, b"\ninterrupted; the same command goes on from here\n")
-    os._exit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    sys.exit(main())
+    commands.start(main)

@@ -15,11 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from clara_jax.clara import Batch
+from clara_jax.clara import Batch, Network
 from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.metrics import score_answers, score_retrieval
 from clara_jax.generate import Clara
+from clara_jax.search import Store
 from clara_jax.shapes import Bool, Float, Int, Params
 
 Result = tuple[str, float]
@@ -35,12 +36,21 @@ class Trained(Protocol):
         ...
 
 
+@runtime_checkable
+class Evaluator(Protocol):
+    """Measures a state on held-out data."""
+
+    def run(self, state: Any) -> Iterable[Result]:
+        """Yield (name, value) pairs."""
+        ...
+
+
 class HeldOutLoss:
     """The stage's own loss, without dropout.
 
     Args:
-      eval_step: ``(trainable, backbone, frozen, batch) -> (sums, weights, metrics)``.
-      backbone: frozen weights and rows. frozen: adapters that are not trained.
+      eval_step: ``(trainable, network, batch) -> (sums, weights, metrics)``.
+      network: all that is frozen.
       batches: gives the held-out batches, anew at every call.
       put: moves a batch to the devices.
       shuffled: give every row the documents of the row before it: what is lost by that
@@ -50,8 +60,7 @@ class HeldOutLoss:
     def __init__(
         self,
         eval_step: Callable[..., Any],
-        backbone: Params,
-        frozen: Mapping[str, Params],
+        network: Network,
         batches: Callable[[], Iterable[Batch]],
         put: Callable[[Batch], Batch] = jax.device_put,
         shuffled: bool = False,
@@ -59,7 +68,7 @@ class HeldOutLoss:
         self._eval_step = jax.jit(eval_step)
         self._change = shuffle_documents if shuffled else lambda batch: batch
         self._prefix = "shuffled/" if shuffled else ""
-        self._backbone, self._frozen = backbone, dict(frozen)
+        self._network = network
         self._batches, self._put = batches, put
 
     def run(self, state: Trained) -> Iterator[Result]:
@@ -71,7 +80,7 @@ class HeldOutLoss:
         totals: dict[tuple[str, str], np.ndarray] = {}
         for batch in map(self._change, self._batches()):
             sums, weights, metrics = self._eval_step(
-                dict(state.trainable), self._backbone, self._frozen, self._put(batch)
+                dict(state.trainable), self._network, self._put(batch)
             )
             pairs = {("loss/", name): (sums[name], weights[name]) for name in sums}
             pairs |= {("held_out/", name): pair for name, pair in metrics.items()}
@@ -285,7 +294,7 @@ def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
 
 def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
     """The same model with some adapters replaced."""
-    return dataclasses.replace(clara, adapters={**clara.adapters, **trainable})
+    return dataclasses.replace(clara, network=clara.network.with_adapters(trainable))
 
 
 def answer_results(
@@ -313,3 +322,92 @@ class _VectorCache:
         if self._kept is None:
             self._kept = clara.gather(rows)
         return self._kept
+
+
+Search = Callable[
+    [Float[np.ndarray, "B W"], int],
+    tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]],
+]
+"""Queries and k to cosines and row numbers, best first; any searcher is one."""
+
+_AT_ONCE = 256
+"""Questions whose documents' vectors are in memory together."""
+
+
+class CorpusRetrieval:
+    """What the reasoner finds in a whole store, and the answers from the best of it.
+
+    A question's right documents are known in the store by their text. Questions of
+    which one is not there, or not told, do not count for recall.
+
+    Args:
+      clara: the model, with the frozen adapters; its compressor made the store.
+      questions: held out.
+      store: the corpus.
+      search: over it.
+      ks: cut-offs of recall; those above the number of documents are left out.
+      decode: also answer from the best ``clara.selection.top_k``; costs most of the
+        time.
+    """
+
+    def __init__(
+        self,
+        clara: Clara,
+        questions: Sequence[Question],
+        store: Store,
+        search: Search,
+        ks: Sequence[int] = (1, 5),
+        decode: bool = True,
+    ):
+        self._clara, self._questions = clara, list(questions)
+        self._store, self._search, self._decode = store, search, decode
+        self._top_k = min(clara.selection.top_k, len(store))
+        self._ks = sorted({k for k in ks if k <= len(store)})
+        self._gold = [
+            self._rows([q.documents[i] for i in q.positives]) for q in self._questions
+        ]
+
+    @property
+    def left_out(self) -> int:
+        """Questions that do not count for recall."""
+        return sum(not gold for gold in self._gold)
+
+    def run(self, state: Trained) -> Iterator[Result]:
+        """Yield ``corpus/recall@k`` for each k and ``corpus/exact_match``, ``f1`` etc.
+
+        ``corpus/left_out`` is the number of questions that do not count for recall.
+        """
+        clara = with_adapters(self._clara, state.trainable)
+        texts = [q.question for q in self._questions]
+        chosen: list[list[int]] = []
+        answers: list[str] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            asked = texts[start : start + _AT_ONCE]
+            found = self._find(clara, asked)
+            chosen += self._lowest(found).tolist()
+            if self._decode:
+                best = found[:, : self._top_k]
+                shape = (*best.shape, self._store.num_memory, self._store.width)
+                vectors = self._store.vectors(best.ravel()).reshape(shape)
+                answers += clara.answer_from_vectors(asked, vectors)
+        recall = score_retrieval(self._gold, chosen, self._ks)
+        if self.left_out < len(texts):
+            yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
+        yield "corpus/left_out", float(self.left_out)
+        if self._decode:
+            yield from answer_results("corpus", answers, self._questions)
+
+    def _find(self, clara: Clara, texts: Sequence[str]) -> Int[np.ndarray, "B k"]:
+        queries = clara.reason(texts).reshape(len(texts), -1).astype(np.float32)
+        return self._search(queries, max([self._top_k, *self._ks]))[1]
+
+    def _rows(self, texts: Sequence[str]) -> list[int]:
+        """Rows of all these texts, or none at all."""
+        rows = self._store.find(texts).tolist()
+        return [] if -1 in rows else rows
+
+    def _lowest(self, rows: Int[np.ndarray, "B k"]) -> Int[np.ndarray, "B k"]:
+        """Of each row the lowest one with its text: a corpus may have a text twice."""
+        distinct, places = np.unique(rows, return_inverse=True)
+        lowest = self._store.find(self._store.strings(distinct, "text"))
+        return lowest[places.reshape(rows.shape)]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOOLEANS = {"True": "yes", "False": "no"}
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _VERDICTS = ("yes", "no", "noanswer")
@@ -116,11 +115,6 @@ def score_answers(
     }
     words = sum(len(prediction.split()) for prediction, _ in rows)
     return {**scores, "output_length": words / len(rows)}
-
-
-def extract_answers(text: str) -> list[str]:
-    """Contents of every ``<answer>...</answer>`` pair in `text`, stripped."""
-    return [found.strip() for found in _ANSWER.findall(text)]
 
 
 def score_retrieval(

@@ -19,12 +19,11 @@ import numpy as np
 
 from clara_jax.data.records import Record, RecordSource
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.examine import CHUNK, need, other_documents
-from clara_jax.evaluate.predictions import Prediction
-from clara_jax.evaluate.report import bootstrap, markdown_table
+from clara_jax.evaluate.examine import CHUNK, Prediction, need, other_documents
+from clara_jax.evaluate.scores import bootstrap, markdown_table
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
-from clara_jax.generate.prompts import draw_instructions
+from clara_jax.generate.requests import draw_instructions
 
 CONDITIONS = ("model", "none", "shuffled")
 _LABELS = {

@@ -5,13 +5,13 @@ from clara_jax.generate.batched import continue_rows, encode_rows
 from clara_jax.generate.decode import (
     DecodeConfig,
     DecodeState,
+    Sampling,
     decode_loop,
     decode_step,
     generate,
     prefill,
 )
-from clara_jax.generate.sampling import Sampling
-from clara_jax.generate.settings import AnswerConfig, Selection
+from clara_jax.generate.requests import AnswerConfig, Selection
 
 __all__ = [
     "AnswerConfig",

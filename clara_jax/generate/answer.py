@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig, SelectionConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate.batched import (
@@ -21,20 +22,22 @@ from clara_jax.generate.batched import (
     candidate_scores,
     continue_rows,
     encode_rows,
+    number_texts,
+    stream_tokens,
+    text_pieces,
 )
-from clara_jax.generate.batching import number_texts
 from clara_jax.generate.decode import trim
 from clara_jax.generate.explain import Spoken, explain_vectors
-from clara_jax.generate.prompts import (
+from clara_jax.generate.requests import (
+    AnswerConfig,
+    Selection,
     draw_instructions,
     encode_prompts,
     refuse_empty,
     refuse_long,
+    require_role,
 )
-from clara_jax.generate.settings import AnswerConfig, Selection, require_role
-from clara_jax.generate.stream import stream_tokens, text_pieces
-from clara_jax.model import Transformer, merge_lora
-from clara_jax.shapes import Bool, Float, Int, Params
+from clara_jax.shapes import Bool, Float, Int
 from clara_jax.text import (
     ClaraTokenizer,
     Prompt,
@@ -49,12 +52,12 @@ class Clara:
     """A model that answers questions from compressed documents.
 
     Attributes:
-      model: the transformer with its LoRA settings.
-      backbone, adapters: see `role_variables`.
+      network: backbone and adapters.
       tokenizer: with special tokens.
-      memory, selection: how documents are compressed and chosen.
+      memory: how documents are compressed.
+      selection: how they are chosen.
       config: how answers are made.
-      merged: role to weights that hold its adapter already; see `merge`.
+      merged: role to a network whose weights hold its adapter; see `merge`.
       watch: called with a part's name (compress, reason, select, prefill, decode) for a
         context around it, to take times.
 
@@ -64,14 +67,12 @@ class Clara:
       clara.answer_from_vectors(["Who?"], vectors[None, :5])  # ["..."]
     """
 
-    model: Transformer
-    backbone: Params
-    adapters: Params
+    network: Network
     tokenizer: ClaraTokenizer
     memory: MemoryConfig
     selection: SelectionConfig = SelectionConfig()
     config: AnswerConfig = AnswerConfig()
-    merged: Mapping[str, Params] = dataclasses.field(default_factory=dict)
+    merged: Mapping[str, Network] = dataclasses.field(default_factory=dict)
     watch: Watch = contextlib.nullcontext
 
     def compress(self, documents: Sequence[str]) -> Float[np.ndarray, "n M D"]:
@@ -246,7 +247,7 @@ class Clara:
             answer_prompt("\n\n".join(map(plain, texts)), question)
             for question, texts in zip(questions, documents, strict=True)
         ]
-        longest = self.model.config.rope.max_position
+        longest = self.network.model.config.rope.max_position
         limit = longest - self.config.max_new_tokens if longest else None
         return self._texts(encode_prompts(self.tokenizer, prompts, limit), None, role)
 
@@ -304,12 +305,9 @@ class Clara:
         role: str | None = "generator",
     ) -> Int[np.ndarray, "B new"]:
         """Decode what follows prompts; see `continue_rows`."""
-        if role is not None:
-            require_role(self.adapters, role)
+        network, role = self._player(role)
         return continue_rows(
-            self.model,
-            self.backbone,
-            self.adapters,
+            network,
             rows,
             vectors,
             role=role,
@@ -317,7 +315,6 @@ class Clara:
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             watch=self.watch,
-            merged=self.merged.get(role or ""),
         )
 
     def merge(self, role: str = "generator") -> Clara:
@@ -325,25 +322,21 @@ class Clara:
 
         The sum is made in float32. Each merged role keeps weights of its own.
         """
-        require_role(self.adapters, role)
-        merged = merge_lora(
-            self.model.lora, self.backbone["params"], self.adapters[role]
-        )
-        return dataclasses.replace(self, merged={**self.merged, role: merged})
+        require_role(self.network, role)
+        merged = {**self.merged, role: self.network.merge(role)}
+        return dataclasses.replace(self, merged=merged)
 
     def stream(self, question: str, vectors: Float[AnyArray, "J M D"]) -> Iterator[str]:
         """Yield the answer of `answer_from_vectors` in pieces, as it is decoded."""
-        require_role(self.adapters, "generator")
+        network, role = self._player("generator")
         (row,) = self.answer_prompts([question], vectors[None])
         tokens = stream_tokens(
-            self.model,
-            self.backbone,
-            self.adapters,
+            network,
             row,
             vectors,
+            role,
             self.config.decoding(self.tokenizer),
             self.config.seed,
-            self.merged.get("generator"),
             self.watch,
         )
         return text_pieces(tokens, self.tokenizer.decode)
@@ -356,8 +349,7 @@ class Clara:
         Returns, per question and memory vector, `count` tokens, most probable first.
         """
         return explain_vectors(
-            self.model,
-            self.backbone["params"],
+            self.network,
             self.reason(questions),
             self.tokenizer.decode,
             count,
@@ -376,20 +368,28 @@ class Clara:
     def _encode(
         self, texts: Sequence[str], max_length: int, role: str
     ) -> Float[np.ndarray, "n M D"]:
-        require_role(self.adapters, role)
-        count = self.memory.num_memory
-        merged, backbone = self.merged.get(role), self.backbone
+        network, adapter = self._player(role)
         return encode_rows(
-            self.model,
-            backbone if merged is None else {**backbone, "params": merged},
-            self.adapters,
+            network,
             self.tokenizer.encode_documents(texts, max_length),
-            role=role if merged is None else None,
-            num_memory=count,
+            role=adapter,
             pad_id=self.tokenizer.pad_id,
             batch_size=self.config.batch_size,
-            largest=max_length + 3 + count,
+            largest=max_length + 3 + self.memory.num_memory,
         )
+
+    def _player(self, role: str | None) -> tuple[Network, str | None]:
+        """Return the network that plays a role, and the adapter that it needs for it.
+
+        Without a role it is the plain backbone, which knows no special tokens.
+        """
+        network = self.network
+        if role is None:
+            own = {k: v for k, v in network.adapters.items() if k == "backbone"}
+            return dataclasses.replace(network, adapters=own), None
+        require_role(network, role)
+        merged = self.merged.get(role)
+        return (network, role) if merged is None else (merged, None)
 
     def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         config, cut = self.config, self.config.too_long == "cut"

@@ -1,40 +1,138 @@
 """Texts and prompts of any number and length through the compiled functions.
 
-Vectors stay in host memory between the parts: batches are cut and put together there,
-so that only padded shapes are ever compiled.
+Every new shape compiles anew, so lengths are rounded up to 16, 24, 32, 48, 64, 96, ...
+and numbers of rows to powers of two: at most half of a batch is padding, and a service
+sees about two programs per doubling of the length. Where many rows come together, as
+when a corpus is compressed, eight programs per doubling pay for themselves. Vectors
+stay in host memory between the parts, so that only padded shapes are ever compiled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.clara import (
-    Tokens,
-    compress,
-    cosine_scores,
-    prompt_embeddings,
-    role_variables,
-)
+from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.distributed import to_host
-from clara_jax.generate.batching import (
-    batches_by_length,
-    length_bucket,
-    pad_rows,
-    row_bucket,
+from clara_jax.generate.decode import (
+    DecodeConfig,
+    jit_decode_loop,
+    jit_decode_step,
+    jit_prefill,
+    row_keys,
 )
-from clara_jax.generate.decode import DecodeConfig, jit_decode_loop, jit_prefill
-from clara_jax.generate.sampling import row_keys
-from clara_jax.model import Transformer
-from clara_jax.shapes import Array, Float, Int, Params
+from clara_jax.shapes import Array, Float, Int
 from clara_jax.sharding import place
+
+_MANY = 4
+"""Full batches from which on closer lengths are worth their programs."""
+
+
+def length_bucket(
+    length: int, largest: int | None = None, smallest: int = 16, steps: int = 2
+) -> int:
+    """The padded length of a row: a power of two, or a step between two of them.
+
+    Args:
+      length: tokens in the longest row.
+      largest: longest length that can occur, where it is known.
+      smallest: lower bound, which saves programs where short rows cost little.
+      steps: from one power of two to the next; none is shorter than 8 tokens.
+
+    Returns:
+      The smallest such number that holds `length`; never above `largest`.
+    """
+    length = max(length, 1)
+    wanted = max(length, smallest, 16)
+    step = max((1 << ((wanted - 1).bit_length() - 1)) // steps, 8)
+    bucket = -(-wanted // step) * step
+    return bucket if largest is None else max(length, min(bucket, largest))
+
+
+def row_bucket(rows: int, batch_size: int) -> int:
+    """The padded number of rows: the next power of two, `batch_size` at most."""
+    return min(1 << max(rows - 1, 0).bit_length(), batch_size)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad_id: int, count: int, length: int
+) -> Tokens:
+    """Stack rows, padded on the right, below them empty rows.
+
+    Args:
+      rows: token ids.
+      pad_id: fills the rest.
+      count: rows of the result. length: its columns.
+
+    Returns:
+      `Tokens` of shape ``[count, length]``.
+    """
+    ids = np.full((count, length), pad_id, np.int32)
+    mask = np.zeros((count, length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return Tokens(ids=jnp.asarray(ids), mask=jnp.asarray(mask), right_padded=True)
+
+
+def batches_by_length(
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+    largest: int | None = None,
+    smallest: int = 16,
+    close: bool = False,
+) -> Iterator[tuple[np.ndarray, Tokens]]:
+    """Batches of rows of like length.
+
+    Args:
+      rows: token ids.
+      pad_id: fills shorter rows.
+      batch_size: rows in a batch.
+      largest, smallest: see `length_bucket`.
+      close: lengths lie closer together once there are many rows.
+
+    Yields:
+      Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
+      they are.
+    """
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    steps = 8 if close and len(rows) >= _MANY * batch_size else 2
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = max(len(rows[i]) for i in chosen)
+        length = length_bucket(longest, largest, smallest, steps)
+        count = row_bucket(len(chosen), batch_size)
+        yield chosen, pad_rows([rows[i] for i in chosen], pad_id, count, length)
+
+
+def number_texts(
+    rows: Sequence[Sequence[str]],
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Number the distinct texts of ragged rows.
+
+    Args:
+      rows: B rows of texts.
+
+    Returns:
+      The distinct texts in the order met; their numbers ``[B, C]``, C the longest row;
+      and which places ``[B, C]`` hold one.
+    """
+    width = max(map(len, rows), default=0)
+    places = np.zeros((len(rows), width), np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    number: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        mask[i, : len(row)] = True
+        places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
+    return list(number), places, mask
+
 
 Watch = Callable[[str], AbstractContextManager]
 """Called with a part's name for a context around it, to take times."""
@@ -49,13 +147,10 @@ _PROMPT = 64
 
 
 def encode_rows(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     rows: Sequence[Sequence[int]],
     *,
     role: str | None,
-    num_memory: int,
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
@@ -66,11 +161,9 @@ def encode_rows(
     A batch is fetched when the next one is under way, so that devices do not wait.
 
     Args:
-      model: the transformer.
-      backbone, adapters: see `role_variables`.
+      network: which reads.
       rows: encoder rows, each ending in M memory tokens.
       role: ``compressor`` or ``reasoner``; None where the backbone holds its adapter.
-      num_memory: M.
       pad_id: fills shorter rows.
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
@@ -79,8 +172,9 @@ def encode_rows(
     Returns:
       ``[n, M, D]`` vectors in the rows' order.
     """
-    dtype = jnp.dtype(model.config.dtype)
-    vectors = np.zeros((len(rows), num_memory, model.config.width), dtype)
+    shape = network.model.config
+    size = (len(rows), network.num_memory, shape.width)
+    vectors = np.zeros(size, jnp.dtype(shape.dtype))
     under_way: list[tuple[np.ndarray, Array]] = []
 
     def fetch() -> None:
@@ -91,7 +185,7 @@ def encode_rows(
 
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
-        found = compress_batch(model, backbone, adapters, tokens, num_memory, role)
+        found = compress_batch(network, tokens, role)
         under_way.append((chosen, found))
         if len(under_way) > 1:
             fetch()
@@ -101,9 +195,7 @@ def encode_rows(
 
 
 def continue_rows(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     rows: Sequence[Sequence[int]],
     vectors: Float[AnyArray, "n J M D"] | None,
     *,
@@ -112,28 +204,23 @@ def continue_rows(
     batch_size: int,
     seed: int = 0,
     watch: Watch = contextlib.nullcontext,
-    merged: Params | None = None,
 ) -> Int[np.ndarray, "n new"]:
     """Decode what follows prompts, batch by batch.
 
     Args:
-      model: the transformer.
-      backbone, adapters: see `role_variables`.
+      network: which reads.
       rows: token ids of each prompt.
       vectors: fill the memory tokens from the left; None where there are none.
-      role: whose adapter writes; None for the plain backbone, without special rows.
+      role: whose adapter writes; None where the weights hold it, or for no adapter.
       config: how to decode.
       batch_size: prompts decoded together.
       seed: of the draws, which do not depend on how rows fall into batches.
       watch: gets ``prefill`` and ``decode``.
-      merged: weights that hold the role's adapter already, as of `merge_lora`.
 
     Returns:
       New tokens; a row ends with its end token, then pads.
     """
-    if role is None and vectors is None:
-        adapters = {name: adapters[name] for name in adapters if name == "backbone"}
-    variables = decoder_variables(backbone, adapters, role, merged)
+    model, variables = network.model, network.variables(role)
     filled = None if vectors is None else np.asarray(vectors)
     out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
     batches = batches_by_length(rows, config.pad_id, batch_size, smallest=_PROMPT)
@@ -141,7 +228,7 @@ def continue_rows(
         padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
         filling = None if filled is None else jnp.asarray(filled[padded])
         with watch("prefill"):
-            embeddings = embed_prompts(model, backbone, adapters, prompt, filling)
+            embeddings = embed_prompts(network, prompt, filling)
             keys = row_keys(seed, jnp.asarray(padded))
             state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
             jax.block_until_ready(state)
@@ -149,15 +236,6 @@ def continue_rows(
             state = jit_decode_loop(model, variables, state, config)
             out[chosen] = to_host(state.tokens)[: len(chosen)]
     return out
-
-
-def decoder_variables(
-    backbone: Params, adapters: Params, role: str | None, merged: Params | None
-) -> Params:
-    """Variables of the role that writes; `merged` weights need no adapter."""
-    if merged is None:
-        return role_variables(backbone, adapters, role)
-    return {**role_variables(backbone, adapters, None), "params": merged}
 
 
 def pad_prompt(row: Sequence[int], pad_id: int) -> Tokens:
@@ -205,34 +283,89 @@ def _scores(
     return jax.vmap(one)(flat)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_memory", "role"))
+@functools.partial(jax.jit, static_argnames="role")
 def compress_batch(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     tokens: Tokens,
-    num_memory: int,
     role: str | None,
 ) -> Float[Array, "B M D"]:
     """Vectors of one padded batch of documents or questions."""
     tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
-    encoding = compress(
-        model, backbone, adapters, tokens, num_memory=num_memory, role=role
-    )
-    return encoding.memory
+    return network.compress(tokens, role=role).memory
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@jax.jit
 def embed_prompts(
-    model: Transformer,
-    backbone: Params,
-    adapters: Params,
+    network: Network,
     prompt: Tokens,
     vectors: Float[Array, "B J M D"] | None,
 ) -> Float[Array, "B T D"]:
     """Input embeddings of prompts, their memory tokens filled with `vectors`."""
-    if vectors is None or vectors.shape[1] == 0:
-        variables = role_variables(backbone, adapters, None)
-        apply: Any = model.apply
-        return apply(variables, prompt.ids, method="embed")
-    return prompt_embeddings(model, backbone, adapters, prompt, vectors)
+    return network.embed(prompt, vectors)
+
+
+def stream_tokens(
+    network: Network,
+    row: Sequence[int],
+    vectors: Float[AnyArray, "J M D"],
+    role: str | None,
+    config: DecodeConfig,
+    seed: int = 0,
+    watch: Watch = contextlib.nullcontext,
+) -> Iterator[int]:
+    """Yield the tokens that `continue_rows` gives, each as soon as it is known.
+
+    Args:
+      network, role, config, seed, watch: as of `continue_rows`.
+      row: token ids of one prompt.
+      vectors: fill its memory tokens.
+
+    Yields:
+      New tokens of the generator, the end token left out.
+    """
+    model, variables = network.model, network.variables(role)
+    with watch("prefill"):
+        prompt = pad_prompt(row, config.pad_id)
+        filling = jnp.asarray(vectors)[None]
+        embeddings = embed_prompts(network, prompt, filling)
+        keys = row_keys(seed, jnp.arange(1))
+        state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
+        token = int(state.tokens[0, 0])
+    for step in range(1, config.max_new_tokens + 1):
+        if token in config.eos_ids:
+            return
+        yield token
+        if step < config.max_new_tokens:
+            with watch("decode"):
+                state = jit_decode_step(model, variables, state, config)
+                token = int(state.tokens[0, step])
+
+
+def text_pieces(
+    tokens: Iterator[int], decode: Callable[[Sequence[int]], str]
+) -> Iterator[str]:
+    """Yield text as tokens complete it.
+
+    A token may end in the middle of a character, or change how the one before it is
+    spelled; a piece is held back until its text is final.
+
+    Args:
+      tokens: ids. decode: ids to text.
+
+    Yields:
+      Pieces that join to the decoded whole, white space around it left out.
+    """
+    ids: list[int] = []
+    told = ""
+    for token in tokens:
+        ids.append(token)
+        text = decode(ids).lstrip()
+        # White space at the end may be the last of the answer.
+        if not text.endswith("\ufffd") and text.startswith(told):
+            piece = text.rstrip()[len(told) :]
+            if piece:
+                yield piece
+                told += piece
+    rest = decode(ids).strip()[len(told) :]
+    if rest:
+        yield rest

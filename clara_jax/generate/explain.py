@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.clara import Network
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
@@ -55,8 +56,7 @@ def nearest_tokens(
 
 
 def explain_vectors(
-    model: Transformer,
-    params: Params,
+    network: Network,
     vectors: Float[np.ndarray, "n M D"],
     decode: Any,
     count: int,
@@ -64,7 +64,7 @@ def explain_vectors(
     """Nearest tokens of every vector of every text, as text.
 
     Args:
-      model, params: as of `nearest_tokens`.
+      network: whose head is asked, without adapters or special tokens.
       vectors: of n texts.
       decode: ids to text.
       count: tokens per vector.
@@ -75,11 +75,12 @@ def explain_vectors(
     Returns:
       For each text, for each of its M vectors, `count` tokens.
     """
+    model = network.model
     if not 1 <= count <= model.text_vocab:
         raise ClaraError(
             f"{count} tokens per vector were asked for; take 1 to {model.text_vocab}"
         )
-    found = []
+    found, params = [], network.backbone["params"]
     for vector in vectors:
         ids, chances = nearest_tokens(model, params, jnp.asarray(vector)[None], count)
         rows = zip(ids[0].tolist(), chances[0].tolist(), strict=True)

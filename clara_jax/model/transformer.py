@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from clara_jax.config import LORA_LAYERS, LoraConfig, ModelConfig
 from clara_jax.model.attention import (
     Attention,
+    Cache,
     LayerCache,
     attention_settings,
     visible_keys,
 )
-from clara_jax.model.cache import Cache
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
 from clara_jax.model.rope import rope_tables, takes_long_factors
 from clara_jax.shapes import Array, Bool, Float, Hidden, Int, Logits, TokenIds

@@ -5,7 +5,6 @@ and after, for experiments whose config has the groups ``mix`` and ``report``.
 """
 
 from clara_jax.pipeline.after import check, report
-from clara_jax.pipeline.before import export, prepare
-from clara_jax.pipeline.settings import MixSettings, ReportSettings
+from clara_jax.pipeline.before import MixSettings, ReportSettings, export, prepare
 
 __all__ = ["MixSettings", "ReportSettings", "check", "export", "prepare", "report"]

@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, parse
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import curves
+from clara_jax.evaluate.examine import Prediction
 from clara_jax.evaluate.metrics import ANSWER_METRICS
-from clara_jax.evaluate.predictions import Prediction
-from clara_jax.evaluate.report import bootstrap, recall_of, scores_of
+from clara_jax.evaluate.scores import bootstrap, recall_of, scores_of
 from clara_jax.files import read_json, write_json, write_text
-from clara_jax.pipeline.before import describe
+from clara_jax.pipeline.before import ReportSettings, describe
 from clara_jax.pipeline.measure import (
     KS,
     Known,
@@ -32,9 +33,8 @@ from clara_jax.pipeline.measure import (
     held_out,
     last_of,
 )
-from clara_jax.pipeline.settings import ReportSettings
-from clara_jax.pipeline.table import to_markdown
-from clara_jax.train import Experiment, Interrupt, Interrupted, read_lines
+from clara_jax.pipeline.pages import to_markdown
+from clara_jax.train import Experiment, read_lines
 
 DIFFERENCES = (
     ("gold", "shuffled"),
@@ -166,7 +166,9 @@ def _measure(
     }
     best = product_rate(runs[0].dtype)
     clara = models.clara
-    layers = sum(x.size for x in jax.tree.leaves(clara.backbone["params"]["layers"]))
+    layers = sum(
+        x.size for x in jax.tree.leaves(clara.network.backbone["params"]["layers"])
+    )
     return {
         "settings": dataclasses.asdict(settings),
         "name": workdir.name,

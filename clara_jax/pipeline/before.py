@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clara_jax.clara import STAGES
 from clara_jax.config import RunConfig, parse
+from clara_jax.config.parsing import not_negative, positive, require
 from clara_jax.convert import (
     ModelFolder,
     export_adapters,
@@ -20,9 +20,55 @@ from clara_jax.convert import (
 from clara_jax.data import is_mixed, mix, read_recipe
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
-from clara_jax.pipeline.card import card
-from clara_jax.pipeline.settings import MixSettings, ReportSettings
+from clara_jax.pipeline.pages import card
+from clara_jax.stages import STAGES
 from clara_jax.text import ClaraTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class MixSettings:
+    """The data of an experiment; the config's group ``mix``.
+
+    Attributes:
+      recipe: a TOML file, see `clara_jax.data.read_recipe`; empty takes a mix that was
+        made before as it is, without its sources.
+      data: the folder that the recipe's paths are below; empty takes the recipe's.
+      folder: where the mix is, or is made.
+    """
+
+    folder: str
+    recipe: str = ""
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        require(bool(self.folder), "mix.folder", "is empty; give a path")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """What is measured when all runs are done; the config's group ``report``.
+
+    Attributes:
+      questions: held-out ones, evenly from all sources; fewer where time is over.
+      corpus: passages of the mix that are searched through, held-out ones first; 0
+        takes all.
+      batch_size: rows read together. max_new_tokens: longest answer.
+      seed: of the bootstrap.
+      name, base: what the cards of exported adapters call the model and its backbone;
+        empty takes the folder's name, and what the backbone was read from.
+    """
+
+    questions: int = 1200
+    corpus: int = 0
+    batch_size: int = 64
+    max_new_tokens: int = 24
+    seed: int = 0
+    name: str = ""
+    base: str = ""
+
+    def __post_init__(self) -> None:
+        positive("report", self, "questions", "batch_size", "max_new_tokens")
+        not_negative("report", self, "corpus", "seed")
 
 
 def prepare(settings: Mapping[str, Any], first: RunConfig) -> None:
@@ -72,7 +118,7 @@ def export(
     if model.clara is None or model.adapters is None:
         return  # a base of its own
     backbone = model.clara.backbone
-    if not STAGES[run.stage].compresses:
+    if not STAGES[run.stage].compresses(run):
         # The others are those that it started from, and read nothing here.
         own = {name: model.adapters[name] for name in ("generator", "memory")}
         model = dataclasses.replace(model, adapters=own)
@@ -103,6 +149,6 @@ def describe(
     summary = read_json(Path(run.workdir) / "summary.json")
     manifest = read_json(Path(mix_folder) / "manifest.json") if mix_folder else {}
     name = given.name or workdir.name
-    if run.stage != "end_to_end":
+    if not STAGES[run.stage].retrieves(run):
         name += f"-{Path(run.workdir).name}"
     return card(name, base, model, summary, manifest, scores)

@@ -32,13 +32,20 @@ from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, questions_of
 from clara_jax.evaluate.evaluators import with_adapters
-from clara_jax.evaluate.examine import DIAGNOSTICS, Extras, Reader, examine
-from clara_jax.evaluate.predictions import Prediction, PredictionFile
-from clara_jax.evaluate.report import recall_of
+from clara_jax.evaluate.examine import (
+    DIAGNOSTICS,
+    Extras,
+    Prediction,
+    PredictionFile,
+    Reader,
+    examine,
+)
+from clara_jax.evaluate.scores import recall_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
-from clara_jax.pipeline.settings import ReportSettings
+from clara_jax.pipeline.before import ReportSettings
 from clara_jax.shapes import Float, Int
+from clara_jax.stages import STAGES
 from clara_jax.text.bm25 import Bm25
 from clara_jax.train.vectors import cached_vectors
 
@@ -66,7 +73,6 @@ class Models:
         Raises:
           ClaraError: no run trains a reasoner, or one is not finished.
         """
-        by_stage = {run.stage: run for run in runs}
         run = last_of(runs)
         config = AnswerConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -77,22 +83,19 @@ class Models:
         )
         clara = load(run.workdir, config, dtype=run.dtype)
         readers = {"frozen_text": Reader(clara, None, "gold")}
-        for stage, conditions in (
-            ("text", {"tuned_text": "gold", "tuned_text_bm25": "bm25"}),
-            ("closed_book", {"tuned_closed_book": "none"}),
-        ):
-            if stage in by_stage:
+        for other in runs:
+            for name, reads in STAGES[other.stage].baselines.items():
                 # On the weights that are there; only the adapter is another.
-                tuned = load(by_stage[stage].workdir, config, dtype=run.dtype)
-                own = with_adapters(clara, {"generator": tuned.adapters["generator"]})
-                for name, reads in conditions.items():
-                    readers[name] = Reader(own, "generator", reads)
+                tuned = load(other.workdir, config, dtype=run.dtype)
+                adapter = tuned.network.adapters["generator"]
+                own = with_adapters(clara, {"generator": adapter})
+                readers[name] = Reader(own, "generator", reads)
         return cls(clara, readers)
 
     @property
     def before(self) -> Clara:
         """The model with the reasoner that stage 3 began with."""
-        start = self.clara.adapters["compressor"]
+        start = self.clara.network.adapters["compressor"]
         return with_adapters(self.clara, {"reasoner": start})
 
     @property
@@ -107,7 +110,7 @@ def last_of(runs: Sequence[RunConfig]) -> RunConfig:
     Raises:
       ClaraError: there is none.
     """
-    found = [run for run in runs if run.stage == "end_to_end"]
+    found = [run for run in runs if STAGES[run.stage].retrieves(run)]
     if not found:
         raise ClaraError(
             "config field 'report': there is no stage end_to_end, whose model could be "
@@ -206,9 +209,7 @@ def compress_corpus(
         late = lambda _: time.monotonic() - begin >= seconds  # noqa: E731
     found = cached_vectors(
         folder / "vectors",
-        clara.model,
-        clara.backbone,
-        clara.adapters,
+        clara.network,
         clara.tokenizer,
         clara.memory,
         list(corpus),
@@ -251,7 +252,7 @@ def answer_all(
         "content": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
         "conditions": models.conditions,
         "max_new_tokens": clara.config.max_new_tokens,
-        "adapters": _digest(clara.adapters),
+        "adapters": _digest(clara.network.adapters),
     }
     path = folder / "predictions.jsonl"
     try:

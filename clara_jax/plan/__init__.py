@@ -1,14 +1,11 @@
 """What a run would cost on machines that are not here.
 
-* ``chips``: memory, speed and links of accelerators, with sources
-* ``topology``: ``v5e:4x4``, ``h100:8`` or ``cpu:8`` to devices; finds libtpu
-* ``case``: one thing to plan: work, backbone, topology, mesh
-* ``programs``: shapes and places of all that a program takes; the functions themselves
-* ``compile``: lowers and compiles them, and keeps the figures on disk
-* ``hlo``: collectives and memory traffic of a compiled program, loops counted
+* ``topology``: ``v5e:4x4``, ``h100:8`` or ``cpu:8`` to chips and devices; finds libtpu
+* ``cases``: what is planned: work, backbone, machine, mesh, and what a sweep varies
+* ``programs``: shapes and places of arrays; compiles, measures, and keeps the figures
+* ``collectives``: what a compiled program sends, loops counted
 * ``flops``: operations by our own count
-* ``arrays``: the table of every array and where it lies
-* ``estimate``, ``report``, ``sweep``: what to make of it
+* ``summary``: memory, a floor of the time and advice, in words and tables; the sweep
 
-The command sets up its environment before JAX is imported, so nothing is imported here.
+The command sets up its environment before jax is imported, so nothing is imported here.
 """

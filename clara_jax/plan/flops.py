@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from clara_jax.clara import STAGES
 from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.stages import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,25 +66,17 @@ def layer_sizes(shape: ModelConfig) -> list[tuple[str, int, int]]:
 
 def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
     """What a train step reads, at the longest lengths that the config allows."""
-    rows = config.data.batch_size
-    memory = config.memory
-    document = memory.doc_max_length + 3 + memory.num_memory
-    question = config.data.question_max_length or memory.doc_max_length
-    question += 3 + memory.num_memory
-    candidates = config.data.candidates or candidates
-    prompt = config.data.prompt_max_length
-    answer = Reading("generator", rows, prompt, True, True, rows * (prompt - 1))
-    if config.stage == "lm":
-        return [dataclasses.replace(answer, role="backbone", adapter=False)]
-    if not STAGES[config.stage].compresses:
-        return [answer]
-    if config.stage in ("scp", "instruct"):
-        per_row = 1 if config.stage == "scp" else config.selection.top_k
-        return [Reading("compressor", rows * per_row, document, True), answer]
-    found = [Reading("reasoner", rows, question, True)]
-    if not config.has_vectors:
-        found.append(Reading("compressor", rows * candidates, document, False))
-    return found if config.stage == "rerank" else [*found, answer]
+    found = []
+    for read in STAGES[config.stage].reads(config):
+        if not read.role:
+            continue
+        rows, length = config.data.batch_size, read.length(config)
+        if read.per_row is not None:
+            rows *= read.per_row or candidates
+        logits = rows * (length - 1) if read.field == "prompt" else 0
+        adapter = read.role != "backbone"
+        found.append(Reading(read.role, rows, length, read.trained, adapter, logits))
+    return found
 
 
 def useful(reading: Reading, config: RunConfig, shape: ModelConfig) -> dict[str, float]:

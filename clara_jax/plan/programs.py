@@ -1,30 +1,57 @@
-"""The functions that commands run, with the shapes and places of their arguments."""
+"""What a case compiles, and the figures of what comes of it, kept on disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Callable
-from typing import Any
+import multiprocessing
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
+import clara_jax.plan.topology as machines
 from clara_jax.clara import Tokens
+from clara_jax.config import to_dict
 from clara_jax.errors import ClaraError
-from clara_jax.generate.batched import compress_batch, decoder_variables
+from clara_jax.files import first_line, read_json, write_json
+from clara_jax.generate.batched import compress_batch
 from clara_jax.generate.decode import DecodeConfig, jit_decode_step, jit_prefill
-from clara_jax.model import Cache, logical_axes, zeros_cache
-from clara_jax.model.cache import CACHE_AXES
-from clara_jax.plan.case import Case
-from clara_jax.plan.flops import Reading, readings, useful
-from clara_jax.sharding import MESH_AXES, batch_parts, tree_shardings
+from clara_jax.model import logical_axes, zeros_cache
+from clara_jax.model.attention import CACHE_AXES
+from clara_jax.plan.cases import Case, mesh_text
+from clara_jax.plan.collectives import traffic
+from clara_jax.plan.flops import Reading, performed, readings, useful
+from clara_jax.sharding import MESH_AXES, make_mesh, tree_shardings
 from clara_jax.train.abstract import AbstractRun, abstract_run, placed
 
+_SOURCES = (
+    "config shapes.py sharding.py model clara stages train generate "
+    "plan/cases.py plan/collectives.py plan/flops.py plan/programs.py"
+).split()
+"""What compiled programs and their figures are made by."""
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+_REFUSED = re.compile(r"out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+_NEEDED = re.compile(
+    r"(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds available HBM \()([\d.]+)([KMGT])"
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_WHOLE = ("memory", "marks", "head", "embedding")
+"""Small weights without axes of their own."""
+
+
+class Program(NamedTuple):
     """One function to be compiled.
 
     Attributes:
@@ -32,7 +59,7 @@ class Program:
       lower: lowers it on a mesh; takes also the compiled program before it, if any.
       function, arguments: to be traced for counting.
       useful: operations by formula; see `flops.useful`.
-      tokens, rows: that it reads or writes in one call.
+      tokens: that it reads or writes in one call.
       repeats: calls per unit of work.
     """
 
@@ -42,100 +69,74 @@ class Program:
     arguments: tuple[Any, ...]
     useful: dict[str, float]
     tokens: int
-    rows: int
     repeats: int = 1
 
 
-def abstract_mesh(case: Case) -> AbstractMesh:
-    """The mesh of a case, without devices."""
-    return AbstractMesh(
-        tuple(case.sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES)
-    )
+def programs(case: Case) -> list[Program]:
+    """Return everything that a case compiles."""
+    run = run_of(case)
+    if case.work == "train":
+        return [_train(case, run)]
+    if run.network.model.lora is None:
+        stage = case.config.stage
+        raise ClaraError(
+            f"--work {case.work}: stage {stage} has no adapters to work with"
+        )
+    if case.rows % case.parts:
+        raise ClaraError(f"--rows {case.rows}: {case.parts} devices cannot share them")
+    return [_compress(case, run)] if case.work == "compress" else _decode(case, run)
 
 
 def run_of(case: Case) -> AbstractRun:
-    """The training run of a case, in shapes."""
+    """Return the training run of a case, in shapes."""
     return abstract_run(case.config, case.shape, case.text_vocab)
 
 
-def programs(case: Case) -> list[Program]:
-    """Everything that a case compiles.
-
-    Raises:
-      ClaraError: the rows do not go round evenly.
-    """
-    run = run_of(case)
-    if case.work == "train":
-        counted: dict[str, float] = {}
-        read = readings(case.config)
-        for reading in read:
-            for name, value in useful(reading, case.config, run.model.config).items():
-                counted[name] = counted.get(name, 0.0) + value
-        return [
-            Program(
-                name="train step",
-                lower=lambda mesh, before: run.lower(mesh),
-                function=run.step,
-                arguments=run.arguments,
-                useful=counted,
-                tokens=sum(reading.tokens for reading in read),
-                rows=case.config.data.batch_size,
-            )
-        ]
-    if case.config.stage == "lm":
-        raise ClaraError(f"--work {case.work}: stage lm has no adapters to work with")
-    parts = batch_parts(abstract_mesh(case))
-    if case.rows % parts:
-        raise ClaraError(f"--rows {case.rows}: {parts} devices cannot share them")
-    return _compress(case, run) if case.work == "compress" else _decode(case, run)
+def _train(case: Case, run: AbstractRun) -> Program:
+    counted: dict[str, float] = {}
+    read, shape = readings(case.config), run.network.model.config
+    for reading in read:
+        for name, value in useful(reading, case.config, shape).items():
+            counted[name] = counted.get(name, 0.0) + value
+    return Program(
+        name="train step",
+        lower=lambda mesh, before: run.lower(mesh),
+        function=run.step,
+        arguments=run.arguments,
+        useful=counted,
+        tokens=sum(reading.tokens for reading in read),
+    )
 
 
-def _compress(case: Case, run: AbstractRun) -> list[Program]:
+def _compress(case: Case, run: AbstractRun) -> Program:
     memory = case.config.memory
     length = memory.doc_max_length + 3 + memory.num_memory
     reading = Reading("compressor", case.rows, length, trained=False)
     ids: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
     mask: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
-    tokens = Tokens(ids, mask, right_padded=True)
-    adapters = {**run.frozen, **run.state.trainable}
-    given = (run.backbone, {n: adapters[n] for n in ("compressor", "memory")}, tokens)
+    given = run.only("compressor", "memory"), Tokens(ids, mask, right_padded=True)
 
     def call(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: function(
-            run.model, *arguments, memory.num_memory, "compressor"
-        )
+        return lambda *arguments: function(*arguments, "compressor")
 
-    def lower(mesh: Mesh, before: Any) -> Any:
-        return call(compress_batch.lower)(*on_mesh(mesh, given))
-
-    return [
-        Program(
-            name="compress a batch of documents",
-            lower=lower,
-            function=call(compress_batch),
-            arguments=given,
-            useful=useful(reading, case.config, run.model.config),
-            tokens=reading.tokens,
-            rows=case.rows,
-        )
-    ]
+    return Program(
+        name="compress a batch of documents",
+        lower=lambda mesh, before: call(compress_batch.lower)(*on_mesh(mesh, given)),
+        function=call(compress_batch),
+        arguments=given,
+        useful=useful(reading, case.config, run.network.model.config),
+        tokens=reading.tokens,
+    )
 
 
 def _decode(case: Case, run: AbstractRun) -> list[Program]:
-    config, model = case.config, run.model
+    config, model = case.config, run.network.model
     new, length = config.hooks.max_new_tokens, config.data.prompt_max_length
     decoding = DecodeConfig(max_new_tokens=new, eos_ids=(2,), pad_id=0)
-    adapters = {**run.frozen, **run.state.trainable}
-    if "generator" not in adapters:
+    if "generator" not in {**run.network.adapters, **run.state.trainable}:
         raise ClaraError(f"--work decode: stage {config.stage} has no generator")
-    wanted = {n: adapters[n] for n in ("generator", "memory")}
-    variables = jax.eval_shape(
-        lambda backbone, adapters: decoder_variables(
-            backbone, adapters, "generator", None
-        ),
-        run.backbone,
-        wanted,
-    )
+    wanted = run.only("generator", "memory")
+    variables = jax.eval_shape(lambda network: network.variables("generator"), wanted)
     prompt = jax.ShapeDtypeStruct(
         (case.rows, length, model.config.width), jnp.dtype(model.config.dtype)
     )
@@ -150,17 +151,16 @@ def _decode(case: Case, run: AbstractRun) -> list[Program]:
     def prefill(*arguments: Any) -> Any:
         return jit_prefill(model, *arguments, decoding)
 
+    state = jax.eval_shape(prefill, variables, prompt, mask)
+
     def lower_prefill(mesh: Mesh, before: Any) -> Any:
-        return jit_prefill.lower(
-            model, *on_mesh(mesh, (variables, prompt, mask)), decoding
-        )
+        given = on_mesh(mesh, (variables, prompt, mask))
+        return jit_prefill.lower(model, *given, decoding)
 
     def lower_step(mesh: Mesh, before: Any) -> Any:
-        """The state lies where reading the prompts has left it."""
-        state = jax.eval_shape(prefill, variables, prompt, mask)
-        if before is not None:
-            state = placed(state, before.output_shardings)
-        return jit_decode_step.lower(model, on_mesh(mesh, variables), state, decoding)
+        # The state lies where reading the prompts has left it.
+        there = placed(state, before.output_shardings)
+        return jit_decode_step.lower(model, on_mesh(mesh, variables), there, decoding)
 
     return [
         Program(
@@ -170,27 +170,90 @@ def _decode(case: Case, run: AbstractRun) -> list[Program]:
             arguments=(variables, prompt, mask),
             useful=useful(first, config, model.config),
             tokens=first.tokens,
-            rows=case.rows,
         ),
         Program(
             name="one token more",
             lower=lower_step,
-            function=lambda variables, state: jit_decode_step(
-                model, variables, state, decoding
-            ),
-            arguments=(variables, jax.eval_shape(prefill, variables, prompt, mask)),
+            function=lambda *given: jit_decode_step(model, *given, decoding),
+            arguments=(variables, state),
             useful=counted,
             tokens=case.rows,
-            rows=case.rows,
             repeats=new - 1,
         ),
     ]
 
 
+def arrays(case: Case) -> dict[str, Any]:
+    """Return the placed shapes of every array of a case, by what they are for.
+
+    The work does not matter: these are what a train step takes, and the cache of a
+    decoding batch.
+    """
+    sizes = tuple(case.sizes.values())
+    mesh = AbstractMesh(sizes, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+    run, config = run_of(case).on(mesh), case.config
+    slots = config.data.prompt_max_length + config.hooks.max_new_tokens
+    shape = dataclasses.replace(case.shape, dtype=config.dtype)
+    rows = case.rows or config.data.batch_size
+    cache = jax.eval_shape(lambda: zeros_cache(shape, rows, slots))
+    rest = {name: getattr(run.state, name) for name in ("step", "key", "healthy")}
+    trees: dict[str, Any] = {
+        "backbone (frozen)": run.network.backbone,
+        "adapters that learn": run.state.trainable,
+        "adapters that are frozen": run.network.adapters,
+        "optimizer state": run.state.opt_state,
+        "rest of the state": rest,
+        "batch": run.batch,
+        f"cache of decoding, {rows} rows": on_mesh(mesh, cache),
+    }
+    return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+
+
+def show(case: Case) -> str:
+    """Return the table of every array, and of what each device holds of it."""
+    header = ("array", "shape", "dtype", "mesh axes", "bytes", "per device", "holds")
+    tables = {name: [header, *_rows(tree)] for name, tree in arrays(case).items()}
+    columns = zip(*(row for rows in tables.values() for row in rows), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items())
+    lines = [f"mesh {sizes}: {case.devices} devices"]
+    for name, tree in arrays(case).items():
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        here = bytes_per_device(tree)
+        lines += ["", f"{name}: {total:,} bytes, {here:,} per device"]
+        for row in tables[name]:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            for i in (4, 5):
+                cells[i] = row[i].rjust(widths[i])
+            lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _rows(tree: Any) -> Iterator[tuple[str, ...]]:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        axes = ["-"] * len(leaf.shape)
+        for i, entry in enumerate(leaf.sharding.spec):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            # An axis of one device cuts nothing.
+            cut = [name for name in names if leaf.sharding.mesh.shape[name] > 1]
+            axes[i] = "+".join(cut) or "-"
+        yield (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            "x".join(map(str, leaf.shape)) or "()",
+            str(leaf.dtype),
+            ",".join(axes) or "-",
+            f"{leaf.size * leaf.dtype.itemsize:,}",
+            f"{bytes_per_device(leaf):,}",
+            "x".join(map(str, leaf.sharding.shard_shape(leaf.shape))) or "()",
+        )
+
+
 def on_mesh(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """Shapes with their places: weights by the table, all else split by rows."""
+    """Give shapes their places: weights by the table, all else split by rows."""
 
     def axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
+        if path[-1] in ("key", "value"):
+            return CACHE_AXES
         known = logical_axes(path, rank)
         weights = any(known) or path[-1] in _WHOLE or "params" in path
         return known if weights else ("batch", *(None,) * (rank - 1))[:rank]
@@ -198,35 +261,190 @@ def on_mesh(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     return placed(tree, tree_shardings(mesh, tree, axes))
 
 
-_WHOLE = ("memory", "marks", "head", "embedding")
-"""Small weights without axes of their own."""
-
-
-def decoding_cache(case: Case) -> tuple[Cache, Callable[..., Any]]:
-    """The cache of keys and values that answers need, and the axes of its arrays."""
-    config = case.config
-    slots = config.data.prompt_max_length + config.hooks.max_new_tokens
-    shape = dataclasses.replace(case.shape, dtype=config.dtype)
-    rows = case.rows or config.data.batch_size
-    cache = jax.eval_shape(lambda: zeros_cache(shape, rows, slots))
-
-    def axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
-        if path[-1] in ("key", "value"):
-            return CACHE_AXES
-        return ("batch", None)[:rank]
-
-    return cache, axes
-
-
 def bytes_per_device(tree: Any) -> int:
-    """Exact bytes of placed shapes on one device."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        total += math.prod(local_shape(leaf)) * leaf.dtype.itemsize
-    return total
+    """Return the exact bytes of placed shapes on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
-def local_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """Shape of the part of an array that one device holds."""
-    assert isinstance(leaf.sharding, NamedSharding)
-    return leaf.sharding.shard_shape(leaf.shape)
+def kept(case: Case, folder: Path) -> dict[str, Any] | None:
+    """Return what `measure` has found before, if it has."""
+    path = folder / f"{key(case)}.json"
+    return {**read_json(path), "cached": True} if path.is_file() else None
+
+
+def measure_apart(case: Case, folder: Path) -> dict[str, Any]:
+    """`measure` in a process of its own, which ends with this call however it ends.
+
+    A compiler runs for minutes, in which Python hears of no signal, and may crash.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_result, args=(sender, case, folder))
+    child.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        child.join()
+        raise ClaraError(f"the compiler ended with status {child.exitcode}") from None
+    finally:
+        child.kill()
+    if isinstance(found, ClaraError):
+        raise found
+    return found
+
+
+def _send_result(sender: Connection, case: Case, folder: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The process that waits gets them too, and ends this one.
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        sender.send(measure(case, folder))
+    except ClaraError as error:
+        sender.send(error)
+
+
+def measure(case: Case, folder: Path) -> dict[str, Any]:
+    """Compile a case and keep its figures in `folder`.
+
+    `topology.prepare` has set the environment for it. A program that the compiler
+    refuses for its memory is a result.
+
+    Raises:
+      ClaraError: machine, mesh and rows do not fit each other, or the compiler fails.
+    """
+    path = (
+        folder / f"{key(case)}.json"
+    )  # now: sources may be edited while this compiles
+    mesh = make_mesh(**case.sizes, devices=machines.devices(case.topology))
+    arguments = {name: bytes_per_device(tree) for name, tree in arrays(case).items()}
+    needed = sum(v for k, v in arguments.items() if not k.startswith("cache"))
+    limit, found, before = case.topology.chip.memory, [], None
+    if case.work == "train" and 0 < limit < needed:
+        text = (
+            f"the arguments alone need {needed / 2**30:.2f} GiB: nothing was compiled"
+        )
+        refused = {"message": text, "needed": float(needed), "limit": float(limit)}
+        found = [{"name": "train step", "refused": refused, "compile_seconds": 0.0}]
+    for program in [] if found else programs(case):
+        what = f"{program.name}, {case.topology.name}, {mesh_text(case.sizes)}"
+        print(f"compiling: {what}", file=sys.stderr, flush=True)
+        values, before = _compile(program, case, mesh, before)
+        found.append(values)
+        if before is None:
+            break
+    numbers = case.config.memory.num_memory * case.shape.width
+    result = {
+        "work": case.work,
+        "stage": case.config.stage,
+        "topology": case.topology.name,
+        "slices": case.topology.slices,
+        "devices": case.devices,
+        "mesh": case.sizes,
+        "accumulate": case.config.optim.accumulate,
+        "remat": case.config.remat,
+        "rows": case.rows or case.config.data.batch_size,
+        "arguments": arguments,
+        "vector_bytes": numbers * jnp.dtype(case.config.dtype).itemsize,
+        "programs": found,
+        "versions": _versions(case),
+        "cached": False,
+    }
+    write_json(path, result)
+    return result
+
+
+def key(case: Case) -> str:
+    """Return a digest of all that a result depends on, its sources included."""
+    config = to_dict(case.config)
+    for name in "workdir backbone tokenizer init_from seed".split():
+        config.pop(name)
+    for name in "train eval format window shuffle limit workers".split():
+        config["data"].pop(name)
+    config["hooks"] = config["hooks"]["max_new_tokens"]
+    root, sources = Path(__file__).resolve().parent.parent, hashlib.blake2b()
+    for name in _SOURCES:
+        for file in sorted((root / name).glob("*.py")) or [root / name]:
+            sources.update(file.read_bytes())
+    values = {
+        "work": case.work,
+        "config": config,
+        "shape": to_dict(case.shape),
+        "text_vocab": case.text_vocab,
+        "topology": [case.topology.name, case.topology.slices],
+        "rows": case.rows,
+        "versions": _versions(case),
+        "sources": sources.hexdigest(),
+    }
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _versions(case: Case) -> dict[str, str]:
+    found = {name: version(name) for name in ("jax", "jaxlib")}
+    if case.topology.is_tpu:
+        found["libtpu"] = machines.libtpu_version()
+    return found
+
+
+def _compile(
+    program: Program, case: Case, mesh: Mesh, before: Any
+) -> tuple[dict[str, Any], Any]:
+    """Figures of one program, and itself unless the compiler refuses it."""
+    values: dict[str, Any] = {
+        "name": program.name,
+        "tokens": program.tokens,
+        "rows": case.rows or case.config.data.batch_size,
+        "repeats": program.repeats,
+        "useful_flops": program.useful,
+        "performed_flops": performed(program.function, *program.arguments),
+        "refused": None,
+    }
+    compiled, started = None, time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = program.lower(mesh, before)
+        values["lower_seconds"] = time.perf_counter() - started
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not _REFUSED.search(str(error)):
+                raise ClaraError(
+                    f"the compiler fails on {program.name}: {first_line(error)}"
+                ) from error
+            values["refused"] = _refusal(str(error))
+    seconds = time.perf_counter() - started
+    values["compile_seconds"] = seconds - values["lower_seconds"]
+    if compiled is None:
+        return values, None
+    if case.work == "train":
+        arguments = run_of(case).on(mesh).arguments
+    else:
+        arguments = on_mesh(mesh, program.arguments)
+    memory = compiled.memory_analysis()
+    values["memory"] = {
+        "placed": bytes_per_device(arguments),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    values["compiler_flops"] = float((compiled.cost_analysis() or {}).get("flops", 0.0))
+    text = compiled.as_text()
+    values["traffic"] = traffic(text, case.devices, case.sizes["slice"])
+    return values, compiled
+
+
+def _refusal(text: str) -> dict[str, Any]:
+    """What a compiler says that it would have needed."""
+    first = text.strip().splitlines()[0]
+    said: dict[str, Any] = {"message": first[:300]}
+    if found := _NEEDED.search(text):
+        said["needed"] = float(found[1]) * _UNITS[found[2]]
+        said["limit"] = float(found[3]) * _UNITS[found[4]]
+        # The short form speaks of temporaries alone.
+        said["alone"] = "temporaries" in first
+    return said

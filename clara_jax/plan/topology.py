@@ -1,4 +1,4 @@
-"""Names of machines to devices that programs can be compiled for.
+"""Names of machines to what is known of their chips and to devices to compile for.
 
 ``v5e:4x4`` is a TPU slice, compiled by libtpu itself on a machine without one.
 ``cpu:8`` are simulated devices. ``h100:8`` are simulated devices too, since no compiler
@@ -14,13 +14,64 @@ import importlib.util
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
-from clara_jax.plan.chips import CHIPS, TPUS, Chip
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device, as a program sees it.
+
+    Attributes:
+      memory: bytes a program may use; 0 where there is no limit to compare with. For
+        TPUs the figure that the compiler itself names when it refuses a program
+        (libtpu 0.0.42), a little below the maker's.
+      flops: bfloat16 operations per second, dense.
+      hbm: bytes per second between memory and chip.
+      links: bytes per second that a device sends to its neighbours in all directions.
+      network: bytes per second and device between slices or hosts.
+      source: where the figures are from.
+    """
+
+    memory: float
+    flops: float
+    hbm: float
+    links: float
+    network: float
+    source: str
+
+
+_TPU = "docs.cloud.google.com/tpu/docs/"
+_NVIDIA = "NVIDIA data sheet, SXM; without sparsity"
+
+# Gbit/s of the tables divided by 8. Network: the host's cards over its chips.
+CHIPS = {
+    "v2": Chip(7.48 * GIB, 22.5e12, 350e9, 62e9, 3e9, _TPU + "v2, per core"),
+    "v3": Chip(15.48 * GIB, 61.5e12, 450e9, 82e9, 3e9, _TPU + "v3, per core"),
+    "v4": Chip(15.25 * GIB, 137.5e12, 600e9, 150e9, 3e9, _TPU + "v4, per core"),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 3.1e9, _TPU + "v5e"),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 6.2e9, _TPU + "v5p"),
+    "v6e": Chip(31.25 * GIB, 918e12, 1600e9, 400e9, 12.5e9, _TPU + "v6e"),
+    "tpu7x": Chip(
+        94.75 * GIB, 1153e12, 3690e9, 600e9, 12.5e9, _TPU + "tpu7x, per core"
+    ),
+    "a100": Chip(80e9, 312e12, 2039e9, 300e9, 25e9, _NVIDIA),
+    "h100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9, _NVIDIA),
+    "h200": Chip(141e9, 989e12, 4800e9, 450e9, 50e9, _NVIDIA),
+    "b200": Chip(180e9, 2250e12, 8000e9, 900e9, 50e9, _NVIDIA),
+    "cpu": Chip(0, 0, 0, 0, 0, "no figures: a CPU stands for programs, not for speed"),
+}
+"""Name, as before the colon of a topology, to figures."""
+
+GPUS = ("a100", "h100", "h200", "b200")
+TPUS = tuple(name for name in CHIPS if name not in (*GPUS, "cpu"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +105,15 @@ class Topology:
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """Check a machine's name.
-
-    Args:
-      name: ``v5e:4x4``, ``v5p:4x4x4``, ``h100:8``, ``cpu:8``.
-      slices: how many such TPU slices.
-
-    Raises:
-      ClaraError: no such kind of machine, or a count that is none.
-    """
+    """Check a machine's name."""
     kind, colon, layout = name.partition(":")
     if kind not in CHIPS or not colon:
         raise ClaraError(
             f"--topology '{name}': must be KIND:LAYOUT, such as v5e:4x4, v5p:4x4x4, "
             f"h100:8 or cpu:8; kinds are {', '.join(CHIPS)}"
         )
-    wanted = r"\d+(x\d+){1,2}" if kind in TPUS else r"\d+"
+    wanted, example = (r"\d+(x\d+){1,2}", "4x4") if kind in TPUS else (r"\d+", "8")
     if not re.fullmatch(wanted, layout) or not all(map(int, layout.split("x"))):
-        example = "4x4" if kind in TPUS else "8"
         raise ClaraError(
             f"--topology '{name}': '{layout}' is no layout of {kind}; write "
             f"{kind}:{example}"
@@ -82,17 +124,9 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def prepare(topology: Topology, libtpu: str = "") -> None:
-    """Set the environment that compiling for `topology` needs.
+    """Set the environment that compiling for `topology` needs; see `find_libtpu`.
 
     Call it before jax is imported: jax never looks for an accelerator then.
-
-    Args:
-      topology: the machine.
-      libtpu: folder that ``pip install --target`` filled, or the library itself; by
-        default ``TPU_LIBRARY_PATH``, the Python environment, then `default_libtpu`.
-
-    Raises:
-      ClaraError: libtpu is missing or of the wrong version; says what to install.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     if topology.is_tpu:
@@ -115,84 +149,8 @@ def prepare(topology: Topology, libtpu: str = "") -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
 
 
-def default_libtpu() -> Path:
-    """Where the planner looks for a libtpu of its own."""
-    return cache_home() / "libtpu"
-
-
-def cache_home() -> Path:
-    """The user's cache folder of this package."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "clara_jax"
-
-
-def find_libtpu(given: str = "") -> Path:
-    """Find the library and check that it goes with the installed jax.
-
-    Args:
-      given: folder or file named by the user; may be empty.
-
-    Raises:
-      ClaraError: it is missing, or of a version that jax was not made for.
-    """
-    wanted = wanted_libtpu()
-    install = _install()
-    named = given or os.environ.get("TPU_LIBRARY_PATH", "")
-    if named:
-        place = Path(named).expanduser()
-        found = place if place.is_file() else place / "libtpu" / "libtpu.so"
-        if not found.is_file():
-            raise ClaraError(f"no libtpu in {named}; {install}")
-    else:
-        spec = importlib.util.find_spec("libtpu")
-        folders = [Path(spec.origin).parent] if spec and spec.origin else []
-        folders.append(default_libtpu() / "libtpu")
-        places = [folder / "libtpu.so" for folder in folders]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise ClaraError(
-                "compiling for a TPU needs libtpu (no TPU), which is not installed; "
-                f"{install}"
-            )
-    version = _version(found)
-    if version and wanted and not _matches(version, wanted):
-        raise ClaraError(
-            f"libtpu {version} in {found.parent.parent} does not go with jax "
-            f"{importlib.metadata.version('jax')}; {install}"
-        )
-    return found
-
-
-def libtpu_version() -> str:
-    """Version of the library that `prepare` has chosen."""
-    return _version(Path(os.environ["TPU_LIBRARY_PATH"]))
-
-
-def wanted_libtpu() -> str:
-    """Which versions of libtpu the installed jax goes with, as pip writes it."""
-    for line in importlib.metadata.requires("jax") or ():
-        found = re.match(r"libtpu\s*\(?([=<>!~][^;)]*)\)?\s*;", line)
-        if found:
-            return found[1].strip()
-    return ""
-
-
-def _install() -> str:
-    """The command that puts a fitting libtpu where the planner finds it."""
-    return (
-        f"pip install --no-deps --target {default_libtpu()} 'libtpu{wanted_libtpu()}'"
-    )
-
-
 def devices(topology: Topology) -> list[Any]:
-    """The devices of a machine, in libtpu's order.
-
-    Args:
-      topology: for which `prepare` has set the environment.
-
-    Raises:
-      ClaraError: libtpu knows no such layout, or this process simulates fewer devices.
-    """
+    """Return the devices of a machine for which `prepare` has set the environment."""
     import jax
 
     if not topology.is_tpu:
@@ -211,6 +169,7 @@ def devices(topology: Topology) -> list[Any]:
         options["num_slices"] = topology.slices
     if math.prod(sizes) == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
+    before = signal.getsignal(signal.SIGTERM)
     try:
         found = topologies.get_topology_desc(topology.name, platform="tpu", **options)
     except Exception as error:  # else, whatever libtpu raises is about the name
@@ -222,20 +181,80 @@ def devices(topology: Topology) -> list[Any]:
             f"--topology {topology.name}: libtpu {libtpu_version()} does not know it "
             f"({first_line(error)})"
         ) from error
+    finally:
+        # libtpu takes it over, and answers it with the report of a crash.
+        signal.signal(signal.SIGTERM, before)
     return list(found.devices)
+
+
+def cache_home() -> Path:
+    """Return the user's cache folder of this package."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "clara_jax"
+
+
+def default_libtpu() -> Path:
+    """Return where the planner looks for a libtpu of its own."""
+    return cache_home() / "libtpu"
+
+
+def find_libtpu(given: str = "") -> Path:
+    """Find the library and check that it goes with the installed jax.
+
+    Args:
+      given: folder that ``pip install --target`` filled, or the library itself; by
+        default ``TPU_LIBRARY_PATH``, the Python environment, then `default_libtpu`.
+
+    Raises:
+      ClaraError: it is missing, or of a version that jax was not made for.
+    """
+    named = given or os.environ.get("TPU_LIBRARY_PATH", "")
+    if named:
+        place = Path(named).expanduser()
+        places = [place, place / "libtpu" / "libtpu.so"]
+        missing = f"no libtpu in {named}"
+    else:
+        spec = importlib.util.find_spec("libtpu")
+        places = (
+            [Path(spec.origin).parent / "libtpu.so"] if spec and spec.origin else []
+        )
+        places.append(default_libtpu() / "libtpu" / "libtpu.so")
+        missing = "compiling for a TPU needs libtpu (no TPU), which is not installed"
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ClaraError(f"{missing}; {_install()}")
+    version, wanted = _version(found), wanted_libtpu()
+    # jax writes ==0.0.42.*
+    exact = wanted.removeprefix("==").removesuffix(".*") + "."
+    if version and wanted.startswith("==") and not f"{version}.".startswith(exact):
+        raise ClaraError(
+            f"libtpu {version} in {found.parent.parent} does not go with jax "
+            f"{importlib.metadata.version('jax')}; {_install()}"
+        )
+    return found
+
+
+def libtpu_version() -> str:
+    """Return the version of the library that `prepare` has chosen."""
+    return _version(Path(os.environ["TPU_LIBRARY_PATH"]))
+
+
+def wanted_libtpu() -> str:
+    """Return which versions of libtpu the installed jax goes with, as pip writes it."""
+    for line in importlib.metadata.requires("jax") or ():
+        found = re.match(r"libtpu\s*\(?([=<>!~][^;)]*)\)?\s*;", line)
+        if found:
+            return found[1].strip()
+    return ""
+
+
+def _install() -> str:
+    return (
+        f"pip install --no-deps --target {default_libtpu()} 'libtpu{wanted_libtpu()}'"
+    )
 
 
 def _version(library: Path) -> str:
     """Version by the notes that pip leaves beside a package, or nothing."""
     notes = sorted(library.parent.parent.glob("libtpu-*.dist-info"))
     return notes[-1].name.split("-")[1].removesuffix(".dist") if notes else ""
-
-
-def _matches(version: str, wanted: str) -> bool:
-    """Whether a version is as wanted; jax writes ``==0.0.42.*``, all else passes."""
-    exact = re.fullmatch(r"==([\d.]*\d)(\.\*)?", wanted)
-    if not exact:
-        return True
-    return version == exact[1] or (
-        bool(exact[2]) and version.startswith(exact[1] + ".")
-    )

@@ -1,4 +1,4 @@
-"""The folder of a search index, replaced whole or not at all.
+"""The folder of a search index, replaced whole or not at all; what ScaNN keeps in it.
 
 index/KIND/meta.json    what is indexed, and checksums; names the folder in use
 index/KIND/NUMBER/      the files
@@ -10,221 +10,254 @@ makes it the index. What a killed command left is removed by the next one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import importlib
 import os
+import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error
-from clara_jax.search import locks
-from clara_jax.search.manifest import digest_of, json_bytes, new_checksum, replace_file
+from clara_jax.files import checksum, first_line, read_json, write_error
+from clara_jax.search.keys import Keys
+from clara_jax.search.locks import Lock
+from clara_jax.search.manifest import digest_of, json_bytes, replace_file, wrong_file
 from clara_jax.search.store import Store
 
 FORMAT = 1
 """Of the folder; a program reads its own only."""
 
 META = "meta.json"
+ROWS = "rows.npy"
 
 KINDS = {"scann": ("ScaNN", ""), "bm25": ("BM25", " --bm25")}
 """Indexes: what users call them, and the option that builds them."""
 
-
-def index_folder(store: Store, kind: str) -> Path:
-    """Where an index of a store lies."""
-    return store.path / "index" / kind
+_CHATTER = re.compile(rb"^([IW]\d{4} |WARNING: All log messages before absl)")
 
 
-def remedy(store: Store, kind: str) -> str:
-    """What to do about an index that does not serve."""
-    option = KINDS[kind][1]
-    return (
-        f"build it with `python -m clara_jax.compress index --store {store.path}"
-        f"{option}`, or search without it"
-    )
+def has_index(store: Store, kind: str = "scann") -> bool:
+    """Return whether a store has an index of this kind, be it out of date."""
+    return (IndexFolder(store, kind).path / META).is_file()
 
 
-def is_there(store: Store, kind: str) -> bool:
-    """Whether a store has such an index, be it out of date."""
-    return (index_folder(store, kind) / META).is_file()
+class IndexFolder:
+    """The folder, at `path`, of the index of a kind, one of `KINDS`, of a store."""
 
+    def __init__(self, store: Store, kind: str):
+        self.store, self.kind = store, kind
+        self.path = store.path / "index" / kind
+        self._name, self._option = KINDS[kind]
 
-def read_note(store: Store, kind: str) -> dict[str, Any]:
-    """Read what an index holds.
+    def read(self) -> dict[str, Any]:
+        """Read the note of an index; refuse one that is damaged or of another format.
 
-    Returns:
-      ``fingerprint`` and ``epoch`` of the store, its ``rows`` when it was indexed,
-      ``folder`` and ``files`` in use, and what the kind of index adds.
+        Returns:
+          ``fingerprint`` and ``epoch`` of the store, its ``rows`` when it was indexed,
+          ``folder`` and ``files`` in use, and what the kind of index adds.
+        """
+        path = self.path / META
+        if not path.is_file():
+            raise self.useless(self.store.path, f"has no {self._name} index")
+        note = read_json(path)
+        if note.pop("format", None) != FORMAT:
+            what = f"is not of format {FORMAT}, which this version of clara_jax reads"
+            raise self.useless(path, what)
+        if note.pop("checksum", None) != digest_of(note):
+            raise self.useless(path, "is damaged (its checksum is wrong)")
+        return note
 
-    Raises:
-      ClaraError: there is none, it is damaged, or of another format.
-    """
-    path = index_folder(store, kind) / META
-    if not path.is_file():
-        name = KINDS[kind][0]
-        raise ClaraError(f"{store.path}: has no {name} index; {remedy(store, kind)}")
-    values = read_json(path)
-    if values.pop("format", None) != FORMAT:
-        raise ClaraError(
-            f"{path}: is not of format {FORMAT}, which this version of clara_jax "
-            f"reads; {remedy(store, kind)}"
-        )
-    if values.pop("checksum", None) != digest_of(values):
-        raise ClaraError(
-            f"{path}: is damaged (its checksum is wrong); {remedy(store, kind)}"
-        )
-    return values
+    def check(self, note: Mapping[str, Any]) -> None:
+        """Refuse an index of other vectors or other row numbers."""
+        store, what = self.store, ""
+        if note["fingerprint"] != store.fingerprint:
+            what = (
+                "was built for vectors of another model (fingerprint "
+                f"{note['fingerprint']}, the store's is {store.fingerprint})"
+            )
+        elif note["epoch"] != store.epoch or note["rows"] > store.rows:
+            what = (
+                f"was built for epoch {note['epoch']} of the store, which is in epoch "
+                f"{store.epoch} since it was compacted: its rows have other numbers"
+            )
+        if what:
+            raise self.useless(self.path, what)
 
+    def files(self, note: Mapping[str, Any]) -> Path:
+        """Return the folder of an index's files after comparing all checksums."""
+        folder = self.path / note["folder"]
+        for name, file in note["files"].items():
+            if wrong := wrong_file(folder / name, file["size"], file["checksum"]):
+                raise self.useless(folder / name, wrong)
+        return folder
 
-def write_note(store: Store, kind: str, note: Mapping[str, Any]) -> None:
-    """Put a note in place of what is there; this is what makes an index the index."""
-    values = {**note, "checksum": digest_of(note), "format": FORMAT}
-    replace_file(index_folder(store, kind) / META, json_bytes(values))
-
-
-def check_note(store: Store, kind: str, note: Mapping[str, Any]) -> None:
-    """Refuse an index of other vectors or other row numbers.
-
-    Raises:
-      ClaraError: it is one.
-    """
-    where = index_folder(store, kind)
-    if note["fingerprint"] != store.fingerprint:
-        raise ClaraError(
-            f"{where}: was built for vectors of another model (fingerprint "
-            f"{note['fingerprint']}, the store's is {store.fingerprint}); "
-            f"{remedy(store, kind)}"
-        )
-    if note["epoch"] != store.epoch or note["rows"] > store.rows:
-        raise ClaraError(
-            f"{where}: was built for epoch {note['epoch']} of the store, which is in "
-            f"epoch {store.epoch} since it was compacted: its rows have other numbers; "
-            f"{remedy(store, kind)}"
+    def useless(self, where: Path, what: str) -> ClaraError:
+        """Return the error for an index that does not serve, with the remedy."""
+        return ClaraError(
+            f"{where}: {what}; build it with `python -m clara_jax.compress index "
+            f"--store {self.store.path}{self._option}`, or search without it"
         )
 
+    def hold(self) -> Lock:
+        """Let nobody else build an index meanwhile."""
+        doing = f"building its {self._name} index; wait until it has ended"
+        return Lock(self.store.path, f"index-{self.kind}", doing)
 
-def check_files(store: Store, kind: str, note: Mapping[str, Any]) -> Path:
-    """Return the folder of an index after comparing all checksums.
+    def write(
+        self, write: Callable[[Path], None], note: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write a new index beside the old one, put it in its place, return its note.
 
-    Raises:
-      ClaraError: a file is missing, truncated or changed.
-    """
-    folder = index_folder(store, kind) / note["folder"]
-    for name, expected in note["files"].items():
-        path = folder / name
+        Call it inside `hold`. If it cannot be written, the old index stays.
+
+        Args:
+          write: writes the files into a folder.
+          note: what the kind of index has to say.
+        """
+        current = ""
+        with contextlib.suppress(ClaraError):
+            current = self.read()["folder"]
+        number = str(int(current or 0) + 1)
+        folder = self.path / number
         try:
-            size = path.stat().st_size
-            found = expected if size != expected["size"] else _summed(path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_all_but(current)
+            folder.mkdir()
+            try:
+                write(folder)
+                files = {path.name: _synced(path) for path in sorted(folder.iterdir())}
+                whole = {
+                    **note,
+                    "fingerprint": self.store.fingerprint,
+                    "epoch": self.store.epoch,
+                    "rows": self.store.rows,
+                    "folder": number,
+                    "files": files,
+                }
+                self.write_note(whole)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._remove_all_but(number)
         except OSError as error:
-            raise ClaraError(
-                f"{path}: cannot be read ({error.strerror}); {remedy(store, kind)}"
-            ) from error
-        if size != expected["size"]:
-            what = "is truncated" if size < expected["size"] else "has grown"
-            raise ClaraError(
-                f"{path}: {what} ({size} bytes, not {expected['size']}); "
-                f"{remedy(store, kind)}"
-            )
-        if found != expected:
-            raise ClaraError(
-                f"{path}: is damaged (its checksum is wrong); {remedy(store, kind)}"
-            )
-    return folder
+            if error.errno is None:  # numpy says that it wrote too little, but not why
+                error.errno = errno.ENOSPC
+            raise write_error(self.path, error) from error
+        return whole
+
+    def write_note(self, note: Mapping[str, Any]) -> None:
+        """Put a note in place of the one that is there."""
+        values = {**note, "checksum": digest_of(note), "format": FORMAT}
+        replace_file(self.path / META, json_bytes(values))
+
+    def _remove_all_but(self, kept: str) -> None:
+        for path in self.path.iterdir():
+            if path.is_dir() and path.name != kept:
+                shutil.rmtree(path)
+            elif path.is_file() and path.name != META:
+                path.unlink()
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    size, found = checksum(path)
+    return {"size": size, "checksum": found}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a ScaNN index is made.
+
+    Attributes:
+      method: ``brute_force``: all keys compared; ``hashing``: all hashed keys;
+        ``tree``: hashed keys of the nearest leaves.
+      dims: principal directions of a key.
+      leaves: of the tree.
+      leaves_to_search: of them, for a question.
+      soar: put each key into a second leaf, chosen to err otherwise than the first.
+      candidates: that are rescored exactly, for a question.
+      sample: documents that keys are learnt from, at most.
+      seed: of that sample.
+    """
+
+    method: str
+    dims: int
+    leaves: int
+    leaves_to_search: int
+    soar: bool
+    candidates: int
+    sample: int
+    seed: int
+
+
+def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) -> None:
+    """Write the files of a ScaNN index, and see whether ScaNN can read them."""
+    keys.save(folder)
+    np.save(folder / ROWS, rows)
+    with scann_at_work(folder, "write its files; is the disk full?"):
+        searcher.serialize(str(folder), relative_path=True)
+        size = load(folder)[2].size()
+    if size != len(rows):
+        raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(rows)} documents")
+
+
+def load(folder: Path) -> tuple[Keys, Int[np.ndarray, "n"], Any]:
+    """Read the keys, the row of each place in a ScaNN index, and ScaNN's searcher."""
+    library = scann()
+    with quiet():
+        searcher = library.load_searcher(str(folder))
+    return Keys.load(folder), np.load(folder / ROWS), searcher
+
+
+def scann() -> Any:
+    """Import ScaNN, or say how to install it."""
+    try:
+        return importlib.import_module("scann.scann_ops.py.scann_ops_pybind")
+    except ImportError as error:
+        raise ClaraError(
+            "this needs the package scann (wheels: Linux x86-64): pip install scann, "
+            "or search exactly"
+        ) from error
 
 
 @contextlib.contextmanager
-def hold(store: Store, kind: str) -> Iterator[None]:
-    """Let nobody else build an index of a store meanwhile.
-
-    Raises:
-      ClaraError: somebody does.
-    """
-    lock = locks.hold(
-        store.path / locks.FOLDER / f"index-{kind}",
-        False,
-        f"{store.path}: another process is building its {KINDS[kind][0]} index; wait "
-        "until it has ended",
-    )
+def scann_at_work(where: Path, doing: str) -> Iterator[None]:
+    """Let ScaNN do something, and say so where it does not manage."""
     try:
+        with quiet():
+            yield
+    except RuntimeError as error:
+        reason = first_line(error)
+        raise ClaraError(f"{where}: ScaNN could not {doing} ({reason})") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep ScaNN's log off the standard error; all other lines are shown afterwards."""
+    sys.stderr.flush()
+    try:
+        shown = os.dup(2)
+    except OSError:  # closed
         yield
-    finally:
-        lock.release()
-
-
-def write_index(
-    store: Store,
-    kind: str,
-    write: Callable[[Path], None],
-    note: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write a new index beside the old one, and put it in its place.
-
-    Call it inside `hold`.
-
-    Args:
-      store, kind: whose index it is, and which.
-      write: writes the files into a folder.
-      note: what the kind of index has to say.
-
-    Returns:
-      The note, complete.
-
-    Raises:
-      ClaraError: it cannot be written; the old index stays.
-    """
-    index = index_folder(store, kind)
-    current = ""
-    with contextlib.suppress(ClaraError):
-        current = read_note(store, kind)["folder"]
-    number = str(int(current or 0) + 1)
-    folder = index / number
-    try:
-        index.mkdir(parents=True, exist_ok=True)
-        _remove_all_but(index, {META, current})
-        folder.mkdir()
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
         try:
-            write(folder)
-            files = {
-                path.name: _summed(path, sync=True) for path in sorted(folder.iterdir())
-            }
-            whole = {
-                **note,
-                "fingerprint": store.fingerprint,
-                "epoch": store.epoch,
-                "rows": store.rows,
-                "folder": number,
-                "files": files,
-            }
-            write_note(store, kind, whole)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        _remove_all_but(index, {META, number})
-    except OSError as error:
-        if error.errno is None:  # numpy tells that it wrote too little, but not why
-            error.errno = errno.ENOSPC
-        raise write_error(index, error) from error
-    return whole
-
-
-def _remove_all_but(folder: Path, kept: set[str]) -> None:
-    for path in folder.iterdir():
-        if path.name in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _summed(path: Path, sync: bool = False) -> dict[str, Any]:
-    checksum = new_checksum()
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            checksum.update(data)
-        if sync:
-            os.fsync(file.fileno())
-        size = file.tell()
-    return {"size": size, "checksum": checksum.hexdigest()}
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            caught.seek(0)
+            for line in caught:
+                if not _CHATTER.match(line):
+                    os.write(2, line)

@@ -4,40 +4,35 @@ A key is what principal component analysis keeps of a flat unit vector, centred,
 part along the mean. With ``u`` a document's unit vector, ``m`` the mean of all of them
 and ``P`` an orthonormal basis whose first direction is ``m``'s,
 
-    cos(q, u) = q·m + q·(u - m),   and   q·(u - m) ≈ (Pᵀq)·(Pᵀ(u - m)).
+    cos(q, u) = q·m + q·(u - m),   and   q·(u - m) ≈ (Pᵀq)·(Pᵀ(u - m)):
 
-The first term is the same for every document: the inner product of ``Pᵀq`` and the key
-``Pᵀ(u - m)`` ranks documents as the cosine does, but for what the basis leaves out.
+the product of ``Pᵀq`` and the key ``Pᵀ(u - m)`` ranks documents as the cosine does.
 
 All vectors of a model lie in a narrow cone: questions are nearly parallel to ``m``, and
-documents differ least along it. A hash that treats all directions of a key alike gets
-wrong what is then multiplied by the largest number of the question: on 100,000 vectors
-made of real ones, ScaNN's hashes held 26% of questions' best five among 200 candidates.
-So keys are balanced: along the mean, documents are stretched until they vary as much as
-along the first principal direction, and questions are shrunk by as much. And they are
-turned at random, so that every number of a key varies alike. Neither changes a product;
-the 26% become 100%.
+documents differ least along it. A hash that treats all directions alike gets wrong what
+is then multiplied by the largest number of the question (on 100,000 vectors made of
+real ones, 26% of questions' best five were among ScaNN's 200 candidates). So keys are
+balanced: along the mean, documents are stretched until they vary as much as along the
+first principal direction, and questions shrunk by as much; and they are turned at
+random, so that every number varies alike. That changes no product, and makes it 100%.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from clara_jax.errors import ClaraError
-from clara_jax.search.queries import unit
-from clara_jax.search.store import Store
+from clara_jax.search.searcher import Flat, unit
+from clara_jax.search.store import Progress, Store
 
-DIMS = 128
-"""Principal directions of a key."""
+Short = Float[np.ndarray, "n Q"]
+"""Keys of documents or questions."""
 
-SAMPLE = 20_000
-"""Documents that keys are learnt from, at most."""
-
+DIMS, SAMPLE = 128, 20_000
 PASSES = 3
 """Readings of the sample after the one for its mean."""
 
@@ -56,8 +51,9 @@ class Keys:
     Attributes:
       mean: of unit vectors, ``[W]``.
       basis: orthonormal columns, ``[W, Q]``; the first is the mean's direction.
-      documents, questions: what balances and turns the parts along `basis`,
-        ``[Q, Q]``; the product of one with the other transposed is the identity.
+      documents: what balances and turns their parts along `basis`, ``[Q, Q]``.
+      questions: the same for these; the product of one with the other transposed is
+        the identity.
     """
 
     mean: Float[np.ndarray, "W"]
@@ -70,20 +66,12 @@ class Keys:
         """Q, numbers in a key."""
         return self.basis.shape[1]
 
-    def of_documents(self, units: Float[np.ndarray, "n W"]) -> Float[np.ndarray, "n Q"]:
-        """Keys of documents.
-
-        Args:
-          units: flat vectors of length 1.
-        """
+    def of_documents(self, units: Flat) -> Short:
+        """Return keys of documents, given as flat vectors of length 1."""
         return (units @ self.basis - self.mean @ self.basis) @ self.documents
 
-    def of_queries(self, queries: Float[np.ndarray, "B W"]) -> Float[np.ndarray, "B Q"]:
-        """Keys of questions, to be multiplied with those of documents.
-
-        Args:
-          queries: flat vectors of any length.
-        """
+    def of_queries(self, queries: Flat) -> Short:
+        """Return keys of questions, to be multiplied with those of documents."""
         return unit(queries) @ self.basis @ self.questions
 
     def save(self, folder: Path) -> None:
@@ -105,41 +93,25 @@ def learn_keys(
     sample: int = SAMPLE,
     seed: int = 0,
     leave_out: Int[np.ndarray, "h"] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Keys:
     """Learn keys from a sample of a store, by randomized subspace iteration.
 
-    The sample is read `PASSES` + 1 times, 64 MB at a time, and no matrix has more than
-    W rows of `dims` + 16 columns. The same seed gives the same keys.
-
-    Args:
-      store: where document vectors lie.
-      dims: principal directions; the mean's is one more. Fewer where the vectors are
-        narrow, or few.
-      sample: documents to learn from, at most.
-      seed: of the sample and of the first subspace.
-      leave_out: rows that the sample must not hold.
-      progress: told each pass.
-
-    Raises:
-      ClaraError: `dims` or `sample` is below 1, or there is nothing to learn from.
+    The sample, of at most so many rows that are not left out, is read `PASSES` + 1
+    times, 64 MB at a time, and no matrix has more than W rows of `dims` + 16 columns.
+    The same seed gives the same keys. There are `dims` principal directions, the mean's
+    besides; fewer where the vectors are narrow, or few.
     """
-    if dims < 1 or sample < 1:
-        raise ClaraError(
-            f"keys of {dims} dimensions from {sample} documents; both must be 1 or more"
-        )
-    rows = live_rows(store)
+    rows = np.flatnonzero(store.live)
     if leave_out is not None:
         rows = np.setdiff1d(rows, leave_out, assume_unique=True)
-    if not len(rows):
-        raise ClaraError(f"{store.path}: holds no documents to learn keys from")
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))
     width = store.num_memory * store.width
     progress(f"mean of {len(rows):,} documents")
     total = np.zeros(width, np.float64)
-    for units in _units(store, rows):
+    for units in unit_vectors(store, rows):
         total += units.sum(0, dtype=np.float64)
     mean = (total / len(rows)).astype(np.float32)
     length = np.linalg.norm(mean)
@@ -165,9 +137,12 @@ def learn_keys(
     return _balanced(mean, np.concatenate([first[:, None], chosen], 1), variances, draw)
 
 
-def live_rows(store: Store) -> Int[np.ndarray, "n"]:
-    """Rows that are not deleted, in order."""
-    return np.flatnonzero(store.live)
+def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
+    """Read rows as flat vectors of length 1, 64 MB at a time."""
+    step = max(1, _AT_ONCE // (store.num_memory * store.width))
+    for begin in range(0, len(rows), step):
+        vectors = store.vectors(rows[begin : begin + step])
+        yield unit(vectors.reshape(len(vectors), -1))
 
 
 def _orthonormal(
@@ -187,20 +162,11 @@ def _covariance(
     product = np.zeros_like(basis)
     total = np.zeros(basis.shape[1], np.float32)
     shift = mean @ basis
-    for units in _units(store, rows):
+    for units in unit_vectors(store, rows):
         projected = units @ basis - shift
         product += units.T @ projected
         total += projected.sum(0)
     return (product - np.outer(mean, total)) / len(rows)
-
-
-def _units(
-    store: Store, rows: Int[np.ndarray, "n"]
-) -> Iterator[Float[np.ndarray, "tile W"]]:
-    step = max(1, _AT_ONCE // (store.num_memory * store.width))
-    for begin in range(0, len(rows), step):
-        vectors = store.vectors(rows[begin : begin + step])
-        yield unit(vectors.reshape(len(vectors), -1))
 
 
 def _balanced(

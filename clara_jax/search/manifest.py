@@ -1,21 +1,29 @@
-"""``store.json``: what a store of document vectors holds.
+"""``store.json``: what a store of document vectors holds, and the step that changes it.
 
-It is written last and by rename, so that it exists exactly when the store is whole.
+A change writes new files beside the old ones and then replaces ``store.json`` by
+rename. Whenever a process is killed, the store is what it was before or after; what was
+left lying about is not named in the manifest, and the next change removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import io
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.config import MemoryConfig, parse, to_dict
+import numpy as np
+from jaxtyping import Int64
+
+from clara_jax.config import MemoryConfig, parse
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error
 from clara_jax.search.codecs import check_codec
@@ -26,6 +34,8 @@ FORMAT = 1
 MANIFEST = "store.json"
 JOB = "job.json"
 SHARDS = "shards"
+
+_HASH = functools.partial(hashlib.blake2b, digest_size=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +66,6 @@ class StoreSettings:
     def __post_init__(self) -> None:
         check_codec(self.dtype)
 
-    @property
-    def num_memory(self) -> int:
-        """M, vectors per document."""
-        return self.memory.num_memory
-
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
@@ -68,7 +73,7 @@ class ShardInfo:
 
     Attributes:
       name: its folder under ``shards/``.
-      rows: pieces in it.
+      rows: documents in it.
       sizes: bytes of each of its files.
       digest: checksum of its ``shard.json``, which holds those of its other files.
     """
@@ -94,7 +99,7 @@ class Manifest(StoreSettings):
     """A store at one moment.
 
     Attributes:
-      epoch: raised by compaction, which gives pieces other row numbers.
+      epoch: raised by compaction, which gives documents other row numbers.
       generation: raised by every change.
       shards: in the order of their rows.
       deleted: rows that are no longer part of it; None: all are.
@@ -113,26 +118,8 @@ class Manifest(StoreSettings):
         return sum(shard.rows for shard in self.shards)
 
 
-def settings_dict(settings: StoreSettings) -> dict[str, Any]:
-    """Settings as a JSON object."""
-    names = [field.name for field in dataclasses.fields(StoreSettings)]
-    values = {name: getattr(settings, name) for name in names}
-    return {**values, "memory": to_dict(settings.memory)}
-
-
-def parse_settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of `StoreSettings` from a JSON object."""
-    names = [field.name for field in dataclasses.fields(StoreSettings)]
-    found = {name: values[name] for name in names if name in values}
-    return {**found, "memory": parse(MemoryConfig, values["memory"], where)}
-
-
 def read_manifest(store: Path) -> Manifest:
-    """Read the manifest of a store.
-
-    Raises:
-      ClaraError: there is no store, or it is unfinished, damaged or of another format.
-    """
+    """Read the manifest of a store; refuse what is unfinished, damaged or no store."""
     path = store / MANIFEST
     if not path.is_file():
         if (store / JOB).is_file():
@@ -141,88 +128,172 @@ def read_manifest(store: Path) -> Manifest:
                 "clara_jax.compress` command"
             )
         raise ClaraError(
-            f"{store}: holds no {MANIFEST}, so it is no store of document vectors; "
+            f"{store}: holds no {MANIFEST}, so it is not a store of document vectors; "
             "make one with `python -m clara_jax.compress`"
         )
+    values = _read_signed(
+        path,
+        "use the version that wrote it, or compress the documents again",
+        "bring back a copy of the file, or compress the documents again",
+    )
+    del values["format"]
+    values["memory"] = parse(MemoryConfig, values["memory"], str(path))
+    values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])
+    if values["deleted"] is not None:
+        values["deleted"] = DeletedInfo(**values["deleted"])
+    return Manifest(**values)
+
+
+def replace_manifest(
+    store: Path, manifest: Manifest, deleted: Int64[np.ndarray, "n"] | None = None
+) -> None:
+    """Make a manifest the store's, with some more rows deleted."""
+    if deleted is not None and len(deleted):
+        rows = np.union1d(read_deleted(store, manifest), deleted)
+        data = array_bytes(rows.astype(np.int64))
+        name = f"deleted-{manifest.generation:06d}.npy"
+        replace_file(store / name, data)
+        info = DeletedInfo(name, len(rows), len(data), checksum_of(data))
+        manifest = dataclasses.replace(manifest, deleted=info)
+    write_signed(store / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
+    remove_strays(store, manifest)
+
+
+def read_deleted(store: Path, manifest: Manifest) -> Int64[np.ndarray, "n"]:
+    """Read the sorted numbers of the rows that are deleted."""
+    info = manifest.deleted
+    if info is None:
+        return np.empty(0, np.int64)
+    path = store / info.file
+    if wrong := wrong_file(path, info.size, info.checksum):
+        raise ClaraError(f"{path}: {wrong}; if the store was changed, open it again")
+    return np.load(path, allow_pickle=False)
+
+
+def read_job(store: Path, manifest: Manifest | None) -> dict[str, Any] | None:
+    """Read the job that is under way in a store; None: there is none.
+
+    A job that is part of the manifest was killed in the last step of its commit.
+    """
+    path = store / JOB
+    if not path.is_file():
+        return None
+    values = _read_signed(
+        path,
+        "finish it with the version that began it",
+        "remove it to give up what is being written",
+    )
+    if manifest is not None and values["generation"] <= manifest.generation:
+        return None
+    return values
+
+
+def find_strays(store: Path, manifest: Manifest | None) -> list[Path]:
+    """List what killed processes left: named by no manifest and no job under way."""
+    found = sorted(store.glob(".*.tmp"))
+    kept = {shard.name for shard in manifest.shards} if manifest else set()
+    shards = [path for path in store.glob(f"{SHARDS}/*") if path.name not in kept]
+    with contextlib.suppress(ClaraError):
+        if job := read_job(store, manifest):
+            own = f"{job['generation']:06d}-"
+            shards = [p for p in shards if not p.name.lstrip(".").startswith(own)]
+        else:
+            found += store.glob(JOB)
+    deleted = manifest.deleted.file if manifest and manifest.deleted else ""
+    found += [path for path in store.glob("deleted-*.npy") if path.name != deleted]
+    return found + sorted(shards)
+
+
+def remove_strays(store: Path, manifest: Manifest | None) -> None:
+    """Remove what `find_strays` lists, as far as that can be done."""
+    for stray in find_strays(store, manifest):
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                stray.unlink(missing_ok=True)
+
+
+def shard_folder(store: Path, generation: int, k: int) -> Path:
+    """Return the folder of shard `k` of what makes a generation of a store."""
+    return store / SHARDS / f"{generation:06d}-{k:06d}"
+
+
+def wrong_file(path: Path, size: int, checksum: str = "") -> str:
+    """Return what is wrong with a file: it or its size, or its checksum if given."""
+    try:
+        found = path.stat().st_size
+        if found != size:
+            what = "is truncated" if found < size else "has grown"
+            return f"{what} ({found} bytes, not {size})"
+        if checksum:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, _HASH).hexdigest() != checksum:
+                    return "is damaged (its checksum is wrong)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return ""
+
+
+def write_signed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, whole or not at all."""
+    replace_file(path, json_bytes({**values, "checksum": digest_of(values)}))
+
+
+def _read_signed(path: Path, other_format: str, damaged: str) -> dict[str, Any]:
+    """Read what `write_signed` wrote; the two texts say what to do if that fails."""
     values = read_json(path)
     if values.get("format") != FORMAT:
         raise ClaraError(
             f"{path}: is of format {values.get('format')!r}, but this version of "
-            f"clara_jax reads format {FORMAT}; use the version that wrote it, or "
-            "compress the documents again"
+            f"clara_jax reads format {FORMAT}; {other_format}"
         )
-    checksum = values.pop("checksum", None)
-    if checksum != digest_of(values):
-        raise ClaraError(
-            f"{path}: is damaged (its checksum is wrong); bring back a copy of the "
-            "file, or compress the documents again"
-        )
-    deleted = values["deleted"]
-    return Manifest(
-        **parse_settings(values, str(path)),
-        epoch=values["epoch"],
-        generation=values["generation"],
-        shards=tuple(ShardInfo(**shard) for shard in values["shards"]),
-        deleted=None if deleted is None else DeletedInfo(**deleted),
-        job=values["job"],
-    )
-
-
-def write_manifest(store: Path, manifest: Manifest) -> None:
-    """Put a manifest in place of the one that is there.
-
-    Raises:
-      ClaraError: it cannot be written; the old one stays.
-    """
-    values = {
-        "format": FORMAT,
-        **settings_dict(manifest),
-        "epoch": manifest.epoch,
-        "generation": manifest.generation,
-        "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
-        "deleted": manifest.deleted and dataclasses.asdict(manifest.deleted),
-        "job": manifest.job,
-    }
-    values["checksum"] = digest_of(values)
-    replace_file(store / MANIFEST, json_bytes(values))
+    if values.pop("checksum", None) != digest_of(values):
+        raise ClaraError(f"{path}: is damaged (its checksum is wrong); {damaged}")
+    return values
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """Write a JSON object so that equal ones give the same bytes."""
+    """Return a JSON object as text, the same for equal objects."""
     text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=True)
     return text.encode() + b"\n"
 
 
+def array_bytes(array: Any) -> bytes:
+    """Return an array as a ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
 def digest_of(values: Mapping[str, Any]) -> str:
-    """Digest of a JSON object, whatever the order of its keys."""
+    """Return a checksum of a JSON object, whatever the order of its keys."""
     return checksum_of(json.dumps(values, sort_keys=True).encode())
 
 
 def checksum_of(data: Any) -> str:
-    """Checksum of bytes, as all files of a store have one."""
-    return new_checksum(data).hexdigest()
-
-
-def new_checksum(data: Any = b"") -> Any:
-    """Start a checksum of bytes that come in parts."""
-    return hashlib.blake2b(data, digest_size=16)
+    """Return the checksum of bytes, as all files of a store have one."""
+    return _HASH(data).hexdigest()
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; several processes may write the same one.
-
-    Raises:
-      ClaraError: it cannot be written.
-    """
+    """Write a file whole or not at all; several processes may write the same one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(temporary, data)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise write_error(path, error) from error
+
+
+def write_bytes(path: Path, data: Any) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

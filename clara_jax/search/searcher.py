@@ -1,39 +1,34 @@
-"""The interface of every search, and what all of them check."""
+"""What all searches have in common: their interface, their checks, exact rescoring."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.scann_index import ScannSearcher, has_index
+from clara_jax.search.codecs import decode
 from clara_jax.search.store import Store
 
-SEARCHES = ("auto", "exact", "scann")
-"""Kinds of `open_searcher`."""
+Flat = Float[np.ndarray, "n W"]
+"""Flat vectors, ``W = M * D``."""
+
+Found = tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]
+"""For each question exact cosines (float32) of the full vectors, descending, and row
+numbers of the store (int64). Deleted rows are never among them."""
+
+_AT_ONCE = 1 << 18
+"""Numbers decoded together: 1 MB stays in the cache."""
 
 
 @runtime_checkable
 class Searcher(Protocol):
     """Finds the documents nearest to questions."""
 
-    def __call__(
-        self, queries: Float[np.ndarray, "B W"], k: int
-    ) -> tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]:
-        """Return the `k` best rows of each question.
-
-        Args:
-          queries: flat question vectors of any length, ``W = M * D``.
-          k: rows per question.
-
-        Returns:
-          Exact cosines (float32) of the full vectors, descending, and row numbers of
-          the store (int64). Deleted rows are never among them.
+    def __call__(self, queries: Flat, k: int) -> Found:
+        """Return the `k` best rows of each question, a vector of any length.
 
         Raises:
           ClaraError: the queries do not fit the store, or it holds fewer than `k`
@@ -42,33 +37,67 @@ class Searcher(Protocol):
         ...
 
 
-def open_searcher(
-    store: Store,
-    kind: str = "auto",
-    *,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-    memory_limit: int | None = None,
-    candidates: int | None = None,
-) -> Searcher:
-    """Open a search over a store.
-
-    Args:
-      store: what is searched.
-      kind: ``exact``; ``scann``, which needs an index; ``auto``: ``scann`` where there
-        is an index, else ``exact``.
-      devices, memory_limit: of the exact search, see `ExactSearcher`.
-      candidates: that ScaNN finds to be rescored, see `ScannSearcher`.
-
-    Raises:
-      ClaraError: there is no such search, or its index is missing, damaged or of
-        another store.
-    """
-    if kind not in SEARCHES:
+def check_queries(queries: Flat, k: int, store: Store) -> Flat:
+    """Bring queries to length 1, in float32; refuse what no search can answer."""
+    width = store.num_memory * store.width
+    if queries.shape[1] != width:
         raise ClaraError(
-            f"there is no search '{kind}'; give one of {', '.join(SEARCHES)}"
+            f"{store.path}: its documents are {store.num_memory} x {store.width} = "
+            f"{width} numbers, but the question vectors have {queries.shape[1]}; "
+            "encode questions with the model that made the store"
         )
-    if kind == "exact" or (kind == "auto" and not has_index(store)):
-        return ExactSearcher(store, devices=devices, memory_limit=memory_limit)
-    return ScannSearcher(
-        store, candidates=candidates, devices=devices, memory_limit=memory_limit
-    )
+    if k < 1:
+        raise ClaraError(f"{k} documents per question were asked for; take 1 or more")
+    if k > len(store):
+        raise ClaraError(
+            f"{store.path}: holds {len(store)} documents, but {k} per question were "
+            "asked for; ask for fewer"
+        )
+    units = unit(queries)
+    wrong = np.flatnonzero(~np.isfinite(units).all(1))
+    if len(wrong):
+        raise ClaraError(
+            f"question vector {wrong[0]} holds numbers that are not finite; look at "
+            "the model that made it"
+        )
+    return units
+
+
+def unit(vectors: Flat) -> Flat:
+    """Return float32 rows of length 1; rows of zeros stay."""
+    wide = np.asarray(vectors, np.float32)
+    norms = np.sqrt(np.einsum("nw,nw->n", wide, wide))
+    return wide / np.where(norms > 0, norms, 1)[:, None]
+
+
+def best_of(
+    scores: Float[np.ndarray, "*B n"], rows: Int[np.ndarray, "*B n"], k: int
+) -> tuple[Float[np.ndarray, "*B k"], Int[np.ndarray, "*B k"]]:
+    """Return the `k` highest scores and their rows, of equal scores the lower row."""
+    order = np.lexsort((rows, -scores), axis=-1)[..., :k]
+    return np.take_along_axis(scores, order, -1), np.take_along_axis(rows, order, -1)
+
+
+def rescore(
+    store: Store, units: Flat, rows: Sequence[Int[np.ndarray, "_"]]
+) -> list[Float[np.ndarray, "_"]]:
+    """Return exact cosines of each question, of length 1, with rows of its own.
+
+    Of the store only these rows are read. For a vector of zeros the cosine is 0.
+    """
+    width = units.shape[1]
+    step = max(1, _AT_ONCE // width)
+    found = []
+    for query, candidates in zip(units, rows, strict=True):
+        products = np.empty(len(candidates), np.float32)
+        codes, scales = store.codes(candidates)
+        for start in range(0, len(codes), step):
+            part = slice(start, start + step)
+            scale = None if scales is None else scales[part]
+            vectors = decode(codes[part], scale, store.dtype, store.width)
+            products[part] = vectors.reshape(-1, width) @ query
+        if store.center is not None:
+            products += store.center.reshape(-1) @ query
+        norms = store.norms(candidates)
+        found.append(products / np.where(norms > 0, norms, 1))
+    return found

@@ -1,100 +1,109 @@
-"""A store of document vectors on disk, read lazily.
+"""A store of document vectors on disk: its shards, written whole and read lazily.
 
 store.json              the manifest, written last
 shards/NAME/            vectors.npy, scales.npy, norms.npy: the vectors, see ``codecs``
-                        texts.npy, ids.npy: hashes to find pieces by
-                        pieces.arrow: text, id, title, offsets, metadata
-                        shard.json: checksums
+                        texts.npy, ids.npy: hashes to find documents by
+                        pieces.arrow: the documents; shard.json: checksums
 deleted-GENERATION.npy  rows that were deleted since the last compaction
-job.json                only while something is being written
-index/                  see ``scann_index`` and ``hybrid``
+job.json, .locks/       only while something is being written
+index/                  see ``index_files``
 
-A piece's row number is its place among the rows of all shards, deleted ones included;
-it changes by compaction only, which raises the epoch.
+A row's number is its place among all rows, deleted ones included.
 """
 
 from __future__ import annotations
 
 import functools
-import io
+import hashlib
+import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
 
+from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
-from clara_jax.search.codecs import decode, read_center
-from clara_jax.search.lookup import Lookup
-from clara_jax.search.manifest import SHARDS, Manifest, checksum_of, read_manifest
-from clara_jax.search.pieces import Piece, from_table, map_table, to_table
-from clara_jax.search.shards import TABLE, Contents, layout, map_array
+from clara_jax.files import read_json, write_error
+from clara_jax.search.codecs import code_type, decode, encode, read_center
+from clara_jax.search.manifest import (
+    SHARDS,
+    Manifest,
+    ShardInfo,
+    StoreSettings,
+    array_bytes,
+    checksum_of,
+    json_bytes,
+    read_deleted,
+    read_manifest,
+    write_bytes,
+    wrong_file,
+)
 
-__all__ = ["Piece", "Rows", "Store", "Tile"]
+NOTE = "shard.json"
+TABLE = "pieces.arrow"
+
+SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("text", "id", "title", "source"), pa.string()),
+        **dict.fromkeys(("start", "stop"), pa.int64()),
+        **dict.fromkeys(("part", "parts"), pa.int32()),
+        "metadata": pa.string(),  # a JSON object, or empty
+    }
+)
 
 Rows = Sequence[Any] | Int[np.ndarray, "k"]
 """Row numbers, in any order."""
 
+Column = Literal["text", "id"]
+Progress = Callable[[str], None]
+
 OPEN_FILES = 8192
-"""Arrays, and a quarter as many tables, that stay mapped: Linux allows a process about
-65,000 maps, and a store may have more files."""
+"""That stay mapped: Linux allows a process about 65,000 maps, and a store may have more
+files."""
 
-
-class Tile(NamedTuple):
-    """Consecutive rows of one shard, memory-mapped.
-
-    Attributes:
-      start: number of the first row.
-      codes, scales: of the vectors, see ``codecs.decode``; scales are None for
-        bfloat16.
-      norms: Euclidean norms of the flat vectors.
-    """
-
-    start: int
-    codes: Shaped[np.ndarray, "n M W"]
-    scales: Float[np.ndarray, "n M"] | None
-    norms: Float[np.ndarray, "n"]
+_AT_ONCE = 1 << 17
+"""Codes decoded together."""
 
 
 class Store:
     """A whole store at one moment; later changes show in one that is opened anew.
 
-    Safe to read from several threads.
+    Safe to read from several threads. For other attributes see ``Manifest``.
+
+    Attributes:
+      path: the folder.
+      manifest: what ``store.json`` says.
+      rows: how many there are, deleted ones included.
+      num_memory: M, vectors per document.
+      width: D.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
-        """Take a manifest as it is; use `open`.
-
-        Args:
-          path: the folder.
-          manifest: of the rows that are there.
-        """
+        """Take a manifest as it is; use `open`."""
         self.path = path
         self.manifest = manifest
         self.rows = manifest.rows
+        self.num_memory, self.width = manifest.memory.num_memory, manifest.width
+        self.dtype, self.fingerprint = manifest.dtype, manifest.fingerprint
+        self.epoch, self.generation = manifest.epoch, manifest.generation
         self._folders = [path / SHARDS / shard.name for shard in manifest.shards]
-        counts = [shard.rows for shard in manifest.shards]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._starts = self._ends - counts
-        self._array = functools.lru_cache(OPEN_FILES)(map_array)
-        self._table = functools.lru_cache(OPEN_FILES // 4)(map_table)
-        self._lookups: dict[str, Lookup] = {}
-        self._lock = threading.Lock()
+        self._ends = np.cumsum([shard.rows for shard in manifest.shards], dtype=int)
+        self._map = functools.lru_cache(OPEN_FILES)(_map)
+        self._sorted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> Store:
-        """Open a store; of vectors and pieces nothing is read.
+        """Open a store; of vectors and documents nothing is read.
 
         Args:
           path: the folder.
           fingerprint: of the model that is to read the vectors; None takes any.
-
-        Returns:
-          The store.
 
         Raises:
           ClaraError: there is none, it is unfinished, damaged or of another format, a
@@ -109,46 +118,21 @@ class Store:
                 f"give the model that made it ({manifest.model}), or compress the "
                 "documents into another --store"
             )
-        for finding in wrong_sizes(path, manifest):
-            raise ClaraError(f"{finding}; look at the store with --check")
+        sizes = {
+            path / SHARDS / shard.name / name: size
+            for shard in manifest.shards
+            for name, size in shard.sizes.items()
+        }
+        if manifest.deleted is not None:
+            sizes[path / manifest.deleted.file] = manifest.deleted.size
+        for file, size in sizes.items():
+            if wrong := wrong_file(file, size):
+                raise ClaraError(f"{file}: {wrong}; look at the store with --check")
         return cls(path, manifest)
 
     def __len__(self) -> int:
         deleted = self.manifest.deleted
         return self.rows - (0 if deleted is None else deleted.count)
-
-    def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, {len(self)} pieces)"
-
-    @property
-    def num_memory(self) -> int:
-        """M, vectors per piece."""
-        return self.manifest.num_memory
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.manifest.width
-
-    @property
-    def dtype(self) -> str:
-        """How vectors are kept, one of ``codecs.CODECS``."""
-        return self.manifest.dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the model that made the vectors."""
-        return self.manifest.fingerprint
-
-    @property
-    def epoch(self) -> int:
-        """Raised by compaction, after which row numbers mean other pieces."""
-        return self.manifest.epoch
-
-    @property
-    def generation(self) -> int:
-        """Raised by every change."""
-        return self.manifest.generation
 
     @functools.cached_property
     def center(self) -> Float[np.ndarray, "M D"] | None:
@@ -158,10 +142,7 @@ class Store:
     @functools.cached_property
     def deleted(self) -> Int64[np.ndarray, "n"]:
         """Sorted numbers of the rows that are deleted."""
-        info = self.manifest.deleted
-        if info is None:
-            return np.empty(0, np.int64)
-        return read_deleted(self.path / info.file, info.checksum)
+        return read_deleted(self.path, self.manifest)
 
     @functools.cached_property
     def live(self) -> Bool[np.ndarray, "n"]:
@@ -171,11 +152,7 @@ class Store:
         return live
 
     def vectors(self, rows: Rows) -> Float[np.ndarray, "k M D"]:
-        """Read and decode the vectors of some rows, in their order.
-
-        Raises:
-          ClaraError: there is no such row.
-        """
+        """Read and decode the vectors of some rows, in their order."""
         codes, scales = self.codes(rows)
         return decode(codes, scales, self.dtype, self.width, center=self.center)
 
@@ -183,134 +160,84 @@ class Store:
         self, rows: Rows
     ) -> tuple[Shaped[np.ndarray, "k M W"], Float[np.ndarray, "k M"] | None]:
         """Read the codes and scales of some rows, see ``codecs.decode``."""
-        scales = None if self.dtype == "bfloat16" else self._gather("scales.npy", rows)
-        return self._gather("vectors.npy", rows), scales
+        scales = None if self.dtype == "bfloat16" else self._array("scales.npy", rows)
+        return self._array("vectors.npy", rows), scales
 
     def norms(self, rows: Rows) -> Float[np.ndarray, "k"]:
-        """Read the norms of some rows' flat vectors."""
-        return self._gather("norms.npy", rows)
+        """Read the Euclidean norms of some rows' flat vectors."""
+        return self._array("norms.npy", rows)
 
-    def tiles(
-        self, size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[Tile]:
-        """Walk over consecutive rows, deleted ones included.
+    def arrays(self, rows: Rows) -> dict[str, Shaped[np.ndarray, "k ..."]]:
+        """Read all arrays of some rows, by the names of their files."""
+        return {name: self._array(name, rows) for name in _layout(self.manifest)}
 
-        Args:
-          size: most rows of a tile; a tile never reaches over the end of a shard.
-          start, stop: rows to begin and end at; None: the last.
+    def table(self, rows: Rows, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+        """Read columns of the table of documents, in the rows' order."""
+        tables = [SCHEMA.empty_table().select(columns)]
+        order = [np.empty(0, np.int64)]
+        for places, folder, local in self._split(rows):
+            table = self._map(folder / TABLE)
+            tables.append(table.select(columns).take(local))
+            order.append(places)
+        return pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
 
-        Yields:
-          Memory-mapped views.
-        """
-        stop = self.rows if stop is None else min(stop, self.rows)
-        for shard, (first, end) in enumerate(
-            zip(self._starts, self._ends, strict=True)
-        ):
-            begin, until = max(start, int(first)), min(stop, int(end))
-            for row in range(begin, until, size):
-                part = slice(row - int(first), min(row + size, until) - int(first))
-                scales = None
-                if self.dtype != "bfloat16":
-                    scales = self._file(shard, "scales.npy")[part]
-                yield Tile(
-                    row,
-                    self._file(shard, "vectors.npy")[part],
-                    scales,
-                    self._file(shard, "norms.npy")[part],
-                )
-
-    def pieces(self, rows: Rows) -> list[Piece]:
-        """Read the pieces of some rows, in their order."""
-        found: list[Any] = [None] * len(rows)
-        for places, shard, local in self._split(rows):
-            pieces = from_table(self._table(self._folders[shard] / TABLE).take(local))
-            for place, piece in zip(places, pieces, strict=True):
-                found[place] = piece
-        return found
+    def pieces(self, rows: Rows) -> list[Document]:
+        """Read the documents, or pieces of documents, of some rows, in their order."""
+        return [
+            Document(**{**row, "metadata": json.loads(row["metadata"] or "{}")})
+            for row in self.table(rows).to_pylist()
+        ]
 
     def strings(self, rows: Rows, column: str) -> list[str]:
-        """Read one column of some rows' pieces: ``text``, ``id``, ``title``, ..."""
-        found: list[Any] = [None] * len(rows)
-        for places, shard, local in self._split(rows):
-            values = self._table(self._folders[shard] / TABLE).column(column)
-            for place, value in zip(places, values.take(local), strict=True):
-                found[place] = value.as_py()
-        return found
+        """Read one field of some rows' documents: ``text``, ``id``, ``title``, ..."""
+        return self.table(rows, [column])[column].to_pylist()
 
-    def contents(self, rows: Rows) -> Contents:
-        """Read all that a shard of some rows, in ascending order, would hold."""
-        codes, scales = self.codes(rows)
-        tables = [
-            self._table(self._folders[shard] / TABLE).take(local)
-            for _, shard, local in self._split(rows)
-        ]
-        return Contents(
-            codes=codes,
-            scales=scales,
-            norms=self.norms(rows),
-            texts=self._gather("texts.npy", rows),
-            ids=self._gather("ids.npy", rows),
-            table=pa.concat_tables([to_table([]), *tables]),
-        )
+    def find(
+        self, values: Sequence[str], column: Column = "text"
+    ) -> Int64[np.ndarray, "n"]:
+        """Return the lowest row with each text or id, -1 where there is none.
 
-    def find(self, texts: Sequence[str]) -> Int64[np.ndarray, "n"]:
-        """Look texts up; the first call reads 8 bytes of every row.
-
-        Args:
-          texts: any.
-
-        Returns:
-          The lowest row of a piece that is not deleted and has exactly this text, -1
-          where there is none.
+        Deleted rows are not found. The first call reads 8 bytes of every row.
         """
-        return self._lookup("text").first(texts)
+        found = self._rows_with(column, values)
+        return np.array([found.get(value, [-1])[0] for value in values], np.int64)
 
     def rows_of(self, id: str) -> Int64[np.ndarray, "n"]:
-        """Rows of the pieces of a document that are not deleted, ascending."""
-        return self._lookup("id").every(id)
+        """Return the rows of a document that are not deleted, ascending."""
+        return np.array(self._rows_with("id", [id]).get(id, []), np.int64)
 
-    def known(self, ids: Sequence[str]) -> Bool[np.ndarray, "n"]:
-        """Of each document id, whether a piece that is not deleted has it."""
-        return self._lookup("id").first(ids) >= 0
+    def hashes(self, column: Column) -> UInt64[np.ndarray, "n"]:
+        """Read the hashes of a column of all rows."""
+        files = [folder / f"{column}s.npy" for folder in self._folders]
+        return np.concatenate([np.empty(0, np.uint64), *map(self._map, files)])
 
-    def hashes(self, column: str, start: int = 0) -> Shaped[np.ndarray, "n"]:
-        """Hashes of ``text`` or ``id`` of all rows from a shard's first row on."""
-        found = [self._file(k, f"{column}s.npy") for k in self._shards_from(start)]
-        return np.concatenate([np.empty(0, np.uint64), *found])
-
-    def numbers(self, column: str, start: int = 0) -> Int64[np.ndarray, "n"]:
-        """One column of numbers (``part``, ...) of all rows from a shard's first on."""
-        found = [np.empty(0, np.int64)]
-        for shard in self._shards_from(start):
-            table = self._table(self._folders[shard] / TABLE)
-            found.append(table.column(column).to_numpy().astype(np.int64))
-        return np.concatenate(found)
-
-    def _shards_from(self, row: int) -> range:
-        return range(int(np.searchsorted(self._starts, row)), len(self._folders))
-
-    def _lookup(self, column: str) -> Lookup:
-        with self._lock:
-            if column not in self._lookups:
-                rows = np.flatnonzero(self.live).astype(np.int64)
-                hashes = self.hashes(column)[rows]
-                read: Callable[..., list[str]]
-                read = functools.partial(self.strings, column=column)
-                self._lookups[column] = Lookup(hashes, rows, read)
-            return self._lookups[column]
-
-    def _file(self, shard: int, name: str) -> np.ndarray:
-        kind, shape = layout(self.manifest, self.manifest.shards[shard].rows)[name]
-        return self._array(self._folders[shard] / name, kind, shape)
-
-    def _gather(self, name: str, rows: Rows) -> np.ndarray:
-        kind, (_, *rest) = layout(self.manifest, 0)[name]
-        found = np.empty((len(rows), *rest), kind)
-        for places, shard, local in self._split(rows):
-            found[places] = self._file(shard, name)[local]
+    def _rows_with(self, column: Column, values: Sequence[str]) -> dict[str, list[int]]:
+        """Rows that are not deleted by what they hold: `values`, and perhaps others."""
+        if column not in self._sorted:
+            rows = np.flatnonzero(self.live)
+            hashes = self.hashes(column)[rows]
+            order = np.argsort(hashes, kind="stable")
+            self._sorted[column] = hashes[order], rows[order]
+        hashes, rows = self._sorted[column]
+        wanted = text_hashes(values)
+        starts = np.searchsorted(hashes, wanted, "left")
+        ends = np.searchsorted(hashes, wanted, "right")
+        ranges = set(zip(starts.tolist(), ends.tolist(), strict=True))
+        likely = np.concatenate([rows[:0], *(rows[i:j] for i, j in ranges)])
+        likely.sort()
+        found: dict[str, list[int]] = {}
+        for row, value in zip(likely, self.strings(likely, column), strict=True):
+            found.setdefault(value, []).append(int(row))
         return found
 
-    def _split(self, rows: Rows) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    def _array(self, name: str, rows: Rows) -> np.ndarray:
+        kind, shape = _layout(self.manifest)[name]
+        found = np.empty((len(rows), *shape), kind)
+        for places, folder, local in self._split(rows):
+            found[places] = self._map(folder / name)[local]
+        return found
+
+    def _split(self, rows: Rows) -> Iterator[tuple[np.ndarray, Path, np.ndarray]]:
         """Rows by shard: their places in `rows`, the shard, their rows within it."""
         numbers = np.asarray(rows, np.int64)
         wrong = numbers[(numbers < 0) | (numbers >= self.rows)]
@@ -318,47 +245,141 @@ class Store:
             raise ClaraError(
                 f"{self.path}: has no row {wrong[0]}; it holds {self.rows} rows"
             )
-        order = np.argsort(numbers, kind="stable")
-        shards = np.searchsorted(self._ends, numbers[order], "right")
-        for places in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
+        shards = np.searchsorted(self._ends, numbers, "right")
+        order = np.argsort(shards, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
             if len(places):
-                shard = int(np.searchsorted(self._ends, numbers[places[0]], "right"))
-                yield places, shard, numbers[places] - self._starts[shard]
+                shard = shards[places[0]]
+                start = self._ends[shard] - self.manifest.shards[shard].rows
+                yield places, self._folders[shard], numbers[places] - start
 
 
-def wrong_sizes(path: Path, manifest: Manifest) -> Iterator[str]:
-    """Say of each file of a store that is missing or has another size."""
-    sizes = {
-        f"{path / SHARDS / shard.name}{os.sep}{name}": size
-        for shard in manifest.shards
-        for name, size in shard.sizes.items()
+def _layout(settings: StoreSettings) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Type and shape of a row in each array of a shard, by its file's name."""
+    kind, length = code_type(settings.dtype, settings.width)
+    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        "vectors.npy": (kind, (settings.memory.num_memory, length)),
+        "norms.npy": (np.dtype(np.float32), ()),
+        "texts.npy": (np.dtype(np.uint64), ()),
+        "ids.npy": (np.dtype(np.uint64), ()),
     }
-    if manifest.deleted is not None:
-        sizes[str(path / manifest.deleted.file)] = manifest.deleted.size
-    for file, size in sizes.items():
+    if settings.dtype != "bfloat16":
+        arrays["scales.npy"] = (np.dtype(np.float32), (settings.memory.num_memory,))
+    return arrays
+
+
+def shard_arrays(
+    vectors: Float[np.ndarray, "n M D"],
+    documents: Sequence[Document],
+    settings: StoreSettings,
+) -> dict[str, Shaped[np.ndarray, "n ..."]]:
+    """Return the arrays of a shard, by the names of their files."""
+    center = read_center(settings.center, vectors.shape[1:])
+    codes, scales = encode(vectors, settings.dtype, center)
+    norms = np.empty(len(codes), np.float32)
+    step = max(1, _AT_ONCE // max(1, codes[:1].size))
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        scale = None if scales is None else scales[part]
+        decoded = decode(
+            codes[part], scale, settings.dtype, settings.width, center=center
+        )
+        # Not a dot product, whose last bit depends on the number of threads.
+        norms[part] = np.sqrt(np.square(decoded, dtype=np.float64).sum(axis=(1, 2)))
+    arrays = {
+        "vectors.npy": codes,
+        "norms.npy": norms,
+        "texts.npy": text_hashes(document.text for document in documents),
+        "ids.npy": text_hashes(document.id for document in documents),
+    }
+    return arrays if scales is None else {**arrays, "scales.npy": scales}
+
+
+def text_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, "n"]:
+    """Return the first 8 bytes of blake2b of each text, to find it by."""
+    found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
+
+
+def to_table(documents: Sequence[Document]) -> pa.Table:
+    """Put documents into a table of `SCHEMA`; refuse what is not Unicode or JSON."""
+    rows = []
+    for document in documents:
+        place = document.source or document.id or "a piece"
+        place = place.encode("utf-8", "replace").decode()
+        texts = (document.text, document.id, document.title, document.source)
+        if not is_unicode("".join(texts)):
+            raise ClaraError(
+                f"{place}: holds half of a surrogate pair, which is not text"
+            )
+        metadata = document.metadata
         try:
-            found = os.stat(file).st_size
-        except OSError:
-            yield f"{file}: is missing"
-            continue
-        if found != size:
-            what = "is truncated" if found < size else "has grown"
-            yield f"{file}: {what} ({found} bytes, not {size})"
+            kept = json.dumps(metadata, sort_keys=True) if metadata else ""
+        except (TypeError, ValueError) as error:
+            raise ClaraError(f"{place}: its metadata are not JSON ({error})") from error
+        rows.append({**vars(document), "metadata": kept})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def read_deleted(path: Path, checksum: str) -> Int64[np.ndarray, "n"]:
-    """Read a file of deleted rows.
-
-    Raises:
-      ClaraError: it is missing or damaged.
-    """
+def write_shard(
+    folder: Path,
+    arrays: Mapping[str, Shaped[np.ndarray, "n ..."]],
+    table: pa.Table,
+    job: str = "",
+) -> ShardInfo:
+    """Write a shard of the job with this digest, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        # Copied, so that slices and joined tables give the same bytes as new ones.
+        writer.write_table(table.combine_chunks())
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        temporary.mkdir(parents=True)
+        files = {}
+        for name, array in arrays.items():
+            files[name] = _write(temporary / name, array_bytes(array))
+        files[TABLE] = _write(temporary / TABLE, memoryview(buffer.getvalue()))
+        note = {"rows": table.num_rows, "job": job, "files": files}
+        _write(temporary / NOTE, json_bytes(note))
+        shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
+        temporary.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise write_error(folder, error) from error
+        raise
+    return read_shard(folder)[0]
+
+
+def _write(path: Path, data: Any) -> dict[str, Any]:
+    write_bytes(path, data)
+    return {"size": len(data), "checksum": checksum_of(data)}
+
+
+def read_shard(folder: Path) -> tuple[ShardInfo, str]:
+    """Read what the manifest keeps of a shard, and the job that it is part of."""
+    path = folder / NOTE
+    values = read_json(path)
+    try:
+        note = path.read_bytes()
+        sizes = {name: int(file["size"]) for name, file in values["files"].items()}
+        sizes = dict(sorted({**sizes, NOTE: len(note)}.items()))
+        info = ShardInfo(folder.name, values["rows"], sizes, checksum_of(note))
+        return info, str(values["job"])
+    except (AttributeError, KeyError, TypeError) as error:
         raise ClaraError(
-            f"{path}: cannot be read ({error.strerror}); if the store was changed "
-            "since it was opened, open it again"
+            f"{path}: is damaged; remove {folder} and start the command again"
         ) from error
-    if checksum_of(data) != checksum:
-        raise ClaraError(f"{path}: is damaged (its checksum is wrong)")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _map(path: Path) -> Any:
+    """Memory-map an array or a table."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, ValueError) as error:
+        raise ClaraError(
+            f"{path}: cannot be read; if the store was compacted since it was opened, "
+            "open it again, else look at it with --check"
+        ) from error

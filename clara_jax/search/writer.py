@@ -6,7 +6,9 @@ finished store is byte for byte the same, whoever wrote which shard and in what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,78 +16,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+import pyarrow.compute as pc
+from jaxtyping import Float, Int64
 
+from clara_jax.config import MemoryConfig, parse
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json
-from clara_jax.search.codecs import center_of, read_center
-from clara_jax.search.commit import (
-    check_ids,
-    remove_strays,
-    replaced,
-    swap,
-)
-from clara_jax.search.jobs import (
-    check_folder,
-    check_same,
-    check_settings,
-    job_digest,
-    new_job,
-    read_job,
-    shard_name,
-    signed,
-)
-from clara_jax.search.locks import Lock, hold_begin, hold_part, hold_store, sweep
+from clara_jax.search.codecs import center_of
+from clara_jax.search.locks import Lock, hold_part, hold_store, sweep
 from clara_jax.search.manifest import (
+    FORMAT,
     JOB,
     MANIFEST,
     SHARDS,
     Manifest,
-    StoreSettings,
-    json_bytes,
-    parse_settings,
-    read_manifest,
-    replace_file,
-)
-from clara_jax.search.pieces import Piece
-from clara_jax.search.shards import (
-    NOTE,
     ShardInfo,
-    contents_of,
-    leftovers,
-    read_info,
-    write_contents,
+    StoreSettings,
+    digest_of,
+    read_job,
+    read_manifest,
+    remove_strays,
+    replace_manifest,
+    shard_folder,
+    write_signed,
 )
-from clara_jax.search.store import Store
+from clara_jax.search.store import (
+    Store,
+    read_shard,
+    shard_arrays,
+    to_table,
+    write_shard,
+)
 
-__all__ = ["Job", "ShardInfo", "StoreSettings", "write_shard", "write_store"]
+FREE = ("model", "base", "center")
+"""Settings in which a job that goes on may differ from the one that was begun, which
+are kept: places, which hosts may spell differently, and what one of them measured."""
 
-
-def write_shard(
-    folder: Path,
-    vectors: Float[np.ndarray, "n M D"],
-    pieces: Sequence[Piece],
-    dtype: str,
-) -> ShardInfo:
-    """Write one shard, whole or not at all; one that is there already is replaced.
-
-    Args:
-      folder: of the shard; its name is the shard's.
-      vectors: document vectors; n may be 0.
-      pieces: what each of them stands for.
-      dtype: codec, one of ``codecs.CODECS``.
-
-    Returns:
-      What a manifest says of it.
-
-    Raises:
-      ClaraError: it cannot be written (nothing is left behind), a vector is not finite,
-        or a piece cannot be kept.
-    """
-    return write_contents(folder, contents_of(vectors, pieces, dtype))
+SAME = ("fingerprint", "memory", "width", "dtype")
+"""Settings in which what is added to a store must agree with it."""
 
 
-class Job:
+class Job(contextlib.AbstractContextManager):
     """One writing of a store: a new one, or more documents for one that is there.
 
     Every process begins the same job, asks for the shards of its part that are
@@ -93,27 +64,26 @@ class Job:
 
         with Job.begin(path, settings, shards, corpus) as job:
             for k in job.missing(part, parts):
-                job.write(k, *vectors_and_pieces(k))
+                job.write(k, *vectors_and_documents(k))
             store = job.commit()
 
     Attributes:
       store: the folder.
       shards: how many the job has.
-      generation: of the store that it makes; names its shards.
       finished: the store is there, made by this very job.
     """
 
-    def __init__(self, store: Path, values: Mapping[str, Any], lock: Lock):
+    def __init__(self, store: Path, values: Mapping[str, Any]):
         """Take what ``job.json`` holds; use `begin`."""
         self.store = store
         self.shards: int = values["shards"]
-        self.generation: int = values["generation"]
-        self.mode: str = values["mode"]
         self.finished = False
-        self._settings = StoreSettings(**parse_settings(values["settings"], str(store)))
-        self._digest = job_digest(values)
-        self._locks = [lock]
-        self._mark = "0-1"
+        self._mode: str = values["mode"]
+        self._generation: int = values["generation"]
+        memory = parse(MemoryConfig, values["settings"]["memory"], str(store / JOB))
+        self._settings = StoreSettings(**{**values["settings"], "memory": memory})
+        self._digest = digest_of(_identity(values))
+        self._part: Lock | None = None
 
     @classmethod
     def begin(
@@ -128,17 +98,14 @@ class Job:
 
         Args:
           store: folder of the store.
-          settings: what its vectors have in common. Of a job that goes on, ``model``
-            and ``base`` may be other spellings and ``center`` another; when documents
-            are added, they and ``compute`` stay the store's.
+          settings: what its vectors have in common. Of a job that goes on, those in
+            `FREE` may differ; when documents are added, those not in `SAME` stay the
+            store's.
           shards: how many shards the corpus makes.
           corpus: a JSON object that says what is compressed, such as names, sizes and
-            checksums of files; a job with another one is refused.
+            checksums of files.
           mode: ``new`` makes a store; ``add`` puts documents into one and refuses ids
             that it has; ``replace`` takes out documents with the same ids.
-
-        Returns:
-          The job, which keeps edits out until it is closed.
 
         Raises:
           ClaraError: another job is under way here (names what differs), there is a
@@ -147,199 +114,167 @@ class Job:
         """
         path = Path(store)
         check_folder(path, mode)
-        lock = hold_store(path, shared=True)
-        try:
-            begun = hold_begin(path)
-            try:
-                return cls._begin(path, settings, shards, corpus, mode, lock)
-            finally:
-                begun.release()
-        except BaseException:
-            lock.release()
-            raise
+        values = {
+            "format": FORMAT,
+            "mode": mode,
+            "generation": 1,
+            "shards": shards,
+            # Through JSON, so that tuples compare with the lists that are read.
+            "corpus": json.loads(json.dumps(corpus)),
+            "settings": dataclasses.asdict(settings),
+        }
+        with hold_store(path):
+            return cls._begin(path, values)
 
     @classmethod
-    def _begin(
-        cls,
-        path: Path,
-        settings: StoreSettings,
-        shards: int,
-        corpus: Mapping[str, Any],
-        mode: str,
-        lock: Lock,
-    ) -> Job:
+    def _begin(cls, path: Path, values: dict[str, Any]) -> Job:
         before = read_manifest(path) if (path / MANIFEST).is_file() else None
         if before is not None:
-            settings = dataclasses.replace(settings, center=before.center)
-        values = new_job(settings, shards, corpus, mode, before)
-        digest = job_digest(values)
+            values["generation"] = before.generation + 1
+            values["settings"]["center"] = before.center
+        job = cls(path, values)
         begun = read_job(path, before)
-        if begun is None and before is not None and before.job == digest:
-            job = cls(path, values, lock)
-            job.generation, job.finished = before.generation, True
-            remove_strays(path, before, "")
-            return job
-        if before is not None:
-            check_settings(path, before, settings, mode)
+        if begun is None and before is not None and before.job == job._digest:
+            job._generation, job.finished = before.generation, True
+        elif before is not None:
+            job._check_added_to(before)
         if begun is not None:
-            check_same(path, begun, values)
-            return cls(path, begun, lock)
-        remove_strays(path, before, digest)
-        replace_file(path / JOB, json_bytes(signed(values)))
-        return cls(path, values, lock)
+            if changed := _differences(_identity(begun), _identity(values)):
+                way_out = f"remove {path / JOB}" if before else "remove the folder"
+                raise ClaraError(
+                    f"{path}: another job is under way here; it differs in {changed}; "
+                    f"finish it with the command that began it, or {way_out} to give "
+                    "it up"
+                )
+            return cls(path, begun)
+        remove_strays(path, before)
+        if not job.finished:
+            write_signed(path / JOB, values)
+        return job
+
+    def _check_added_to(self, before: Manifest) -> None:
+        if self._mode == "new":
+            raise ClaraError(
+                f"{self.store}: holds a finished store of other documents or settings; "
+                "put these in with --add or --replace, or give another --store"
+            )
+        old, new = (
+            {name: dataclasses.asdict(settings)[name] for name in SAME}
+            for settings in (before, self._settings)
+        )
+        if changed := _differences(old, new):
+            raise ClaraError(
+                f"{self.store}: was made with another model or other settings: "
+                f"{changed}; add with what it was made with, or give another --store"
+            )
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
-        """Take a part of the shards, and find which of them are not written yet.
-
-        Args:
-          part, parts: shards ``k`` with ``k % parts == part``; counted from 0.
-
-        Returns:
-          Numbers of shards.
+        """Take shards ``k % parts == part``, and return those not written yet.
 
         Raises:
           ClaraError: another process is writing this part, or counts other parts.
         """
-        if not 0 <= part < parts:
-            raise ClaraError(
-                f"there is no part {part + 1} of {parts}; parts are counted from 1"
-            )
         if self.finished:
             return []
-        for lock in self._locks[1:]:
-            lock.release()
-        self._locks[1:] = [hold_part(self.store, part, parts)]
-        self._mark = f"{part}-{parts}"
+        self._part = hold_part(self.store, part, parts)
         numbers = range(part, self.shards, parts)
         for k in numbers:
-            for path in leftovers(self._folder(k)):
-                shutil.rmtree(path, ignore_errors=True)
+            folder = self._folder(k)
+            for half_written in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(half_written, ignore_errors=True)
         return [k for k in numbers if self._info(k) is None]
 
     def write(
-        self, k: int, vectors: Float[np.ndarray, "n M D"], pieces: Sequence[Piece]
+        self, k: int, vectors: Float[np.ndarray, "n M D"], documents: Sequence[Document]
     ) -> None:
         """Write shard `k`, whole or not at all; nothing if it is there already.
 
-        Args:
-          k: its number.
-          vectors: document vectors; n may be 0.
-          pieces: what each of them stands for. All pieces of a document go into one
-            shard.
+        All pieces of a document go into one shard.
 
         Raises:
-          ClaraError: see `write_shard`; or the vectors are not of the store's shape.
+          ClaraError: the disk is full, or a vector or a document cannot be kept.
         """
-        expected = (self._settings.num_memory, self._settings.width)
-        if vectors.shape[1:] != expected:
+        count, width = self._settings.memory.num_memory, self._settings.width
+        if vectors.shape != (len(documents), count, width):
             raise ClaraError(
-                f"{self.store}: keeps {expected[0]} vectors of width {expected[1]} for "
-                f"a piece, but was given {vectors.shape[1]} of {vectors.shape[2]}"
+                f"{self.store}: keeps {count} vectors of width {width} for each piece, "
+                f"but was given {vectors.shape} for {len(documents)} pieces"
             )
         if self._info(k) is None:
-            center = read_center(self._settings.center, expected)
-            contents = contents_of(vectors, pieces, self._settings.dtype, center)
-            write_contents(self._folder(k), contents, job=self._digest, mark=self._mark)
+            table = to_table(documents)
+            arrays = shard_arrays(vectors, documents, self._settings)
+            write_shard(self._folder(k), arrays, table, self._digest)
 
     def commit(self) -> Store | None:
-        """Make the store of all shards, once they are there.
-
-        Returns:
-          The store; None while shards of other parts are missing.
+        """Make the store of all shards; None while some of other parts are missing.
 
         Raises:
           ClaraError: two documents have one id, the store has it already (mode
             ``add``), or the disk is full; the store stays as it was.
         """
         if not self.finished:
-            # Listed, which on network disks shows what other hosts wrote just now.
-            there = {path.name for path in (self.store / SHARDS).glob("*")}
-            infos = [
-                self._info(k) if self._folder(k).name in there else None
-                for k in range(self.shards)
-            ]
-            whole = [info for info in infos if info is not None]
-            if len(whole) < self.shards:
-                # The part that was last may have finished the store just now.
-                if not self._is_committed():
-                    return None
-            else:
+            # On network disks, listing shows what other hosts wrote just now.
+            list(self.store.glob(f"{SHARDS}/*"))
+            found = [self._info(k) for k in range(self.shards)]
+            infos = [info for info in found if info is not None]
+            if len(infos) == self.shards:
                 # One after the other: the second finds the first one's store.
-                begun = hold_begin(self.store)
-                try:
-                    self._commit(whole)
-                except ClaraError:
+                with hold_store(self.store):
                     if not self._is_committed():
-                        raise
-                finally:
-                    begun.release()
-            self.finished = True
+                        self._commit(infos)
+            elif not self._is_committed():
+                return None
         self.close()
         return Store.open(self.store)
 
     def abandon(self) -> None:
         """Give a job up of which nothing has been written yet."""
-        if not any(map(Path.exists, map(self._folder, range(self.shards)))):
+        if not any(self._folder(k).exists() for k in range(self.shards)):
             (self.store / JOB).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others in; a job that is not finished can be begun again."""
-        for lock in reversed(self._locks):
-            lock.release()
+        if self._part is not None:
+            self._part.release()
         sweep(self.store)
-
-    def __enter__(self) -> Job:
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def _commit(self, infos: list[ShardInfo]) -> None:
-        if self._is_committed():
-            return
-        # Read again: the settings on disk are the same for whoever commits.
-        settings = parse_settings(
-            read_json(self.store / JOB)["settings"], str(self.store / JOB)
-        )
-        before = None
-        if self.mode != "new":
+    def _commit(self, infos: Sequence[ShardInfo]) -> None:
+        before = Manifest(**vars(self._settings))
+        if self._mode != "new":
             before = read_manifest(self.store)
-            settings = {name: getattr(before, name) for name in settings}
-        manifest = Manifest(
-            **settings,
-            epoch=0 if before is None else before.epoch,
-            generation=self.generation,
-            shards=(() if before is None else before.shards) + tuple(infos),
-            deleted=None if before is None else before.deleted,
+        manifest = dataclasses.replace(
+            before,
+            generation=self._generation,
+            shards=(*before.shards, *infos),
             job=self._digest,
         )
-        rows = 0 if before is None else before.rows
-        check_ids(Store(self.store, manifest), rows)
-        found = replaced(Store(self.store, manifest), rows)
-        if self.mode == "add" and len(found):
-            piece = Store(self.store, manifest).pieces(found[:1])[0]
+        store = Store(self.store, manifest)
+        deleted = _replaced(store, before.rows)
+        if self._mode == "add" and len(deleted):
+            (piece,) = store.pieces(deleted[:1])
             raise ClaraError(
                 f"{self.store}: already has a document with the id '{piece.id}' (from "
                 f"{piece.source or 'an unnamed source'}); replace it with --replace, "
                 "or give the new document another id"
             )
-        manifest = swap(self.store, manifest, found)
-        remove_strays(self.store, manifest, "")
+        replace_manifest(self.store, manifest, deleted)
 
     def _is_committed(self) -> bool:
         if not (self.store / MANIFEST).is_file():
             return False
         manifest = read_manifest(self.store)
-        return (manifest.generation, manifest.job) == (self.generation, self._digest)
+        return (manifest.generation, manifest.job) == (self._generation, self._digest)
 
     def _folder(self, k: int) -> Path:
-        return self.store / SHARDS / shard_name(self.generation, k)
+        return shard_folder(self.store, self._generation, k)
 
     def _info(self, k: int) -> ShardInfo | None:
-        folder = self._folder(k)
-        if not (folder / NOTE).is_file():
+        if not self._folder(k).is_dir():
             return None
-        info, job = read_info(folder)
+        info, job = read_shard(self._folder(k))
         return info if job == self._digest else None
 
 
@@ -347,22 +282,79 @@ def write_store(
     path: str | os.PathLike,
     settings: StoreSettings,
     vectors: Float[np.ndarray, "n M D"],
-    pieces: Sequence[Piece],
+    documents: Sequence[Document],
     shard_size: int = 1024,
 ) -> Store:
-    """Write a new store of vectors that are in memory, in shards of `shard_size`.
-
-    Raises:
-      ClaraError: the folder is in use, or cannot be written.
-    """
+    """Write a new store of vectors that are in memory; see `Job`."""
     if not settings.center:
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
     shards = -(-len(vectors) // shard_size)
-    with Job.begin(path, settings, shards, {"pieces": len(pieces)}) as job:
+    with Job.begin(path, settings, shards, {"pieces": len(documents)}) as job:
         for k in job.missing():
             part = slice(k * shard_size, (k + 1) * shard_size)
-            job.write(k, vectors[part], pieces[part])
-        store = job.commit()
-    assert store is not None
-    return store
+            job.write(k, vectors[part], documents[part])
+        job.commit()
+    return Store.open(path)
+
+
+def check_folder(path: Path, mode: str) -> None:
+    """Refuse a place where this mode cannot write."""
+    if path.exists() and not path.is_dir():
+        raise ClaraError(f"{path}: is a file; give a folder with --store")
+    if (path / MANIFEST).is_file() or (path / JOB).is_file():
+        return
+    if mode != "new":
+        raise ClaraError(
+            f"{path}: is not a store yet, so nothing can be added; leave out --{mode}"
+        )
+    if path.is_dir() and any(path.glob("[!.]*")):
+        raise ClaraError(
+            f"{path}: holds other files and no store; give an empty folder with --store"
+        )
+
+
+def _replaced(store: Store, start: int) -> Int64[np.ndarray, "n"]:
+    """Rows before `start` whose ids come again; refuses an id of two new documents."""
+    new = store.table(range(start, store.rows), ["id", "part", "source"])
+    new = new.filter(pc.field("id") != "")
+    counts = new.group_by(["id", "part"]).aggregate([([], "count_all")])
+    twice = counts.filter(pc.field("count_all") > 1)
+    if twice.num_rows:
+        id, part = twice["id"][0].as_py(), twice["part"][0].as_py()
+        same = new.filter((pc.field("id") == id) & (pc.field("part") == part))
+        one, other, *_ = (s or "an unnamed source" for s in same["source"].to_pylist())
+        raise ClaraError(
+            f"{store.path}: two documents have the id '{id}' (from {one} and from "
+            f"{other}); give each its own id"
+        )
+    old, added = np.split(store.hashes("id"), [start])
+    likely = np.flatnonzero(np.isin(old, added) & store.live[:start])
+    ids = set(new["id"].to_pylist())
+    return likely[np.array([id in ids for id in store.strings(likely, "id")], bool)]
+
+
+def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two jobs the same, wherever and onto whatever they are begun."""
+    settings = {k: v for k, v in values["settings"].items() if k not in FREE}
+    names = ("mode", "shards", "corpus")
+    return {**{name: values[name] for name in names}, "settings": settings}
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """All entries that differ, with both values."""
+    old, new = _flatten(begun), _flatten(now)
+    return ", ".join(
+        f"{name} (was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))})"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    )
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flatten(item, f"{name}.{key}" if name else str(key)))
+    return flat

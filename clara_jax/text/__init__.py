@@ -1,11 +1,12 @@
 """Text to tokens: the original's prompts and a tokenizer with memory tokens."""
 
-from clara_jax.text.markers import plain, readable
 from clara_jax.text.prompts import (
     PARAPHRASES,
     Prompt,
     answer_prompt,
     paraphrase_prompt,
+    plain,
+    readable,
     scp_prompt,
     scp_target,
 )

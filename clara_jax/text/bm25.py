@@ -3,7 +3,7 @@
 Scores are those of the library's default, which is Lucene's: a word of a question adds
 ``log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + 1.5 * (0.25 + 0.75 * l / mean l))`` to a
 document of l words that holds it f times, where n of N documents hold it. They are
-computed here, so that a corpus may be scored in blocks with the numbers n, N and mean l
+computed here, so that a corpus can be scored in blocks with the numbers n, N and mean l
 of the whole of it; words are the library's.
 """
 
@@ -24,7 +24,7 @@ K1, B = 1.5, 0.75
 
 
 def library() -> Any:
-    """Return the module bm25s, which must be quiet.
+    """Return the module bm25s, set to be quiet.
 
     Raises:
       ClaraError: it is not installed.
@@ -38,11 +38,7 @@ def library() -> Any:
 
 
 def tokenize(texts: Iterable[str]) -> list[list[str]]:
-    """Return the words of each text: in small letters, stop words left out.
-
-    Raises:
-      ClaraError: bm25s is not installed.
-    """
+    """Return the words of each text in lower case, without stop words."""
     return library().tokenize(
         list(texts), stopwords="en", return_ids=False, show_progress=False
     )
@@ -54,7 +50,7 @@ def best_of(
     """Return the places of the `k` highest scores above 0, of equals the lower first.
 
     Args:
-      scores: of every document.
+      scores: one per document.
       k: how many at most.
       among: whether a document may be returned ``[N]``; None allows all.
     """
@@ -67,15 +63,16 @@ def best_of(
 
 
 class Statistics:
-    """What BM25 knows of a whole corpus: filled block by block, by `add`.
+    """Counts of a whole corpus, filled block by block with `add`.
 
     Args:
       words: the only words that count, each with its number 0, 1, ...: those of the
         questions.
 
     Attributes:
-      holding: documents that hold each word ``[V]``.
-      documents, length: how many documents, and how many words in all of them.
+      holding: number of documents that hold each word ``[V]``.
+      documents: number of documents.
+      length: number of words in all of them.
     """
 
     def __init__(self, words: Mapping[str, int]):
@@ -86,8 +83,10 @@ class Statistics:
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the documents of a block."""
-        places, _, lengths, _ = _counted(texts, self.words)
-        self.holding += np.bincount(places[:, 0], minlength=len(self.words))
+        self._add(*_count(texts, self.words)[:2])
+
+    def _add(self, pairs: np.ndarray, lengths: np.ndarray) -> None:
+        self.holding += np.bincount(pairs[0], minlength=len(self.words))
         self.documents += len(lengths)
         self.length += int(lengths.sum())
 
@@ -99,9 +98,6 @@ class Bm25:
       texts: the documents.
       statistics: of the corpus that they are a part of; None if they are all of it.
 
-    Raises:
-      ClaraError: bm25s is not installed.
-
     Example::
 
       ranker = Bm25(["a red fox", "the blue sea"])
@@ -109,28 +105,20 @@ class Bm25:
     """
 
     def __init__(self, texts: Iterable[str], statistics: Statistics | None = None):
-        words = None if statistics is None else statistics.words
-        places, counts, lengths, words = _counted(texts, words)
+        known = None if statistics is None else statistics.words
+        pairs, lengths, counts, self._words = _count(texts, known)
         if statistics is None:
-            holding = np.bincount(places[:, 0], minlength=len(words))
-            documents, length = len(lengths), int(lengths.sum())
-        else:
-            holding = statistics.holding
-            documents, length = statistics.documents, statistics.length
-        mean = length / max(documents, 1) or 1.0
-        rare = np.log(1 + (documents - holding + 0.5) / (holding + 0.5))
-        relative = lengths[places[:, 1]] / mean
+            statistics = Statistics(self._words)
+            statistics._add(pairs, lengths)
+        words, self._documents = pairs
+        number, holding = statistics.documents, statistics.holding
+        mean = statistics.length / max(number, 1) or 1.0
+        rare = np.log(1 + (number - holding + 0.5) / (holding + 0.5))
+        relative = lengths[self._documents] / mean
         share = counts / (K1 * ((1 - B) + B * relative) + counts)
-        self._words = words
+        self._values = (rare.astype(np.float32)[words] * share).astype(np.float32)
+        self._ends = np.searchsorted(words, np.arange(len(self._words) + 1))
         self._count = len(lengths)
-        self._values = (rare.astype(np.float32)[places[:, 0]] * share).astype(
-            np.float32
-        )
-        self._documents = places[:, 1]
-        self._ends = np.searchsorted(places[:, 0], np.arange(len(words) + 1))
-
-    def __len__(self) -> int:
-        return self._count
 
     def scores(self, words: Iterable[str]) -> Float32[np.ndarray, " N"]:
         """Return the score of every document for the words of one question."""
@@ -147,24 +135,14 @@ class Bm25:
     ) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
         """Return the `k` best documents of each question.
 
-        Args:
-          questions: texts.
-          k: documents a question.
-
         Returns:
           Scores, descending, and places of the documents, of equals the lower first.
           Where fewer than `k` documents share a word with a question, the rest of its
           row holds score 0 and place -1.
         """
-        return self.best_of_words(tokenize(questions), k)
-
-    def best_of_words(
-        self, questions: Sequence[Sequence[str]], k: int
-    ) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
-        """Apply `best` to questions that `tokenize` has been applied to."""
         scores = np.zeros((len(questions), k), np.float32)
         places = np.full((len(questions), k), -1, np.int64)
-        for row, words in enumerate(questions):
+        for row, words in enumerate(tokenize(questions)):
             found = self.scores(words)
             best = best_of(found, k)
             scores[row, : len(best)] = found[best]
@@ -177,36 +155,30 @@ class Bm25:
         return np.argsort(-self.scores(words), kind="stable")
 
 
-def _counted(
+def _count(
     texts: Iterable[str], words: Mapping[str, int] | None
 ) -> tuple[
-    Int64[np.ndarray, "n 2"],
-    Int64[np.ndarray, " n"],
+    Int64[np.ndarray, "2 n"],
     Int64[np.ndarray, " N"],
+    Int64[np.ndarray, " n"],
     Mapping[str, int],
 ]:
-    """Count words in texts.
-
-    Args:
-      texts: documents.
-      words: those that count; None counts all.
+    """Count the `words` (all words if None) of texts.
 
     Returns:
-      Pairs of a word and a document that holds it, sorted; how often it does; how many
-      words each document has, those that do not count included; the words.
+      Words and documents that hold them, sorted; how many words each document has in
+      all; how often it holds the word; the words.
     """
     found = library().tokenize(list(texts), stopwords="en", show_progress=False)
     lengths = np.fromiter(map(len, found.ids), np.int64, len(found.ids))
-    total = int(lengths.sum())
-    numbers = np.fromiter(itertools.chain.from_iterable(found.ids), np.int64, total)
+    every = itertools.chain.from_iterable(found.ids)
+    numbers = np.fromiter(every, np.int64, int(lengths.sum()))
     documents = np.repeat(np.arange(len(lengths)), lengths)
     known = found.vocab if words is None else words
     if words is not None:
-        own = [words.get(word, -1) for word in found.vocab]
-        numbers = np.asarray(own, np.int64)[numbers]
-        documents = documents[numbers >= 0]
-        numbers = numbers[numbers >= 0]
+        own = np.asarray([words.get(word, -1) for word in found.vocab], np.int64)
+        numbers = own[numbers]
+        documents, numbers = documents[numbers >= 0], numbers[numbers >= 0]
     size = max(len(lengths), 1)
     pairs, counts = np.unique(numbers * size + documents, return_counts=True)
-    places = np.stack([pairs // size, pairs % size], axis=-1)
-    return places, counts, lengths, known
+    return np.stack(np.divmod(pairs, size)), lengths, counts, known

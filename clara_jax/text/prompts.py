@@ -8,11 +8,38 @@ parity files confirm numbers 0, 2, 3, 5, 7, 10 and 11 and the order.
 `background` is what `ClaraTokenizer.slots` gives, or documents as text.
 """
 
+from __future__ import annotations
+
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from clara_jax.errors import ClaraError
-from clara_jax.text.markers import plain
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARK = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+_FORBIDDEN = str.maketrans("", "", _OPEN + _CLOSE)
+
+
+def mark(name: str) -> str:
+    """Spell the special token `name` (``MEM0``, ``SEP``) so that it is one token."""
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+def plain(text: str) -> str:
+    """Remove the two noncharacters, so that `text` can spell no special token."""
+    return text.translate(_FORBIDDEN)
+
+
+def readable(text: str) -> str:
+    """Spell special tokens the way the original does: ``<MEM0>``, ``<SEP>``."""
+    return _MARK.sub(r"<\1>", text)
+
+
+def marker_names(num_memory: int) -> tuple[str, ...]:
+    """Names of all special tokens in the order of their ids."""
+    return (*(f"MEM{i}" for i in range(num_memory)), "AE", "ENC", "SEP")
+
 
 SCP_SYSTEM = (
     "You are a helpful assistant. Given a document, your task is to generate some "

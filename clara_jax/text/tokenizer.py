@@ -14,8 +14,7 @@ import tokenizers
 import transformers
 
 from clara_jax.errors import ClaraError
-from clara_jax.text.markers import mark, marker_names, plain, readable
-from clara_jax.text.prompts import Prompt
+from clara_jax.text.prompts import Prompt, mark, marker_names, plain, readable
 
 NAME_KEY = "clara_name"
 """Where a tokenizer keeps the name of its base model (``init_kwargs``, config)."""
@@ -29,7 +28,7 @@ class ClaraTokenizer:
     The tokenizer given is copied and never changed. Special tokens take the ids after
     its own: ``n .. n+M-1`` memory, ``n+M`` AE, ``n+M+1`` ENC, ``n+M+2`` SEP. Prompts
     are strings in which these tokens have spellings that users cannot write (see
-    `clara_jax.text.markers`): `slots` makes them, `chat` and `encode_document` remove
+    `clara_jax.text.prompts`): `slots` makes them, `chat` and `encode_document` remove
     them from everything else.
 
     Like the original: without a pad token, bos serves; a tokenizer without bos (eos)

@@ -6,31 +6,38 @@
 
 from clara_jax.train.abstract import AbstractRun, abstract_batch, abstract_run
 from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.corpus import CorpusFeed
+from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.experiments import (
     Experiment,
     expand,
     load_config,
     read_experiment,
 )
-from clara_jax.train.folder import RunFolder
 from clara_jax.train.hooks import (
     Checkpoint,
     Evaluate,
     Evaluator,
+    JsonLines,
     Log,
     Profile,
     StopOnNonFinite,
+    Writer,
+    read_lines,
 )
-from clara_jax.train.loop import Clock, Feed, Hook, Interrupt, NotFinite, Trail, fit
-from clara_jax.train.optim import Schedule, make_optimizer, make_schedule
-from clara_jax.train.parts import EvaluatorFactory, Parts
-from clara_jax.train.runner import Interrupted, run
+from clara_jax.train.loop import Clock, Feed, Hook, NotFinite, Trail, fit
+from clara_jax.train.parts import Parts
+from clara_jax.train.run_folder import RunFolder
+from clara_jax.train.runner import run
 from clara_jax.train.start import Start, make_adapters, prepare
-from clara_jax.train.state import TrainState, init_state
+from clara_jax.train.state import (
+    Schedule,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_schedule,
+)
 from clara_jax.train.step import compile_step, make_eval_step, make_train_step
 from clara_jax.train.vectors import cached_vectors
-from clara_jax.train.writers import JsonLines, Writer, read_lines
 
 __all__ = [
     "AbstractRun",
@@ -40,12 +47,9 @@ __all__ = [
     "CorpusFeed",
     "Evaluate",
     "Evaluator",
-    "EvaluatorFactory",
     "Experiment",
     "Feed",
     "Hook",
-    "Interrupt",
-    "Interrupted",
     "JsonLines",
     "Log",
     "NotFinite",

@@ -8,32 +8,19 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from clara_jax import distributed
-from clara_jax.clara import STAGES
+from clara_jax.commands import TRY_AGAIN, Interrupted
+from clara_jax.config import RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import CorpusRetrieval
-from clara_jax.evaluate.evaluators import (
-    CompressedAnswers,
-    HeldOutLoss,
-    SelectedAnswers,
-    questions_of,
-)
-from clara_jax.files import first_line, read_json, told
-from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.files import read_json, told
 from clara_jax.train.deadline import Budget
 from clara_jax.train.experiments import Experiment, read_experiment
-from clara_jax.train.hooks import Evaluator
-from clara_jax.train.parts import Parts
-from clara_jax.train.runner import Interrupted, run
-from clara_jax.train.step import make_eval_step
+from clara_jax.train.runner import run
 
 _FLAGS = dict(
     zip(
@@ -53,67 +40,6 @@ MPI), or --coordinator=HOST:PORT --processes=N --process=I.
 """
 
 
-def make_evaluators(parts: Parts) -> list[Evaluator]:
-    """Choose what is measured on held-out data: the loss, and answers as decoded.
-
-    The loss, and selection among candidates, need candidates that records bring. With a
-    store, what is found in all of it is measured too, whatever training takes.
-
-    Args:
-      parts: of the run.
-
-    Returns:
-      Evaluators; none when the config names no held-out records.
-    """
-    config = parts.config
-    if not len(parts.records):
-        return []
-    found: list[Evaluator] = []
-    given = config.candidates == "given"
-    measure = config.hooks.measure
-    kinds = [False] * ("loss" in measure)
-    kinds += [True] * ("shuffled" in measure and config.stage in ("scp", "instruct"))
-    step = make_eval_step(parts.loss, parts.model)
-    for shuffled in kinds if given else ():
-        frozen = parts.backbone, parts.frozen
-        put = parts.evaluation.put
-        found.append(HeldOutLoss(step, *frozen, parts.batches, put, shuffled))
-    questions = questions_of(parts.records)
-    answers = "answers" in measure
-    if not STAGES[config.stage].compresses or not questions:
-        return found
-    if not answers and "recall" not in measure:
-        return found
-    clara = Clara(
-        model=parts.model,
-        backbone=parts.backbone,
-        adapters=parts.frozen,
-        tokenizer=parts.tokenizer,
-        memory=config.memory,
-        selection=config.selection,
-        config=AnswerConfig(
-            max_new_tokens=config.hooks.max_new_tokens,
-            eos_ids=parts.eos_ids,
-            batch_size=config.data.eval_batch_size or config.data.batch_size,
-            prompt_max_length=config.data.prompt_max_length,
-            question_max_length=config.data.question_max_length,
-            too_long=config.data.too_long,
-        ),
-    )
-    if config.stage in ("scp", "instruct"):
-        return [*found, CompressedAnswers(clara, questions)] if answers else found
-    decode, top_k = answers and config.stage == "end_to_end", config.selection.top_k
-    if given:
-        ks = tuple(sorted({1, top_k}))
-        found.append(SelectedAnswers(clara, questions, ks=ks, decode=decode))
-    if parts.store is not None:
-        ks = (1, 5, top_k, max(1, config.data.candidates))
-        found.append(
-            CorpusRetrieval(clara, questions, parts.store, parts.search, ks, decode)
-        )
-    return found
-
-
 def run_experiment(experiment: Experiment) -> None:
     """Make the data, train one run after the other, and report.
 
@@ -126,7 +52,7 @@ def run_experiment(experiment: Experiment) -> None:
       Interrupted: SIGINT or SIGTERM; the same command goes on.
     """
     # Not needed by a single run, and not light.
-    from clara_jax import pipeline, synthesize
+    from clara_jax import pipeline, quickstart
 
     workdir, runs = experiment.workdir, experiment.runs
     budget = Budget(workdir, experiment.minutes, experiment.shares)
@@ -142,7 +68,7 @@ def run_experiment(experiment: Experiment) -> None:
         whole = None
         if budget.limited:
             whole = math.inf if number else distributed.first(budget.left)
-        run(config, make_evaluators, whole=whole)
+        run(config, whole=whole)
         if budget.limited:
             distributed.first(partial(_note, budget, config))
         if experiment.report is not None:
@@ -150,20 +76,20 @@ def run_experiment(experiment: Experiment) -> None:
     if experiment.report is not None:
         seconds = budget.seconds("report") if budget.limited else None
         pipeline.report(workdir, experiment.report, runs, Path(folder), seconds)
-    elif experiment.synthesize is not None:
-        synthesize.report(workdir, experiment.synthesize)
+    elif experiment.quickstart is not None:
+        quickstart.report(workdir, experiment.quickstart)
 
 
 def _prepare(experiment: Experiment, budget: Budget) -> str:
     """Make the data of a pipeline; returns the folder of its mix, if it has one."""
-    from clara_jax import pipeline, synthesize
+    from clara_jax import pipeline, quickstart
 
     begin = time.perf_counter()
     folder = ""
     if experiment.report is not None:
         pipeline.check(experiment)
-    if experiment.synthesize is not None:
-        synthesize.prepare(experiment.workdir, experiment.synthesize)
+    if experiment.quickstart is not None:
+        quickstart.prepare(experiment.workdir, experiment.quickstart)
     if experiment.mix is not None:
         folder = str(experiment.mix.get("folder", ""))
         distributed.first(partial(pipeline.prepare, experiment.mix, experiment.runs[0]))
@@ -194,8 +120,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: the command line without the program's name.
 
     Returns:
-      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, 75 where the
-      same command should be started again: after SIGTERM, or without another process.
+      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, 75 after SIGTERM: start
+      the same command again.
     """
     if {"-h", "--help", "-help"} & set(arguments):
         print(USAGE, end="")
@@ -204,29 +130,18 @@ def main(arguments: Sequence[str]) -> int:
         run_experiment(read_experiment(_joined(arguments)))
     except (ClaraError, OSError) as error:
         print(told(error), file=sys.stderr)
-        return distributed.leave(1, told(error))
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        message, status = distributed.cause(error)
-        print(message, file=sys.stderr)
-        return distributed.leave(status, message)
+        return distributed.leave(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return distributed.leave(130)
     except Interrupted as stopped:
         if distributed.is_first():
             print(stopped, file=sys.stderr)
-        status = distributed.TRY_AGAIN if stopped.signal == "SIGTERM" else 130
-        return distributed.leave(status)
-    except Exception as error:
-        if jax.process_count() > 1:
-            # Otherwise the others would wait for this process, and it for them.
-            traceback.print_exc()
-            reason = f"an error of the program: {first_line(error)}"
-            return distributed.leave(1, reason)
+        return TRY_AGAIN if stopped.signal == "SIGTERM" else 130
+    except Exception:
+        distributed.leave(1)
         raise
-    return distributed.leave(0)
+    return 0
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -245,7 +160,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _stop(number: int, _: Any) -> None:
     """End at once: outside of the steps all that was done is on disk."""
     os.write(2, b"\nSIGTERM: start the same command again to go on\n")
-    os._exit(distributed.TRY_AGAIN)
+    os._exit(TRY_AGAIN)
 
 
 if __name__ == "__main__":

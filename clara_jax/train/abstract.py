@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from clara_jax.clara import STAGES, Batch, Tokens, make_loss
+from clara_jax.clara import Batch, Network, Tokens
 from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.model import (
     Transformer,
@@ -18,9 +18,9 @@ from clara_jax.model import (
     quantize_params,
 )
 from clara_jax.sharding import named_sharding, tree_shardings
-from clara_jax.train.optim import make_optimizer, make_schedule
-from clara_jax.train.start import make_adapters, trained_names
-from clara_jax.train.state import TrainState, init_state
+from clara_jax.stages import STAGES, find_stage
+from clara_jax.train.start import make_adapters
+from clara_jax.train.state import TrainState, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
 
 
@@ -29,37 +29,37 @@ class AbstractRun:
     """Everything a train step takes, as ``jax.ShapeDtypeStruct``.
 
     Attributes:
-      model: the transformer, as the stage uses it.
       step: the function that training compiles.
-      state, backbone, frozen, batch: its arguments; on a mesh, with their places.
+      state: its first argument; on a mesh, with its places, as the others.
+      network: all that is frozen.
+      batch: of the longest lengths.
     """
 
-    model: Transformer
     step: StepFunction
     state: TrainState
-    backbone: dict[str, Any]
-    frozen: dict[str, Any]
+    network: Network
     batch: Batch
 
     @property
-    def arguments(self) -> tuple[TrainState, dict[str, Any], dict[str, Any], Batch]:
+    def arguments(self) -> tuple[TrainState, Network, Batch]:
         """What the step is called with."""
-        return self.state, self.backbone, self.frozen, self.batch
+        return self.state, self.network, self.batch
+
+    def only(self, *names: str) -> Network:
+        """Return the network with these adapters, trained or frozen, and no others."""
+        adapters = {**self.network.adapters, **self.state.trainable}
+        own = {name: adapters[name] for name in names}
+        return dataclasses.replace(self.network, adapters=own)
 
     def on(self, mesh: Mesh | AbstractMesh) -> AbstractRun:
         """The same run with every argument where training puts it on `mesh`."""
-        state, backbone, frozen = placed(
-            (self.state, self.backbone, self.frozen),
-            tree_shardings(
-                mesh, (self.state, self.backbone, self.frozen), logical_axes
-            ),
-        )
+        whole = self.state, self.network
+        state, network = placed(whole, tree_shardings(mesh, whole, logical_axes))
         rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), self.batch)
         return dataclasses.replace(
             self,
             state=state,
-            backbone=backbone,
-            frozen=frozen,
+            network=network,
             batch=placed(self.batch, rows),
         )
 
@@ -124,7 +124,8 @@ def abstract_run(
         param_dtype=config.param_dtype or shape.param_dtype,
         remat=config.remat,
     )
-    lora = None if config.stage == "lm" else config.lora
+    stage = find_stage(config)
+    lora = None if stage.trains_backbone else config.lora
     model = Transformer(
         shape, text_vocab, lora, attention=attention or config.attention
     )
@@ -132,7 +133,7 @@ def abstract_run(
     schedule = make_schedule(config.optim, max(config.optim.steps, 1))
     optimizer = make_optimizer(config.optim, schedule)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    if config.stage == "lm":
+    if stage.trains_backbone:
         backbone: dict[str, Any] = {"params": None}
         trainable, frozen = {"backbone": params}, {}
     else:
@@ -144,23 +145,16 @@ def abstract_run(
             key,
         )
         backbone = {"params": _quantized(params, config.quantize), "rows": rows}
-        trains = trained_names(config)
+        trains = stage.trained(config)
         trainable = {name: adapters[name] for name in trains}
         frozen = {k: v for k, v in adapters.items() if k not in trains}
-    loss = make_loss(
-        config.stage,
-        num_memory=config.memory.num_memory,
-        mse_weight=config.mse_weight,
-        selection=config.selection,
-    )
+    loss = stage.loss(config)
     return AbstractRun(
-        model=model,
         step=make_train_step(
-            loss, model, optimizer, schedule, accumulate=config.optim.accumulate
+            loss, optimizer, schedule, accumulate=config.optim.accumulate
         ),
         state=jax.eval_shape(lambda t, k: init_state(t, optimizer, k), trainable, key),
-        backbone=backbone,
-        frozen=frozen,
+        network=Network(model, backbone, frozen),
         batch=abstract_batch(config, shape.width, candidates),
     )
 
@@ -180,39 +174,28 @@ def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch
     Returns:
       A batch of ``jax.ShapeDtypeStruct``.
     """
-    rows = config.data.batch_size
-    num_memory = config.memory.num_memory
-    candidates = config.data.candidates or candidates
-    encoder = config.memory.doc_max_length + 3 + num_memory
-    question = config.data.question_max_length or config.memory.doc_max_length
-    question += 3 + num_memory
+    rows, memory = config.data.batch_size, config.memory.num_memory
 
     def array(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    def tokens(*sizes: int) -> Tokens:
+    fields: dict[str, Any] = {}
+    for read in STAGES[config.stage].reads(config):
+        length = read.length(config)
+        sizes = (rows, length)
+        if read.per_row is not None:
+            count = read.per_row or candidates
+            sizes = (rows, count, length)
+        if read.field in ("candidates", "vectors"):
+            mask = array(jnp.bool_, *sizes[:2])
+            fields |= {"candidate_mask": mask, "positives": mask}
+        if read.field == "vectors":
+            # As `cached_vectors` keeps them, and as they come from a store.
+            vectors = (*sizes[:2], memory, width)
+            fields["vectors"] = array(jnp.dtype(config.dtype), *vectors)
+            continue
         ids, mask = array(jnp.int32, *sizes), array(jnp.bool_, *sizes)
-        return Tokens(ids, mask, right_padded=True)
-
-    length = config.data.prompt_max_length
-    batch = Batch(prompt=tokens(rows, length), labels=array(jnp.int32, rows, length))
-    if not STAGES[config.stage].compresses:
-        return batch
-    if config.stage in ("scp", "instruct"):
-        documents = 1 if config.stage == "scp" else config.selection.top_k
-        return dataclasses.replace(batch, documents=tokens(rows, documents, encoder))
-    offered: dict[str, Any] = {"candidates": tokens(rows, candidates, encoder)}
-    if config.has_vectors:
-        # As `cached_vectors` keeps them, and as they come from a store.
-        dtype = jnp.dtype(config.dtype)
-        vectors = array(dtype, rows, candidates, num_memory, width)
-        offered = {"vectors": vectors}
-    if config.stage == "rerank":
-        batch = Batch()
-    return dataclasses.replace(
-        batch,
-        question=tokens(rows, question),
-        candidate_mask=array(jnp.bool_, rows, candidates),
-        positives=array(jnp.bool_, rows, candidates),
-        **offered,
-    )
+        fields[read.field] = Tokens(ids, mask, right_padded=True)
+        if read.field == "prompt":
+            fields["labels"] = ids
+    return Batch(**fields)

@@ -6,7 +6,7 @@ A config file defines ``get_config(arg="")``, which returns an
 * ``stages``: a tuple of dicts, each with a ``name`` and the fields in which that run
   differs. They become runs in ``workdir/NAME``, in order; each starts from the one
   before unless it names its own ``init_from``.
-* ``synthesize``: a group of settings; what makes the data first and, without
+* ``quickstart``: a group of settings; what makes the data first and, without
   ``report``, a report last. ``mix``, ``report``: likewise, of `clara_jax.pipeline`.
 * With ``stages``, ``minutes`` is the time of the whole pipeline, of which each stage
   gets its ``share`` (and the report its own).
@@ -36,6 +36,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from clara_jax.config import RunConfig, parse
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
+from clara_jax.stages import find_stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Experiment:
     Attributes:
       workdir: the folder of it all.
       runs: in order; a single one unless the config has ``stages``.
-      synthesize: settings of the generated data, or None.
+      quickstart: settings of the generated data, or None.
       mix, report: settings of the data that is mixed and of the last report, or None.
       minutes: of the whole; 0 for any time.
       shares: of the time, by the runs' folder names, and ``report``.
@@ -53,7 +54,7 @@ class Experiment:
 
     workdir: Path
     runs: tuple[RunConfig, ...]
-    synthesize: dict[str, Any] | None = None
+    quickstart: dict[str, Any] | None = None
     mix: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     minutes: float = 0.0
@@ -140,7 +141,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     """
     values = _plain(config)
     groups: dict[str, Any] = {
-        name: values.pop(name, None) or None for name in ("synthesize", "mix", "report")
+        name: values.pop(name, None) or None for name in ("quickstart", "mix", "report")
     }
     stages = values.pop("stages", None) or ()
     if not isinstance(stages, tuple) or not all(isinstance(s, dict) for s in stages):
@@ -163,7 +164,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     places["mix"] = str((groups["mix"] or {}).get("folder", ""))
     values = _fill(values, places)
     if not stages:
-        return Experiment(Path(workdir), (parse(RunConfig, values),), **groups)
+        return Experiment(Path(workdir), (_checked_run(values),), **groups)
     minutes = values.pop("minutes", 0.0)
     if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
         raise ClaraError(f"config field 'minutes' must be float, not {minutes!r}")
@@ -191,7 +192,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             merged["init_from"] = runs[-1].workdir
             merged.setdefault("backbone", "")
         try:
-            runs.append(parse(RunConfig, merged))
+            runs.append(_checked_run(merged))
         except ClaraError as error:
             raise ClaraError(f"stage '{name}': {error}") from error
     if groups["report"]:
@@ -200,6 +201,12 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     return Experiment(
         Path(workdir), tuple(runs), **groups, minutes=float(minutes), shares=shares
     )
+
+
+def _checked_run(values: dict[str, Any]) -> RunConfig:
+    config = parse(RunConfig, values)
+    find_stage(config)
+    return config
 
 
 def _share(value: Any, field: str) -> float:

@@ -30,7 +30,7 @@ from clara_jax.search import Store
 from clara_jax.search.manifest import digest_of
 from clara_jax.search.scann_index import ScannSearcher
 from clara_jax.shapes import Float, Int
-from clara_jax.train.corpus import CorpusFeed, question_encoder
+from clara_jax.train.corpus_feed import CorpusFeed, question_encoder
 from clara_jax.train.loop import Feed
 from clara_jax.train.parts import Parts
 from clara_jax.train.vectors import cached_vectors
@@ -64,26 +64,19 @@ def make_feed(
     if config.candidates == "corpus":
         assert store is not None
         feed = CorpusFeed(
-            iter(_batches(parts, parts.train, corpus=True)),
-            question_encoder(
-                parts.model,
-                parts.backbone,
-                parts.frozen,
-                parts.training,
-                parts.mesh,
-                config.memory.num_memory,
-            ),
-            parts.search,
+            iter(_batches(parts, parts.train)),
+            question_encoder(parts.network, parts.training, parts.mesh),
+            parts.searcher(),
             store,
             config.data.candidates,
             rows=parts.training.part.rows,
             dtype=config.dtype,
         )
         # ``auto`` may find an index that was not there before.
-        kind = "scann" if isinstance(parts.search, ScannSearcher) else "exact"
+        kind = "scann" if isinstance(parts.searcher(), ScannSearcher) else "exact"
         return Pinned(feed, {**note_of(store), "search": kind}), feed
     documents = vectors = None
-    if config.has_vectors:
+    if parts.stage.caches_vectors(config):
         claim()
         documents = unique_documents(parts.train)
         need = max(
@@ -235,9 +228,7 @@ def _vectors(
     if len(compressed):
         vectors = cached_vectors(
             folder_of_vectors(config),
-            parts.model,
-            parts.backbone,
-            parts.frozen,
+            parts.network,
             parts.tokenizer,
             config.memory,
             compressed,
@@ -264,18 +255,7 @@ def _covered(documents: UniqueDocuments, done: int, records: int) -> int:
 
 
 def _batches(parts: Parts, records: Records, **options: Any) -> Windows:
-    config = parts.config
-    return make_batches(
-        records,
-        parts.tokenizer,
-        config.stage,
-        config.memory,
-        config.data,
-        top_k=config.selection.top_k,
-        seed=config.seed,
-        part=parts.training.part,
-        **options,
-    )
+    return make_batches(records, parts.make, part=parts.training.part, **options)
 
 
 def folder_of_vectors(config: RunConfig) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +11,7 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Batch
+from clara_jax.commands import Interrupt
 from clara_jax.errors import ClaraError
 from clara_jax.train.state import TrainState
 
@@ -149,55 +148,6 @@ class Clock:
             yield
         finally:
             self._paused += time.perf_counter() - begin
-
-
-class Interrupt:
-    """Notes SIGINT and SIGTERM, so that the loop can stop between two steps.
-
-    Attributes:
-      signal: name of the signal that arrived, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-
-    @property
-    def flags(self) -> tuple[int, int]:
-        """Whether SIGINT, and SIGTERM, arrived here."""
-        return int(self.signal == "SIGINT"), int(self.signal == "SIGTERM")
-
-    def agree(self, flags: Sequence[int]) -> bool:
-        """Take over what any process has noted, and return whether to stop.
-
-        Args:
-          flags: sums of `flags` over all processes.
-        """
-        if not any(flags):
-            return (
-                False  # whatever this process has noted since, the others do not know
-            )
-        self.signal = "SIGTERM" if flags[1] else "SIGINT"
-        return True
-
-    @contextlib.contextmanager
-    def listen(self) -> Iterator[Interrupt]:
-        """Take both signals over inside; a second one acts at once, as always."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number: int, _: Any) -> None:
-            self.signal = signal.Signals(number).name
-            signal.signal(number, before[signal.Signals(number)])
-
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @runtime_checkable

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
-from clara_jax.clara import Batch, Loss, make_loss, vector_fingerprint
+from clara_jax.clara import Batch, Loss, Network, vector_fingerprint
 from clara_jax.config import MeshConfig, RunConfig
 from clara_jax.data import (
     ExampleMaker,
@@ -21,22 +21,36 @@ from clara_jax.data import (
     open_records,
 )
 from clara_jax.errors import ClaraError
-from clara_jax.model import Transformer, logical_axes
+from clara_jax.evaluate import Evaluator, HeldOutLoss, Question, questions_of
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.model import logical_axes
 from clara_jax.search import Store
 from clara_jax.search.exact import free_memory
-from clara_jax.search.searcher import Searcher, open_searcher
+from clara_jax.search.scann_index import open_searcher
+from clara_jax.search.searcher import Searcher
 from clara_jax.sharding import (
     batch_parts,
     make_mesh,
     tree_shardings,
 )
+from clara_jax.stages import Stage, find_stage
 from clara_jax.text import ClaraTokenizer
-from clara_jax.train.hooks import Evaluator
-from clara_jax.train.optim import make_optimizer, make_schedule
 from clara_jax.train.placement import Placer
 from clara_jax.train.start import Start, prepare
-from clara_jax.train.state import TrainState, count_bytes, count_parameters, init_state
-from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
+from clara_jax.train.state import (
+    TrainState,
+    count_bytes,
+    count_parameters,
+    init_state,
+    make_optimizer,
+    make_schedule,
+)
+from clara_jax.train.step import (
+    StepFunction,
+    compile_on_mesh,
+    make_eval_step,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +60,9 @@ class Parts:
     Attributes:
       config: of the run.
       start: backbone and frozen adapters, on the devices, and what starts to train.
-      loss: of the stage.
-      tokenizer: with special tokens.
+      stage: of the config.
+      objective: what a step minimises.
+      make: makes the examples of records.
       train, records: training and held-out records; the latter may be empty.
       mesh: the devices.
       key: of dropout.
@@ -56,8 +71,9 @@ class Parts:
 
     config: RunConfig
     start: Start
-    loss: Loss
-    tokenizer: ClaraTokenizer
+    stage: Stage
+    objective: Loss
+    make: ExampleMaker
     train: Records
     records: Records | list[Record]
     mesh: jax.sharding.Mesh
@@ -65,24 +81,14 @@ class Parts:
     store: Store | None = None
 
     @property
-    def model(self) -> Transformer:
-        """The transformer, as the stage uses it."""
-        return self.start.model
+    def tokenizer(self) -> ClaraTokenizer:
+        """The tokenizer with special tokens."""
+        return self.make.tokenizer
 
     @property
-    def backbone(self) -> dict[str, Any]:
-        """Frozen weights and rows."""
-        return self.start.backbone
-
-    @property
-    def frozen(self) -> dict[str, Any]:
-        """Adapters that are not trained."""
-        return self.start.frozen
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
-        return self.start.eos_ids
+    def network(self) -> Network:
+        """All that is frozen."""
+        return self.start.network
 
     @property
     def steps(self) -> int:
@@ -102,9 +108,13 @@ class Parts:
         data = self.config.data
         return Placer(self.mesh, data.eval_batch_size or data.batch_size)
 
+    def searcher(self) -> Searcher:
+        """Return the search over the store, opened where it is first asked for."""
+        return self._search
+
     @functools.cached_property
-    def search(self) -> Searcher:
-        """Searches the store; opened where it is first asked for.
+    def _search(self) -> Searcher:
+        """Open the search.
 
         An exact search takes a quarter of the devices' free memory at most, and leaves
         the rest to the steps; it reads a larger store from disk at every call.
@@ -117,20 +127,42 @@ class Parts:
         """Return the held-out batches with their own candidates, from the beginning."""
         if not len(self.records):
             return ()
+        part = self.evaluation.part
+        return make_batches(self.records, self.make, train=False, part=part)
+
+    @property
+    def questions(self) -> list[Question]:
+        """Questions of the held-out records."""
+        return questions_of(self.records)
+
+    @property
+    def clara(self) -> Clara:
+        """The model as it answers, with the frozen adapters."""
         config = self.config
-        return make_batches(
-            self.records,
-            self.tokenizer,
-            config.stage,
-            config.memory,
-            config.data,
-            top_k=config.selection.top_k,
-            train=False,
-            part=self.evaluation.part,
+        return Clara(
+            network=self.network,
+            tokenizer=self.tokenizer,
+            memory=config.memory,
+            selection=config.selection,
+            config=AnswerConfig(
+                max_new_tokens=config.hooks.max_new_tokens,
+                eos_ids=self.start.eos_ids,
+                batch_size=config.data.eval_batch_size or config.data.batch_size,
+                prompt_max_length=config.data.prompt_max_length,
+                question_max_length=config.data.question_max_length,
+                too_long=config.data.too_long,
+            ),
         )
 
+    def loss(self, shuffled: bool = False) -> Evaluator:
+        """Make the evaluator of the stage's loss, or of it with others' documents."""
+        step = make_eval_step(self.objective)
+        put = self.evaluation.put
+        return HeldOutLoss(step, self.network, self.batches, put, shuffled)
 
-EvaluatorFactory = Callable[[Parts], Sequence[Evaluator]]
+    def evaluators(self) -> list[Evaluator]:
+        """Return what the stage measures; nothing without held-out records."""
+        return self.stage.evaluators(self) if len(self.records) else []
 
 
 def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
@@ -146,6 +178,7 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
     Raises:
       ClaraError: records, weights or a store that are missing, damaged or do not fit.
     """
+    stage = find_stage(config)
     if config.dtype == "float16" and jax.default_backend() == "cpu":
         raise ClaraError(
             "config field 'dtype': a CPU does not compute in float16; take float32"
@@ -164,26 +197,15 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
     )
     tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
     store = _open_store(config, start) if config.store else None
-    maker = ExampleMaker(
-        tokenizer,
-        config.stage,
-        config.memory,
-        config.data,
-        config.selection.top_k,
-        config.candidates == "corpus",
-    )
+    make = ExampleMaker(stage, tokenizer, config)
     for some in (train, records):
-        check_records(some, maker)
+        check_records(some, make)
     return Parts(
         config=config,
         start=start,
-        loss=make_loss(
-            config.stage,
-            num_memory=config.memory.num_memory,
-            mse_weight=config.mse_weight,
-            selection=config.selection,
-        ),
-        tokenizer=tokenizer,
+        stage=stage,
+        objective=stage.loss(config),
+        make=make,
         train=train,
         records=records,
         mesh=mesh,
@@ -194,9 +216,7 @@ def assemble(config: RunConfig, say: Callable[[str], None]) -> Parts:
 
 def _open_store(config: RunConfig, start: Start) -> Store:
     """Open the corpus, if this run's compressor has made it and it is large enough."""
-    fingerprint = vector_fingerprint(
-        start.model, start.backbone, start.frozen, config.memory.num_memory
-    )
+    fingerprint = vector_fingerprint(start.network)
     store = Store.open(config.store, fingerprint)
     if config.candidates == "corpus" and len(store) < config.data.candidates:
         raise ClaraError(
@@ -212,7 +232,7 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     schedule = make_schedule(optim, parts.steps)
     optimizer = make_optimizer(optim, schedule)
     step = make_train_step(
-        parts.loss, parts.model, optimizer, schedule, accumulate=optim.accumulate
+        parts.objective, optimizer, schedule, accumulate=optim.accumulate
     )
 
     def init(trainable: dict[str, Any], key: Any) -> TrainState:
@@ -229,7 +249,7 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
 
 def sizes(parts: Parts, state: TrainState) -> dict[str, int]:
     """Count numbers and bytes of what is trained and what is frozen."""
-    frozen = (parts.backbone, parts.frozen)
+    frozen = parts.network
     return {
         "trainable": count_parameters(state.trainable),
         "trainable_bytes": count_bytes(state.trainable),

@@ -13,63 +13,43 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Batch
+from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, to_dict
 from clara_jax.convert import write_model_folder
 from clara_jax.distributed import first, from_host, gather, is_first
 from clara_jax.errors import ClaraError
 from clara_jax.sharding import named_sharding
 from clara_jax.train import hooks as hooks_
-from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.corpus import CorpusFeed
+from clara_jax.train.checkpoints import Checkpoints, fingerprint
+from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.deadline import Deadline
 from clara_jax.train.feeds import make_feed
-from clara_jax.train.fingerprint import fingerprint
-from clara_jax.train.folder import RunFolder
-from clara_jax.train.loop import (
-    Clock,
-    Feed,
-    Hook,
-    Interrupt,
-    NotFinite,
-    Trail,
-    fit,
-)
-from clara_jax.train.optim import rate_at
-from clara_jax.train.parts import EvaluatorFactory, Parts, assemble, first_state, sizes
-from clara_jax.train.placement import Tally
-from clara_jax.train.state import TrainState
-from clara_jax.train.writers import (
+from clara_jax.train.hooks import (
     JsonLines,
     ProgressBar,
     TensorBoard,
     WeightsAndBiases,
     Writer,
 )
+from clara_jax.train.loop import (
+    Clock,
+    Feed,
+    Hook,
+    NotFinite,
+    Trail,
+    fit,
+)
+from clara_jax.train.parts import Parts, assemble, first_state, sizes
+from clara_jax.train.placement import Tally
+from clara_jax.train.run_folder import RunFolder
+from clara_jax.train.state import TrainState, rate_at
 
 
-class Interrupted(Exception):
-    """A signal ended the run early; its state is saved.
-
-    Attributes:
-      signal: name of the signal.
-    """
-
-    def __init__(self, signal: str, message: str):
-        super().__init__(message)
-        self.signal = signal
-
-
-def run(
-    config: RunConfig,
-    evaluators: EvaluatorFactory = lambda parts: (),
-    *,
-    whole: float | None = None,
-) -> None:
+def run(config: RunConfig, *, whole: float | None = None) -> None:
     """Train one run, or go on with it, up to its summary.
 
     Args:
       config: the run.
-      evaluators: makes what measures states on held-out data.
       whole: with ``config.minutes``, the seconds of which these are a share; see
         `deadline.Deadline`.
 
@@ -106,7 +86,7 @@ def run(
             feed, corpus = made
             if corpus is not None:
                 stack.callback(corpus.close)
-            _train(parts, feed, corpus, folder, evaluators, interrupt, stack, timing)
+            _train(parts, feed, corpus, folder, interrupt, stack, timing)
 
 
 class _Timing(NamedTuple):
@@ -126,7 +106,6 @@ def _train(
     feed: Feed,
     corpus: CorpusFeed | None,
     folder: RunFolder,
-    evaluators: EvaluatorFactory,
     interrupt: Interrupt,
     stack: contextlib.ExitStack,
     timing: _Timing,
@@ -139,7 +118,7 @@ def _train(
     checkpoints = Checkpoints(
         folder.checkpoints,
         config.hooks.keep,
-        fingerprint(parts.model, parts.backbone, parts.frozen),
+        fingerprint(parts.network),
     )
     stack.callback(checkpoints.close)
     newest, state, kept = _resumed(checkpoints, state)
@@ -160,7 +139,7 @@ def _train(
     every = config.hooks.checkpoint_every or steps
     saver = hooks_.Checkpoint(every, checkpoints, trail.at)
     every = config.hooks.eval_every or steps
-    evaluate = hooks_.Evaluate(every, evaluators(parts), writers)
+    evaluate = hooks_.Evaluate(every, parts.evaluators(), writers)
     if config.hooks.eval_first and newest is None:
         with clock.pause():
             evaluate(state, {"step": 0})
@@ -192,7 +171,7 @@ def _train(
         return parts.training.put(batch), rate
 
     def step_function(state: TrainState, given: tuple[Batch, Any]):
-        return compiled(state, parts.backbone, parts.frozen, *given)
+        return compiled(state, parts.network, *given)
 
     try:
         state = fit(

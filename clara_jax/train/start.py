@@ -8,7 +8,7 @@
 | rerank | of ``init_from`` | of ``init_from`` | kept if there | as end_to_end |
 | text, closed_book | kept if there | kept if there, else new | new | kept if there |
 
-The table itself is ``clara.STAGES``; ``reinit`` names more that start afresh. ``lm``
+The table itself is `clara_jax.stages`; ``reinit`` names more that start afresh. ``lm``
 trains the backbone and has no adapters.
 """  # noqa: E501
 
@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clara_jax.clara import STAGES, init_rows
+from clara_jax.clara import Network, init_rows
 from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
@@ -37,6 +37,7 @@ from clara_jax.model import (
     quantize_params,
 )
 from clara_jax.shapes import Key, Params
+from clara_jax.stages import STAGES
 from clara_jax.text import load_tokenizer
 
 
@@ -45,45 +46,43 @@ class Start:
     """All that a run is made of, before its first step.
 
     Attributes:
-      model: the transformer; with adapters unless the stage is ``lm``.
-      backbone: ``params`` (None in ``lm``, which trains them) and frozen ``rows``.
+      network: all that is frozen. In ``lm``, which trains them, ``params`` are None.
       trainable: adapter name to tree, given to the optimizer.
-      frozen: the other adapters.
       tokenizer: of the base, before special tokens are added.
       eos_ids: ids that end an answer.
       reference: what ``clara.json`` will name as the backbone.
     """
 
-    model: Transformer
-    backbone: dict[str, Any]
+    network: Network
     trainable: dict[str, Params]
-    frozen: dict[str, Params]
     tokenizer: Any
     eos_ids: tuple[int, ...] = ()
     reference: str = "backbone"
 
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """The model folder that holds the result of training."""
+        model, backbone = self.network.model, self.network.backbone
         adapters, rows = to_host(
-            ({**self.frozen, **trainable}, self.backbone.get("rows"))
+            ({**self.network.adapters, **trainable}, backbone.get("rows"))
         )
+        trains_backbone = STAGES[config.stage].trains_backbone
         # Only a folder with a backbone of its own holds these. Files hold no codes:
         # such a backbone is written as it was used.
-        whole = config.stage != "lm" and self.reference == "backbone"
-        params = to_host(self.backbone["params"]) if whole else {}
+        whole = not trains_backbone and self.reference == "backbone"
+        params = to_host(backbone["params"]) if whole else {}
         base = ModelFolder(
-            config=self.model.config,
-            params=dequantize_params(params, self.model.config.param_dtype),
+            config=model.config,
+            params=dequantize_params(params, model.config.param_dtype),
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
         )
-        if config.stage == "lm":
+        if trains_backbone:
             return dataclasses.replace(base, params=adapters["backbone"])
         settings = ClaraSettings(
             memory=config.memory,
             lora=config.lora,
             selection=config.selection,
-            text_vocab=self.model.text_vocab,
+            text_vocab=model.text_vocab,
             backbone=self.reference,
             stage=config.stage,
         )
@@ -121,30 +120,29 @@ def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
             f"the tokenizer has {text_vocab} tokens, but the backbone only "
             f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"
         )
-    lora = None if config.stage == "lm" else config.lora
+    stage = STAGES[config.stage]
+    lora = None if stage.trains_backbone else config.lora
     model = Transformer(
         shape, text_vocab=text_vocab, lora=lora, attention=config.attention
     )
     start = Start(
-        model=model,
-        backbone={"params": base.params},
+        network=Network(model, {"params": None}, {}),
         trainable={},
-        frozen={},
         tokenizer=base.tokenizer,
         eos_ids=base.eos_ids,
         reference=_reference(config, earlier),
     )
-    if config.stage == "lm":
+    if stage.trains_backbone:
         start.trainable = {"backbone": _put(base.params, placement)}
-        start.backbone = {"params": None}
         return start
     adapters, rows = make_adapters(config, model, base.params, earlier, key, placement)
     params = quantize_params(base.params, config.quantize)
-    start.backbone = _put({"params": params, "rows": rows}, placement)
-    trains = trained_names(config)
+    backbone = _put({"params": params, "rows": rows}, placement)
+    trains = stage.trained(config)
     adapters = _put(adapters, placement)
     start.trainable = {name: adapters[name] for name in trains}
-    start.frozen = {k: v for k, v in adapters.items() if k not in trains}
+    frozen = {k: v for k, v in adapters.items() if k not in trains}
+    start.network = Network(model, backbone, frozen)
     return start
 
 
@@ -159,14 +157,6 @@ def _put(tree: Any, placement: Placement) -> Any:
         return jax.device_put(leaf, sharding)
 
     return jax.tree.map(put, tree, placement(tree))
-
-
-def trained_names(config: RunConfig) -> tuple[str, ...]:
-    """Adapters that a run's optimizer holds."""
-    names = STAGES[config.stage].trains
-    if config.stage == "end_to_end" and not config.train_generator:
-        return tuple(name for name in names if name != "generator")
-    return names
 
 
 def make_adapters(
@@ -197,23 +187,19 @@ def make_adapters(
     Raises:
       ClaraError: an adapter that this stage needs is in neither, or does not fit.
     """
-    spec = STAGES[config.stage]
+    stage = STAGES[config.stage]
     have = dict(earlier.adapters or {}) if earlier is not None else {}
-    fresh = {*spec.fresh, *config.reinit}
+    fresh = {*stage.fresh, *config.reinit}
     num_memory = config.memory.num_memory
     # A copy of what this stage trains would go stale: the original drops it as well.
-    stale = {"reasoner"} if "compressor" in spec.trains else set()
+    stale = {"reasoner"} if "compressor" in stage.trains else set()
     kept = {n: tree for n, tree in have.items() if n not in fresh | stale}
     if earlier is not None and earlier.clara is not None and kept:
         _check_settings(config, earlier.clara, "memory" in kept)
-    copies = dict(spec.copies)
-    needed = {"memory", *spec.trains, *copies}
-    if spec.compresses:
-        needed.add("compressor")
-    elif "memory" not in kept:
+    copies = stage.copies
+    if not stage.compresses(config) and "memory" not in kept:
         fresh.add("memory")
-    if config.stage in ("scp", "instruct", "end_to_end"):
-        needed.add("generator")
+    needed = stage.needs(config)
     adapters = dict(kept)
     for name in sorted(needed - set(kept), key=lambda n: n in copies):
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))

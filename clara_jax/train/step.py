@@ -1,6 +1,6 @@
 """One optimizer step and one evaluation step, of every stage.
 
-Both are pure functions of ``(state, backbone, frozen, batch)``: what is frozen is
+Both are pure functions of ``(state, network, batch)``: what is frozen is the network,
 neither in the state nor an argument of ``grad``.
 """
 
@@ -14,18 +14,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from clara_jax.clara import Batch, Loss
+from clara_jax.clara import Batch, Loss, Network
 from clara_jax.model import logical_axes
 from clara_jax.shapes import Array, Key, Params
 from clara_jax.sharding import named_sharding, tree_shardings
-from clara_jax.train.optim import Schedule
-from clara_jax.train.state import TrainState
+from clara_jax.train.state import Schedule, TrainState
 
 Metrics = dict[str, Array]
 
 
 StepFunction = Callable[..., tuple[TrainState, Metrics]]
-"""``(state, backbone, frozen, batch)`` and, optionally, ``rate``, the learning rate."""
+"""``(state, network, batch)`` and, optionally, ``rate``, the learning rate."""
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -41,13 +40,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def total_weights(
-    loss: Loss,
-    model: Any,
-    backbone: Any,
-    adapters: dict[str, Params],
-    parts: Batch,
-) -> dict[str, Array]:
+def total_weights(loss: Loss, network: Network, parts: Batch) -> dict[str, Array]:
     """Add up the weights of a loss's terms over microbatches ``[parts, rows, ...]``.
 
     Only the weights are kept, which depend on the batch alone, so that compilation
@@ -55,7 +48,7 @@ def total_weights(
     """
 
     def weigh(_, batch: Batch):
-        return None, loss(model, backbone, adapters, batch, None)[1]
+        return None, loss(network, batch, None)[1]
 
     _, weights = jax.lax.scan(weigh, None, parts)
     return jax.tree.map(lambda w: w.sum(0), weights)
@@ -63,7 +56,6 @@ def total_weights(
 
 def make_train_step(
     loss: Loss,
-    model: Any,
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: Schedule,
     *,
@@ -78,21 +70,20 @@ def make_train_step(
 
     Args:
       loss: of the stage.
-      model: handed to the loss.
       optimizer, schedule: see `optim`.
       accumulate: microbatches per step; divides the rows of every batch.
 
     Returns:
-      ``(state, backbone, frozen, batch, rate=None) -> (state, metrics)``; without a
+      ``(state, network, batch, rate=None) -> (state, metrics)``; without a
       rate the schedule gives it. Metrics: ``loss``,
       ``loss/<term>``, what the loss reports, ``grad_norm`` (before clipping), ``lr``
       and ``finite``. A step that is not finite changes nothing but `healthy`.
     """
 
     def weigh(
-        trainable: dict[str, Params], backbone, frozen, batch: Batch, rng: Key, weights
+        trainable: dict[str, Params], network: Network, batch: Batch, rng: Key, weights
     ):
-        sums, own, metrics = loss(model, backbone, {**frozen, **trainable}, batch, rng)
+        sums, own, metrics = loss(network.with_adapters(trainable), batch, rng)
         weights = jax.lax.stop_gradient(own if weights is None else weights)
         terms = {name: _ratio(sums[name], weights[name]) for name in sums}
         total = sum(terms.values(), start=jnp.zeros((), jnp.float32))
@@ -100,39 +91,35 @@ def make_train_step(
 
     gradient = jax.value_and_grad(weigh, has_aux=True)
 
-    def whole(state: TrainState, backbone, frozen, batch: Batch, rng: Key):
+    def whole(state: TrainState, network: Network, batch: Batch, rng: Key):
         rng = jax.random.fold_in(rng, 0)
-        return gradient(state.trainable, backbone, frozen, batch, rng, None)
+        return gradient(state.trainable, network, batch, rng, None)
 
-    def in_parts(state: TrainState, backbone, frozen, batch: Batch, rng: Key):
+    def in_parts(state: TrainState, network: Network, batch: Batch, rng: Key):
         parts = split_batch(batch, accumulate)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(accumulate))
-
-        adapters = {**frozen, **state.trainable}
-        weights = total_weights(loss, model, backbone, adapters, parts)
+        trained = network.with_adapters(state.trainable)
+        weights = total_weights(loss, trained, parts)
 
         def add_part(total, part):
             batch, rng = part
-            new = gradient(state.trainable, backbone, frozen, batch, rng, weights)
+            new = gradient(state.trainable, network, batch, rng, weights)
             return jax.tree.map(jnp.add, total, new), None
 
         example = jax.tree.map(lambda x: x[0], (parts, rngs))
-        shapes = jax.eval_shape(
-            gradient, state.trainable, backbone, frozen, *example, weights
-        )
+        shapes = jax.eval_shape(gradient, state.trainable, network, *example, weights)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add_part, zeros, (parts, rngs))[0]
 
     def train_step(
         state: TrainState,
-        backbone: Any,
-        frozen: dict[str, Params],
+        network: Network,
         batch: Batch,
         rate: Array | None = None,
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.key, state.step)
         compute = whole if accumulate == 1 else in_parts
-        (total, (terms, reported)), grads = compute(state, backbone, frozen, batch, rng)
+        (total, (terms, reported)), grads = compute(state, network, batch, rng)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         good = state.healthy & finite
@@ -160,16 +147,16 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(loss: Loss, model: Any) -> Callable[..., Any]:
+def make_eval_step(loss: Loss) -> Callable[..., Any]:
     """Build the evaluation step: the stage's loss without dropout.
 
     Returns:
-      ``(trainable, backbone, frozen, batch) -> (sums, weights, metrics)`` as the loss
+      ``(trainable, network, batch) -> (sums, weights, metrics)`` as the loss
       gives them, to be added up over batches and divided once.
     """
 
-    def eval_step(trainable: dict[str, Params], backbone, frozen, batch: Batch):
-        return loss(model, backbone, {**frozen, **trainable}, batch, None)
+    def eval_step(trainable: dict[str, Params], network: Network, batch: Batch):
+        return loss(network.with_adapters(trainable), batch, None)
 
     return eval_step
 
@@ -181,7 +168,7 @@ def compile_step(
 
     Args:
       step: of `make_train_step`.
-      in_shardings: of ``(state, backbone, frozen, batch)``, prefixes allowed; None
+      in_shardings: of ``(state, network, batch)``, prefixes allowed; None
         keeps the arrays where they are.
       out_shardings: of ``(state, metrics)``.
 

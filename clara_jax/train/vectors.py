@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
 from clara_jax.distributed import first, is_first, to_host
 from clara_jax.files import read_json, reserve, write_error, write_json
 from clara_jax.generate import encode_rows
-from clara_jax.model import Transformer
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 512
@@ -35,9 +35,7 @@ _ENOUGH = {"enough": True}
 
 def cached_vectors(
     folder: Path,
-    model: Transformer,
-    backbone: dict[str, Any],
-    adapters: dict[str, Any],
+    network: Network,
     tokenizer: ClaraTokenizer,
     memory: MemoryConfig,
     documents: Sequence[str] | UniqueDocuments,
@@ -50,7 +48,7 @@ def cached_vectors(
 
     Args:
       folder: holds ``vectors.bin`` and ``vectors.json``.
-      model, backbone, adapters: see ``clara.role_variables``; the compressor reads.
+      network: whose compressor reads.
       tokenizer, memory: how documents become rows.
       documents: texts; distinct ones, as `data.unique_documents` gives them.
       batch_size: documents compressed together.
@@ -64,12 +62,12 @@ def cached_vectors(
     Raises:
       ClaraError: the file cannot be written.
     """
-    shape = (len(documents), memory.num_memory, model.config.width)
-    dtype = np.dtype(model.config.dtype)  # bfloat16 too: JAX registers it
+    shape = (len(documents), memory.num_memory, network.model.config.width)
+    dtype = np.dtype(network.model.config.dtype)  # bfloat16 too: JAX registers it
     note = {
         "shape": list(shape),
         "dtype": dtype.name,
-        "fingerprint": fingerprint(model, backbone, adapters, memory, documents),
+        "fingerprint": fingerprint(network, memory, documents),
     }
     data, notes = folder / "vectors.bin", folder / "vectors.json"
 
@@ -103,12 +101,9 @@ def cached_vectors(
         for begin in range(done, len(documents), chunk):
             texts = documents[begin : begin + chunk]
             found = encode_rows(
-                model,
-                backbone,
-                adapters,
+                network,
                 tokenizer.encode_documents(list(texts), memory.doc_max_length),
                 role="compressor",
-                num_memory=memory.num_memory,
                 pad_id=tokenizer.pad_id,
                 batch_size=batch_size,
                 largest=memory.doc_max_length + 3 + memory.num_memory,
@@ -133,9 +128,7 @@ def cached_vectors(
 
 
 def fingerprint(
-    model: Transformer,
-    backbone: dict[str, Any],
-    adapters: dict[str, Any],
+    network: Network,
     memory: MemoryConfig,
     documents: Sequence[str] | UniqueDocuments,
 ) -> str:
@@ -145,9 +138,10 @@ def fingerprint(
     most 4,096 numbers, which tells models apart without reading gigabytes.
     """
     digest = hashlib.blake2b(digest_size=16)
-    settings = {"model": to_dict(model.config), "memory": to_dict(memory)}
+    settings = {"model": to_dict(network.model.config), "memory": to_dict(memory)}
     settings["model"]["remat"] = ""
     digest.update(json.dumps(settings, sort_keys=True).encode())
+    adapters, backbone = network.adapters, network.backbone
     whole = (adapters["compressor"], adapters["memory"], backbone["rows"]["marks"])
     for leaf in jax.tree.leaves(to_host(whole)):
         digest.update(np.ascontiguousarray(leaf).tobytes())

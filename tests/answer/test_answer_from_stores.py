@@ -10,7 +10,8 @@ from clara_jax import load
 from clara_jax.answer.__main__ import main
 from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents
-from clara_jax.search import Piece, Store, StoreSettings, delete, write_store
+from clara_jax.documents import Document
+from clara_jax.search import Store, StoreSettings, delete, write_store
 from clara_jax.search.hybrid import build_bm25
 
 
@@ -26,7 +27,7 @@ def make_store(run_folder, path, **changes):
     clara = load(run_folder)
     documents = read_documents([run_folder / "documents.jsonl"])
     pieces = [
-        Piece(
+        Document(
             text=document.text,
             id=document.id or f"id{i}",
             title=document.title,
@@ -39,13 +40,11 @@ def make_store(run_folder, path, **changes):
         for i, document in enumerate(documents)
     ]
     settings = {
-        "fingerprint": vector_fingerprint(
-            clara.model, clara.backbone, clara.adapters, clara.memory.num_memory
-        ),
+        "fingerprint": vector_fingerprint(clara.network),
         "model": "../run",
         "base": "",
         "memory": clara.memory,
-        "width": clara.model.config.width,
+        "width": clara.network.model.config.width,
     }
     vectors = clara.compress([piece.text for piece in pieces])
     return write_store(

@@ -22,11 +22,9 @@ from clara_jax.data import open_records
 from clara_jax.evaluate.evaluators import questions_of
 from clara_jax.evaluate.metrics import score_answers
 from clara_jax.loading import load
-from clara_jax.search.codecs import CODECS, center_of
+from clara_jax.search import CODECS, Job, Store, StoreSettings
+from clara_jax.search.codecs import center_of
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.manifest import StoreSettings
-from clara_jax.search.store import Store
-from clara_jax.search.writer import Job
 
 K = 5
 SHARD = 4096
@@ -87,7 +85,7 @@ def main() -> None:
                 vectors = written.vectors(chosen.reshape(-1))
                 vectors = vectors.reshape(*chosen.shape, *vectors.shape[1:])
                 answers = clara.answer_from_vectors(
-                    asked, vectors.astype(clara.model.config.dtype)
+                    asked, vectors.astype(clara.network.model.config.dtype)
                 )
                 said = score_answers(answers, [q.gold for q in questions])
                 scores = f"{said['f1']:.3f} | {said['exact_match']:.3f}"

@@ -19,9 +19,9 @@ import smollm2
 from side_by_side import compare
 from where import print_shares
 
-from clara_jax.clara import compress
+from clara_jax.clara import Network
 from clara_jax.generate import Clara
-from clara_jax.generate.batching import pad_rows
+from clara_jax.generate.batched import pad_rows
 
 
 def main() -> None:
@@ -92,39 +92,30 @@ def main() -> None:
 def in_bfloat16(clara: Clara) -> Clara:
     """The same model with weights kept and multiplied in bfloat16."""
     half = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
-    config = dataclasses.replace(clara.model.config, **half)
 
-    def cast(tree):
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+    def cast(network: Network) -> Network:
+        model = network.model
+        config = dataclasses.replace(model.config, **half)
+        backbone = jax.tree.map(lambda x: x.astype(jnp.bfloat16), network.backbone)
+        return dataclasses.replace(
+            network, model=model.clone(config=config), backbone=backbone
+        )
 
-    return dataclasses.replace(
-        clara,
-        model=dataclasses.replace(clara.model, config=config),
-        backbone=cast(clara.backbone),
-        merged={role: cast(tree) for role, tree in clara.merged.items()},
-    )
+    merged = {role: cast(network) for role, network in clara.merged.items()}
+    return dataclasses.replace(clara, network=cast(clara.network), merged=merged)
 
 
 def profile(clara: Clara) -> None:
     """Print where a batch of full rows spends its time."""
-    backbone = {**clara.backbone, "params": clara.merged["compressor"]}
+    network = clara.merged["compressor"]
     tokens = pad_rows([[1] * 256] * 8, 0, 8, 256)
 
     @jax.jit
-    def run(backbone, adapters):
-        return compress(
-            clara.model,
-            backbone,
-            adapters,
-            tokens,
-            num_memory=clara.memory.num_memory,
-            role=None,
-        ).memory
+    def run(network):
+        return network.compress(tokens, role=None).memory
 
-    program = run.lower(backbone, clara.adapters).compile()
-    print_shares(
-        program.as_text(), lambda: program(backbone, clara.adapters).block_until_ready()
-    )
+    program = run.lower(network).compile()
+    print_shares(program.as_text(), lambda: program(network).block_until_ready())
 
 
 if __name__ == "__main__":

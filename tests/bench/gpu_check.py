@@ -44,15 +44,16 @@ import numpy as np
 from device_figures import device_memory
 from random_runs import attention_of
 
-from clara_jax import clara
-from clara_jax.config import STAGES, LoraConfig, OptimConfig, SelectionConfig
+from clara_jax.clara import Batch, Loss, Network
+from clara_jax.config import LoraConfig, OptimConfig, SelectionConfig
 from clara_jax.generate import DecodeConfig, decode_loop, prefill
 from clara_jax.model.attention import causal_attention
 from clara_jax.model.fused import fused_attention
 from clara_jax.search.codecs import CODECS
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.sharding import make_mesh, named_sharding, shard_batch
-from clara_jax.testing import PAD, random_batch, toy_model
+from clara_jax.sharding import make_mesh, named_sharding
+from clara_jax.stages import STAGES, make_loss
+from clara_jax.testing import PAD, random_batch, toy_network
 from clara_jax.train import init_state, make_optimizer, make_schedule, make_train_step
 from clara_jax.train.step import compile_on_mesh
 
@@ -102,10 +103,8 @@ class Checks:
         lora = LoraConfig(rank=8, alpha=2.0, dropout=0.1)
         shape = {"width": 256, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
         shape |= {"mlp_dim": 512, "num_memory": MEMORY, "text_vocab": VOCAB}
-        toy = toy_model(lora=lora, **shape)
-        self.model, self.kept = toy.model, {}
-        self.backbone, self.adapters = jax.device_get((toy.backbone, toy.adapters))
-        rows = self.backbone["rows"]  # which shall score no higher than words
+        self.kept, self.network = {}, jax.device_get(toy_network(lora=lora, **shape))
+        rows = self.network.backbone["rows"]  # which shall score no higher than words
         rows["head"] = rows["head"] / np.float32(shape["width"] ** 0.5)
         self.locks = {name: threading.Lock() for name in (*STAGES, "train")}
 
@@ -127,37 +126,40 @@ class Checks:
                 self.kept[key] = make()
             return self.kept[key]
 
-    def typed(self, dtype: str, **changes: Any) -> Any:
-        """The model, computing in another type."""
-        config = dataclasses.replace(self.model.config, dtype=dtype, **changes)
-        return self.model.clone(config=config)
+    def typed(self, dtype: str, **changes: Any) -> Network:
+        """The network, computing in another type."""
+        model = self.network.model
+        config = dataclasses.replace(model.config, dtype=dtype, **changes)
+        return dataclasses.replace(self.network, model=model.clone(config=config))
 
-    def parts(self, stage: str) -> tuple[Any, Any, Any, Any, Any]:
-        """Loss, trained and frozen adapters, backbone and batch of a stage."""
+    def parts(
+        self, stage: str, dtype: str, **changes: Any
+    ) -> tuple[Loss, dict[str, Any], Network, Batch]:
+        """Loss, trained adapters, what is frozen, and batch of a stage."""
         sizes = {"documents": DOCUMENTS, "candidates": 4, "num_memory": MEMORY}
         sizes |= {"doc_length": 57, "answer_length": 40, "text_vocab": VOCAB}
         # Candidates' cosines lie 0.01 apart at least: 10 times what bfloat16 loses.
         batch = random_batch(stage, seed=35, **sizes)
         selection = SelectionConfig(top_k=DOCUMENTS)
-        loss = clara.make_loss(stage, num_memory=MEMORY, selection=selection)
-        trains = clara.STAGES[stage].trains
+        loss = make_loss(stage, selection=selection)
+        trains, network = STAGES[stage].trains, self.typed(dtype, **changes)
         if trains == ("backbone",):
-            whole = {"backbone": self.backbone["params"]}
-            return loss, whole, {}, {"params": None}, batch
-        frozen = dict(self.adapters)
+            whole = {"backbone": network.backbone["params"]}
+            bare = Network(network.model, {"params": None}, {})
+            return loss, whole, bare, batch
+        frozen = dict(network.adapters)
         trained = {name: frozen.pop(name) for name in trains}
-        return loss, trained, frozen, self.backbone, batch
+        return loss, trained, dataclasses.replace(network, adapters=frozen), batch
 
     def slopes(self, stage: str, dtype: str, precision="highest", device=None) -> Any:
         """Loss, gradients and attention of a stage, without dropout."""
-        device, model = device or self.device, self.typed(dtype)
+        device = device or self.device
 
         def make() -> Any:
-            loss, *given = self.parts(stage)
+            loss, *given = self.parts(stage, dtype)
 
-            def total(trained, frozen, backbone, batch):
-                adapters = {**frozen, **trained}
-                sums, weights, _ = loss(model, backbone, adapters, batch, None)
+            def total(trained, frozen, batch):
+                sums, weights, _ = loss(frozen.with_adapters(trained), batch, None)
                 return sum(sums[name] / weights[name] for name in sums)
 
             given = jax.device_put(given, device)
@@ -190,17 +192,16 @@ class Checks:
 
     def steps(self) -> tuple[Any, list[dict[str, float]]]:
         """The train step in bfloat16 as training compiles it, and what it reports."""
-        loss, trained, frozen, backbone, batch = self.parts(TRAINED)
+        loss, trained, frozen, batch = self.parts(TRAINED, "bfloat16", remat="full")
         optim = OptimConfig(steps=STEPS, learning_rate=3e-3, schedule="constant")
         schedule = make_schedule(optim, STEPS)
         adam = make_optimizer(optim, schedule)
-        model = self.typed("bfloat16", remat="full")
-        step = make_train_step(loss, model, adam, schedule)
+        step = make_train_step(loss, adam, schedule)
         mesh = make_mesh(devices=[self.device])
         with jax.set_mesh(mesh):
-            given = (init_state(trained, adam, jax.random.key(0)), backbone, frozen)
+            given = (init_state(trained, adam, jax.random.key(0)), frozen)
             state, *given = jax.device_put(given, named_sharding(mesh))
-            given.append(shard_batch(mesh, batch))
+            given.append(jax.device_put(batch, named_sharding(mesh, "batch")))
             jitted = compile_on_mesh(step, mesh, state)
             program = compiled(jitted, self.device, state, *given)
             reports = []
@@ -250,24 +251,23 @@ class Checks:
 
     def decode(self, dtype: str) -> Found:
         """Tokens decoded with a cache against one forward pass over all of them."""
-        model, prompt, new = self.typed(dtype), self.parts(TRAINED)[-1].prompt, 16
-        shape = (len(prompt.ids), 1, MEMORY, model.config.width)
+        network, new = self.typed(dtype), 16
+        prompt = self.parts(TRAINED, dtype)[-1].prompt
+        shape = (len(prompt.ids), 1, MEMORY, network.model.config.width)
         vectors = np.random.default_rng(0).standard_normal(shape, np.float32)
         settings = DecodeConfig(max_new_tokens=new, eos_ids=(), pad_id=PAD)
 
-        def decoded(backbone, adapters, prompt, vectors):
-            x = clara.prompt_embeddings(model, backbone, adapters, prompt, vectors)
-            variables = clara.role_variables(backbone, adapters, "generator")
-            state = prefill(model, variables, x, prompt.mask, settings)
-            return decode_loop(model, variables, state, settings).tokens
+        def decoded(network, prompt, vectors):
+            x = network.embed(prompt, vectors)
+            variables = network.variables("generator")
+            state = prefill(network.model, variables, x, prompt.mask, settings)
+            return decode_loop(network.model, variables, state, settings).tokens
 
-        def forced(backbone, adapters, prompt, vectors):
-            hidden = clara.generate_hidden(model, backbone, adapters, prompt, vectors)
-            return clara.logits_of(model, backbone, adapters, hidden)
+        def forced(network, prompt, vectors):
+            return network.logits(network.generate_hidden(prompt, vectors))
 
         def run(function, prompt):
-            given = (self.backbone, self.adapters, prompt, vectors)
-            given = jax.device_put(given, self.device)
+            given = jax.device_put((network, prompt, vectors), self.device)
             with jax.default_matmul_precision({"float32": "highest"}.get(dtype)):
                 program = compiled(jax.jit(function), self.device, *given)
             return jax.device_get(program(*given))
@@ -295,7 +295,7 @@ class Checks:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "store")
             store = made_up.write(path, settings, count, lambda a, b: drawn[a:b])
-            search = ExactSearcher(store, devices=[self.device], recall_target=None)
+            search = ExactSearcher(store, devices=[self.device])
             scores, rows = search(queries, k)
             kept = store.vectors(np.arange(count)).reshape(count, -1).astype(float)
         kept /= np.linalg.norm(kept, axis=1, keepdims=True)

@@ -114,7 +114,7 @@ def main() -> None:
         optim=OptimConfig(steps=1000),
     )
     run = abstract_run(config, shape, shape.vocab_size, attention=options.attention)
-    kept = (run.state, run.backbone, run.frozen)
+    kept = (run.state, run.network)
     shardings = tree_shardings(mesh, kept, logical_axes)
     rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), run.batch)
     placed = jax.tree.map(_placed, (*kept, run.batch), (*shardings, rows))

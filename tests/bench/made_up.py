@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from clara_jax.config import MemoryConfig
-from clara_jax.search.manifest import StoreSettings
-from clara_jax.search.store import Piece, Store
-from clara_jax.search.writer import Job
+from clara_jax.documents import Document
+from clara_jax.search import Job, Store, StoreSettings
 
 SHARD = 64 << 20
 """Bytes of float32 vectors in a shard."""
@@ -27,13 +26,13 @@ def write(path: Path, settings: StoreSettings, count: int, vectors) -> Store:
       count: documents.
       vectors: a function of first and last row that gives their vectors ``[n, M, D]``.
     """
-    width = settings.num_memory * settings.width
+    width = settings.memory.num_memory * settings.width
     starts = range(0, count, max(1, SHARD // (4 * width)))
     with Job.begin(path, settings, len(starts), {"made up": count}, "new") as job:
         for number, start in enumerate(starts):
             stop = min(start + starts.step, count)
             pieces = [
-                Piece(f"made-up document {i}", id=str(i)) for i in range(start, stop)
+                Document(f"made-up document {i}", id=str(i)) for i in range(start, stop)
             ]
             job.write(number, vectors(start, stop), pieces)
         store = job.commit()

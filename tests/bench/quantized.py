@@ -15,10 +15,11 @@ import numpy as np
 import smollm2
 from side_by_side import compare
 
-from clara_jax.clara import make_loss
+from clara_jax.clara import Network
 from clara_jax.config import QUANTIZATIONS, DataConfig
 from clara_jax.data import make_batches, open_records
 from clara_jax.model import count, dequantize_params, quantize_params
+from clara_jax.stages import make_loss
 
 TRAINED = ("compressor", "generator", "memory")
 
@@ -43,26 +44,27 @@ def main() -> None:
     records = open_records([options.data])
     feed = iter(make_batches(records, clara.tokenizer, "scp", clara.memory, data))
     batches = [jax.device_put(next(feed)) for _ in range(options.batches)]
-    loss = make_loss("scp", num_memory=clara.memory.num_memory, mse_weight=0.1)
+    network, loss = clara.network, make_loss("scp", mse_weight=0.1)
 
-    def total(trained, backbone, batch):
-        sums, weights, _ = loss(clara.model, backbone, trained, batch, None)
+    def total(trained, frozen, batch):
+        sums, weights, _ = loss(frozen.with_adapters(trained), batch, None)
         terms = {name: sums[name] / weights[name] for name in sums}
         return sum(terms.values(), start=jnp.zeros(())), terms
 
     slope = jax.jit(jax.value_and_grad(total, has_aux=True))
-    trained = {name: clara.adapters[name] for name in TRAINED}
-    whole = jax.device_get(clara.backbone["params"])
-    backbones: dict[str, Any] = {}
+    trained = {name: network.adapters[name] for name in TRAINED}
+    whole = jax.device_get(network.backbone["params"])
+    frozen: dict[str, Network] = {}
     found: dict[str, Any] = {}
     programs: dict[str, Any] = {}
     for kind in QUANTIZATIONS:
         params = quantize_params(whole, kind)
-        backbones[kind] = {**clara.backbone, "params": jax.device_put(params)}
-        program = slope.lower(trained, backbones[kind], batches[0]).compile()
+        backbone = {**network.backbone, "params": jax.device_put(params)}
+        frozen[kind] = Network(network.model, backbone, {})
+        program = slope.lower(trained, frozen[kind], batches[0]).compile()
         programs[kind] = program
         memory: Any = program.memory_analysis()
-        each = [program(trained, backbones[kind], batch) for batch in batches]
+        each = [program(trained, frozen[kind], batch) for batch in batches]
         terms = jax.device_get([aux for (_, aux), _ in each])
         found[kind] = jax.device_get([gradient for _, gradient in each])
         shown = ", ".join(
@@ -83,14 +85,14 @@ def main() -> None:
         )
 
     def run(kind: str):
-        given = (trained, backbones[kind], batches[0])
+        given = (trained, frozen[kind], batches[0])
         return jax.block_until_ready(programs[kind](*given))
 
     compare(
         {kind: lambda kind=kind: run(kind) for kind in reversed(QUANTIZATIONS)},
         rounds=options.rounds,
         what=f"loss and gradients of {options.batch} rows of scp, SmolLM2-135M, "
-        f"{clara.model.config.dtype}",
+        f"{network.model.config.dtype}",
         unit="steps",
         per_call=1,
     )

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from device_figures import Work
 
-from clara_jax.clara import IGNORE, Batch, Tokens, compress, prompt_embeddings
-from clara_jax.clara import role_variables as variables_of
+from clara_jax.clara import IGNORE, Batch, Network, Tokens
 from clara_jax.config import (
     DataConfig,
     LoraConfig,
@@ -119,10 +118,10 @@ class Runs:
     def __post_init__(self) -> None:
         self.mesh = make_mesh(devices=jax.local_devices()[:1])
         self.vocab = self.shape.vocab_size
-        self.model = Transformer(
+        model = Transformer(
             self.shape, self.vocab, LoraConfig(), attention=self.attention
         )
-        shapes = abstract_variables(self.model)
+        shapes = abstract_variables(model)
         self.params = fill(shapes["params"])
         width, count = self.shape.width, self.memory.num_memory
 
@@ -132,8 +131,11 @@ class Runs:
         special = {"marks": rows(3)}
         if not self.shape.tied:
             special["head"] = rows(count + 3)
-        self.backbone = {"params": self.params, "rows": fill(special)}
-        self.adapters = fill({"memory": rows(count), "generator": shapes["lora"]})
+        self.network = Network(
+            model,
+            {"params": self.params, "rows": fill(special)},
+            fill({"memory": rows(count), "generator": shapes["lora"]}),
+        )
         self.layers = count_parameters(shapes["params"]["layers"])
         self.head = width * self.vocab
         self.size = count_parameters(shapes["params"])
@@ -145,13 +147,14 @@ class Runs:
         run = abstract_run(config, self.shape, self.vocab, attention=attention)
         batch = self.batch(run.batch)
         states = [fill(run.state)]
-        frozen = fill(run.frozen)
+        backbone, adapters = self.network.backbone, fill(run.network.adapters)
+        frozen = Network(run.network.model, backbone, adapters)
         with jax.set_mesh(self.mesh):
             step = compile_on_mesh(run.step, self.mesh, run.state)
-            program = step.lower(states[0], self.backbone, frozen, batch).compile()
+            program = step.lower(states[0], frozen, batch).compile()
 
         def once(_):
-            states[0], metrics = program(states[0], self.backbone, frozen, batch)
+            states[0], metrics = program(states[0], frozen, batch)
             return metrics
 
         trained = sum(
@@ -178,14 +181,12 @@ class Runs:
 
     def compression(self, rows: int) -> Work:
         """Documents to vectors, the adapter merged into the weights."""
-        count = self.memory.num_memory
         tokens = self.encoder_rows((rows,))
 
-        def read(backbone, adapters, tokens):
-            options = {"num_memory": count, "role": None}
-            return compress(self.model, backbone, adapters, tokens, **options).memory
+        def read(network, tokens):
+            return network.compress(tokens, role=None).memory
 
-        given = (self.backbone, {"memory": self.adapters["memory"]}, tokens)
+        given = (self.with_merged_adapter(), tokens)
         with jax.set_mesh(self.mesh):
             program = jax.jit(read).lower(*given).compile()
         return Work(
@@ -221,20 +222,18 @@ class Runs:
         ).astype(self.shape.dtype)
         settings = DecodeConfig(max_new_tokens=self.new, eos_ids=(), pad_id=0)
         role = None if merged else "generator"
-        adapters = dict(self.adapters)
-        if merged:
-            del adapters["generator"]
+        network = self.with_merged_adapter() if merged else self.network
 
-        def start(backbone, adapters, prompt, vectors):
-            x = prompt_embeddings(self.model, backbone, adapters, prompt, vectors)
-            variables = variables_of(backbone, adapters, role)
-            return prefill(self.model, variables, x, prompt.mask, settings)
+        def start(network, prompt, vectors):
+            x = network.embed(prompt, vectors)
+            variables = network.variables(role)
+            return prefill(network.model, variables, x, prompt.mask, settings)
 
-        def finish(state, backbone, adapters):
-            variables = variables_of(backbone, adapters, role)
-            return decode_loop(self.model, variables, state, settings).tokens
+        def finish(state, network):
+            variables = network.variables(role)
+            return decode_loop(network.model, variables, state, settings).tokens
 
-        given = (self.backbone, adapters, prompt, vectors)
+        given = (network, prompt, vectors)
         with jax.set_mesh(self.mesh):
             first = jax.jit(start).lower(*given).compile()
         steps = self.new - 1
@@ -256,11 +255,10 @@ class Runs:
         def others() -> Work:
             state = first(*given)
             with jax.set_mesh(self.mesh):
-                compiled = jax.jit(finish).lower(state, self.backbone, adapters)
-                rest = compiled.compile()
+                rest = jax.jit(finish).lower(state, network).compile()
             return Work(
                 rest,
-                lambda state: rest(state, self.backbone, adapters),
+                lambda state: rest(state, network),
                 {"tokens": rows * steps},
                 flops=2.0 * rows * steps * (self.layers + self.head),
                 moved=float(steps * read),
@@ -269,6 +267,11 @@ class Runs:
             )
 
         return work, others
+
+    def with_merged_adapter(self) -> Network:
+        """The network as merging leaves it to run: without adapters beside weights."""
+        own = {"memory": self.network.adapters["memory"]}
+        return dataclasses.replace(self.network, adapters=own)
 
     def config(self, stage: str, rows: int) -> RunConfig:
         """The paper's settings, without data."""

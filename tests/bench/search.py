@@ -17,6 +17,7 @@ Recall: of the five nearest documents, after rescoring.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import tempfile
 import time
@@ -25,11 +26,10 @@ from pathlib import Path
 import made_up
 import numpy as np
 
+from clara_jax.search import Store, StoreSettings
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.manifest import StoreSettings, settings_dict
 from clara_jax.search.recall import made_up_queries, single_times
 from clara_jax.search.scann_index import ScannSearcher, build_index
-from clara_jax.search.store import Store
 
 K = 5
 SIZES = (10_000, 20_000, 50_000, 100_000)
@@ -93,14 +93,15 @@ def read(model: str, path: str, count: int) -> np.ndarray:
 
 def measure(base: Store, path: Path, size: int, queries, options) -> dict:
     """One row of the table."""
-    kept = settings_dict(base.manifest)
-    settings = StoreSettings(**{**kept, "memory": base.manifest.memory})
+    names = [field.name for field in dataclasses.fields(StoreSettings)]
+    kept = {name: getattr(base.manifest, name) for name in names}
+    settings = StoreSettings(**kept)
     store = made_up.write(path, settings, size, made_up.perturbed(base, options.noise))
     begin = time.perf_counter()
-    meta = build_index(store)
+    note = build_index(store)
     built = time.perf_counter() - begin
     if queries is None:
-        rows = np.array(meta.held_out, np.int64)[: options.count]
+        rows = np.array(note["held_out"], np.int64)[: options.count]
         queries = made_up_queries(store, rows)
     exact = ExactSearcher(store, memory_limit=1 << 60)
     truth = exact(queries, K)[0]
@@ -119,9 +120,10 @@ def measure(base: Store, path: Path, size: int, queries, options) -> dict:
         for name, count in shard.sizes.items()
         if name.endswith(".npy")
     )
+    indexed = sum(file["size"] for file in note["files"].values())
     shown = {
         "documents": f"{size:,}",
-        "method": meta.settings.method.replace("_", " "),
+        "method": note["settings"]["method"].replace("_", " "),
         "exact, ms p50": f"{1e3 * np.median(exact_times):.1f}",
         "scann, ms p50": f"{1e3 * half:.1f}",
         "p99": f"{1e3 * most:.1f}",
@@ -129,7 +131,7 @@ def measure(base: Store, path: Path, size: int, queries, options) -> dict:
         f"recall@{K}": f"{recall:.3f}",
         "build, s": f"{built:.0f}",
         "vectors, MB": f"{vectors / 1e6:.0f}",
-        "index, MB": f"{meta.bytes / 1e6:.0f}",
+        "index, MB": f"{indexed / 1e6:.0f}",
     }
     return {"documents": size, "ratio": float(ratio), "shown": shown}
 

@@ -24,11 +24,11 @@ from pathlib import Path
 import made_up
 import numpy as np
 
+from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
+from clara_jax.search.index_files import IndexFolder
 from clara_jax.search.recall import made_up_queries, single_times
-from clara_jax.search.scann_files import read_meta
 from clara_jax.search.scann_index import ScannSearcher, build_index
-from clara_jax.search.store import Store
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SHAPE = (4, 64)
@@ -108,12 +108,12 @@ def build_step(folder: Path, options) -> dict:
     """Build the index."""
     store = Store.open(folder / "store")
     begin = time.perf_counter()
-    meta = build_index(store)
+    note = build_index(store)
     return {
         "build_s": time.perf_counter() - begin,
         "build_peak_mb": peak(),
-        "index_bytes": meta.bytes,
-        "method": meta.settings.method,
+        "index_bytes": sum(file["size"] for file in note["files"].values()),
+        "method": note["settings"]["method"],
     }
 
 
@@ -164,8 +164,8 @@ STEPS = {
 
 def asked(store: Store, options) -> np.ndarray:
     """The questions: made up of documents that keys were not learnt from."""
-    rows = np.array(read_meta(store).held_out, np.int64)[: options.count]
-    return made_up_queries(store, rows)
+    held_out = IndexFolder(store, "scann").read()["held_out"]
+    return made_up_queries(store, np.array(held_out[: options.count], np.int64))
 
 
 def peak() -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from clara_jax.clara import Network
 from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
 from clara_jax.convert import load_model
 from clara_jax.generate import AnswerConfig, Clara
@@ -44,9 +45,11 @@ def ours(**settings: Any) -> Clara:
     adapters["memory"] = np.asarray(table[:count], np.float32)
     rows = {"marks": np.asarray(table[count : count + 3], np.float32)}
     return Clara(
-        model=model,
-        backbone=jax.device_put({"params": folder.params, "rows": rows}),
-        adapters=jax.device_put(adapters),
+        network=Network(
+            model,
+            jax.device_put({"params": folder.params, "rows": rows}),
+            jax.device_put(adapters),
+        ),
         tokenizer=ClaraTokenizer(folder.tokenizer, count),
         memory=MEMORY,
         selection=SelectionConfig(top_k=5),

@@ -6,17 +6,17 @@ The compressor is frozen in this stage, so that vectors made once serve every st
 """
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
 import smollm2
 from side_by_side import compare
 
-from clara_jax.clara import compress, make_loss
 from clara_jax.config import DataConfig, OptimConfig
 from clara_jax.data import make_batches, open_records
-from clara_jax.train.optim import make_optimizer, make_schedule
-from clara_jax.train.state import init_state
+from clara_jax.stages import make_loss
+from clara_jax.train.state import init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_step, make_train_step
 
 
@@ -40,33 +40,34 @@ def main() -> None:
         records, clara.tokenizer, "end_to_end", clara.memory, data, top_k=5
     )
     batch = jax.device_put(next(iter(batches)))
-    count = clara.memory.num_memory
+    network = clara.network
     shape = (options.batch, 20)
 
     @jax.jit
-    def read(backbone, adapters, tokens):
+    def read(network, tokens):
         flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), tokens)
-        made = compress(clara.model, backbone, adapters, flat, num_memory=count)
-        return made.memory.reshape(*shape, *made.memory.shape[1:])
+        memory = network.compress(flat).memory
+        return memory.reshape(*shape, *memory.shape[1:])
 
-    vectors = read(clara.backbone, clara.adapters, batch.candidates)
+    vectors = read(network, batch.candidates)
     cached = batch.replace(candidates=None, vectors=vectors)
     trained = ("generator", "reasoner")
-    frozen = {k: v for k, v in clara.adapters.items() if k not in trained}
+    own = {k: v for k, v in network.adapters.items() if k not in trained}
+    frozen = dataclasses.replace(network, adapters=own)
     optim = OptimConfig(steps=100)
     schedule = make_schedule(optim, 100)
     optimizer = make_optimizer(optim, schedule)
-    loss = make_loss("end_to_end", num_memory=count, selection=clara.selection)
-    step = compile_step(make_train_step(loss, clara.model, optimizer, schedule))
+    loss = make_loss("end_to_end", selection=clara.selection)
+    step = compile_step(make_train_step(loss, optimizer, schedule))
     states = {
         name: init_state(
-            {k: clara.adapters[k] for k in trained}, optimizer, jax.random.key(0)
+            {k: network.adapters[k] for k in trained}, optimizer, jax.random.key(0)
         )
         for name in ("cached", "whole")
     }
 
     def run(name, given):
-        states[name], metrics = step(states[name], clara.backbone, frozen, given)
+        states[name], metrics = step(states[name], frozen, given)
         return float(metrics["loss"])
 
     assert batch.candidates is not None and batch.prompt is not None

@@ -16,8 +16,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import gpu_check
 
-from clara_jax.config import STAGES
 from clara_jax.model.attention import causal_attention
+from clara_jax.stages import STAGES
 
 
 @pytest.fixture(autouse=True)

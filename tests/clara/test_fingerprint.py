@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.clara import vector_fingerprint
+from clara_jax.clara import Network, vector_fingerprint
 from clara_jax.config import LoraConfig
 from clara_jax.model import logical_axes, quantize_params
 from clara_jax.sharding import make_mesh, tree_shardings
-from clara_jax.testing import toy_model
+from clara_jax.testing import toy_network
 
-TOY = toy_model(mlp_dim=512)  # its largest arrays are not looked at whole
+TOY = toy_network(mlp_dim=512)  # its largest arrays are not looked at whole
 
 
-def named(backbone=TOY.backbone, adapters=TOY.adapters, model=TOY.model, m=2):
-    return vector_fingerprint(model, backbone, adapters, m)
+def named(backbone=TOY.backbone, adapters=TOY.adapters, model=TOY.model):
+    return vector_fingerprint(Network(model, backbone, adapters))
 
 
 def changed(tree, *path, by=0.5):
@@ -83,7 +83,8 @@ def test_another_large_array_another_shape_or_scale_count():
     other = {**layers, "mlp": {**layers["mlp"], "up": {"kernel": kernel + 0.1}}}
     params = {**TOY.backbone["params"], "layers": other}
     assert named({**TOY.backbone, "params": params}) != named()
-    assert named(m=3) != named()
+    more = jnp.pad(TOY.adapters["memory"], ((0, 1), (0, 0)))
+    assert named(adapters={**TOY.adapters, "memory": more}) != named()
     assert named(model=TOY.model.clone(lora=LoraConfig(4, 16.0, 0.0))) != named()
     shape = dataclasses.replace(TOY.model.config, norm_eps=1e-6)
     assert named(model=TOY.model.clone(config=shape)) != named()

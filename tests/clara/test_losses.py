@@ -7,28 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.clara import IGNORE, STAGES, Tokens, compress, make_loss, reason
+from clara_jax.clara import IGNORE, Network, Tokens
 from clara_jax.config import SelectionConfig
-from clara_jax.testing import random_batch, toy_model
+from clara_jax.stages import STAGES, make_loss
+from clara_jax.testing import random_batch, toy_network
 
 STAGE_NAMES = ("scp", "instruct", "end_to_end", "rerank")
 
 
 @functools.cache
 def _toy():
-    return toy_model()
+    return toy_network()
 
 
 def _loss(stage, **settings):
     settings.setdefault("selection", SelectionConfig(top_k=3))
-    return make_loss(stage, num_memory=2, **settings)
+    return make_loss(stage, **settings)
 
 
 def _evaluate(stage, batch, **settings):
     toy, loss = _toy(), _loss(stage, **settings)
-    return jax.jit(lambda b: loss(toy.model, toy.backbone, toy.adapters, b, None))(
-        batch
-    )
+    return jax.jit(lambda b: loss(toy, b, None))(batch)
 
 
 @functools.cache
@@ -76,9 +75,7 @@ def test_terms_add_up_over_microbatches(stage):
     batch = random_batch(stage)
     halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(2), slice(2, 4))]
     toy, loss = _toy(), _loss(stage)
-    compiled = jax.jit(
-        lambda b: loss(toy.model, toy.backbone, toy.adapters, b, None)
-    )  # one program for both halves
+    compiled = jax.jit(lambda b: loss(toy, b, None))  # one program for both halves
     parts = [compiled(half) for half in halves]
     _close(jax.tree.map(lambda a, b: a + b, *parts), _plain(stage))
 
@@ -105,7 +102,7 @@ def test_absent_documents_do_not_count():
 def test_vectors_given_or_made_on_the_way_are_the_same():
     toy, batch = _toy(), random_batch("end_to_end")
     flat = jax.tree.map(lambda x: x.reshape(24, -1), batch.candidates)
-    memory = compress(toy.model, toy.backbone, toy.adapters, flat, num_memory=2).memory
+    memory = toy.compress(flat).memory
     given = batch.replace(candidates=None, vectors=memory.reshape(4, 6, 2, 16))
     _close(_evaluate("end_to_end", given), _plain("end_to_end"))
 
@@ -115,7 +112,7 @@ def test_gradients_reach_what_the_stage_trains(stage):
     toy, loss, batch = _toy(), _loss(stage), random_batch(stage)
 
     def total(adapters):
-        sums, weights, _ = loss(toy.model, toy.backbone, adapters, batch, None)
+        sums, weights, _ = loss(toy.with_adapters(adapters), batch, None)
         return sum(sums[key] / weights[key] for key in sums)
 
     slope = jax.jit(jax.grad(total))(toy.adapters)
@@ -139,7 +136,7 @@ def test_mse_moves_both_means():
     without = _evaluate("scp", batch, mse_weight=0.0)
     assert set(with_term[0]) == {"answer", "mse"} and set(without[0]) == {"answer"}
     flat = jax.tree.map(lambda x: x[:, 0], batch.documents)
-    encoding = compress(toy.model, toy.backbone, toy.adapters, flat, num_memory=2)
+    encoding = toy.compress(flat)
     gap = jnp.mean(jnp.square(encoding.memory_mean - encoding.text_mean))
     np.testing.assert_allclose(
         with_term[0]["mse"] / with_term[1]["mse"], 0.1 * gap, rtol=1e-4
@@ -155,9 +152,9 @@ def test_rows_without_positives_are_left_out_of_rerank():
     toy, loss = _toy(), _loss("rerank")
 
     def total(reasoner):
-        adapters = {**toy.adapters, "reasoner": reasoner}
+        network = toy.with_adapters({"reasoner": reasoner})
         empty = batch.replace(positives=jnp.zeros_like(batch.positives))
-        return loss(toy.model, toy.backbone, adapters, empty, None)[0]["rerank"]
+        return loss(network, empty, None)[0]["rerank"]
 
     slope = jax.jit(jax.grad(total))(toy.adapters["reasoner"])
     assert all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(slope))
@@ -170,7 +167,7 @@ def test_recall_is_counted_from_labels_it_never_trains_on():
     assert {"recall@1", "recall@3", "token_accuracy"} <= set(metrics)
     moved = batch.replace(positives=jnp.roll(batch.positives, 1, axis=1))
     _close(_evaluate("end_to_end", moved)[0], _plain("end_to_end")[0])
-    query = reason(toy.model, toy.backbone, toy.adapters, batch.question, num_memory=2)
+    query = toy.reason(batch.question)
     assert query.shape == (4, 32)
 
 
@@ -179,13 +176,8 @@ def test_language_model_trains_the_backbone_itself():
     loss = _loss("lm")
 
     def total(params):
-        sums, weights, _ = loss(
-            toy.model,
-            {"params": toy.backbone["params"]},
-            {"backbone": params},
-            batch,
-            None,
-        )
+        bare = Network(toy.model, {"params": None}, {"backbone": params})
+        sums, weights, _ = loss(bare, batch, None)
         return sums["answer"] / weights["answer"]
 
     slope = jax.jit(jax.grad(total))(toy.backbone["params"])

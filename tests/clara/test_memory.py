@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from clara_jax.clara import (
     Tokens,
@@ -11,9 +10,7 @@ from clara_jax.clara import (
     init_rows,
     memory_slots,
     positions_in_rows,
-    role_variables,
 )
-from clara_jax.testing import toy_model
 
 N, M = 61, 2
 
@@ -90,16 +87,3 @@ def test_new_rows_look_like_the_old_ones():
     assert rows.shape == (400, 4)
     np.testing.assert_allclose(rows.mean(0), table.mean(0), atol=0.4)
     np.testing.assert_allclose(rows.std(0), table.std(0), atol=0.4)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_variables_of_a_role(tied):
-    toy = toy_model(tied=tied)
-    variables = role_variables(toy.backbone, toy.adapters, "compressor")
-    assert variables["params"] is toy.backbone["params"]
-    assert variables["lora"] is toy.adapters["compressor"]
-    assert variables["rows"]["embedding"].shape == (M + 3, 16)
-    assert ("head" in variables["rows"]) != tied
-    assert "lora" not in role_variables(toy.backbone, toy.adapters, None)
-    bare = role_variables({"params": 1}, {"backbone": 2}, None)
-    assert bare == {"params": 2}

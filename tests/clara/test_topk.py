@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.clara import SoftTopK, cosine_scores, soft_topk
+from clara_jax.clara import cosine_scores, soft_topk
 
 SCORES = jnp.array([[0.1, 0.9, 0.3, 0.5], [0.7, -0.2, 0.6, 0.65]])
 
@@ -81,13 +81,6 @@ def test_all_candidates_and_no_temperature_stay_finite(exclusion):
 def test_too_many_documents_are_refused():
     with pytest.raises(ValueError, match="top_k 5 is above the number of candidates 4"):
         soft_topk(SCORES, 5, 0.02)
-
-
-def test_module_is_the_function():
-    weights, indices = SoftTopK(2).apply({}, SCORES)
-    expected = soft_topk(SCORES, 2, 0.02)
-    np.testing.assert_array_equal(weights, expected[0])
-    np.testing.assert_array_equal(indices, expected[1])
 
 
 def test_cosine():

@@ -221,7 +221,7 @@ def test_codecs_make_smaller_stores_that_stay_as_they_are(
     assert run(capsys, *given, "--corpus", tmp_path / "new.txt", "--add")[0] == 0
     (tmp_path / "new.txt").write_text("Edo Falk")
     again = ("--corpus", tmp_path / "new.txt", "--replace", "--codec", "bfloat16")
-    assert f"dtype (was {codec}, now bfloat16)" in error(capsys, *given, *again)
+    assert f'dtype (was "{codec}", now "bfloat16")' in error(capsys, *given, *again)
 
 
 def test_whole_documents_lose_their_ends(model, corpus, tmp_path, capsys):
@@ -264,7 +264,7 @@ def test_another_model_or_corpus_is_refused(whole, model, corpus, tmp_path, caps
     (other / "clara.json").write_text(json.dumps(settings))
     message = error(capsys, "--model", other, "--corpus", corpus, "--store", whole)
     found = [
-        vector_fingerprint(c.model, c.backbone, c.adapters, 2)
+        vector_fingerprint(c.network)
         for c in (clara_jax.load(model), clara_jax.load(other))
     ]
     assert all(fingerprint in message for fingerprint in found)

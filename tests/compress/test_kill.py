@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from clara_jax.search import Store
-from clara_jax.search.check import check
+from clara_jax.search import Store, check
 
 SHARDS = 8
 PATIENCE = 900

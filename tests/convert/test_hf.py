@@ -127,7 +127,7 @@ def test_shard_index(tmp_path, llama_values, hf_writer):
     index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     _fails(tmp_path, "no plain file name")
     index.write_text("{")
-    _fails(tmp_path, "is no JSON")
+    _fails(tmp_path, "is not JSON")
 
 
 def test_missing_files(tmp_path, llama_values, hf_writer):

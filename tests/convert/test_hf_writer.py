@@ -9,7 +9,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
-from clara_jax.clara import role_variables
+from clara_jax.clara import Network
 from clara_jax.config import LoraConfig
 from clara_jax.convert import load_model, write_hf_folder
 from clara_jax.convert.names import extract, hf_tensors
@@ -75,9 +75,8 @@ def _ours(model, role, ids):
     backbone, adapters = jax.device_put((model.backbone, model.adapters))
     clara = model.clara
     transformer = Transformer(model.config, clara.text_vocab, clara.lora)
-    return np.asarray(
-        transformer.apply(role_variables(backbone, adapters, role), jnp.asarray(ids))
-    )
+    variables = Network(transformer, backbone, adapters).variables(role)
+    return np.asarray(transformer.apply(variables, jnp.asarray(ids)))
 
 
 def _same_logits(model, folder, role):

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from clara_jax.data import Corpus, open_records, ranking
+from clara_jax.data import Corpus, candidates, open_records
 from clara_jax.data.__main__ import main
-from clara_jax.data.candidates import Asked, Searched, find_candidates
+from clara_jax.data.candidates import Searched, find_candidates
 from clara_jax.errors import ClaraError
 from clara_jax.files import lock_file
 from clara_jax.text.bm25 import Bm25
@@ -72,8 +72,7 @@ def rows(path):
 
 
 def asked(folder):
-    path = folder / "questions.jsonl"
-    return Asked(open_records(path), [path])
+    return open_records(folder / "questions.jsonl")
 
 
 def corpus(folder):
@@ -133,12 +132,11 @@ def test_with_an_oracle(world):
 
 
 @pytest.mark.parametrize("block", [1, 7, 41])
-def test_blocks_make_no_difference(world, block):
+def test_blocks_make_no_difference(world, monkeypatch, block):
     folder, _ = world
     find_candidates(asked(folder), corpus(folder), COUNT, folder / "one.jsonl")
-    find_candidates(
-        asked(folder), corpus(folder), COUNT, folder / "many.jsonl", block=block
-    )
+    monkeypatch.setattr(candidates, "BLOCK", block)
+    find_candidates(asked(folder), corpus(folder), COUNT, folder / "many.jsonl")
     assert (folder / "one.jsonl").read_bytes() == (folder / "many.jsonl").read_bytes()
 
 
@@ -146,40 +144,41 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("number", [1, 3, 6, 9, 12, 16])
+@pytest.mark.parametrize("number", [1, 3, 6, 9, 12, 14, 19])
 def test_killed_at_any_step_it_goes_on(world, monkeypatch, number):
     folder, _ = world
     monkeypatch.setattr("clara_jax.data.candidates.CHUNK", 4)
-    find_candidates(asked(folder), corpus(folder), COUNT, folder / "a.jsonl", block=7)
+    monkeypatch.setattr(candidates, "BLOCK", 10)
+    find_candidates(asked(folder), corpus(folder), COUNT, folder / "a.jsonl")
     count, ranked = 0, 0
-    write_json, rank_block = ranking.write_json, ranking._Ranking._rank
+    replace, ranker = os.replace, candidates.Bm25
 
     def dies(*arguments):
         nonlocal count
         count += 1
         if count == number:
             raise Killed
-        write_json(*arguments)
+        replace(*arguments)
 
     def counted(*arguments):
         nonlocal ranked
         ranked += 1
-        return rank_block(*arguments)
+        return ranker(*arguments)
 
     def run():
         out = folder / "b.jsonl"
-        return find_candidates(asked(folder), corpus(folder), COUNT, out, block=7)
+        return find_candidates(asked(folder), corpus(folder), COUNT, out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ranking, "write_json", dies)
-        patch.setattr("clara_jax.data.candidates.write_json", dies)
+        patch.setattr(os, "replace", dies)
         with pytest.raises(Killed):
             run()
     assert not (folder / "b.jsonl").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(ranking._Ranking, "_rank", counted)
+        patch.setattr(candidates, "Bm25", counted)
         run()
-    assert ranked <= 6 and (number < 12 or ranked <= 3)
+    # Six blocks are counted, then ranked; each is kept.
+    assert ranked == min(6, max(14 - number, 0))
     assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
 
 
@@ -278,8 +277,11 @@ def test_errors_are_one_line(world, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("clara_jax.data.candidates.os.fsync", full)
+        patch.setattr("clara_jax.data.candidates.append_lines", full)
         assert "out.jsonl: the disk is full" in said(*questions, *documents, *out)
+        patch.setattr(os, "fsync", full)
+        other = said(*questions, *documents, "--out", folder / "other.jsonl")
+        assert "rank: the disk is full" in other
     other = said(*questions, *documents, "--count", 3, *out)
     assert ".out.jsonl.work: was begun with other settings or inputs (count)" in other
 

@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_stages import layout_of
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
@@ -30,17 +31,17 @@ def test_layout_of_a_stage():
     data = DataConfig(
         doc_buckets=(6, 12, 99), prompt_buckets=(16, 32), prompt_max_length=32
     )
-    scp = Layout.of("scp", MEMORY, data, top_k=4, pad_id=7)
+    scp = layout_of("scp", MEMORY, data, top_k=4, pad_id=7)
     assert scp == Layout((6, 12, 13), (), (16, 32), 1, 0, 7)
-    ranked = Layout.of("rerank", MEMORY, data, candidates=5)
+    ranked = layout_of("rerank", MEMORY, data, candidates=5)
     assert ranked == Layout((6, 12, 13), (6, 12, 13), (), 0, 5)
-    assert Layout.of("lm", MEMORY, DataConfig()).prompts == (128, 256, 512, 1024)
+    assert layout_of("lm", MEMORY, DataConfig()).prompts == (128, 256, 512, 1024)
     one_length = DataConfig(doc_buckets=(), prompt_buckets=())
-    plain = Layout.of("instruct", MEMORY, one_length, top_k=4)
+    plain = layout_of("instruct", MEMORY, one_length, top_k=4)
     assert plain == Layout((13,), (), (1024,), 4)
     assert not plain.has_choice
     assert scp.has_choice
-    assert Layout.of("lm", MEMORY, DataConfig(doc_buckets=(6,))).documents == ()
+    assert layout_of("lm", MEMORY, DataConfig(doc_buckets=(6,))).documents == ()
 
 
 def test_rows_are_padded_on_the_right_to_a_bucket():
@@ -88,7 +89,7 @@ def test_parts_of_a_batch_agree_on_lengths():
 
 def test_a_corpus_leaves_the_candidates_to_others():
     data = DataConfig(doc_buckets=(6,), prompt_buckets=(), candidates=5)
-    layout = Layout.of("end_to_end", MEMORY, data, corpus=True)
+    layout = layout_of("end_to_end", MEMORY, data)
     assert (layout.documents, layout.questions) == ((), (6, 13))
     assert layout.candidates == 0
     batch = collate([prompt(2, question=row(7), gold=("a",))], layout, 2)

@@ -20,9 +20,10 @@ from toy_mix import (
     write_jsonl,
 )
 
-from clara_jax.data import mix_manifest, open_records
-from clara_jax.data.mix_work import text_key
-from clara_jax.data.near_duplicates import NearDuplicates, likeness, shingles
+from clara_jax.data import open_records
+from clara_jax.data.mix import table
+from clara_jax.data.mix_database import text_key
+from clara_jax.data.similarity import NearDuplicates, likeness, shingles
 from clara_jax.text.bm25 import Bm25
 
 pytest.importorskip("bm25s")
@@ -199,7 +200,7 @@ def test_the_manifest_counts_what_is_there(made):
     scp = [row for row in rows(folder / "scp.jsonl") if row["data_type"] == "qa"]
     pairs_ = sum(len(row["question"]) for row in scp)
     assert manifest["files"]["scp.jsonl"]["questions"] == pairs_
-    text = mix_manifest.table(manifest)
+    text = table(manifest)
     assert "single" in text and "left out: " in text
 
 

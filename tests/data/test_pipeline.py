@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from toy_stages import example_maker
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
@@ -49,7 +50,10 @@ def make_records(count: int = 30) -> list[Record]:
 def make(tokenizer, stage="end_to_end", data=DATA, records=None, **settings) -> Any:
     records = make_records() if records is None else records
     chosen: Any = {"top_k": 2, "seed": 5} | settings
-    return make_batches(records, tokenizer, stage, MEMORY, data, **chosen)
+    own = {k: chosen.pop(k) for k in ("top_k", "seed", "corpus") if k in chosen}
+    return make_batches(
+        records, example_maker(tokenizer, stage, MEMORY, data, **own), **chosen
+    )
 
 
 def take(dataset, count):
@@ -304,7 +308,7 @@ def test_bad_records_stop_with_their_line(tokenizer, tmp_path, workers):
     good = json.dumps({"docs": ["d", "e"], "question": "q?", "answer": "a"})
     path.write_text("\n".join([good] * 7 + ["oops"]), encoding="utf-8")
     data = DataConfig(batch_size=4, candidates=2, workers=workers)
-    with pytest.raises(ClaraError, match=r"a.jsonl:8: is no JSON"):
+    with pytest.raises(ClaraError, match=r"a.jsonl:8: is not JSON"):
         list(make(tokenizer, data=data, records=open_records(path), epochs=1))
 
 

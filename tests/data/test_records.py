@@ -88,7 +88,7 @@ def test_formats_are_told_apart(values, name):
 
 @pytest.mark.parametrize("values", [{"doc": 1}, [1], "text", None])
 def test_unknown_format(values):
-    with pytest.raises(ClaraError, match="f:1: of no known format"):
+    with pytest.raises(ClaraError, match="f:1: is of no known format"):
         detect_format(values, "f:1")
 
 

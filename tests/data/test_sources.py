@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import tensorflow_datasets
 
 from clara_jax.data import Record, open_records, write_tfds
 from clara_jax.data.__main__ import main
@@ -25,7 +26,6 @@ def test_files_follow_each_other(tmp_path):
     assert [r.documents[0] for r in records] == ["d0", "d1", "d2", "t0", "t1"]
     assert records[3].source == f"{second}:1"
     assert records[-1].documents == ("t1",)
-    assert [r.documents[0] for r in records[1:4]] == ["d1", "d2", "t0"]
     with pytest.raises(IndexError):
         records[5]
 
@@ -43,7 +43,7 @@ def test_bad_lines_wait_until_they_are_asked_for(tmp_path):
     path.write_text(f"{good}\n{good[:-1]}\n", encoding="utf-8")
     records = open_records(path)
     assert records[0].answers == ("a",)
-    with pytest.raises(ClaraError, match=r"a.jsonl:2: is no JSON"):
+    with pytest.raises(ClaraError, match=r"a.jsonl:2: is not JSON"):
         records[1]
 
 
@@ -118,9 +118,8 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, er
     def full(*arguments, **options):
         raise error
 
-    from clara_jax.data.clara_records import ClaraRecords
-
-    monkeypatch.setattr(ClaraRecords, "download_and_prepare", full)
+    builder = tensorflow_datasets.core.GeneratorBasedBuilder
+    monkeypatch.setattr(builder, "download_and_prepare", full)
     with pytest.raises(ClaraError, match="tfds: (the disk is full|cannot be written)"):
         write_tfds({"train": records}, tmp_path / "tfds")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

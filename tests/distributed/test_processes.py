@@ -1,12 +1,14 @@
 """Real processes, each with simulated devices: one run, its loss, its resumption."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -26,10 +28,21 @@ def free_port() -> int:
 
 
 class Processes:
-    """The training command, once per process; or once through ``launch/local.py``."""
+    """The training command, once per process; or once through ``launch/local.py``.
+
+    `own` holds more overrides of single processes, by number.
+    """
 
     def __init__(
-        self, folder, workdir, count, devices, *overrides, stage="scp", local=False
+        self,
+        folder,
+        workdir,
+        count,
+        devices,
+        *overrides,
+        stage="scp",
+        local=False,
+        own=MappingProxyType({}),
     ):
         port = free_port()
         train = [sys.executable, "-m", "clara_jax.train"]
@@ -43,8 +56,10 @@ class Processes:
         elif count == 1:
             commands = [train]
         else:
-            own = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
-            commands = [[*train, *own, f"--process={i}"] for i in range(count)]
+            train += [f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
+            commands = [
+                [*train, f"--process={i}", *own.get(i, ())] for i in range(count)
+            ]
         environment = {
             **os.environ,
             "XLA_FLAGS": flags,
@@ -165,31 +180,54 @@ def stopped(run, workdir, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_process_is_named(whole, victim):
+@pytest.mark.parametrize(
+    ("victim", "number", "message"),
+    [
+        (0, signal.SIGKILL, "leader task was preempted/died"),
+        (1, signal.SIGKILL, r"Task 1 heartbeat timeout|unhealthy .*:\n1\n"),
+        (1, signal.SIGSTOP, r"Task 1 heartbeat timeout|unhealthy .*:\n1\n"),
+    ],
+)
+def test_a_lost_process_is_named_within_a_minute(whole, victim, number, message):
     folder, _ = whole
-    workdir = folder / f"lost_{victim}"
+    workdir = folder / f"lost_{victim}_{number}"
     run = Processes(folder, workdir, 2, 2, *settings(steps=100_000))
     run.until(workdir, 3)
-    run.running[victim].kill()
-    statuses = run.wait()
+    run.running[victim].send_signal(number)
     other = 1 - victim
-    assert statuses[other] == 75 if victim else statuses[other] == -signal.SIGABRT
-    assert f"process {victim} (" in run.text(other), run.text(other)[-3000:]
+    try:
+        assert run.running[other].wait(60) == -signal.SIGABRT
+        assert re.search(message, run.text(other)), run.text(other)[-3000:]
+    finally:
+        for process in run.running:
+            process.kill()
 
 
 @pytest.mark.slow
-def test_bad_input_of_one_process_ends_all(whole):
+def test_bad_input_of_all_processes_ends_them_together(whole):
     folder, _ = whole
     workdir = folder / "refused"
-    run = Processes(
-        folder, workdir, 2, 2, *settings(), "--config.data.train=/nowhere.jsonl"
-    )
+    bad = "--config.data.train=/nowhere.jsonl"
+    run = Processes(folder, workdir, 2, 2, *settings(), bad)
     statuses = run.wait()
     assert statuses == [1, 1], run.text(0)[-3000:]
     for index in range(2):
         assert "/nowhere.jsonl" in run.text(index)
         assert "Traceback" not in run.text(index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_bad_input_of_one_process_ends_all(whole, index):
+    folder, _ = whole
+    workdir = folder / f"refused_{index}"
+    bad = "--config.data.train=/nowhere.jsonl"
+    run = Processes(folder, workdir, 2, 2, *settings(), own={index: [bad]})
+    statuses = run.wait()
+    assert statuses[index] == 1, run.text(index)[-3000:]
+    assert statuses[1 - index] in (1, -signal.SIGABRT), run.text(1 - index)[-3000:]
+    assert "error: /nowhere.jsonl" in run.text(index)
+    assert "Traceback" not in run.text(index)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Who a process is among others, by its environment, and what one alone does."""
 
+import queue
+
 import jax
 import numpy as np
 import pytest
 
 from clara_jax.distributed import EXPLICIT, first, from_host, gather, start, to_host
-from clara_jax.distributed.start import _settings
+from clara_jax.distributed.processes import _settings
 from clara_jax.errors import ClaraError
 from clara_jax.sharding import make_mesh, named_sharding
 from clara_jax.train import __main__ as command
@@ -35,6 +37,7 @@ GIVEN = {
         ({EXPLICIT[0]: ADDRESS, "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, GIVEN),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, {}),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "4"}, None),  # a shell of salloc
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, {}),
@@ -82,22 +85,18 @@ def test_arrays_come_and_go_whole():
     np.testing.assert_array_equal(to_host({"a": placed})["a"], x)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_error_of_the_program_is_told_to_the_others(monkeypatch, capsys, count):
+@pytest.mark.parametrize("several", [False, True])
+def test_after_an_error_of_the_program_no_process_waits_for_ever(monkeypatch, several):
     def broken(*_):
         raise ZeroDivisionError("a mistake of ours")
 
-    left = []
+    ended = queue.Queue()
     monkeypatch.setattr(command, "read_experiment", broken)
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-    monkeypatch.setattr(
-        command.distributed, "leave", lambda *given: left.append(given) or given[0]
-    )
-    if count == 1:
-        with pytest.raises(ZeroDivisionError):
-            command.main(["--config=a.py"])
-        assert not left
-    else:
-        assert command.main(["--config=a.py"]) == 1
-        assert left == [(1, "an error of the program: a mistake of ours")]
-        assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+    monkeypatch.setattr("clara_jax.distributed.processes._ALONE", 0.01)
+    monkeypatch.setattr("os._exit", ended.put)
+    with pytest.raises(ZeroDivisionError):
+        command.main(["--config=a.py"])
+    if several:
+        assert ended.get(timeout=60) == 1
+    assert ended.empty()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from clara_jax.clara import vector_fingerprint
+from clara_jax.documents import Document
 from clara_jax.evaluate import CorpusRetrieval, questions_of, score_answers
-from clara_jax.search import Piece, StoreSettings, write_store
+from clara_jax.search import StoreSettings, write_store
 from tests.evaluate.test_evaluators import DOCUMENTS, RECORDS, complete, split
 
 OTHERS = ("Ada sells boats", "Edo sells cats", DOCUMENTS[0])
@@ -18,9 +19,10 @@ OTHERS = ("Ada sells boats", "Edo sells cats", DOCUMENTS[0])
 def corpus(tmp_path_factory):
     clara, state = split("reasoner", "generator")
     texts = [*OTHERS, *DOCUMENTS]
-    made = vector_fingerprint(clara.model, clara.backbone, clara.adapters, 2)
-    settings = StoreSettings(made, "model", "", clara.memory, clara.model.config.width)
-    pieces = [Piece(text=text, id=f"d{i}") for i, text in enumerate(texts)]
+    made = vector_fingerprint(clara.network)
+    width = clara.network.model.config.width
+    settings = StoreSettings(made, "model", "", clara.memory, width)
+    pieces = [Document(text=text, id=f"d{i}") for i, text in enumerate(texts)]
     path = tmp_path_factory.mktemp("corpus") / "store"
     return clara, state, write_store(path, settings, clara.compress(texts), pieces)
 
@@ -51,7 +53,7 @@ def test_recall_counts_right_texts_wherever_they_stand(corpus):
         "corpus/recall@5": 1.0,
         "corpus/left_out": 0.0,
     }
-    assert asked == [((2, 2 * clara.model.config.width), "float32", 5)]
+    assert asked == [((2, 2 * clara.network.model.config.width), "float32", 5)]
 
 
 def test_questions_without_known_documents_do_not_count(corpus):
@@ -76,7 +78,7 @@ def test_questions_without_known_documents_do_not_count(corpus):
 
 def test_answers_come_from_the_best_documents(corpus, monkeypatch):
     clara, state, store = corpus
-    monkeypatch.setattr("clara_jax.evaluate.corpus._AT_ONCE", 1)
+    monkeypatch.setattr("clara_jax.evaluate.evaluators._AT_ONCE", 1)
     asked = []
 
     def search(queries, k):

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.clara import make_loss
 from clara_jax.config import MemoryConfig, SelectionConfig
 from clara_jax.data.records import Record
 from clara_jax.evaluate import (
@@ -21,7 +20,8 @@ from clara_jax.evaluate import (
 )
 from clara_jax.evaluate.evaluators import shuffle_documents
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.testing import random_batch, toy_model, toy_tokenizer
+from clara_jax.stages import make_loss
+from clara_jax.testing import random_batch, toy_network, toy_tokenizer
 from clara_jax.text import ClaraTokenizer
 from clara_jax.train.step import make_eval_step
 
@@ -47,7 +47,7 @@ class State:
 @functools.cache
 def parts():
     tokenizer = toy_tokenizer([*DOCUMENTS, *(r.questions[0] for r in RECORDS)])
-    return tokenizer, toy_model(text_vocab=len(tokenizer))
+    return tokenizer, toy_network(text_vocab=len(tokenizer))
 
 
 def split(*trains):
@@ -55,9 +55,7 @@ def split(*trains):
     tokenizer, toy = parts()
     frozen = {k: v for k, v in toy.adapters.items() if k not in trains}
     clara = Clara(
-        model=toy.model,
-        backbone=toy.backbone,
-        adapters=frozen,
+        network=toy.replace(adapters=frozen),
         tokenizer=ClaraTokenizer(tokenizer, toy.num_memory),
         memory=MemoryConfig(doc_max_length=8, compression_rate=4),
         selection=SelectionConfig(top_k=2),
@@ -68,7 +66,8 @@ def split(*trains):
 
 
 def complete(clara, state):
-    return dataclasses.replace(clara, adapters={**clara.adapters, **state.trainable})
+    network = clara.network.with_adapters(state.trainable)
+    return dataclasses.replace(clara, network=network)
 
 
 def test_questions_keep_their_own_answers():
@@ -83,21 +82,23 @@ def test_questions_keep_their_own_answers():
 
 @pytest.mark.parametrize("stage", ["scp", "end_to_end"])
 def test_held_out_loss_divides_once(stage):
-    toy = toy_model()
+    toy = toy_network()
     selection = SelectionConfig(top_k=2)
-    loss = make_loss(stage, num_memory=toy.num_memory, selection=selection)
+    loss = make_loss(stage, selection=selection)
     # The same shapes, but other numbers of supervised tokens.
     batches = [random_batch(stage, rows=2, documents=2, seed=s) for s in (1, 2)]
 
-    @jax.jit
-    def step(trainable, backbone, frozen, batch):
-        return loss(toy.model, backbone, {**frozen, **trainable}, batch, None)
+    bare = toy.replace(adapters={})
 
-    evaluator = HeldOutLoss(step, toy.backbone, {}, lambda: iter(batches))
+    @jax.jit
+    def step(trainable, network, batch):
+        return loss(network.with_adapters(trainable), batch, None)
+
+    evaluator = HeldOutLoss(step, bare, lambda: iter(batches))
     state = State(toy.adapters)
     results = dict(evaluator.run(state))
     assert results == dict(evaluator.run(state))
-    found = [step(toy.adapters, toy.backbone, {}, batch) for batch in batches]
+    found = [step(toy.adapters, bare, batch) for batch in batches]
     for name in found[0][0]:
         total = sum(float(sums[name]) for sums, _, _ in found)
         weight = sum(float(weights[name]) for _, weights, _ in found)
@@ -166,20 +167,16 @@ def test_shuffled_documents_are_those_of_the_row_before():
 def test_what_the_memory_is_worth_is_told_beside_the_loss():
     _, toy = parts()
     batch = jax.device_get(random_batch("scp", text_vocab=toy.model.text_vocab))
-    loss = make_loss("scp", num_memory=toy.num_memory)
-    step = make_eval_step(loss, toy.model)
+    step = make_eval_step(make_loss("scp"))
     state = State({"generator": toy.adapters["generator"]})
     frozen = {k: v for k, v in toy.adapters.items() if k != "generator"}
-    given = (step, toy.backbone, frozen, lambda: [batch])
+    network = toy.replace(adapters=frozen)
+    given = (step, network, lambda: [batch])
     plain = dict(HeldOutLoss(*given).run(state))
     shuffled = dict(HeldOutLoss(*given, shuffled=True).run(state))
     assert set(shuffled) == {f"shuffled/{name}" for name in plain}
-    sums, weights, _ = step(
-        state.trainable,
-        toy.backbone,
-        frozen,
-        jax.device_put(shuffle_documents(batch)),
-    )
+    moved = jax.device_put(shuffle_documents(batch))
+    sums, weights, _ = step(state.trainable, network, moved)
     expected = sum(float(sums[n] / weights[n]) for n in sums)
     assert shuffled["shuffled/loss"] == pytest.approx(expected, abs=1e-5)
     assert shuffled["shuffled/loss/answer"] != pytest.approx(plain["loss/answer"])

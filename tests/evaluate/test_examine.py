@@ -12,13 +12,14 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question, choose, with_adapters
 from clara_jax.evaluate.examine import (
     Extras,
+    Prediction,
+    PredictionFile,
     Reader,
     bm25_ranking,
     conditions_of,
     examine,
     other_documents,
 )
-from clara_jax.evaluate.predictions import Prediction, PredictionFile
 
 DOCUMENTS = (
     "Ada Bell was born in Corin",
@@ -152,8 +153,8 @@ def test_other_line_breaks_lose_nothing(tmp_path):
 
 
 def test_other_readers_and_rankings_stand_beside(clara):
-    own = dataclasses.replace(clara, adapters={**clara.adapters})
-    before = with_adapters(clara, {"reasoner": clara.adapters["compressor"]})
+    own = dataclasses.replace(clara)
+    before = with_adapters(clara, {"reasoner": clara.network.adapters["compressor"]})
     compressed = []
 
     def compress(texts):

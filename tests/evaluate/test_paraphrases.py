@@ -10,6 +10,7 @@ from toy_folder import write_toy
 import clara_jax
 from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
+from clara_jax.evaluate.examine import Prediction
 from clara_jax.evaluate.paraphrases import (
     Passage,
     entities_kept,
@@ -20,9 +21,8 @@ from clara_jax.evaluate.paraphrases import (
     passages_of,
     rouge_l,
 )
-from clara_jax.evaluate.predictions import Prediction
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.generate.prompts import draw_instructions
+from clara_jax.generate.requests import draw_instructions
 
 
 @functools.cache

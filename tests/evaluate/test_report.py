@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from clara_jax.evaluate.predictions import Prediction
-from clara_jax.evaluate.report import bootstrap, markdown, recall_of, scores_of
+from clara_jax.evaluate.examine import Prediction
+from clara_jax.evaluate.scores import bootstrap, markdown, recall_of, scores_of
 
 
 def _prediction(index, answers, positives=(0,), chosen=None):

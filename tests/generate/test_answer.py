@@ -9,8 +9,8 @@ import pytest
 from clara_jax.config import MemoryConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara, Sampling
-from clara_jax.generate.batching import batches_by_length, length_bucket, row_bucket
-from clara_jax.testing import toy_model, toy_tokenizer
+from clara_jax.generate.batched import batches_by_length, length_bucket, row_bucket
+from clara_jax.testing import toy_network, toy_tokenizer
 from clara_jax.text import ClaraTokenizer
 
 DOCUMENTS = [
@@ -25,11 +25,9 @@ QUESTIONS = ["Where was Ada Bell born", "Where did Edo Falk study"]
 @functools.cache
 def clara(dtype="float32"):
     tokenizer = toy_tokenizer(DOCUMENTS + QUESTIONS)
-    toy = toy_model(text_vocab=len(tokenizer), dtype=dtype)
+    toy = toy_network(text_vocab=len(tokenizer), dtype=dtype)
     return Clara(
-        model=toy.model,
-        backbone=toy.backbone,
-        adapters=toy.adapters,
+        network=toy,
         tokenizer=ClaraTokenizer(tokenizer, toy.num_memory),
         memory=MemoryConfig(doc_max_length=8, compression_rate=4),
         config=AnswerConfig(max_new_tokens=4, batch_size=4),
@@ -111,7 +109,8 @@ def test_bad_input_is_one_line():
         model.reason(["Ada " * 10])
     with pytest.raises(ClaraError, match=r"top_k 5 is above .* 4 of question 1"):
         model.select_and_answer(QUESTIONS[:1], [DOCUMENTS], top_k=5)
-    lacking = dataclasses.replace(model, adapters={"memory": 0})
+    bare = model.network.replace(adapters={"memory": 0})
+    lacking = dataclasses.replace(model, network=bare)
     with pytest.raises(ClaraError, match="no reasoner, which stage end_to_end trains"):
         lacking.reason(QUESTIONS)
     short = dataclasses.replace(model.config, prompt_max_length=20)
@@ -166,9 +165,10 @@ def test_many_rows_get_closer_lengths():
 
 def test_only_trained_roles_can_be_merged():
     model = clara()
-    bare = {"compressor": model.adapters["compressor"]}
+    own = {"compressor": model.network.adapters["compressor"]}
+    bare = model.network.replace(adapters=own)
     with pytest.raises(ClaraError, match="no generator, which stage scp trains"):
-        dataclasses.replace(model, adapters=bare).merge()
+        dataclasses.replace(model, network=bare).merge()
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -194,7 +194,8 @@ def test_what_a_question_is_near_to():
     (slots,) = model.explain(QUESTIONS[:1], count=3)
     assert len(slots) == model.memory.num_memory
     (vectors,) = model.reason(QUESTIONS[:1])
-    table = model.backbone["params"]["head"]["kernel"][:, : model.tokenizer.text_vocab]
+    head = model.network.backbone["params"]["head"]["kernel"]
+    table = head[:, : model.tokenizer.text_vocab]
     for slot, vector in zip(slots, vectors, strict=True):
         logits = vector @ np.asarray(table)
         best = np.argsort(-logits)[:3]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clara_jax.generate import encode_rows
-from clara_jax.testing import BOS, EOS, toy_model
+from clara_jax.testing import BOS, EOS, toy_network
 
-TOY = toy_model()
-N, M = TOY.text_vocab, TOY.num_memory
+TOY = toy_network()
+N, M = TOY.model.text_vocab, TOY.num_memory
 ROWS = [
     [N + M + 1, BOS, *range(3, 3 + length), EOS, *range(N, N + M)]
     for length in (30, 2, 9, 4, 1)
@@ -16,12 +16,9 @@ ROWS = [
 
 def encode(rows, **options):
     return encode_rows(
-        TOY.model,
-        TOY.backbone,
-        TOY.adapters,
+        TOY,
         rows,
         role="compressor",
-        num_memory=M,
         pad_id=0,
         batch_size=2,
         **options,

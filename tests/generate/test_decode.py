@@ -11,7 +11,7 @@ import pytest
 from clara_jax.config import ModelConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate import decode
-from clara_jax.generate.sampling import Sampling
+from clara_jax.generate.decode import Sampling
 from clara_jax.model import Transformer, init_backbone
 
 VOCAB, NEW = 40, 7

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.generate.sampling import Sampling, fold_step, nucleus, row_keys, sample
+from clara_jax.generate.decode import Sampling, fold_step, nucleus, row_keys, sample
 
 
 def test_greedy_takes_the_best():

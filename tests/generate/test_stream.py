@@ -1,4 +1,4 @@
-from clara_jax.generate.stream import text_pieces
+from clara_jax.generate.batched import text_pieces
 
 PIECES = {1: b"Caf", 2: b"\xc3", 3: b"\xa9", 4: b" au", 5: b" ", 6: b"lait", 7: b"  "}
 

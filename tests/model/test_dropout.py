@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.model.dropout import dropout
+from clara_jax.model.layers import dropout
 from clara_jax.sharding import make_mesh, named_sharding
 
 RATE = 0.1

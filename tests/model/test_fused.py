@@ -21,7 +21,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.model import PRESETS, Transformer, fused
 from clara_jax.model.attention import causal_attention
 from clara_jax.sharding import make_mesh
-from clara_jax.testing import toy_model
+from clara_jax.testing import toy_network
 from clara_jax.train.abstract import abstract_run
 from clara_jax.train.step import compile_on_mesh
 
@@ -83,7 +83,7 @@ def test_the_same_numbers_as_in_blocks(length, window, xla_as_cudnn):
 
 
 def test_padding_on_the_right_stays_finite_and_changes_nothing(on_cuda, xla_as_cudnn):
-    toy = toy_model(head_dim=8, dtype="bfloat16")
+    toy = toy_network(head_dim=8, dtype="bfloat16")
     variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
     bare = jax.random.normal(jax.random.key(0), (2, 9, 16), jnp.bfloat16)
 
@@ -208,7 +208,7 @@ def test_insisting_on_cudnn_fails_in_one_line(rows, says):
 
 
 def test_the_model_hands_its_choice_on():
-    toy = toy_model()
+    toy = toy_network()
     ids = jnp.ones((1, 4), jnp.int32)
     variables = {"params": toy.backbone["params"]}
     for attention, says in (("cudnn", "cannot be had"), ("fast", "must be one of")):

@@ -7,7 +7,7 @@ import pytest
 
 from clara_jax.model.attention import causal_attention
 from clara_jax.model.layers import Linear
-from clara_jax.testing import toy_model
+from clara_jax.testing import toy_network
 
 
 @pytest.mark.parametrize("length", [1, 127, 200, 275, 600])
@@ -80,7 +80,7 @@ def test_remat_policies_save_half_precision_products_too(remat):
     work, slopes = {}, {}
     for dtype in ("float32", "bfloat16"):
         for policy in ("none", remat):
-            toy = toy_model(dtype=dtype, remat=policy)
+            toy = toy_network(dtype=dtype, remat=policy)
 
             def loss(lora, toy=toy):
                 variables = {"params": toy.backbone["params"], "lora": lora}

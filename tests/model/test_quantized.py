@@ -18,7 +18,7 @@ from clara_jax.model import (
 from clara_jax.model.axes import gathered_axes
 from clara_jax.model.quantized import quantized_product
 from clara_jax.sharding import make_mesh, tree_shardings
-from clara_jax.testing import toy_model
+from clara_jax.testing import toy_network
 
 KINDS = ("int8", "nf4")
 
@@ -86,7 +86,7 @@ def test_quantized_twice_is_quantized_once(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_layers_kernels_change(kind):
-    toy = toy_model(tied=False, qkv_bias=True)
+    toy = toy_network(tied=False, qkv_bias=True)
     params = toy.backbone["params"]
     found = quantize_params(params, kind)
     assert found["embed"] is params["embed"] and found["head"] is params["head"]
@@ -150,7 +150,7 @@ def test_product_and_slope_are_those_of_the_widened_kernel(kind, dtype):
 @functools.cache
 def bytes_of_a_slope(kind, remat):
     """Of the layers as stored, and what the compiled gradient takes."""
-    toy = toy_model(remat=remat, width=128, mlp_dim=512, num_layers=8, head_dim=32)
+    toy = toy_network(remat=remat, width=128, mlp_dim=512, num_layers=8, head_dim=32)
     params = quantize_params(toy.backbone["params"], kind)
     ids = jnp.ones((1, 4), jnp.int32)
 
@@ -177,7 +177,7 @@ def test_no_whole_copy_of_the_layers_is_ever_alive(kind, remat):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_with_biases_and_fused_layers_reads_it(kind):
-    toy = toy_model(fused_qkv=True, fused_gate_up=True, qkv_bias=True)
+    toy = toy_network(fused_qkv=True, fused_gate_up=True, qkv_bias=True)
     params, lora = toy.backbone["params"], toy.adapters["generator"]
     ids = jax.random.randint(jax.random.key(1), (2, 9), 0, 50)
     found = quantize_params(params, kind)
@@ -211,7 +211,7 @@ def test_groups_divide_the_inputs_or_are_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_on_a_mesh_stay_on_it(kind):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    params = toy_model(width=128, mlp_dim=256).backbone["params"]
+    params = toy_network(width=128, mlp_dim=256).backbone["params"]
     alone = quantize_params(params, kind)
     spread = jax.device_put(params, tree_shardings(mesh, params, logical_axes))
     found = quantize_params(spread, kind)

@@ -7,7 +7,7 @@ import pytest
 
 from clara_jax.clara import positions_in_rows
 from clara_jax.model import PRESETS, Transformer, abstract_variables, count, zeros_cache
-from clara_jax.testing import toy_model
+from clara_jax.testing import toy_network
 
 VARIANTS = {
     "plain": {},
@@ -31,7 +31,7 @@ def _states(toy, ids, positions=None, mask=None):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_padding_on_either_side_changes_nothing(name):
-    toy, ids = toy_model(**VARIANTS[name]), _ids()
+    toy, ids = toy_network(**VARIANTS[name]), _ids()
     bare = _states(toy, ids)
     pad = jnp.zeros((2, 4), ids.dtype)
     real, none = jnp.ones((2, 9), bool), jnp.zeros((2, 4), bool)
@@ -49,7 +49,7 @@ def test_padding_on_either_side_changes_nothing(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_cache_gives_the_states_of_one_pass(name):
-    toy, ids = toy_model(**VARIANTS[name]), _ids()
+    toy, ids = toy_network(**VARIANTS[name]), _ids()
     variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
     embeddings = toy.model.apply(variables, ids, method="embed")
     cache, parts = zeros_cache(toy.model.config, 2, 12), []
@@ -61,7 +61,7 @@ def test_cache_gives_the_states_of_one_pass(name):
 
 
 def test_window_is_a_limit_on_distance():
-    toy, ids = toy_model(sliding_window=3, num_layers=1), _ids(rows=1)
+    toy, ids = toy_network(sliding_window=3, num_layers=1), _ids(rows=1)
     changed = ids.at[0, 2].set((ids[0, 2] - 3 + 1) % 58 + 3)
     moved = jnp.any(jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6, -1)[0]
     assert moved.tolist() == [False, False, True, True, True] + [False] * 4
@@ -72,7 +72,7 @@ def test_full_layers_see_beyond_the_window():
     changed = ids.at[0, 2].set((ids[0, 2] - 3 + 1) % 58 + 3)
     reach = {}
     for full in ((), (0,), (1,), (0, 1)):
-        toy = toy_model(sliding_window=3, full_layers=full)
+        toy = toy_network(sliding_window=3, full_layers=full)
         moved = jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6
         reach[full] = int(jnp.any(moved, -1)[0].sum())
     # From slot 2: two windows of 3 reach slot 6; one full layer reaches the end.
@@ -80,14 +80,14 @@ def test_full_layers_see_beyond_the_window():
 
 
 def test_future_tokens_are_never_seen():
-    toy, ids = toy_model(), _ids(rows=1)
+    toy, ids = toy_network(), _ids(rows=1)
     changed = ids.at[0, 6].set((ids[0, 6] - 3 + 1) % 58 + 3)
     moved = jnp.any(jnp.abs(_states(toy, ids) - _states(toy, changed)) > 1e-6, -1)[0]
     assert moved.tolist() == [False] * 6 + [True] * 3
 
 
 def test_adapter_of_zeros_is_the_base_model():
-    toy, ids = toy_model(), _ids()
+    toy, ids = toy_network(), _ids()
     params = {"params": toy.backbone["params"]}
     zero = jax.tree.map(jnp.zeros_like, toy.adapters["generator"])
     base = toy.model.apply(params, ids)
@@ -101,7 +101,7 @@ def test_remat_changes_no_gradient(policy):
     ids = _ids()
 
     def slope(remat):
-        toy = toy_model(remat=remat)
+        toy = toy_network(remat=remat)
         params = {"params": toy.backbone["params"]}
 
         def loss(lora):
@@ -119,7 +119,7 @@ def test_remat_changes_no_gradient(policy):
 def test_dropout_works_in_training_only():
     from clara_jax.config import LoraConfig
 
-    toy = toy_model(lora=LoraConfig(rank=4, alpha=8.0, dropout=0.5))
+    toy = toy_network(lora=LoraConfig(rank=4, alpha=8.0, dropout=0.5))
     variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
     still = toy.model.apply(variables, _ids())
     np.testing.assert_array_equal(toy.model.apply(variables, _ids()), still)
@@ -132,7 +132,7 @@ def test_dropout_works_in_training_only():
 
 
 def test_bfloat16_keeps_logits_and_softmax_wide():
-    toy = toy_model(dtype="bfloat16", param_dtype="bfloat16")
+    toy = toy_network(dtype="bfloat16", param_dtype="bfloat16")
     variables = {"params": toy.backbone["params"]}
     assert all(
         leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(variables["params"])
@@ -147,7 +147,7 @@ def test_bfloat16_keeps_logits_and_softmax_wide():
 
 
 def test_rows_stand_beside_both_tables():
-    toy, ids = toy_model(tied=False), _ids()
+    toy, ids = toy_network(tied=False), _ids()
     rows = {
         "embedding": jax.random.normal(jax.random.key(1), (5, 16)),
         "head": jax.random.normal(jax.random.key(2), (5, 16)),
@@ -164,7 +164,7 @@ def test_rows_stand_beside_both_tables():
 
 
 def test_padded_vocabulary_rows_take_no_part():
-    toy = toy_model(text_vocab=50, vocab_size=61)
+    toy = toy_network(text_vocab=50, vocab_size=61)
     assert (
         toy.model.apply({"params": toy.backbone["params"]}, _ids(vocab=50)).shape[-1]
         == 50
@@ -172,7 +172,7 @@ def test_padded_vocabulary_rows_take_no_part():
 
 
 def test_all_keys_hidden_gives_no_nan_forwards_or_backwards():
-    toy, ids = toy_model(), _ids()
+    toy, ids = toy_network(), _ids()
     mask = jnp.zeros((2, 9), bool).at[1].set(True)
 
     def loss(lora):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from clara_jax.clara import role_variables
+from clara_jax.clara import Network
 from clara_jax.convert import (
     load_apple,
     load_model,
@@ -110,7 +110,7 @@ def text_ids(model):
 def logits(model, role, ids):
     backbone, adapters = jax.device_put((model.backbone, model.adapters))
     transformer = Transformer(model.config, model.clara.text_vocab, model.clara.lora)
-    variables = role_variables(backbone, adapters, role)
+    variables = Network(transformer, backbone, adapters).variables(role)
     return np.asarray(transformer.apply(variables, jnp.asarray(ids)))
 
 

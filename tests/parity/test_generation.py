@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax.clara import Network
 from clara_jax.convert import load_apple
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
@@ -35,9 +36,11 @@ def load(backbone_dir, stage):
     vocab = folder.clara.text_vocab
     memory = folder.clara.memory
     return Clara(
-        model=Transformer(config, vocab, folder.clara.lora),
-        backbone=jax.device_put(folder.backbone),
-        adapters=jax.device_put(folder.adapters),
+        network=Network(
+            Transformer(config, vocab, folder.clara.lora),
+            jax.device_put(folder.backbone),
+            jax.device_put(folder.adapters),
+        ),
         tokenizer=ClaraTokenizer(
             folder.tokenizer, memory.num_memory, name=str(backbone_dir / "base")
         ),

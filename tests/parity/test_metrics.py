@@ -41,11 +41,6 @@ def test_aggregate(cases):
     )
 
 
-def test_extract_answers(cases):
-    for case in cases["extract_answers"]:
-        assert metrics.extract_answers(case["text"]) == case["answers"]
-
-
 def test_retrieval(cases):
     for case in cases["retrieval"]:
         gold, chosen = case["pos_index"], case["topk_idx"]

@@ -10,15 +10,11 @@ import pytest
 
 from clara_jax.clara import (
     Batch,
+    Network,
     Tokens,
     candidate_vectors,
-    compress,
     cosine_scores,
-    generate_hidden,
-    logits_of,
-    make_loss,
     question_scores,
-    reason,
     soft_topk,
 )
 from clara_jax.clara.losses import answer_terms
@@ -26,6 +22,7 @@ from clara_jax.config import SelectionConfig
 from clara_jax.convert import load_apple
 from clara_jax.convert.names import extract, lora_tensors
 from clara_jax.model import Transformer
+from clara_jax.stages import make_loss
 
 CLOSE = 1e-4
 GRADIENTS_CLOSE = 1e-3
@@ -70,11 +67,8 @@ def load(backbone_dir, checkpoint):
     loaded = load_apple(folder, str(backbone_dir / "base"), "float32")
     assert loaded.clara is not None
     model = Transformer(loaded.config, loaded.clara.text_vocab, loaded.clara.lora)
-    return (
-        model,
-        jax.device_put(loaded.backbone),
-        jax.device_put(loaded.adapters),
-        loaded.clara.memory.num_memory,
+    return Network(
+        model, jax.device_put(loaded.backbone), jax.device_put(loaded.adapters)
     )
 
 
@@ -95,9 +89,7 @@ class Case:
         checkpoint, stage, inputs = CASES[name]
         self.arrays, self.facts = read(backbone_dir, name)
         given, _ = read(backbone_dir, inputs)
-        self.model, self.backbone, self.adapters, self.num_memory = load(
-            backbone_dir, checkpoint
-        )
+        self.network = load(backbone_dir, checkpoint)
         rows = len(given["dec_input_ids"])
         self.documents = tokens(given["enc_input_ids"], given["enc_attention_mask"])
         documents = tokens(given["enc_input_ids"], given["enc_attention_mask"], rows)
@@ -117,13 +109,7 @@ class Case:
             batch = batch.replace(positives=jnp.asarray(gold.any(1)))
             selection = SelectionConfig(top_k=self.arrays["topk_idx"].shape[1])
         self.batch, self.selection = batch, selection
-        self.loss = make_loss(
-            stage, num_memory=self.num_memory, mse_weight=0.1, selection=selection
-        )
-
-    @property
-    def parts(self):
-        return self.model, self.backbone, self.adapters
+        self.loss = make_loss(stage, mse_weight=0.1, selection=selection)
 
     def trained(self):
         """The adapters whose gradients the file holds."""
@@ -143,14 +129,12 @@ def run(backbone_dir, name):
     case = case_of(backbone_dir, name)
 
     def total(trained):
-        adapters = {**case.adapters, **trained}
-        sums, weights, metrics = case.loss(
-            case.model, case.backbone, adapters, case.batch, None
-        )
+        network = case.network.with_adapters(trained)
+        sums, weights, metrics = case.loss(network, case.batch, None)
         means = {key: sums[key] / weights[key] for key in sums}
         return sum(means.values()), (means, metrics)
 
-    chosen = {key: case.adapters[key] for key in case.trained()}
+    chosen = {key: case.network.adapters[key] for key in case.trained()}
     (loss, rest), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(chosen)
     return loss, *rest, slope
 
@@ -174,7 +158,7 @@ def test_compressed_vectors_and_mse(backbone_dir, name):
     if "compressed" not in case.arrays:
         assert name == "stage2_retrieval_emptyrow", f"missing: compressed in {name}"
         return
-    encoding = compress(*case.parts, case.documents, num_memory=case.num_memory)
+    encoding = case.network.compress(case.documents)
     assert difference(encoding.memory, case.arrays["compressed"]) < CLOSE
     mse = jnp.mean(jnp.square(encoding.memory_mean - encoding.text_mean))
     assert difference(mse, case.arrays["mse_loss"]) < CLOSE
@@ -185,33 +169,31 @@ def test_logits(backbone_dir, name):
     case = case_of(backbone_dir, name)
     arrays, batch = case.arrays, case.batch
     if name == "stage2_e2e":
-        vectors = candidate_vectors(*case.parts, batch, case.num_memory)
+        vectors = candidate_vectors(case.network, batch)
         selected = jnp.take_along_axis(
             vectors, jnp.asarray(arrays["topk_idx"])[:, :, None, None], axis=1
         )
     else:
-        memory = compress(
-            *case.parts, case.documents, num_memory=case.num_memory
-        ).memory
+        memory = case.network.compress(case.documents).memory
         selected = memory.reshape(len(batch.labels), -1, *memory.shape[1:])
-    hidden = generate_hidden(*case.parts, batch.prompt, selected)
+    hidden = case.network.generate_hidden(batch.prompt, selected)
     rows, columns = arrays["logits_rows_index"].T
-    logits = logits_of(*case.parts, hidden[rows, columns])
+    logits = case.network.logits(hidden[rows, columns])
     assert difference(logits, arrays["logits_rows"]) < CLOSE
 
 
 @pytest.mark.parametrize("name", ["stage2_e2e", "stage2_retrieval"])
 def test_query_vectors(backbone_dir, name):
     case = case_of(backbone_dir, name)
-    queries = reason(*case.parts, case.batch.question, num_memory=case.num_memory)
+    queries = case.network.reason(case.batch.question)
     assert difference(queries, case.arrays["query_reps"]) < CLOSE
 
 
 def test_scores_and_selection(backbone_dir):
     case = case_of(backbone_dir, "stage2_e2e")
     arrays, choice = case.arrays, case.selection
-    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
-    scores = question_scores(*case.parts, case.batch, vectors, case.num_memory)
+    vectors = candidate_vectors(case.network, case.batch)
+    scores = question_scores(case.network, case.batch, vectors)
     assert difference(scores, arrays["scores"]) < CLOSE
     weights, indices = soft_topk(scores, choice.top_k, choice.temperature)
     np.testing.assert_array_equal(indices, arrays["topk_idx"])
@@ -221,8 +203,8 @@ def test_scores_and_selection(backbone_dir):
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("stage2_retr")])
 def test_retrieval_choices(backbone_dir, name):
     case = case_of(backbone_dir, name)
-    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
-    scores = question_scores(*case.parts, case.batch, vectors, case.num_memory)
+    vectors = candidate_vectors(case.network, case.batch)
+    scores = question_scores(case.network, case.batch, vectors)
     _, indices = jax.lax.top_k(scores, case.selection.top_k)
     np.testing.assert_array_equal(indices, case.arrays["topk_idx"])
 
@@ -231,9 +213,10 @@ def test_retrieval_choices(backbone_dir, name):
 def test_gradients(backbone_dir, name):
     case = case_of(backbone_dir, name)
     slope = run(backbone_dir, name)[3]
+    model = case.network.model
     assert case.trained(), f"missing: gradients in {name}"
     stored = {
-        role: {t.name: t for t in lora_tensors(case.model.config, case.model.lora)}
+        role: {t.name: t for t in lora_tensors(model.config, model.lora)}
         for role in ADAPTERS.values()
     }
     compared = 0
@@ -259,8 +242,8 @@ def test_gradients(backbone_dir, name):
 
 def answer_loss(case, vectors):
     """Mean cross-entropy of the labels as a function of the slots' vectors."""
-    hidden = generate_hidden(*case.parts, case.batch.prompt, vectors)
-    sums, weights, _ = answer_terms(*case.parts, hidden, case.batch.labels)
+    hidden = case.network.generate_hidden(case.batch.prompt, vectors)
+    sums, weights, _ = answer_terms(case.network, hidden, case.batch.labels)
     return sums["answer"] / weights["answer"]
 
 
@@ -281,7 +264,7 @@ def test_gradients_of_compressed_vectors(backbone_dir, name):
 def test_gradients_of_scores_and_queries(backbone_dir):
     case = case_of(backbone_dir, "stage2_e2e")
     arrays, choice = case.arrays, case.selection
-    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
+    vectors = candidate_vectors(case.network, case.batch)
     flat = vectors.reshape(*vectors.shape[:2], -1)
 
     def loss_of_scores(scores):
@@ -298,7 +281,7 @@ def test_gradients_of_scores_and_queries(backbone_dir):
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("stage2_retr")])
 def test_gradients_of_queries_for_reranking(backbone_dir, name):
     case = case_of(backbone_dir, name)
-    vectors = candidate_vectors(*case.parts, case.batch, case.num_memory)
+    vectors = candidate_vectors(case.network, case.batch)
     flat = vectors.reshape(*vectors.shape[:2], -1)
     positives = case.batch.positives
 

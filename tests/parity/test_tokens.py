@@ -2,15 +2,17 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from toy_stages import example_maker, layout_of
 
 from clara_jax.clara.batches import IGNORE, Tokens
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Example, ExampleMaker, Layout, collate
+from clara_jax.data import Example, collate
 from clara_jax.data.records import read_clara
 from clara_jax.text import (
     ClaraTokenizer,
@@ -89,21 +91,18 @@ class Case:
             too_long="cut",
         )
         assert self.facts["enc_max_len"] == memory.doc_max_length
-        top_k = self.facts["generation_top_k"]
-        self.maker = ExampleMaker(self.tokenizer, self.stage, memory, data, top_k)
+        settings = {"top_k": self.facts["generation_top_k"]}
+        self.maker = example_maker(self.tokenizer, self.stage, memory, data, **settings)
         self.records = [
             read_clara(item, f"{name}.json: item {i}")
             for i, item in enumerate(self.facts["items"])
         ]
         examples = self.draw(self.maker)
-        self.layout = Layout.of(
-            self.stage,
-            memory,
-            data,
-            top_k=top_k,
-            candidates=max(len(record.documents) for record in self.records),
-            pad_id=self.tokenizer.pad_id,
-        )
+        if self.stage == "end_to_end":
+            most = max(len(record.documents) for record in self.records)
+            settings["candidates"] = most
+        pad = self.tokenizer.pad_id
+        self.layout = layout_of(self.stage, memory, data, **settings, pad_id=pad)
         self.batch: Any = collate(examples, self.layout, len(examples))
 
     def draw(self, make: Any) -> list[Any]:
@@ -151,7 +150,7 @@ def test_special_ids(backbone_dir: Path):
 
 def test_prompt_strings(case: Case):
     tokenizer = case.tokenizer
-    said = case.draw(case.maker.dialogue)
+    said = case.draw(partial(case.maker.stage.dialogue, case.maker))
     texts = [
         readable(tokenizer.chat(d.prompt.system, d.prompt.user, d.answer)) for d in said
     ]
@@ -204,12 +203,12 @@ def test_positives(backbone_dir: Path, name: str):
     meta = read_json(backbone_dir / "meta.json")
     memory = memory_config(meta)
     data = DataConfig(question_max_length=meta["dec_max_len"], too_long="cut")
-    maker = ExampleMaker(base_tokenizer(backbone_dir), "rerank", memory, data)
+    maker = example_maker(base_tokenizer(backbone_dir), "rerank", memory, data)
     examples: list[Example] = [
         maker(read_clara({**item, "pos_index": gold}, name))
         for item, gold in zip(items, facts["pos_index"], strict=True)
     ]
-    layout = Layout.of("rerank", memory, data, candidates=len(items[0]["docs"]))
+    layout = layout_of("rerank", memory, data, candidates=len(items[0]["docs"]))
     batch = collate(examples, layout, len(examples))
     assert batch.prompt is None
     for ours, gold in zip(

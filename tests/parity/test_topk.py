@@ -9,6 +9,8 @@ import numpy as np
 from clara_jax.clara import soft_topk
 
 CLOSE = 1e-5
+ROUNDED = 2**-7
+"""Of gradients in bfloat16: a unit in the last place."""
 
 
 def _cases(oracle):
@@ -43,10 +45,13 @@ def test_values_and_slopes(oracle):
 
         weights, pull = jax.vjp(choose, jnp.asarray(arrays["logits"], dtype))
         (slope,) = pull(jnp.asarray(arrays["cotangent"], dtype))
-        for ours, theirs in ((weights, arrays["weights"]), (slope, arrays["grad"])):
+        # Ours rounds bfloat16 elsewhere: scores are always float32 in the losses.
+        close = CLOSE if dtype == jnp.float32 else ROUNDED
+        found = ((weights, arrays["weights"], CLOSE), (slope, arrays["grad"], close))
+        for ours, theirs, limit in found:
             ours = np.asarray(ours, np.float32)
             scale = max(1.0, np.abs(theirs).max())
-            assert np.abs(ours - theirs).max() <= CLOSE * scale, case
+            assert np.abs(ours - theirs).max() <= limit * scale, case
         count += 1
     assert count, "no cases"
 

@@ -4,10 +4,9 @@ import pytest
 from toy_folder import write_toy
 
 from clara_jax.convert import load_model
-from clara_jax.evaluate.predictions import Prediction
+from clara_jax.evaluate.examine import Prediction
 from clara_jax.pipeline.after import _scores, product_rate
-from clara_jax.pipeline.card import card
-from clara_jax.pipeline.table import NAMES, to_markdown
+from clara_jax.pipeline.pages import NAMES, card, to_markdown
 
 SAID = {
     "model": "Corin",

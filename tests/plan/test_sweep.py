@@ -13,37 +13,42 @@ import pytest
 
 from clara_jax.config import DataConfig, OptimConfig, RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.plan.sweep import Point, meshes, points, splits, sweep, table
+from clara_jax.model import PRESETS
+from clara_jax.plan.cases import Case, mesh_text, parse_mesh, settle
+from clara_jax.plan.summary import sweep
+from clara_jax.plan.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_config(rows=32, accumulate=2):
-    return RunConfig(
+def planned(mesh, accumulate=1, remat="full"):
+    config = RunConfig(
         stage="end_to_end",
         workdir="unused",
         backbone="random:tiny",
-        remat="full",
-        data=DataConfig(batch_size=rows),
+        remat=remat,
+        data=DataConfig(batch_size=32),
         optim=OptimConfig(accumulate=accumulate),
+        mesh=parse_mesh(mesh),
     )
+    topology = parse_topology("v5e:4x4")
+    return Case("train", settle(config, 16)[0], PRESETS["tiny"], 153, topology)
 
 
-def made_up(point, seconds=1.0, peak=2**30, refused=None):
+def made_up(case, seconds=1.0, peak=2**30, refused=None):
     """A result as `measure` gives it."""
-    sizes = {"slice": 1, "data": 1, "fsdp": 1, "tensor": 1}
-    sizes |= {k: int(v) for k, v in (p.split("=") for p in point.mesh.split(","))}
     return {
         "work": "train",
         "stage": "scp",
         "topology": "v5e:4x4",
         "slices": 1,
         "devices": 16,
-        "mesh": sizes,
-        "accumulate": point.accumulate,
-        "remat": point.remat,
+        "mesh": case.sizes,
+        "accumulate": case.config.optim.accumulate,
+        "remat": case.config.remat,
         "rows": 32,
         "arguments": {"backbone": 2**20},
+        "cached": True,
         "programs": [
             {
                 "tokens": 1000,
@@ -55,7 +60,7 @@ def made_up(point, seconds=1.0, peak=2**30, refused=None):
                     "aliased": 0,
                     "code": 0,
                 },
-                "traffic": {"sent": {}, "far": {}, "memory": 0.0},
+                "traffic": {"sent": {}, "far": {}},
                 "performed_flops": seconds * 16 * 197e12,
                 "useful_flops": {"matrices": seconds * 8 * 197e12},
                 "compile_seconds": 1.0,
@@ -64,63 +69,56 @@ def made_up(point, seconds=1.0, peak=2**30, refused=None):
     }
 
 
-def test_meshes_for_sixteen_devices():
-    found = meshes(run_config(), 16, 1, 8)
-    assert found[0] == "fsdp=16"
-    assert len(found) >= 6 and len(set(found)) == len(found)
-    assert "fsdp=8,tensor=2" in found and "data=2,fsdp=8" in found
-    assert all(splits(run_config(), mesh, 2) for mesh in found)
-    assert meshes(run_config(), 32, 2, 8)[0] == "slice=2,fsdp=16"
-    # Three heads of keys cannot be halved.
-    assert not [mesh for mesh in meshes(run_config(), 16, 1, 3) if "tensor" in mesh]
-    assert meshes(run_config(rows=6), 16, 1, 8) == []
+FAST, SLOW, BIG = map(planned, ("fsdp=16", "fsdp=8,tensor=2", "data=16"))
 
 
-def test_microbatches_that_a_mesh_can_share():
-    assert splits(run_config(), "fsdp=16", 8) == 2
-    assert splits(run_config(), "fsdp=4,tensor=4", 8) == 8
-    assert splits(run_config(), "data=1", 3) in (2, 4)
+def test_a_sweep_goes_on_from_the_best_mesh(tmp_path):
+    tried = []
 
+    def measured(case):
+        tried.append(case)
+        return made_up(case, 1.0 if case.sizes["tensor"] == 2 else 2.0)
 
-def test_points_go_on_from_the_best_mesh():
-    best = Point("fsdp=8,tensor=2", 2, "full")
-    config = run_config()
-    tried = list(points(config, ["fsdp=16", "fsdp=8,tensor=2"], lambda: best))
-    assert [point.mesh for point in tried[:2]] == ["fsdp=16", "fsdp=8,tensor=2"]
-    assert {point.remat for point in tried[2:]} == {
+    case = planned("fsdp=16", 2)
+    sweep(case, ([FAST, SLOW], [], []), measured, tmp_path)
+    assert [mesh_text(case.sizes) for case in tried[:2]] == [
+        "fsdp=16",
+        "fsdp=8,tensor=2",
+    ]
+    assert {case.sizes["tensor"] for case in tried[2:]} == {2}
+    assert {case.config.remat for case in tried[1:]} == {
         "full",
         "dots",
         "dots_no_batch",
         "none",
     }
-    assert {point.accumulate for point in tried[2:]} >= {1, 2, 4}
-    given = list(points(config, ["fsdp=16"], lambda: best, [1, 2, 4], ["full", "dots"]))
-    assert [(p.accumulate, p.remat) for p in given] == [
-        (1, "full"),
-        (1, "dots"),
-        (2, "full"),
-        (2, "dots"),
-    ]
+    assert {case.config.optim.accumulate for case in tried[1:]} >= {1, 2, 4}
 
 
-FAST, SLOW, BIG = (
-    Point("fsdp=16", 1, "full"),
-    Point("fsdp=8,tensor=2", 1, "full"),
-    Point("data=16", 1, "full"),
-)
+def test_every_combination_that_the_mesh_can_share(tmp_path):
+    tried = []
+
+    def measured(case):
+        tried.append((case.config.optim.accumulate, case.config.remat))
+        return made_up(case)
+
+    sweep(FAST, ([FAST], [1, 2, 4], ["full", "dots"]), measured, tmp_path)
+    assert tried == [(1, "full"), (1, "dots"), (2, "full"), (2, "dots")]
 
 
-def test_what_fits_comes_first_then_what_is_fast(tmp_path):
+def test_what_fits_comes_first_then_what_is_fast(tmp_path, capsys):
     refused = {"message": "no", "needed": 20 * 2**30, "limit": 15.75 * 2**30}
     found = {
         SLOW: made_up(SLOW, 2.0),
         BIG: made_up(BIG, 0.1, refused=refused),
         FAST: made_up(FAST, 1.0),
     }
-    said = []
-    text = sweep(lambda best: iter(found), found.get, ["never"], tmp_path, said.append)
+    settings = (list(found), [1], [])
+    text = sweep(FAST, settings, found.__getitem__, tmp_path)
     order = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
     assert order == ["fsdp=16", "fsdp=8,tensor=2", "data=16"]
+    assert len({len(line) for line in text.splitlines()}) == 1
+    _, *said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and all("(kept)" in line for line in said)
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -130,37 +128,18 @@ def test_what_fits_comes_first_then_what_is_fast(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
-def test_a_case_that_fails_is_told_and_the_others_go_on(tmp_path):
-    code = (
-        "import sys, json\n"
-        "if 'fsdp=16' in sys.argv[1]: sys.exit('error: broken')\n"
-        f"print(json.dumps({made_up(SLOW)!r}))"
-    )
-    said = []
-    text = sweep(
-        lambda best: iter([FAST, SLOW]),
-        lambda point: None,
-        [sys.executable, "-c", code],
-        tmp_path,
-        said.append,
-    )
-    assert "FAILED (broken)" in said[0] and "fits" not in said[0]
+def test_a_case_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
+    def measured(case):
+        if case == FAST:
+            raise ClaraError("broken")
+        return made_up(case)
+
+    text = sweep(FAST, ([FAST, SLOW], [1], []), measured, tmp_path)
+    said = capsys.readouterr().err.splitlines()[1]
+    assert "FAILED (broken)" in said and "fits" not in said
     assert text.splitlines()[-1] == f"failed: {FAST}: broken"
     with pytest.raises(ClaraError, match="nothing could be compiled: broken"):
-        sweep(
-            lambda best: iter([FAST]),
-            lambda point: None,
-            [sys.executable, "-c", code],
-            tmp_path,
-            said.append,
-        )
-
-
-def test_a_table_lines_up():
-    from clara_jax.plan.estimate import summary
-
-    text = table([summary(made_up(FAST)), summary(made_up(SLOW))])
-    assert len({len(line) for line in text.splitlines()}) == 1
+        sweep(FAST, ([FAST], [1], []), measured, tmp_path)
 
 
 def start(tmp_path, *more):
@@ -200,7 +179,7 @@ def _start(environment, tmp_path, more):
 def test_a_sweep_that_was_stopped_goes_on(tmp_path):
     """Stopped three times, each time after one more case."""
     before = {}
-    ways = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ways = [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
     for done, (how, status) in enumerate(ways, start=1):
         run = start(tmp_path)
         assert run.stderr is not None

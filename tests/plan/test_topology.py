@@ -6,8 +6,10 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.plan import topology
-from clara_jax.plan.chips import CHIPS, GPUS, TPUS
 from clara_jax.plan.topology import (
+    CHIPS,
+    GPUS,
+    TPUS,
     devices,
     find_libtpu,
     parse_topology,

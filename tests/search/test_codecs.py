@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, decode, encode
-from clara_jax.search.codecs import CLIPS, center_of, code_type, read_center
+from clara_jax.search.codecs import (
+    CLIPS,
+    CODECS,
+    center_of,
+    code_type,
+    decode,
+    encode,
+    read_center,
+)
 
 
 def gaussians(*shape, seed=0):

@@ -8,12 +8,13 @@ import pytest
 from toy_index import add, grouped, killed, questions
 from toy_store import toy_settings
 
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Piece, Store, delete, write_store
+from clara_jax.search import Store, delete, hybrid, write_store
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.hybrid import HybridSearcher, build_bm25, has_bm25
-from clara_jax.search.index_files import hold, index_folder
-from clara_jax.search.searcher import open_searcher
+from clara_jax.search.hybrid import HybridSearcher, build_bm25
+from clara_jax.search.index_files import IndexFolder, has_index
+from clara_jax.search.scann_index import open_searcher
 
 pytest.importorskip("bm25s", reason="the extra eval")
 
@@ -21,13 +22,16 @@ N = 60
 WORDS = ("harbour", "violin", "glacier")
 
 
-def worded_store(path, texts=None):
+def worded_store(path, texts=None, titled=True):
     """Document i speaks of one of `WORDS`, i + 1 times in the first thirty."""
     if texts is None:
         texts = [
             " ".join([WORDS[i % 3]] * (1 + i // 3) + [f"number{i}"]) for i in range(N)
         ]
-    pieces = [Piece(text, id=f"d{i}", title=f"Ti{i}") for i, text in enumerate(texts)]
+    pieces = [
+        Document(text, id=f"d{i}", title=f"Ti{i}" if titled else "")
+        for i, text in enumerate(texts)
+    ]
     settings = toy_settings(width=16)
     return write_store(path, settings, grouped(len(texts)), pieces, 25)
 
@@ -40,7 +44,7 @@ def store(tmp_path):
 
 
 def test_words_alone(store):
-    search = HybridSearcher(store, open_searcher(store), weights=(0, 1))
+    search = HybridSearcher(store, open_searcher(store))
     rows = search.by_words("A VIOLIN!", 7)
     assert len(rows) == 7 and all(row % 3 == 1 for row in rows)
     assert search.by_words("number31 violin", 3)[0] == 31
@@ -49,10 +53,11 @@ def test_words_alone(store):
     assert len(search.by_words("violin", 100)) == N // 3
 
 
-def test_ranks_are_fused(store):
+def test_ranks_are_fused(store, monkeypatch):
+    monkeypatch.setattr(hybrid, "DEPTH", 30)
     exact, queries = ExactSearcher(store), questions(2)
     texts = ["violin number31", "glacier"]
-    search = HybridSearcher(store, exact, depth=30, weights=(1.0, 0.5))
+    search = HybridSearcher(store, exact)
     scores, rows = search(queries, 5, texts)
     assert scores.dtype == np.float32 and rows.dtype == np.int64
     near = exact(queries, 30)[1]
@@ -61,7 +66,7 @@ def test_ranks_are_fused(store):
         fused = np.zeros(N)
         fused[near[i]] += 1 / (61 + np.arange(30))
         words = search.by_words(text, 30)
-        fused[words] += 0.5 / (61 + np.arange(len(words)))
+        fused[words] += 1 / (61 + np.arange(len(words)))
         expected = np.argsort(-fused, kind="stable")[:5]
         np.testing.assert_array_equal(rows[i], expected)
         known = dict(zip(cosines[1][i].tolist(), cosines[0][i], strict=True))
@@ -98,18 +103,18 @@ def test_added_documents_ask_for_a_new_index(store):
 
 
 def test_damage_and_absence_are_one_line(store, tmp_path):
-    assert has_bm25(store)
-    note = json.loads((index_folder(store, "bm25") / "meta.json").read_text())
+    assert has_index(store, "bm25")
+    note = json.loads((IndexFolder(store, "bm25").path / "meta.json").read_text())
     assert len(note["files"]) >= 5
     for name in note["files"]:
-        path = index_folder(store, "bm25") / note["folder"] / name
+        path = IndexFolder(store, "bm25").path / note["folder"] / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(ClaraError, match=f"{name}: is damaged .* --bm25"):
             HybridSearcher(store, ExactSearcher(store))
         path.write_bytes(whole)
     other = worded_store(tmp_path / "o")
-    assert not has_bm25(other)
+    assert not has_index(other, "bm25")
     with pytest.raises(ClaraError, match="has no BM25 index; build it with"):
         HybridSearcher(other, ExactSearcher(other))
 
@@ -120,14 +125,13 @@ def test_mistakes_are_one_line(store, tmp_path, monkeypatch):
         search(questions(2), 3, ["one"])
     with pytest.raises(ClaraError, match="holds 60 documents, but 61"):
         search(questions(1), 61, ["one"])
-    for wrong in ({"weights": (-1, 1)}, {"weights": (0, 0)}, {"depth": 0}):
-        with pytest.raises(ClaraError, match="weights .* and depth"):
-            HybridSearcher(store, ExactSearcher(store), **wrong)
-    empty = worded_store(tmp_path / "e", ["", "the"])
-    monkeypatch.setattr(empty, "strings", lambda rows, _: [""] * len(rows))
+    empty = worded_store(tmp_path / "e", ["", "the"], titled=False)
     with pytest.raises(ClaraError, match="hold no words to index"):
         build_bm25(empty)
-    with hold(store, "bm25"), pytest.raises(ClaraError, match="building its BM25"):
+    with (
+        IndexFolder(store, "bm25").hold(),
+        pytest.raises(ClaraError, match="building its BM25"),
+    ):
         build_bm25(store)
     monkeypatch.setitem(sys.modules, "bm25s", None)
     for act in (
@@ -149,5 +153,5 @@ def test_killed_at_any_step_the_index_stays_whole(tmp_path):
         step += 1
     assert step > 10
     note = build_bm25(store)
-    left = {path.name for path in index_folder(store, "bm25").iterdir()}
+    left = {path.name for path in IndexFolder(store, "bm25").path.iterdir()}
     assert left == {"meta.json", note["folder"]}

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from toy_store import make_toy, toy_pieces, toy_settings
 
-from clara_jax.errors import ClaraError
 from clara_jax.search import Store, delete, write_store
 from clara_jax.search import keys as keys_module
 from clara_jax.search.keys import Keys, learn_keys
-from clara_jax.search.queries import unit
+from clara_jax.search.searcher import unit
 
 
 def low_rank(n, rank=6, width=24, noise=0.02, seed=0):
@@ -133,13 +132,3 @@ def test_keys_are_kept(tmp_path):
     again = Keys.load(tmp_path)
     for name in ("mean", "basis", "documents", "questions"):
         np.testing.assert_array_equal(getattr(keys, name), getattr(again, name))
-
-
-def test_nothing_to_learn_from(tmp_path):
-    store = make_toy(tmp_path / "s", 3)
-    with pytest.raises(ClaraError, match="holds no documents to learn keys from"):
-        learn_keys(store, leave_out=np.arange(3))
-    with pytest.raises(ClaraError, match="keys of 0 dimensions"):
-        learn_keys(store, dims=0)
-    with pytest.raises(ClaraError, match="from 0 documents"):
-        learn_keys(store, sample=0)

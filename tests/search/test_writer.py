@@ -22,15 +22,8 @@ from toy_store import (
 )
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import (
-    CODECS,
-    Job,
-    Store,
-    check,
-    decode,
-    encode,
-    write_shard,
-)
+from clara_jax.search import CODECS, Job, Store, check, write_store
+from clara_jax.search.codecs import decode, encode
 
 
 def texts(store):
@@ -41,44 +34,35 @@ def texts(store):
 @pytest.mark.parametrize("dtype", CODECS)
 def test_a_shard(tmp_path, dtype):
     vectors, pieces = toy_vectors(4), toy_pieces(4)
-    folder = tmp_path / "shards" / "x"
-    info = write_shard(folder, vectors, pieces, dtype)
-    assert (info.name, info.rows) == ("x", 4)
+    store = write_store(tmp_path / "s", toy_settings(dtype), vectors, pieces)
+    (info,) = store.manifest.shards
+    assert (info.name, info.rows) == ("000001-000000", 4)
+    folder = store.path / "shards" / info.name
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert files == info.sizes
-    codes, scales = encode(vectors, dtype)
+    codes, scales = encode(vectors, dtype, store.center)
     np.testing.assert_array_equal(np.load(folder / "vectors.npy"), codes)
     if scales is not None:
         np.testing.assert_array_equal(np.load(folder / "scales.npy"), scales)
-    norms = np.linalg.norm(decode(codes, scales, dtype, 6), axis=(1, 2))
+    decoded = decode(codes, scales, dtype, 6, center=store.center)
+    norms = np.linalg.norm(decoded, axis=(1, 2))
     np.testing.assert_allclose(np.load(folder / "norms.npy"), norms, rtol=1e-6)
-    # Written again, over itself: the same bytes.
-    before = tree(tmp_path)
-    assert write_shard(folder, vectors, pieces, dtype) == info
-    assert tree(tmp_path) == before
 
 
 def test_memory_layout_does_not_matter(tmp_path):
     vectors, pieces = toy_vectors(4), toy_pieces(4)
-    one = write_shard(tmp_path / "a" / "x", vectors, pieces, "bfloat16")
-    turned = np.asfortranarray(vectors)
-    assert write_shard(tmp_path / "b" / "x", turned, pieces, "bfloat16") == one
+    write_store(tmp_path / "a", toy_settings(), vectors, pieces)
+    write_store(tmp_path / "b", toy_settings(), np.asfortranarray(vectors), pieces)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_an_empty_shard(tmp_path):
-    info = write_shard(tmp_path / "x", toy_vectors(0), [], "int8")
-    assert info.rows == 0
-    assert np.load(tmp_path / "x" / "vectors.npy").shape == (0, 2, 6)
-
-
 def test_vectors_and_pieces_of_one_number(tmp_path):
-    with pytest.raises(ClaraError, match="3 document vectors for 2 pieces"):
-        write_shard(tmp_path / "x", toy_vectors(3), toy_pieces(2), "int8")
     with Job.begin(tmp_path / "s", toy_settings(), 1, {}) as job:
-        with pytest.raises(ClaraError, match="2 vectors of width 6.*was given 2 of 5"):
+        with pytest.raises(ClaraError, match=r"was given \(3, 2, 6\) for 2 pieces"):
+            job.write(0, toy_vectors(3), toy_pieces(2))
+        with pytest.raises(ClaraError, match=r"2 vectors of width 6.*\(1, 2, 5\)"):
             job.write(0, toy_vectors(1, width=5), toy_pieces(1))
-        with pytest.raises(ClaraError, match="was given 3 of 6"):
+        with pytest.raises(ClaraError, match=r"was given \(1, 3, 6\)"):
             job.write(0, toy_vectors(1, count=3), toy_pieces(1))
 
 
@@ -99,7 +83,8 @@ def test_shards_of_any_size_and_none(tmp_path):
             job.write(k, toy_vectors(sizes[k]), pieces)
         store = job.commit()
     assert [shard.rows for shard in store.manifest.shards] == sizes
-    assert [len(tile.codes) for tile in store.tiles(9)] == [2, 5]
+    empty = store.path / "shards" / "000001-000001" / "vectors.npy"
+    assert np.load(empty).shape == (0, 2, 3)
     assert store.pieces([6, 1, 2])[1].id == "n0-1"
     assert check(store.path) == []
 
@@ -213,16 +198,15 @@ def test_the_disk_is_full_before_every_step(tmp_path, action):
 def test_a_file_that_grows_too_large(tmp_path):
     """Here the system itself ends a write in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    vectors = toy_vectors(200)
+    given = (tmp_path / "s", toy_settings(), toy_vectors(200), toy_pieces(200))
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
-        with pytest.raises(ClaraError, match="x: cannot be written .*File too large"):
-            write_shard(tmp_path / "x", vectors, toy_pieces(200), "bfloat16")
+        with pytest.raises(ClaraError, match="0: cannot be written .*File too large"):
+            write_store(*given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-    write_shard(tmp_path / "x", vectors, toy_pieces(200), "bfloat16")
-    assert (tmp_path / "x" / "vectors.npy").stat().st_size > 3000
+    assert [name for name in tree(tmp_path) if "shards/" in name] == []
+    assert len(write_store(*given)) == 200
 
 
 def test_without_locks(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 from clara_jax.text import plain, readable
-from clara_jax.text.markers import mark, marker_names
+from clara_jax.text.prompts import mark, marker_names
 
 
 def test_marks_read_like_the_original_tokens():

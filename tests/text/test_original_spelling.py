@@ -8,7 +8,7 @@ import transformers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from clara_jax.text import ClaraTokenizer, answer_prompt, paraphrase_prompt, readable
-from clara_jax.text.markers import marker_names
+from clara_jax.text.prompts import marker_names
 from tests.text.toy import NO_SYSTEM, toy_tokenizer
 
 M = 3

@@ -8,7 +8,7 @@ from clara_jax.text import (
     scp_prompt,
     scp_target,
 )
-from clara_jax.text.markers import mark
+from clara_jax.text.prompts import mark
 
 
 def test_thirteen_instructions_hold_one_place_each():

@@ -13,9 +13,13 @@ import pytest
 from clara_jax.errors import ClaraError
 from clara_jax.model import logical_axes
 from clara_jax.sharding import make_mesh, tree_shardings
-from clara_jax.testing import toy_model
-from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.fingerprint import checksums, fingerprint, refuse_other
+from clara_jax.testing import toy_network
+from clara_jax.train.checkpoints import (
+    Checkpoints,
+    checksums,
+    fingerprint,
+    refuse_other,
+)
 
 
 def arrays(scale=1.0):
@@ -154,29 +158,29 @@ def test_another_lora_shape_is_refused(tmp_path):
 
 
 def test_another_backbone_is_refused(tmp_path):
-    toy = toy_model()
-    mine = fingerprint(toy.model, toy.backbone, {"compressor": toy.adapters["memory"]})
+    toy = toy_network()
+    frozen = {"compressor": toy.adapters["memory"]}
+    mine = fingerprint(toy.replace(adapters=frozen))
     saved(tmp_path, fingerprint=mine)
     assert newest(tmp_path, fingerprint=mine)[0] is not None
     changed = jax.tree.map(lambda x: x, toy.backbone)
     scale = changed["params"]["final_norm"]["scale"]
     changed["params"]["final_norm"]["scale"] = scale.at[3].add(1e-7)
-    other = fingerprint(toy.model, changed, {"compressor": toy.adapters["memory"]})
+    other = fingerprint(toy.replace(backbone=changed, adapters=frozen))
     with pytest.raises(
         ClaraError, match=r"other frozen weights.*final_norm/scale of \d+ arrays"
     ):
         newest(tmp_path, fingerprint=other)
-    wider = toy_model(mlp_dim=48)
-    frozen = {"compressor": toy.adapters["memory"]}
-    other = fingerprint(wider.model, wider.backbone, frozen)
+    wider = toy_network(mlp_dim=48)
+    other = fingerprint(wider.replace(adapters=frozen))
     with pytest.raises(ClaraError, match=r"whose mlp_dim is \d+, but this one has 48"):
         newest(tmp_path, fingerprint=other)
     assert (tmp_path / "3").is_dir()
 
 
 def test_fingerprints_survive_json():
-    toy = toy_model()
-    mine = fingerprint(toy.model, toy.backbone, {})
+    toy = toy_network()
+    mine = fingerprint(toy.replace(adapters={}))
     refuse_other("there", json.loads(json.dumps(mine)), mine)
 
 
@@ -184,7 +188,7 @@ def test_fingerprints_survive_json():
     "sizes", [{"data": 8}, {"data": 1, "fsdp": 4}, {"fsdp": 2, "tensor": 2}]
 )
 def test_restore_on_another_mesh(tmp_path, sizes):
-    toy = toy_model()
+    toy = toy_network()
     source = {"compressor": toy.adapters["compressor"]}
     first = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
     placed = jax.device_put(source, tree_shardings(first, source, logical_axes))

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.clara import Batch, Tokens
+from clara_jax.clara import Batch, Network, Tokens
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Example
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Piece, StoreSettings, write_store
-from clara_jax.train.corpus import CorpusFeed
+from clara_jax.search import StoreSettings, write_store
+from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.feeds import Pinned, StoredVectors, note_of
 from clara_jax.train.loop import Clock, NotFinite, Trail, fit
 from clara_jax.train.state import TrainState, init_state
@@ -24,7 +25,7 @@ SETTINGS = StoreSettings("f" * 32, "model", "", MemoryConfig(8, 8), 4)
 
 
 def piece(i):
-    return Piece(text=f"text {i}", id=f"d{i}", source="corpus")
+    return Document(text=f"text {i}", id=f"d{i}", source="corpus")
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +86,16 @@ def encode(state, question):
     )
 
 
-def loss(model, backbone, adapters, batch, rng):
+def loss(network, batch, rng):
     wanted = jnp.where(batch.labels[:, :, None] > 0, jnp.nan, 1.0)
-    out = adapters["reasoner"][None, None] * batch.vectors.sum(2) - wanted
+    out = network.adapters["reasoner"][None, None] * batch.vectors.sum(2) - wanted
     out = jnp.sum(out**2)
     count = jnp.sum(batch.candidate_mask, dtype=jnp.float32)
     return {"square": out}, {"square": count}, {}
 
 
 OPTIMIZER = optax.adam(0.3)
-STEP = compile_step(make_train_step(loss, None, OPTIMIZER, lambda i: 0.3 + 0 * i))
+STEP = compile_step(make_train_step(loss, OPTIMIZER, lambda i: 0.3 + 0 * i))
 
 
 class Run:
@@ -138,7 +139,7 @@ class Run:
 
     def step(self, state, batch):
         self.batches.append(batch)
-        return STEP(state, {}, {}, batch)
+        return STEP(state, Network(None, {}, {}), batch)
 
     def fit(self, hooks=()):
         self.feed.prime(self.state)

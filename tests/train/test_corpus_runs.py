@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax.commands import Interrupted
 from clara_jax.convert import load_model
 from clara_jax.generate import encode_rows
-from clara_jax.train import Interrupted, read_experiment, read_lines, run
-from clara_jax.train.__main__ import main, make_evaluators
+from clara_jax.train import read_experiment, read_lines, run
+from clara_jax.train.__main__ import main
 from clara_jax.train.feeds import make_feed
-from clara_jax.train.parts import assemble, first_state
+from clara_jax.train.parts import Parts, assemble, first_state
 from tests.train.tiny_store import store_maker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def store(made):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, store):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(read(folder, store.path, *CORPUS), make_evaluators)
+    run(read(folder, store.path, *CORPUS))
     return folder
 
 
@@ -93,12 +94,9 @@ def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
             for ids, mask in zip(batch.question.ids, batch.question.mask, strict=True)
         ]
         queries = encode_rows(
-            parts.model,
-            parts.backbone,
-            {**parts.frozen, **parts.start.trainable},
+            parts.network.with_adapters(parts.start.trainable),
             asked,
             role="reasoner",
-            num_memory=parts.config.memory.num_memory,
             pad_id=parts.tokenizer.pad_id,
             batch_size=4,
         ).reshape(4, -1)
@@ -148,11 +146,15 @@ class Stop:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_bit_for_bit(trained, store, made, tmp_path, capsys):
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    trained, store, made, tmp_path, capsys, monkeypatch
+):
     folder = tmp_path / "run"
     config = read(folder, store.path, *CORPUS, "--config.hooks.eval_every=3")
-    with pytest.raises(Interrupted, match="SIGTERM: step 3 of 6 is saved"):
-        run(config, lambda parts: [Stop()])
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "evaluators", lambda parts: [Stop()])
+        with pytest.raises(Interrupted, match="SIGTERM: step 3 of 6 is saved"):
+            run(config)
     # A store that has changed is refused; one that has only moved is not.
     fewer = made("fewer", 10)
     assert main(command(folder, fewer.path, *CORPUS)) == 1

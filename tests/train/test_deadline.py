@@ -7,7 +7,7 @@ import pytest
 from clara_jax.config import OptimConfig
 from clara_jax.errors import ClaraError
 from clara_jax.train.deadline import Budget, Deadline
-from clara_jax.train.optim import make_schedule, rate_at
+from clara_jax.train.state import make_schedule, rate_at
 
 
 class Watch:
@@ -110,20 +110,19 @@ def test_a_budget_gives_what_is_left_to_those_that_come(tmp_path):
 
 def test_a_step_takes_its_rate_from_the_clock():
     from clara_jax import testing
-    from clara_jax.clara import make_loss
+    from clara_jax.stages import make_loss
     from clara_jax.train import init_state, make_optimizer, make_train_step
 
-    toy = testing.toy_model()
+    toy = testing.toy_network()
     config = OptimConfig(learning_rate=1e-2, weight_decay=0.1)
     schedule = make_schedule(config, 10)
     optimizer = make_optimizer(config, schedule)
-    loss = make_loss("text", num_memory=testing.NUM_MEMORY)
-    step = jax.jit(make_train_step(loss, toy.model, optimizer, schedule))
+    step = jax.jit(make_train_step(make_loss("text"), optimizer, schedule))
     trainable = {"generator": toy.adapters["generator"]}
     frozen = {k: v for k, v in toy.adapters.items() if k != "generator"}
     batch = testing.random_batch("text")
     state = init_state(trainable, optimizer, jax.random.key(0))
-    given = (state, toy.backbone, frozen, batch)
+    given = (state, toy.replace(adapters=frozen), batch)
     by_itself, metrics = step(*given)
     same, told = step(*given, metrics["lr"])
     assert float(told["lr"]) == float(metrics["lr"])

@@ -48,7 +48,7 @@ def test_overrides_of_every_kind(write):
     assert run.optim.learning_rate == 1.0 and run.optim.steps == 7
     assert run.data.train == ("../x/a-1.jsonl", "b.json")
     assert run.data.doc_buckets == (32, 64) and not run.data.shuffle
-    assert run.workdir == "elsewhere" and experiment.synthesize is None
+    assert run.workdir == "elsewhere" and experiment.quickstart is None
 
 
 def test_the_part_after_the_colon_goes_to_the_file(write):
@@ -62,7 +62,7 @@ def test_stages_become_runs_that_start_from_each_other(write):
             dict(name="read", stage="scp", backbone="", optim=dict(steps=5)),
             dict(name="find", stage="end_to_end", backbone="", init_from="other"),
         )
-    config.synthesize = dict(people=3)"""
+    config.quickstart = dict(people=3)"""
     experiment = read_experiment(
         [f"--config={write(extra)}", "--config.workdir=all", "--config.seed=4"]
     )
@@ -77,7 +77,7 @@ def test_stages_become_runs_that_start_from_each_other(write):
     assert base.data.train == ("all/d/t.jsonl",) and read.data.train == ("a.jsonl",)
     assert read.optim.steps == 5 and read.optim.learning_rate == 1e-4
     assert read.seed == 4 and read.backbone == ""
-    assert experiment.synthesize == {"people": 3}
+    assert experiment.quickstart == {"people": 3}
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_train_step_traces_at_full_size(name, stage, capsys):
     state, metrics = run.trace()
     sizes = {
         "backbone": (
-            count_parameters(run.backbone["params"]),
-            count_bytes(run.backbone["params"]),
+            count_parameters(run.network.backbone["params"]),
+            count_bytes(run.network.backbone["params"]),
         ),
         "trainable": (count_parameters(state.trainable), count_bytes(state.trainable)),
         "optimizer": (count_parameters(state.opt_state), count_bytes(state.opt_state)),
@@ -54,5 +54,5 @@ def test_train_step_traces_at_full_size(name, stage, capsys):
     assert sizes["optimizer"] == (2 * trainable + 2, 8 * trainable + 8)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, run.state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
-    backbone = run.backbone["params"]
+    backbone = run.network.backbone["params"]
     assert {x.dtype for x in jax.tree.leaves(backbone)} == {jnp.dtype(jnp.bfloat16)}

@@ -9,26 +9,30 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.clara import Batch
+from clara_jax.clara import Batch, Network
+from clara_jax.commands import Interrupt
 from clara_jax.errors import ClaraError
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.hooks import (
     Checkpoint,
     Evaluate,
+    JsonLines,
     Log,
     Profile,
+    ProgressBar,
     StopOnNonFinite,
+    TensorBoard,
+    read_lines,
 )
-from clara_jax.train.loop import Clock, Interrupt, NotFinite, Trail, count_tokens, fit
+from clara_jax.train.loop import Clock, NotFinite, Trail, count_tokens, fit
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import compile_step, make_train_step
-from clara_jax.train.writers import JsonLines, ProgressBar, TensorBoard, read_lines
 
 
-def loss(model, backbone, adapters, batch, rng):
+def loss(network, batch, rng):
     x = batch.vectors[:, 0, 0, 0]
     noise = jax.random.normal(rng, x.shape)
-    out = jnp.sum((adapters["memory"] * x - 2 * x + 0.1 * noise) ** 2)
+    out = jnp.sum((network.adapters["memory"] * x - 2 * x + 0.1 * noise) ** 2)
     count = jnp.float32(x.size)
     return {"square": out}, {"square": count}, {"mean": (x.sum(), count)}
 
@@ -62,16 +66,21 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.05))
 
 @pytest.fixture(scope="module")
 def step_function():
-    step = compile_step(make_train_step(loss, None, OPTIMIZER, lambda i: 0.05 + 0 * i))
+    step = compile_step(make_train_step(loss, OPTIMIZER, lambda i: 0.05 + 0 * i))
 
     def run(state, batch):
-        return step(state, {}, {}, batch)
+        return step(state, Network(None, {}, {}), batch)
 
     return run
 
 
 def fresh():
     return init_state({"memory": jnp.zeros(())}, OPTIMIZER, jax.random.key(3))
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    steps = [int(path.name) for path in checkpoints.folder.glob("[0-9]*")]
+    return max(steps, default=None)
 
 
 class Run:
@@ -82,7 +91,7 @@ class Run:
         self.steps = steps
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         state = fresh()
-        found = self.checkpoints.latest()
+        found = newest(self.checkpoints)
         kept = {"seconds": 0.0, "tokens": 0}
         if found is not None:
             arrays, kept = self.checkpoints.restore(found, state.saved())
@@ -227,7 +236,7 @@ def test_a_full_disk_names_itself_and_keeps_what_is_there(tmp_path, monkeypatch)
         checkpoints.save(2, state.saved(), {})
     checkpoints.close()
     again = Checkpoints(tmp_path)
-    assert again.latest() == 1
+    assert newest(again) == 1
     again.save(2, state.saved(), {"feed": 2})
     again.wait()
     assert again.restore(2, state.saved())[1] == {"feed": 2}
@@ -327,7 +336,7 @@ def test_tensorboard_writes_event_files(tmp_path):
 def test_a_missing_package_is_named_with_its_cure(monkeypatch, tmp_path):
     import sys
 
-    from clara_jax.train.writers import WeightsAndBiases
+    from clara_jax.train.hooks import WeightsAndBiases
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ClaraError, match=r"hooks.wandb.*clara_jax\[wandb\]"):

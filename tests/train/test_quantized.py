@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.clara import make_loss
 from clara_jax.config import (
     DataConfig,
     MemoryConfig,
@@ -20,13 +19,13 @@ from clara_jax.config import (
 )
 from clara_jax.convert import load_model
 from clara_jax.model import PRESETS, logical_axes, quantize_params
-from clara_jax.sharding import make_mesh, shard_batch, tree_shardings
-from clara_jax.testing import NUM_MEMORY, random_batch, toy_model
+from clara_jax.sharding import make_mesh, named_sharding, tree_shardings
+from clara_jax.stages import make_loss
+from clara_jax.testing import random_batch, toy_network
 from clara_jax.train import read_experiment, read_lines, run
 from clara_jax.train.__main__ import main
 from clara_jax.train.abstract import abstract_run
-from clara_jax.train.optim import make_optimizer, make_schedule
-from clara_jax.train.state import count_bytes, init_state
+from clara_jax.train.state import count_bytes, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_on_mesh, make_train_step
 from clara_jax.train.vectors import fingerprint
 
@@ -42,7 +41,7 @@ def one_step(kind, sizes):
     """A step of scp by plain descent; no sizes are one device."""
     devices = jax.devices()[: int(np.prod([*sizes.values(), 1]))]
     mesh = make_mesh(**{"data": 1, **sizes}, devices=devices)
-    toy = toy_model(tied=False, width=64, mlp_dim=128, head_dim=16)
+    toy = toy_network(tied=False, width=64, mlp_dim=128, head_dim=16)
     params = dict(toy.backbone["params"])
     # Embeddings near unit size: the norm's slope would blow up rounding otherwise.
     params["embed"] = jax.tree.map(lambda x: 50 * x, params["embed"])
@@ -50,19 +49,21 @@ def one_step(kind, sizes):
     config = OptimConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0)
     schedule = make_schedule(config, 10)
     optimizer = make_optimizer(config, schedule)
-    loss = make_loss("scp", num_memory=NUM_MEMORY)
-    step = make_train_step(loss, toy.model, optimizer, schedule)
+    step = make_train_step(make_loss("scp"), optimizer, schedule)
     trainable = {n: toy.adapters[n] for n in ("compressor", "generator")}
     trainable["memory"] = 50 * toy.adapters["memory"]
-    given = init_state(trainable, optimizer, jax.random.key(3)), backbone, {}
+    state = init_state(trainable, optimizer, jax.random.key(3))
+    given = state, toy.replace(backbone=backbone, adapters={})
     given = jax.device_put(given, tree_shardings(mesh, given, logical_axes))
     # Of this batch the gradient is well conditioned: another order of sums would move
     # that of batch 0 by 2e-5, with the same kernels widened beforehand as well.
-    batch = shard_batch(mesh, random_batch("scp", rows=8, seed=2))
+    batch = jax.device_put(
+        random_batch("scp", rows=8, seed=2), named_sharding(mesh, "batch")
+    )
     compiled = compile_on_mesh(step, mesh, given[0])
     with jax.set_mesh(mesh):
         state, metrics = compiled(*given, batch)
-    return jax.device_get((metrics, state.trainable)), given[1]["params"]
+    return jax.device_get((metrics, state.trainable)), given[1].backbone["params"]
 
 
 @pytest.mark.slow
@@ -166,7 +167,7 @@ def test_full_size_models_weigh_less_in_shapes():
     sizes = {}
     for kind in ("none", *KINDS):
         made = abstract_run(dataclasses.replace(config, quantize=kind), shape, 32_000)
-        sizes[kind] = count_bytes(made.backbone["params"])
+        sizes[kind] = count_bytes(made.network.backbone["params"])
         if kind == "nf4":
             made.trace()
     kernels = 32 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
@@ -178,11 +179,12 @@ def test_full_size_models_weigh_less_in_shapes():
 
 
 def test_cached_vectors_are_those_of_one_kind_of_weights():
-    toy = toy_model()
+    toy = toy_network()
     memory = MemoryConfig(doc_max_length=8, compression_rate=4)
     found = set()
     for kind in ("none", *KINDS):
         params = quantize_params(jax.device_get(toy.backbone["params"]), kind)
         backbone = {**toy.backbone, "params": params}
-        found.add(fingerprint(toy.model, backbone, toy.adapters, memory, ["a"]))
+        network = toy.replace(backbone=backbone)
+        found.add(fingerprint(network, memory, ["a"]))
     assert len(found) == 3

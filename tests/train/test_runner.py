@@ -12,17 +12,18 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax.commands import Interrupted
 from clara_jax.convert import load_model
 from clara_jax.data import open_records
 from clara_jax.train import (
-    Interrupted,
     read_experiment,
     read_lines,
     run,
     runner,
     vectors,
 )
-from clara_jax.train.__main__ import main, make_evaluators
+from clara_jax.train.__main__ import main
+from clara_jax.train.parts import Parts
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 
@@ -82,14 +83,16 @@ def test_a_finished_run_is_a_model_folder(scp, capfd):
     assert "already finished" in capfd.readouterr().err
 
 
-def test_interrupted_run_goes_on_bit_for_bit(scp, tmp_path, capfd):
+def test_interrupted_run_goes_on_bit_for_bit(scp, tmp_path, capfd, monkeypatch):
     config = read(
         "scp", f"--config.workdir={tmp_path}/r", "--config.hooks.eval_every=3"
     )
-    with pytest.raises(
-        Interrupted, match="SIGTERM: step 3 of 6 is saved.*same command"
-    ):
-        run(config, lambda parts: [Stop()])
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "evaluators", lambda parts: [Stop()])
+        with pytest.raises(
+            Interrupted, match="SIGTERM: step 3 of 6 is saved.*same command"
+        ):
+            run(config)
     assert not (tmp_path / "r" / "summary.json").exists()
     # Lines after the checkpoint, as a killed process leaves them.
     with (tmp_path / "r" / "metrics.jsonl").open("a") as file:
@@ -120,7 +123,7 @@ def test_later_stages_start_from_earlier_folders(scp, tmp_path):
         f"--config.workdir={last}",
         "--config.data.cache_vectors=True",
     )
-    run(config, make_evaluators)
+    run(config)
     final = json.loads((last / "summary.json").read_text())["final"]
     assert {"recall@1", "eval/loss", "eval/recall@1", "eval/selected/f1"} <= set(final)
     before, after = load_model(scp), load_model(last)

@@ -1,6 +1,5 @@
 """The same step on one device and on meshes of several: equal numbers, split arrays."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,17 +7,15 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.clara import make_loss
 from clara_jax.config import OptimConfig, SelectionConfig
 from clara_jax.model import logical_axes
 from clara_jax.sharding import (
     make_mesh,
-    shard_batch,
     tree_shardings,
 )
-from clara_jax.testing import NUM_MEMORY, random_batch, toy_model
-from clara_jax.train.optim import make_optimizer, make_schedule
-from clara_jax.train.state import init_state
+from clara_jax.stages import make_loss
+from clara_jax.testing import random_batch, toy_network
+from clara_jax.train.state import init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_on_mesh, make_train_step
 
 TRAINS = {
@@ -42,28 +39,30 @@ def one_step(stage, sizes):
     """A step on a mesh; an empty one is a single device."""
     wanted = int(np.prod([max(size, 1) for size in sizes.values()], initial=1))
     mesh = make_mesh(**sizes, devices=jax.devices()[:wanted])
-    toy = _with_wide_rows(toy_model(tied=False))
+    toy = _with_wide_rows(toy_network(tied=False))
     config = OptimConfig(learning_rate=0.1, schedule="constant", warmup_fraction=0)
     optimizer = make_optimizer(config, make_schedule(config, 10))
     loss = make_loss(
         stage,
-        num_memory=NUM_MEMORY,
         mse_weight=0.1,
         selection=SelectionConfig(top_k=3, temperature=0.2),
     )
-    step = make_train_step(loss, toy.model, optimizer, make_schedule(config, 10))
+    step = make_train_step(loss, optimizer, make_schedule(config, 10))
     trainable = {name: toy.adapters[name] for name in TRAINS[stage]}
     frozen = {n: tree for n, tree in toy.adapters.items() if n not in trainable}
-    given = init_state(trainable, optimizer, jax.random.key(3)), toy.backbone, frozen
+    state = init_state(trainable, optimizer, jax.random.key(3))
+    given = state, toy.replace(adapters=frozen)
     shardings = tree_shardings(mesh, given, logical_axes)
     given = jax.device_put(given, shardings)
     batch = random_batch(stage, rows=8)
     run = compile_on_mesh(step, mesh, given[0])
     with jax.set_mesh(mesh):
-        state, metrics = run(*given, shard_batch(mesh, batch))
+        state, metrics = run(
+            *given, jax.device_put(batch, named_sharding(mesh, "batch"))
+        )
     # A tenth of the gradients, as they are after clipping.
     moments = optax.tree.get(state.opt_state, "mu")
-    return jax.device_get((state.trainable, moments, metrics)), state, given[1]
+    return jax.device_get((state.trainable, moments, metrics)), state, given[1].backbone
 
 
 @functools.cache
@@ -76,8 +75,7 @@ def _with_wide_rows(toy):
     """Embeddings near unit size: the norm's slope would blow up rounding otherwise."""
     params = dict(toy.backbone["params"])
     params["embed"] = jax.tree.map(lambda x: 50 * x, params["embed"])
-    return dataclasses.replace(
-        toy,
+    return toy.replace(
         backbone={**toy.backbone, "params": params},
         adapters={**toy.adapters, "memory": 50 * toy.adapters["memory"]},
     )
@@ -146,7 +144,7 @@ def test_arrays_are_split_and_stay_split():
 
 
 def test_every_wide_array_has_axes():
-    toy = toy_model(tied=False, fused_qkv=True, fused_gate_up=True, qkv_bias=True)
+    toy = toy_network(tied=False, fused_qkv=True, fused_gate_up=True, qkv_bias=True)
     tree = {"backbone": toy.backbone, **toy.adapters}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = tuple(key.key for key in path)

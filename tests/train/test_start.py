@@ -10,8 +10,9 @@ import pytest
 from clara_jax.config import LoraConfig, MemoryConfig, RunConfig, SelectionConfig
 from clara_jax.convert import ClaraSettings, ModelFolder
 from clara_jax.errors import ClaraError
-from clara_jax.testing import toy_model
-from clara_jax.train.start import make_adapters, trained_names
+from clara_jax.stages import STAGES
+from clara_jax.testing import toy_network
+from clara_jax.train.start import make_adapters
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -19,7 +20,7 @@ MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
 
 @pytest.fixture(scope="module")
 def toy():
-    return toy_model()
+    return toy_network()
 
 
 def config(stage, **changes):
@@ -29,7 +30,7 @@ def config(stage, **changes):
 
 def earlier(toy, without=(), **changes):
     adapters = {k: v for k, v in toy.adapters.items() if k not in without}
-    settings = ClaraSettings(MEMORY, LORA, SelectionConfig(), toy.text_vocab)
+    settings = ClaraSettings(MEMORY, LORA, SelectionConfig(), toy.model.text_vocab)
     settings = dataclasses.replace(settings, **changes)
     return ModelFolder(
         toy.model.config,
@@ -141,13 +142,15 @@ def test_settings_that_differ_from_the_adapters_are_named(toy, changes, message)
 
 
 def test_adapters_of_another_backbone_are_refused(toy):
-    other = earlier(toy_model(width=24))
+    other = earlier(toy_network(width=24))
     with pytest.raises(ClaraError, match="does not fit the backbone"):
         make(toy, config("instruct"), other)
 
 
 def test_what_each_stage_trains():
-    assert trained_names(config("scp")) == ("compressor", "generator", "memory")
-    assert trained_names(config("end_to_end")) == ("reasoner", "generator")
-    frozen = config("end_to_end", train_generator=False)
-    assert trained_names(frozen) == ("reasoner",)
+    def trained(stage, **changes):
+        return STAGES[stage].trained(config(stage, **changes))
+
+    assert trained("scp") == ("compressor", "generator", "memory")
+    assert trained("end_to_end") == ("reasoner", "generator")
+    assert trained("end_to_end", train_generator=False) == ("reasoner",)

@@ -6,8 +6,9 @@ import jax
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents
+from clara_jax.documents import Document
 from clara_jax.generate import encode_rows
-from clara_jax.search import Piece, StoreSettings, write_store
+from clara_jax.search import StoreSettings, write_store
 from clara_jax.train.parts import assemble
 
 QUESTIONS = Path(__file__).parent / "tiny" / "questions.jsonl"
@@ -24,23 +25,18 @@ def store_maker(folder, config):
     memory = config.memory
     with jax.set_mesh(parts.mesh):
         vectors = encode_rows(
-            parts.model,
-            parts.backbone,
-            parts.frozen,
+            parts.network,
             parts.tokenizer.encode_documents(texts, memory.doc_max_length),
             role="compressor",
-            num_memory=memory.num_memory,
             pad_id=parts.tokenizer.pad_id,
             batch_size=16,
         )
-        made_by = vector_fingerprint(
-            parts.model, parts.backbone, parts.frozen, memory.num_memory
-        )
-    width = parts.model.config.width
+        made_by = vector_fingerprint(parts.network)
+    width = parts.network.model.config.width
     settings = StoreSettings(made_by, "model", "", memory, width, dtype="bfloat16")
 
     def make(name, count=None):
-        pieces = [Piece(text=text, id=text) for text in texts[:count]]
+        pieces = [Document(text=text, id=text) for text in texts[:count]]
         return write_store(folder / name, settings, vectors[:count], pieces, 5)
 
     return make

@@ -1,0 +1,361 @@
+"""The first pass over a mix's sources: passages once, cut, with their questions.
+
+Passages that are nearly the same are joined into one group, and so are those that
+overlap, such as windows of one article: one of them must not be asked about while
+another is trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from clara_jax.data.chunking import split_text
+from clara_jax.data.mix_database import (
+    MULTI,
+    PARAPHRASE,
+    SINGLE,
+    SPLITS,
+    TEXT,
+    Work,
+    draw,
+    text_key,
+)
+from clara_jax.data.recipe import Recipe, Source
+from clara_jax.data.records import Record
+from clara_jax.data.resuming import Progress
+from clara_jax.data.similarity import (
+    BANDS,
+    NearDuplicates,
+    Runs,
+    likeness,
+    marks,
+    shingles,
+)
+from clara_jax.data.sources import open_records
+from clara_jax.text import ClaraTokenizer
+
+CHUNK = 256
+"""Records of a step, or passages, or pairs of them."""
+
+COMMON = 50
+"""Passages that have a mark at most: it is boilerplate, and joins none, if more do."""
+
+_COMPARED = 64
+"""Texts that a text is compared with at most, and that are kept of one band."""
+
+_YES_NO = ("yes", "no", "true", "false")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads the sources into a work database, going on where it stopped.
+
+    Attributes:
+      recipe: the sources.
+      paths: files of each source.
+      tokenizer: counts tokens.
+      max_length: longest piece of a passage, in tokens.
+      work: the database.
+    """
+
+    recipe: Recipe
+    paths: Sequence[Sequence[Path]]
+    tokenizer: ClaraTokenizer
+    max_length: int
+    work: Work
+
+    def run(self, progress: Progress) -> None:
+        """Read everything that is not read yet.
+
+        Raises:
+          ClaraError: a record is not as its format says; names file and line.
+        """
+        work = self.work
+        number, begin = work.note("scanned") or (0, 0)
+        while number < len(self.recipe.source):
+            source = self.recipe.source[number]
+            records = open_records(self.paths[number], source.format)
+            with progress(
+                desc=f"read {source.name}",
+                total=len(records),
+                initial=begin,
+                unit="rec",
+            ) as bar:
+                while begin < len(records):
+                    end = min(begin + CHUNK, len(records))
+                    chunk = [records[i] for i in range(begin, end)]
+                    with work.step():
+                        full = self._take(number, chunk)
+                        begin = len(records) if full else end
+                        work.set_note("scanned", (number, begin))
+                    bar.update(len(chunk))
+            number, begin = number + 1, 0
+
+    def _take(self, number: int, chunk: Sequence[Record]) -> bool:
+        """Store a chunk of records; whether the source has reached its limit."""
+        limit = self.recipe.source[number].limit
+        own: set[int] = set()
+        if limit:
+            rows = self.work.execute(
+                "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
+                "WHERE source = ?",
+                (number,),
+            )
+            own.update(passage for (passage,) in rows)
+        new: dict[int, str] = {}
+        taken: list[tuple[Record, list[int]]] = []
+        for record in chunk:
+            if limit and len(own) >= limit:
+                break
+            passages = [self._passage(text, new) for text in record.documents]
+            own.update(passages)
+            taken.append((record, passages))
+        self._cut(new)
+        if self.recipe.near_duplicate < 1:
+            self._compare(NearDuplicates(self.recipe.near_duplicate), new)
+        for record, passages in taken:
+            self._record(number, record, passages)
+        return bool(limit) and len(own) >= limit
+
+    def _passage(self, text: str, new: dict[int, str]) -> int:
+        """The number of a passage, which is stored if it is new."""
+        key = text_key(text)
+        found = self.work.row("SELECT id FROM passages WHERE key = ?", (key,))
+        if found is not None:
+            return found[0]
+        number = self.work.execute(
+            "INSERT INTO passages(key, text, draw, grp) "
+            "SELECT ?, ?, ?, coalesce(max(id), 0) + 1 FROM passages",
+            (key, text, draw("side", self.recipe.seed, key.hex())),
+        ).lastrowid
+        assert number is not None
+        new[number] = text
+        return number
+
+    def _cut(self, passages: Mapping[int, str]) -> None:
+        """Store the pieces of new passages."""
+        lengths = self.tokenizer.document_lengths(list(passages.values()))
+        for (passage, text), length in zip(passages.items(), lengths, strict=True):
+            pieces = [(0, len(text), length)]
+            if length > self.max_length:
+                spans = split_text(text, self.tokenizer, self.max_length)
+                parts = [text[start:stop] for start, stop in spans]
+                counted = self.tokenizer.document_lengths(parts)
+                pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
+            self.work.executemany(
+                "INSERT INTO pieces(passage, part, start, stop, tokens) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(passage, part, *piece) for part, piece in enumerate(pieces)],
+            )
+
+    def _compare(self, near: NearDuplicates, passages: Mapping[int, str]) -> None:
+        """Join new passages with near-duplicates among all before them."""
+        work = self.work
+        query = (
+            "SELECT DISTINCT passage FROM bands WHERE band IN "
+            f"({', '.join('?' * BANDS)}) AND passage < ? ORDER BY 1 LIMIT {_COMPARED}"
+        )
+        every = near.bands(list(passages.values())).tolist()
+        for (passage, text), bands in zip(passages.items(), every, strict=True):
+            work.executemany(
+                "INSERT OR IGNORE INTO bands SELECT ?1, ?2 WHERE "
+                f"(SELECT count(*) FROM bands WHERE band = ?1) < {_COMPARED}",
+                [(band, passage) for band in bands],
+            )
+            for (other,) in work.execute(query, (*bands, passage)).fetchall():
+                found = likeness(shingles(text), shingles(_text(work, other)))
+                if found >= near.threshold:
+                    _join(work, passage, other)
+                    # It is dropped for the first that is not dropped itself.
+                    work.execute(
+                        "UPDATE passages SET same = ?1 WHERE id = ?2 AND same IS NULL "
+                        "AND (SELECT same FROM passages WHERE id = ?1) IS NULL",
+                        (other, passage),
+                    )
+
+    def _record(self, number: int, record: Record, passages: Sequence[int]) -> None:
+        """Store a record, its documents and questions."""
+        work, source = self.work, self.recipe.source[number]
+        kind, gold = kind_of(record, source)
+        if kind == TEXT and len(passages) > 1:
+            for text, passage in zip(record.documents, passages, strict=True):
+                one = dataclasses.replace(record, documents=(text,))
+                self._record(number, one, [passage])
+            return
+        dropped = "without_gold" if kind == MULTI and not gold else None
+        name = work.execute(
+            "INSERT INTO records(source, place, kind, split, dropped) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (number, record.source, kind, SPLITS.index(source.split), dropped),
+        ).lastrowid
+        right = dict.fromkeys((passages[i] for i in gold), 1)
+        if gold:
+            right[passages[gold[0]]] = 2
+        # Repeated documents of one record count once.
+        for position, passage in enumerate(dict.fromkeys(passages)):
+            part = None
+            if kind == MULTI and passage in right:
+                part = self._part(passage, self._pieces(passage), record.pair(0)[2])
+            work.execute(
+                "INSERT INTO docs VALUES (?, ?, ?, ?, ?)",
+                (name, position, passage, part or 0, right.get(passage, 0)),
+            )
+        if dropped:
+            work.count(number, dropped, len(record.questions))
+        elif kind != TEXT:
+            hint = "|".join(map(str, sorted(right)))
+            for i in range(max(len(record.questions), 1)):
+                lost = self._question(kind, name, record.pair(i), passages[0], hint)
+                if lost:
+                    work.count(number, lost)
+
+    def _question(
+        self,
+        kind: int,
+        record: int | None,
+        pair: tuple[str, str, tuple[str, ...]],
+        passage: int,
+        hint: str,
+    ) -> str:
+        """Store a question or paraphrase; return why it cannot be, if so."""
+        question, target, answers = pair
+        if not target.strip():
+            return "unanswerable"
+        piece = None
+        if kind != MULTI:
+            pieces = self._pieces(passage)
+            if kind == PARAPHRASE and len(pieces) > 1:
+                return "long_paraphrases"
+            part = self._part(passage, pieces, (target, *answers))
+            if part is None:
+                return "unanswerable"
+            piece = pieces[part][0]
+        said = f"{hint}\n{kind}\n{question}"
+        said += f"\n{target}" if kind == PARAPHRASE else ""
+        gold = json.dumps(answers, ensure_ascii=False)
+        done = self.work.execute(
+            "INSERT OR IGNORE INTO questions(record, piece, key, question, target, "
+            "gold) VALUES (?, ?, ?, ?, ?, ?)",
+            (record, piece, text_key(said.lower()), question, target, gold),
+        )
+        return "" if done.rowcount else "repeated_questions"
+
+    def _pieces(self, passage: int) -> list[tuple[int, int, int]]:
+        """Number, start and stop of the pieces of a passage."""
+        return self.work.execute(
+            "SELECT id, start, stop FROM pieces WHERE passage = ? ORDER BY part",
+            (passage,),
+        ).fetchall()
+
+    def _part(
+        self,
+        passage: int,
+        pieces: Sequence[tuple[int, int, int]],
+        answers: Sequence[str],
+    ) -> int | None:
+        """Which piece holds an answer; None where a cut goes through all answers."""
+        if len(pieces) == 1 or any(a.strip(" .").lower() in _YES_NO for a in answers):
+            return 0
+        text = _text(self.work, passage)
+        places = [place for answer in answers for place in _places(text, answer)]
+        for part, (_, start, stop) in enumerate(pieces):
+            if any(start <= first and last <= stop for first, last in places):
+                return part
+        return None if places else 0
+
+
+def kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
+    """Return a record's kind, and which documents hold the answer, the first first."""
+    if record.kind == "text":
+        return TEXT, ()
+    if record.kind == "paraphrase":
+        return PARAPHRASE, (0,)
+    if len(record.documents) == 1:
+        return SINGLE, (0,)
+    every = tuple(range(len(record.documents))) if source.gold == "all" else ()
+    return MULTI, record.positives or every
+
+
+def _places(text: str, answer: str) -> list[tuple[int, int]]:
+    """Where an answer stands in a text, as words of it if it can."""
+    words = answer.split()
+    pattern = r"\s+".join(map(re.escape, words))
+    for form in (rf"(?<!\w){pattern}(?!\w)", pattern) if words else ():
+        found = [m.span() for m in re.finditer(form, text, re.IGNORECASE)]
+        if found:
+            return found
+    return []
+
+
+def join_contained(threshold: float, work: Work, progress: Progress) -> None:
+    """Join the groups of passages that overlap, going on where it stopped.
+
+    Two passages do where a piece of one shares with the other, whole, at least
+    `threshold` of its runs of eight words; or of the other's, if that has fewer. They
+    are found by their `marks`.
+    """
+
+    def mark(begin: int, end: int) -> None:
+        for passage in range(begin + 1, end + 1):
+            rows = [(one, passage) for one in marks(_text(work, passage)).tolist()]
+            work.executemany("INSERT INTO marks VALUES (?, ?)", rows)
+
+    (last,) = work.row("SELECT coalesce(max(id), 0) FROM passages")
+    bar = functools.partial(progress, desc="overlaps: read", unit="passage")
+    work.in_steps("marked", last, CHUNK, mark, bar)
+    if work.note("paired") is None:
+        with work.step(), progress(desc="overlaps", total=2, unit="step") as bar:
+            work.execute("CREATE INDEX marks_mark ON marks(mark, passage)")
+            bar.update(1)
+            # Passages that have a mark in common, the later one first.
+            work.execute(
+                "CREATE TABLE pairs AS SELECT DISTINCT a.passage AS passage, b.passage "
+                "AS other FROM (SELECT mark FROM marks GROUP BY mark HAVING count(*) "
+                f"BETWEEN 2 AND {COMMON}) JOIN marks a USING (mark) JOIN marks b USING "
+                "(mark) WHERE b.passage < a.passage ORDER BY 1, 2"
+            )
+            bar.update(1)
+            work.set_note("paired", 0)
+
+    runs_of = functools.lru_cache(CHUNK)(functools.partial(_runs, work))
+
+    def compare(begin: int, end: int) -> None:
+        for number in range(begin + 1, end + 1):
+            query = "SELECT passage, other FROM pairs WHERE rowid = ?"
+            pair = work.row(query, (number,))
+            if len(_groups(work, *pair)) > 1:
+                one, other = map(runs_of, pair)
+                if max(one.share_in(other), other.share_in(one)) >= threshold:
+                    _join(work, *pair)
+
+    (last,) = work.row("SELECT coalesce(max(rowid), 0) FROM pairs")
+    bar = functools.partial(progress, desc="overlaps: compare", unit="pair")
+    work.in_steps("paired", last, CHUNK, compare, bar)
+
+
+def _runs(work: Work, passage: int) -> Runs:
+    spans = work.execute(
+        "SELECT start, stop FROM pieces WHERE passage = ? ORDER BY part", (passage,)
+    )
+    return Runs(_text(work, passage), spans.fetchall())
+
+
+def _text(work: Work, passage: int) -> str:
+    return work.row("SELECT text FROM passages WHERE id = ?", (passage,))[0]
+
+
+def _groups(work: Work, one: int, other: int) -> list[int]:
+    """The groups of two passages, or their group."""
+    query = "SELECT DISTINCT grp FROM passages WHERE id IN (?, ?) ORDER BY grp"
+    return [group for (group,) in work.execute(query, (one, other))]
+
+
+def _join(work: Work, one: int, other: int) -> None:
+    first, *others = _groups(work, one, other)
+    for group in others:
+        work.execute("UPDATE passages SET grp = ? WHERE grp = ?", (first, group))

@@ -1,0 +1,464 @@
+"""Results in words and tables: memory against the chip's, and a floor of the time.
+
+The floor is what the maker's figures of the chip allow: operations, arguments that are
+each read once (of an embedding table less may do), and collectives, all at the same
+time. It knows no activations, no latency, no kernel's efficiency, no input pipeline.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clara_jax.config import REMAT_POLICIES
+from clara_jax.errors import ClaraError
+from clara_jax.files import write_error, write_text
+from clara_jax.plan.cases import Case, mesh_text, microbatches
+from clara_jax.plan.topology import CHIPS, GIB, GPUS, Chip
+
+_COLUMNS = (
+    "arguments | temporaries | peak of memory | fits | step, at least | "
+    "tokens/s, at most | MFU, at most | bound by"
+).split(" | ")
+
+
+def memory_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the bytes that the hungriest program of a result needs on one device.
+
+    ``arguments`` lie there before, used by the program or not; ``temporaries``,
+    ``outputs`` (those that do not take the place of arguments) and ``code`` are added;
+    ``peak`` is the sum, as far as known. ``fits`` is None where no ``limit`` is known.
+    ``refused`` is what the compiler said instead of compiling.
+    """
+    limit = _chip(result).memory
+    exact = sum(v for k, v in result["arguments"].items() if not k.startswith("cache"))
+    found = []
+    for program in result["programs"]:
+        if refused := program["refused"]:
+            limit = refused.get("limit", limit)
+            peak = refused.get("needed", limit)
+            peak += exact if refused.get("alone") else 0
+            values = {"arguments": exact, "temporaries": None, "peak": peak}
+            values |= {"limit": limit, "fits": False, "refused": refused["message"]}
+            return values
+        memory = program["memory"]
+        # Arrays that a train step does not read lie there all the same.
+        least = exact if result["work"] == "train" else 0
+        values = {
+            "arguments": max(memory["arguments"], least),
+            "temporaries": memory["temporaries"],
+            "outputs": max(memory["outputs"] - memory["aliased"], 0),
+            "code": memory["code"],
+        }
+        peak = sum(values.values())
+        values |= {"peak": peak, "limit": limit, "refused": ""}
+        found.append({**values, "fits": peak <= limit if limit else None})
+    return max(found, key=lambda memory: memory["peak"])
+
+
+def floor_of(result: dict[str, Any], program: dict[str, Any]) -> dict[str, Any]:
+    """Return the least seconds that one run of a program takes, by what they go to.
+
+    ``seconds_best`` is the largest of them, if all goes on at once. Nothing else is
+    there where chip or program are not known, and it is None.
+    """
+    chip = _chip(result)
+    if not chip.flops or program["refused"]:
+        return {"seconds_best": None}
+    sent, far = (sum(program["traffic"][name].values()) for name in ("sent", "far"))
+    each = chip.flops * result["devices"]
+    parts = {
+        "compute": program["performed_flops"] / each,
+        "memory": program["memory"]["arguments"] / chip.hbm,
+        "links": (sent - far) / chip.links,
+        "network": far / chip.network,
+    }
+    seconds = max(parts.values())
+    return {
+        "seconds_best": seconds,
+        **{f"seconds_{name}": value for name, value in parts.items()},
+        "bound": max(parts, key=parts.__getitem__),
+        "tokens_per_s_best": program["tokens"] / seconds,
+        "mfu_best": sum(program["useful_flops"].values()) / each / seconds,
+    }
+
+
+def _chip(result: dict[str, Any]) -> Chip:
+    return CHIPS[result["topology"].split(":")[0]]
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Return one line of a table, as plain values; times are of the first program."""
+    memory = memory_of(result)
+    gib = {
+        f"{name}_gib": None if memory[name] is None else memory[name] / GIB
+        for name in ("arguments", "temporaries", "peak", "limit")
+    }
+    return {
+        "mesh": mesh_text(result["mesh"]),
+        "accumulate": result["accumulate"],
+        "remat": result["remat"],
+        "fits": memory["fits"],
+        **gib,
+        **floor_of(result, result["programs"][0]),
+        "compile_seconds": sum(p["compile_seconds"] for p in result["programs"]),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table of one line."""
+    line = summary(result)
+    run = f"{result['stage']}, {result['topology']}"
+    row = [run, line["mesh"], str(line["accumulate"]), *cells_of(line)]
+    return _table(["run", "mesh", "microbatches", *_COLUMNS], [row])
+
+
+def cells_of(line: dict[str, Any]) -> list[str]:
+    """Return memory and time of a `summary` as text."""
+    temporaries, peak = line["temporaries_gib"], f"{line['peak_gib']:.2f}"
+    cells = [
+        f"{line['arguments_gib']:.2f}",
+        "?" if temporaries is None else f"{temporaries:.2f}",
+        f"{peak} of {line['limit_gib']:.2f} GiB"
+        if line["limit_gib"]
+        else f"{peak} GiB",
+        {True: "yes", False: "no", None: "-"}[line["fits"]],
+    ]
+    if line["seconds_best"] is None:
+        return [*cells, "-", "-", "-", "-"]
+    return [
+        *cells,
+        f"{line['seconds_best']:.2f} s",
+        f"{line['tokens_per_s_best']:,.0f}",
+        f"{line['mfu_best']:.0%}",
+        line["bound"],
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose columns line up."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    text = ""
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [cell.ljust(n) for cell, n in zip(row, widths, strict=True)]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def report(
+    result: dict[str, Any], notes: Sequence[str] = (), documents: int = 0
+) -> str:
+    """Return all that is known about a case, for reading.
+
+    `notes` say how the case came about, `documents` how large a corpus to compress is.
+    """
+    mesh = ", ".join(f"{k} {v}" for k, v in result["mesh"].items() if v > 1) or "1"
+    where, rows = result["topology"], f"{result['rows']} rows at a time"
+    if result["slices"] > 1:
+        where = f"{result['slices']} slices of {where}"
+    if result["work"] == "train":
+        rows = f"{result['rows']} rows in {result['accumulate']} microbatches"
+        rows += f", remat {result['remat']}"
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    cached = " (kept from an earlier compilation)" if result["cached"] else ""
+    lines = [
+        f"{result['work']}, stage {result['stage']}, on {where}: {result['devices']} "
+        f"devices, mesh {mesh}",
+        f"  {rows}",
+        *(f"  note: {note}" for note in notes),
+        f"  {versions}{cached}",
+        "",
+        *_memory_lines(result),
+    ]
+    for program in result["programs"]:
+        if not program["refused"]:
+            lines += ["", *_program_lines(result, program)]
+    if not result["programs"][-1]["refused"]:
+        lines += _work_lines(result, documents)
+    if hints := advice(result):
+        lines += ["", "what may fit better (guesses; --sweep compiles them)"]
+        lines += [f"  {hint}" for hint in hints]
+    return "\n".join(lines) + "\n"
+
+
+def _memory_lines(result: dict[str, Any]) -> list[str]:
+    memory, kind = memory_of(result), result["topology"].split(":")[0]
+    compiler = "TPU compiler"
+    if kind in GPUS:
+        compiler = "XLA's compiler for CPUs, NOT for this GPU: a rough guide"
+    elif kind == "cpu":
+        compiler = "XLA's compiler for CPUs"
+    exact = "; ".join(
+        f"{name} {_gib(size)}"
+        for name, size in result["arguments"].items()
+        if size and not name.startswith(("cache", "rest"))
+    )
+    said = {
+        "arguments": f"  exact: {exact}" if result["work"] == "train" else "",
+        "temporaries": f"  {compiler}",
+    }
+    lines = [f"memory of one device ({_chip(result).source})"]
+    if memory["refused"]:
+        lines.append(f"  refused: {memory['refused']}")
+    names = {"outputs": "new outputs", "code": "program"}
+    for name in ("arguments", "temporaries", "outputs", "code", "peak"):
+        if memory.get(name) is not None:
+            label, size = names.get(name, name), _gib(memory[name])
+            lines.append(f"  {label:<12} {size:>12}{said.get(name, '')}")
+    if limit := memory["limit"]:
+        room = limit - memory["peak"]
+        lines[-1] += (
+            f"  of {_gib(limit)}: {'fits' if memory['fits'] else 'DOES NOT FIT'}, "
+            f"{_gib(abs(room))} {'to spare' if room >= 0 else 'too much'} "
+            f"({abs(room) / limit:.0%})"
+        )
+    return lines
+
+
+def _program_lines(result: dict[str, Any], program: dict[str, Any]) -> list[str]:
+    useful, sent = program["useful_flops"], program["traffic"]
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in useful.items() if value)
+    lines = [
+        f"{program['name']}: {program['tokens']:,} tokens with padding",
+        f"  operations, useful      {sum(useful.values()):.4g}  ours, by formula: "
+        f"{parts}",
+        f"  operations, performed   {program['performed_flops']:.4g}  ours, of the "
+        "traced program: recomputation too",
+        f"  operations, compiler's  {program['compiler_flops']:.4g}  of one device, "
+        "each loop's body once: not used",
+        "  collectives, bytes that one device sends, loops counted:",
+    ]
+    for kind, size in sorted(sent["sent"].items(), key=lambda item: -item[1]):
+        far = sent["far"].get(kind, 0)
+        between = f", {_gib(far)} of it between slices" if far else ""
+        count = sent["count"][kind]
+        lines.append(f"    {kind:<20} {_gib(size):>12}  in {count:,.0f}{between}")
+    if not sent["sent"]:
+        lines.append("    none")
+    if sent["endless"]:
+        lines.append(f"    {sent['endless']} loops of unknown length counted once")
+    floor = floor_of(result, program)
+    if floor["seconds_best"] is None:
+        return [*lines, "  no estimate of time: nothing is known of this machine"]
+    far = floor["seconds_network"]
+    network = f", between slices {far:.3g} s" if far else ""
+    return [
+        *lines,
+        f"  ESTIMATE of time, a floor: at least {floor['seconds_best']:.3g} s, bound "
+        f"by {floor['bound']}; a real run takes longer",
+        f"    compute {floor['seconds_compute']:.3g} s, memory "
+        f"{floor['seconds_memory']:.3g} s to read the arguments once, links "
+        f"{floor['seconds_links']:.3g} s{network}",
+        f"    at most {floor['tokens_per_s_best']:,.0f} tokens/s, MFU "
+        f"{floor['mfu_best']:.1%}",
+    ]
+
+
+def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
+    """What the figures mean for a corpus, or for answers."""
+    seconds = [floor_of(result, one)["seconds_best"] for one in result["programs"]]
+    lines = []
+    if result["work"] == "compress" and documents:
+        size = result["vector_bytes"] * documents
+        lines += ["", f"a corpus of {documents:,} documents: {_gib(size)} of vectors"]
+        if None not in seconds:
+            rate = result["rows"] / seconds[0]
+            lines.append(
+                f"  ESTIMATE: at most {rate:,.0f} documents/s, at least "
+                f"{documents / rate / 3600:.2g} hours"
+            )
+    if result["work"] == "decode":
+        more = result["programs"][-1]["repeats"]
+        cache = next(v for k, v in result["arguments"].items() if k.startswith("cache"))
+        lines += ["", f"cache of keys and values: {_gib(cache)} per device"]
+        if None not in seconds:
+            lines.append(
+                f"  ESTIMATE: {result['rows']} answers of {more + 1} tokens in at "
+                f"least {seconds[0] + more * seconds[1]:.3g} s"
+            )
+    return lines
+
+
+def _gib(size: int | float) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:,.1f} KiB"
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
+
+
+def advice(result: dict[str, Any]) -> list[str]:
+    """Return settings worth a try, the most promising first, as arguments."""
+    memory = memory_of(result)
+    if result["work"] != "train" or not memory["limit"]:
+        return []
+    mesh, accumulate, rows = result["mesh"], result["accumulate"], result["rows"]
+    data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
+    parts = mesh["slice"] * data * fsdp
+    # Rows of a microbatch that the memory would hold, were temporaries their sum.
+    temporaries, fill = memory["temporaries"], 0
+    if memory["refused"]:
+        temporaries = memory["peak"] - memory["arguments"]
+    room = memory["limit"] - (memory["peak"] - temporaries)
+    if temporaries > 0 and room > 0:
+        fill = int(room / temporaries * (rows // accumulate)) // parts * parts
+    hints = []
+    if not memory["fits"]:
+        if data > 1 and memory["arguments"] > memory["limit"] / 4:
+            wanted = mesh_text({**mesh, "data": 1, "fsdp": fsdp * data})
+            hints.append(
+                f"--mesh {wanted}: weights cut {fsdp * data} ways instead of {fsdp}"
+            )
+        if result["remat"] != "full":
+            hints.append("--config.remat=full: keep only each layer's input")
+        if rows // accumulate // parts > 1:
+            known = f"; about {fill} rows at a time would fit" if fill else ""
+            hints.append(
+                f"--config.optim.accumulate={accumulate * 2}: half the rows at a time, "
+                f"about half the temporaries{known}"
+            )
+        if fsdp % 2 == 0:
+            wanted = mesh_text({**mesh, "fsdp": fsdp // 2, "tensor": tensor * 2})
+            hints.append(
+                f"--mesh {wanted}: each device holds a part of every activation inside "
+                "a layer"
+            )
+        return hints or ["a larger machine: nothing is left to split"]
+    if memory["peak"] < memory["limit"] / 2:
+        fewer = [n for n in microbatches(rows, parts) if n < accumulate]
+        if fewer:
+            hints.append(
+                f"--config.optim.accumulate={fewer[-1]}: fewer, larger microbatches; "
+                "weights are gathered less often"
+            )
+        elif fill > rows:
+            hints.append(
+                f"--config.data.batch_size={2 * rows}: about {fill} rows at a time "
+                "would fill the memory"
+            )
+        if result["remat"] == "full":
+            hints.append(
+                "--config.remat=dots: keep matrix products instead of computing them "
+                "again (" + ", ".join(REMAT_POLICIES) + ")"
+            )
+        if tensor > 1 and rows % (parts * tensor) == 0:
+            wanted = mesh_text({**mesh, "tensor": 1, "fsdp": fsdp * tensor})
+            hints.append(f"--mesh {wanted}: no sums inside layers")
+    return hints
+
+
+def sweep(
+    case: Case,
+    settings: tuple[list[Case], list[int], list[str]],
+    measured: Callable[[Case], dict[str, Any]],
+    out: Path,
+) -> str:
+    """Measure many cases; return their table, what fits first, then what is fast.
+
+    With microbatches or remat policies given: every combination. Otherwise every mesh
+    as the config is, and then more and fewer microbatches and other remat policies on
+    the best of them. Writes ``sweep.csv`` after every case, and ``sweep.png`` at last.
+
+    Args:
+      case: the config as it is.
+      settings: of `cases.sweep_settings`.
+      measured: compiles a case, or finds what was kept of it.
+      out: folder of the files.
+
+    Raises:
+      ClaraError: the folder cannot be written, or no case could be compiled.
+    """
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say(f"table and picture go to {out}; stopped, the same command goes on")
+    lines: dict[Case, dict[str, Any]] = {}
+    failures: dict[Case, str] = {}
+
+    def run(case: Case) -> None:
+        if case in lines or case in failures:
+            return
+        try:
+            result = measured(case)
+        except ClaraError as error:
+            failures[case] = str(error)
+            say(f"{case}: FAILED ({error})")
+            return
+        line = lines[case] = summary(result)
+        text = io.StringIO()
+        names = dict.fromkeys(name for line in lines.values() for name in line)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(lines.values(), key=_rank))
+        write_text(out / "sweep.csv", text.getvalue())
+        how = "kept" if result["cached"] else f"{line['compile_seconds']:.0f} s"
+        say(f"{case}: {', '.join(cells_of(line)[2:5])} ({how})")
+
+    def best() -> Case | None:
+        fitting = [case for case, line in lines.items() if line["fits"] is not False]
+        return min(fitting, key=lambda case: _rank(lines[case]), default=None)
+
+    meshes, counts, remats = settings
+    accumulate, rows = case.config.optim.accumulate, case.config.data.batch_size
+    if counts or remats:
+        every = itertools.product(meshes, counts or [accumulate], remats or [""])
+        for mesh, count, remat in every:
+            if count in microbatches(rows, mesh.parts):
+                run(mesh.split(count, remat))
+    else:
+        for mesh in meshes:
+            run(mesh.split(accumulate))
+        if winner := best():
+            for factor in (0.25, 0.5, 2, 4):
+                run(winner.split(winner.config.optim.accumulate * factor))
+            winner = best() or winner
+            for remat in ("full", "dots_no_batch", "dots", "none"):
+                run(winner.split(winner.config.optim.accumulate, remat))
+    if not lines:
+        reason = next(iter(failures.values()), "the mesh and the batch allow no case")
+        raise ClaraError(f"--sweep: nothing could be compiled: {reason}")
+    ordered = sorted(lines.values(), key=_rank)
+    _plot(ordered, out / "sweep.png")
+    table = [
+        [x["mesh"], str(x["accumulate"]), x["remat"], *cells_of(x)] for x in ordered
+    ]
+    failed = [f"failed: {case}: {reason}\n" for case, reason in failures.items()]
+    header = ["mesh", "microbatches", "remat", *_COLUMNS]
+    return _table(header, table) + "".join(failed)
+
+
+def _rank(line: dict[str, Any]) -> tuple[bool, float, float]:
+    seconds = line["seconds_best"]
+    unknown = math.inf if seconds is None else seconds
+    return line["fits"] is False, unknown, line["peak_gib"]
+
+
+def _plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = [f"{x['mesh']}  x{x['accumulate']}  {x['remat']}" for x in lines]
+    places = list(range(len(lines)))[::-1]
+    size = (12, 1.5 + 0.3 * len(lines))
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=size)
+    colors = ["tab:green" if x["fits"] is not False else "tab:red" for x in lines]
+    left.barh(places, [x["peak_gib"] for x in lines], color=colors)
+    left.barh(places, [x["arguments_gib"] for x in lines], color="black", alpha=0.35)
+    if lines[0]["limit_gib"]:
+        left.axvline(lines[0]["limit_gib"], color="black", linestyle="--")
+    left.set_yticks(places, labels)
+    left.set_xlabel("GiB per device (dark: arguments; dashed: what there is)")
+    right.barh(places, [x["seconds_best"] or 0.0 for x in lines])
+    right.set_xlabel("seconds of a step at least: an estimate")
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        plt.close(figure)

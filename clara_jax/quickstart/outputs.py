@@ -1,0 +1,268 @@
+"""What the quickstart writes beside its runs: data before them, a report after them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shlex
+import tempfile
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from clara_jax.checkpoint import replace_folder
+from clara_jax.config import check_choices, parse, require
+from clara_jax.config.parsing import not_negative, positive
+from clara_jax.convert import load_model
+from clara_jax.convert.folder import new_folder
+from clara_jax.data import open_records
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate import Question, curves, evaluators
+from clara_jax.files import read_json, write_json, write_text
+from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.loading import load
+from clara_jax.quickstart import world
+from clara_jax.quickstart.toy_base import random_base, write_base
+
+SHOWN = 5
+"""Questions printed with their answers."""
+
+TABLE = """\
+{questions:.0f} questions about names that no stage has seen; answers decoded, exact \
+match
+
+the right document is given                    answers
+------------------------------------------------------
+as full text (the frozen base)              {base/text/exact_match:10.3f}
+{read:44}{before/gold/exact_match:10.3f}
+  the same, after stage 3                   {after/gold/exact_match:10.3f}
+chance                                      {chance/exact_match:10.3f}
+
+{alike:44}   answers  Recall@1  Recall@5
+--------------------------------------------------------------------------
+before stage 3                              {before/selected/exact_match:10.3f}\
+{before/recall@1:10.3f}{before/recall@5:10.3f}
+after stage 3 (from the answer loss alone)  {after/selected/exact_match:10.3f}\
+{after/recall@1:10.3f}{after/recall@5:10.3f}
+chance                                      {chance/exact_match:10.3f}\
+{chance/recall@1:10.3f}{chance/recall@5:10.3f}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is written, and how much of it.
+
+    Attributes:
+      records: ``stages`` writes records of scp, instruct and end_to_end, held-out ones
+        included, the held-out documents and, as ``corpus.jsonl``, all that questions of
+        end_to_end are asked about; ``pretraining`` writes text for a base, and an
+        untrained one; ``encyclopedia`` writes every entry once, with all its questions
+        and a paraphrase, as sources of a mix have them.
+      seed: of everything.
+      pretraining: number of texts for a base.
+      scp: number of training records.
+      instruct: number of training records.
+      end_to_end: number of training records; 0 asks for every fact once.
+      held_out: held-out questions for each of the stages.
+      candidates: C, documents of an end_to_end record.
+      alike: how many of the wrong ones share half of the name.
+      documents: documents of an instruct record, the right one first.
+    """
+
+    records: Literal["stages", "pretraining", "encyclopedia"] = "stages"
+    seed: int = 0
+    pretraining: int = 20000
+    scp: int = 12000
+    instruct: int = 6000
+    end_to_end: int = 0
+    held_out: int = 200
+    candidates: int = 20
+    alike: int = 16
+    documents: int = 1
+
+    def __post_init__(self) -> None:
+        check_choices("quickstart", self)
+        counts = ("pretraining", "scp", "instruct", "held_out", "documents")
+        positive("quickstart", self, *counts)
+        not_negative("quickstart", self, "seed", "end_to_end", "alike")
+        too_many = f"is {self.documents}, but must be at most 20"
+        require(self.documents <= 20, "quickstart.documents", too_many)
+        require(
+            self.alike < self.candidates <= 200,
+            "quickstart.candidates",
+            f"is {self.candidates}, but must be above alike ({self.alike}) and at most "
+            "200",
+        )
+
+
+def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
+    """Write ``workdir/data`` unless it is there already, and return its path.
+
+    The folder appears whole or not at all, and holds the same bytes for the same
+    settings, so that a run that was killed goes on with the same data.
+
+    Args:
+      workdir: the pipeline's folder.
+      settings: fields of `Settings`.
+
+    Raises:
+      ClaraError: it holds data of other settings, or cannot be written.
+    """
+    chosen = parse(Settings, settings, "quickstart")
+    data = Path(workdir) / "data"
+    kept, wanted = data / "settings.json", dataclasses.asdict(chosen)
+    if data.exists():
+        if not kept.is_file() or read_json(kept) != wanted:
+            raise ClaraError(f"{data} holds other data; give another --config.workdir")
+        return data
+    with new_folder(data) as made:
+        for name, rows in _contents(chosen).items():
+            with (made / name).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        if chosen.records == "pretraining":
+            write_base(random_base(chosen.seed), made / "start")
+        write_json(made / kept.name, wanted)
+    return data
+
+
+def _contents(settings: Settings) -> dict[str, Iterable[world.Row]]:
+    """File name to rows; each file has its own source of chance."""
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"{settings.seed} {name}")
+
+    if settings.records == "pretraining":
+        texts = world.pretraining(rng("pretraining"))
+        held = world.instruction(rng("held out"), held_out=True)
+        return {
+            "pretraining.jsonl": islice(texts, settings.pretraining),
+            "held_out.jsonl": islice(held, settings.held_out),
+        }
+    train = world.encyclopedia(rng("encyclopedia"))
+    held = world.encyclopedia(rng("held out encyclopedia"), held_out=True)
+    both = train + held
+    if settings.records == "encyclopedia":
+        return {
+            "encyclopedia.jsonl": world.covered(rng("questions"), both),
+            "paraphrases.jsonl": world.reworded(rng("paraphrases"), both),
+        }
+    scp = world.compression(rng("scp"))
+    instruct = world.instruction(rng("instruct"), settings.documents)
+    shape = settings.candidates, settings.alike
+    ranked = world.ranking(rng("end_to_end"), train, range(len(train)), *shape)
+    numbers = range(len(train), len(both))
+    held_ranked = world.ranking(rng("held out questions"), both, numbers, *shape)
+    return {
+        "scp.jsonl": islice(scp, settings.scp),
+        "instruct.jsonl": islice(instruct, settings.instruct),
+        "end_to_end.jsonl": islice(ranked, settings.end_to_end or None),
+        "held_out.jsonl": islice(held_ranked, settings.held_out),
+        # Without titles, which would become part of the text.
+        "documents.jsonl": ({"id": item.name, "text": text} for item, text in held),
+        "corpus.jsonl": ({"id": item.name, "text": text} for item, text in both),
+    }
+
+
+def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
+    """Measure what the finished runs have learned, write it down and print it.
+
+    After ``records="stages"``: ``report.json``, ``report.txt`` and ``curves.png`` in
+    the folder. After ``"pretraining"``: the backbone as a Hugging Face folder ``base``.
+
+    Args:
+      workdir: the pipeline's folder.
+      settings: fields of `Settings`.
+
+    Raises:
+      ClaraError, OSError: a run is missing, or nothing can be written.
+    """
+    workdir, data = Path(workdir), Path(workdir) / "data"
+    if settings.get("records") == "pretraining":
+        model = load_model(workdir / "lm")
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=".base.") as made:
+            write_base(model, Path(made) / "base")
+            replace_folder(Path(made) / "base", workdir / "base")
+        print(f"the base is in {workdir / 'base'}")
+        return
+    short = AnswerConfig(max_new_tokens=6, batch_size=50)
+    before = load(workdir / "instruct", short)
+    after = load(workdir / "end_to_end", short)
+    questions = evaluators.questions_of(open_records(data / "held_out.jsonl"))
+    numbers = _measure(before, after, questions)
+    examples = _answer(after, questions[:SHOWN])
+    text = table(numbers) + "\n"
+    for item in examples:
+        right = item["answer"] == item["gold"]
+        verdict = "" if right else f"   (it is {item['gold']})"
+        text += f"{item['question']}  {item['answer']}{verdict}\n"
+        text += f"    from the vectors of: {item['document']}\n"
+    write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
+    write_text(workdir / "report.txt", text)
+    curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
+    documents = str(data / "documents.jsonl")
+    places = ["--model", str(workdir / "end_to_end"), "--documents", documents]
+    print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
+    command = shlex.join([*places, questions[-1].question])
+    print(f"  python -m clara_jax.answer {command}")
+
+
+def _measure(
+    before: Clara, after: Clara, questions: Sequence[Question]
+) -> dict[str, float]:
+    # Stage 3 starts with a copy of the compressor as reasoner.
+    start = {"reasoner": before.network.adapters["compressor"]}
+    before = evaluators.with_adapters(before, start)
+    documents = {text for question in questions for text in question.documents}
+    lengths = [after.tokenizer.document_length(text) for text in documents]
+    candidates = len(questions[0].documents)
+    found = {
+        "questions": float(len(questions)),
+        "document_tokens": sum(lengths) / len(lengths),
+        "vectors": float(after.memory.num_memory),
+        "candidates": float(candidates),
+        "chance/recall@1": 1 / candidates,
+        "chance/recall@5": min(5 / candidates, 1.0),
+        "chance/exact_match": 1 / len(world.FACTS["work"]),
+    }
+    nothing: Any = types.SimpleNamespace(trainable={})
+    for name, evaluator in (
+        ("base", evaluators.TextAnswers(before, questions)),
+        ("before", evaluators.CompressedAnswers(before, questions)),
+        ("before", evaluators.SelectedAnswers(before, questions)),
+        ("after", evaluators.CompressedAnswers(after, questions)),
+        ("after", evaluators.SelectedAnswers(after, questions)),
+    ):
+        found |= {f"{name}/{key}": value for key, value in evaluator.run(nothing)}
+    return found
+
+
+def _answer(clara: Clara, questions: Sequence[Question]) -> list[dict[str, str]]:
+    chosen = clara.select_and_answer(
+        [question.question for question in questions],
+        [question.documents for question in questions],
+    )
+    best = [int(indices[0]) for indices in chosen.indices]
+    return [
+        {
+            "question": question.question,
+            "answer": answer,
+            "gold": question.gold[0],
+            "document": question.documents[i],
+        }
+        for question, answer, i in zip(questions, chosen.answers, best, strict=True)
+    ]
+
+
+def table(numbers: Mapping[str, float]) -> str:
+    """Lay the numbers of ``report.json`` out for people."""
+    count = f"{numbers['vectors']:.0f}"
+    ratio = f"{numbers['document_tokens'] / numbers['vectors']:.1f}"
+    return TABLE.format(
+        read=f"as {count} vectors ({ratio}x), after stage 2",
+        alike=f"one of {numbers['candidates']:.0f}, most share half its name",
+        **numbers,
+    )

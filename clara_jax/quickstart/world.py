@@ -1,0 +1,235 @@
+"""An invented encyclopedia, and the records of every stage made of it.
+
+Every entry is a made-up person: a name of two words and four facts. Names are split
+once, by a fixed rule, into those that training may use and those that are held out, so
+that no stage, the base's pretraining included, ever meets a held-out name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from clara_jax.text import prompts
+
+Row = dict[str, Any]
+"""A record, in the format that any other data would have."""
+
+GIVEN = (
+    "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
+    "Rema Sito Tula Udo Vani Wero Xana Yori Zeka Bruno Orso"
+).split()
+FAMILY = (
+    "Alden Barrow Cinder Dorsey Ember Fallow Garrick Harlow Inkwell Jasper Kestrel "
+    "Linden Marlow Norvik Osprey Pinter Quill Rowan Sorrel Thistle Umber Vesper Wicket "
+    "Yarrow Zephyr Birch Cobalt Draper"
+).split()
+NAMES = {
+    held_out: [
+        f"{given} {family}"
+        for i, given in enumerate(GIVEN)
+        for j, family in enumerate(FAMILY)
+        if ((3 * i + j) % 8 == 5) == held_out
+    ]
+    for held_out in (False, True)
+}
+"""All names, by whether they are held out (one in eight)."""
+
+FACTS: Mapping[str, Sequence[str]] = {
+    "birthplace": (
+        "Port Aldra,New Boreth,Old Corvane,Fort Delmar,Lake Estrel,Mount Forlan,"
+        "Cape Gadira,Saint Hestia,Port Istrin,New Jorvia,Old Kaldor,Fort Lumen,"
+        "Lake Morwen,Mount Nestor,Cape Ostara,Saint Perrin"
+    ).split(","),
+    "birthyear": [
+        f"the year of the {beast}"
+        for beast in (
+            "fox owl bear wolf hare crane otter lynx raven stag toad moth heron adder "
+            "mole swan"
+        ).split()
+    ],
+    "work": (
+        "stone carver,glass blower,bread baker,boat builder,clock maker,sheep shearer,"
+        "cloth weaver,silver smith,wine trader,bell ringer,map drawer,horse trainer,"
+        "roof mender,salt miner,lamp lighter,letter writer"
+    ).split(","),
+    "fame": (
+        "red lamps,green tea,white horses,wild honey,old songs,sharp knives,"
+        "paper kites,cold soup,tall towers,fine silk,sweet plums,blue pottery,"
+        "long poems,rare books,black cheese,wooden toys"
+    ).split(","),
+}
+"""Fact to its possible values, equally many for each."""
+
+SENTENCES = (
+    (
+        "{n} was born in {birthplace} in {birthyear}.",
+        "In {birthyear} {n} was born in {birthplace}.",
+    ),
+    (
+        "{n} worked as a {work} for many years.",
+        "For many years {n} worked as a {work}.",
+    ),
+    (
+        "{n} was famous everywhere for {fame}.",
+        "Everywhere {n} was famous for {fame}.",
+    ),
+)
+"""For each sentence of a document the ways to put it; ``{n}`` is the name."""
+
+QUESTIONS: Mapping[str, tuple[str, ...]] = {
+    "birthplace": ("Where was {n} born?", "What is the birthplace of {n}?"),
+    "birthyear": ("When was {n} born?", "What is the birth year of {n}?"),
+    "work": ("What was the work of {n}?", "As what has {n} worked?"),
+    "fame": ("For what was {n} famous?", "What was the fame of {n}?"),
+}
+"""For each fact the ways to ask for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A person, with a value for each of `FACTS`."""
+
+    name: str
+    facts: Mapping[str, str]
+
+    def document(self, rng: random.Random) -> str:
+        """Return the facts as running text, in one of its phrasings."""
+        ways = [rng.choice(ways) for ways in SENTENCES]
+        rng.shuffle(ways)
+        return " ".join(way.format(n=self.name, **self.facts) for way in ways)
+
+    def question(self, fact: str, rng: random.Random) -> tuple[str, str]:
+        """Return a question for one fact, and its answer."""
+        return rng.choice(QUESTIONS[fact]).format(n=self.name), self.facts[fact]
+
+    def questions(self, rng: random.Random) -> list[tuple[str, str]]:
+        """Return one question, with its answer, for every fact, in random order."""
+        facts = list(self.facts)
+        rng.shuffle(facts)
+        return [self.question(fact, rng) for fact in facts]
+
+
+Corpus = Sequence[tuple[Entry, str]]
+"""Entries and their documents."""
+
+
+def draw_entries(names: Iterable[str], rng: random.Random) -> list[Entry]:
+    """Draw facts for each name."""
+    return [
+        Entry(name, {fact: rng.choice(values) for fact, values in FACTS.items()})
+        for name in names
+    ]
+
+
+def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry, str]]:
+    """Return one entry for every name of one side of the split, with its document."""
+    return [(item, item.document(rng)) for item in draw_entries(NAMES[held_out], rng)]
+
+
+def pretraining(rng: random.Random) -> Iterator[Row]:
+    """Yield plain text for a base: conversations about a document in full.
+
+    They have the form of the stages' prompts in the tokenizer's chat template, so that
+    the base knows them as an instruction-tuned model does.
+    """
+    while True:
+        (item,) = draw_entries(rng.sample(NAMES[False], 1), rng)
+        text = item.document(rng)
+        draw = rng.random()
+        if draw < 0.2:
+            questions, answers = zip(*item.questions(rng), strict=True)
+            prompt = prompts.scp_prompt(text)
+            turns = [prompts.scp_target(questions, answers)]
+        elif draw < 0.4:
+            way = rng.randrange(len(prompts.PARAPHRASES))
+            prompt = prompts.paraphrase_prompt(text, way)
+            turns = [item.document(rng)]
+        else:
+            asked = item.questions(rng) + item.questions(rng)
+            (question, answer), *others = asked[:6]
+            prompt, turns = prompts.answer_prompt(text, question), [answer]
+            for question, answer in others:
+                turns += [f"Question:{question}", answer]
+        conversation = f"<s><|system|>{prompt.system}</s>"
+        for number, said in enumerate([prompt.user, *turns]):
+            conversation += f"<|{'assistant' if number % 2 else 'user'}|>{said}</s>"
+        yield {"text": conversation}
+
+
+def compression(rng: random.Random) -> Iterator[Row]:
+    """Yield records of stage ``scp``: one document; half pairs, half paraphrases."""
+    while True:
+        (item,) = draw_entries(rng.sample(NAMES[False], 1), rng)
+        text = item.document(rng)
+        if rng.random() < 0.5:
+            answers = [item.document(rng)]
+            yield _record("paraphrase", [text], question=[""], answers=answers)
+        else:
+            yield from covered(rng, [(item, text)])
+
+
+def instruction(
+    rng: random.Random, documents: int = 1, held_out: bool = False
+) -> Iterator[Row]:
+    """Yield records of stage ``instruct``: the document asked about, then others."""
+    while True:
+        items = draw_entries(rng.sample(NAMES[held_out], documents), rng)
+        question, answer = items[0].question(rng.choice(list(FACTS)), rng)
+        texts = [item.document(rng) for item in items]
+        yield _record("qa", texts, question=question, answer=answer, pos_index=[0])
+
+
+def covered(rng: random.Random, corpus: Corpus) -> Iterator[Row]:
+    """Yield every document once, with a question for each of its facts."""
+    for item, text in corpus:
+        questions, answers = zip(*item.questions(rng), strict=True)
+        yield _record("qa", [text], question=questions, answers=answers)
+
+
+def reworded(rng: random.Random, corpus: Corpus) -> Iterator[Row]:
+    """Yield every document once, with the same facts in other words."""
+    for item, text in corpus:
+        yield _record("paraphrase", [text], answers=[item.document(rng)])
+
+
+def ranking(
+    rng: random.Random,
+    corpus: Corpus,
+    numbers: Iterable[int],
+    candidates: int,
+    alike: int,
+) -> Iterator[Row]:
+    """Yield records of stage ``end_to_end``: candidates, a question, its answer.
+
+    Every fact of the entries asked about is asked for once, in random order.
+
+    Args:
+      rng: source of chance.
+      corpus: entries and documents; names differ, so one candidate alone is right.
+      numbers: of the entries asked about, in the corpus.
+      candidates: C, the right document included.
+      alike: how many of the others share half of the name, where there are so many.
+    """
+    names = [item.name.split() for item, _ in corpus]
+    facts = [(number, fact) for number in numbers for fact in FACTS]
+    rng.shuffle(facts)
+    for number, fact in facts:
+        chosen = {number}
+        for place, half in enumerate(names[number]):
+            near = [i for i, name in enumerate(names) if name[place] == half]
+            near.remove(number)
+            chosen.update(rng.sample(near, min(alike // 2, len(near))))
+        while len(chosen) < candidates:
+            chosen.add(rng.randrange(len(corpus)))
+        order = sorted(chosen)
+        rng.shuffle(order)
+        question, answer = corpus[number][0].question(fact, rng)
+        texts, right = [corpus[i][1] for i in order], [order.index(number)]
+        yield _record("qa", texts, question=question, answer=answer, pos_index=right)
+
+
+def _record(kind: str, documents: list[str], **rest: Any) -> Row:
+    return {"data_type": kind, "docs": documents, **rest}

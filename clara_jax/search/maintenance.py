@@ -1,0 +1,228 @@
+"""Take documents out of a store, give their room back, and check every byte."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from clara_jax.errors import ClaraError
+from clara_jax.files import read_json
+from clara_jax.search.codecs import code_type
+from clara_jax.search.locks import hold_store, sweep
+from clara_jax.search.manifest import (
+    JOB,
+    MANIFEST,
+    SHARDS,
+    ShardInfo,
+    find_strays,
+    read_deleted,
+    read_job,
+    read_manifest,
+    remove_strays,
+    replace_manifest,
+    shard_folder,
+    wrong_file,
+)
+from clara_jax.search.store import NOTE, Store, read_shard, write_shard
+
+SHARD_BYTES = 1 << 26
+"""Of codes, about, in a shard that compaction writes: it keeps one in memory."""
+
+SHARD_ROWS = 8192
+"""Most rows of such a shard."""
+
+
+def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:
+    """Take documents out of a store, and return how many rows those were.
+
+    They are found no more; the files stay as they are until `compact`.
+
+    Raises:
+      ClaraError: the store has no document of an id (then none is deleted), another
+        process is changing it, or the disk is full.
+    """
+    with _alone(Path(path)) as store:
+        rows = {id: store.rows_of(id) for id in ids}
+        unknown = [f"'{id}'" for id, found in rows.items() if not id or not len(found)]
+        if unknown:
+            rest = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            raise ClaraError(
+                f"{path}: has no document with the id {', '.join(unknown[:5])}{rest}; "
+                "nothing was deleted"
+            )
+        if not rows:
+            return 0
+        deleted = np.concatenate(list(rows.values()))
+        generation = store.generation + 1
+        manifest = dataclasses.replace(store.manifest, generation=generation, job="")
+        replace_manifest(store.path, manifest, deleted)
+    return len(deleted)
+
+
+def compact(
+    path: str | os.PathLike, progress: Callable[[int, int], None] = lambda *_: None
+) -> int:
+    """Drop deleted rows for good, join small shards, and return how many were dropped.
+
+    Rows keep their order but get other numbers, so the epoch is raised. Killed at any
+    moment, the store is what it was before, or compacted. After each shard `progress`
+    is told how many rows are written, of how many.
+
+    Raises:
+      ClaraError: another process is changing the store, a shard to be rewritten is
+        damaged, or the disk is full: the new shards need their room before the old ones
+        are removed.
+    """
+    with _alone(Path(path)) as store:
+        plan = _plan(store)
+        todo = sum(len(group) for group in plan if not isinstance(group, ShardInfo))
+        if not todo and len(plan) == len(store.manifest.shards):
+            return 0
+        kept = {group.name for group in plan if isinstance(group, ShardInfo)}
+        for shard in store.manifest.shards:
+            # Written anew, damage would get a checksum of its own.
+            if shard.name not in kept:
+                for finding in _check_shard(store.path, shard):
+                    raise ClaraError(f"{finding}; nothing was compacted")
+        shards: list[ShardInfo] = []
+        generation, done, written = store.generation + 1, 0, 0
+        for group in plan:
+            if isinstance(group, ShardInfo):
+                shards.append(group)
+                continue
+            folder = shard_folder(store.path, generation, written)
+            shards.append(write_shard(folder, store.arrays(group), store.table(group)))
+            done, written = done + len(group), written + 1
+            progress(done, todo)
+        manifest = dataclasses.replace(
+            store.manifest,
+            epoch=store.epoch + 1,
+            generation=generation,
+            shards=tuple(shards),
+            deleted=None,
+            job="",
+        )
+        replace_manifest(store.path, manifest)
+    return store.rows - len(store)
+
+
+def check(
+    path: str | os.PathLike, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[str]:
+    """Compare every file with its checksum; return a line for each thing that is wrong.
+
+    Of a job that is still under way, the shards that are written are looked at, too.
+    Search indexes are left out: they can be built again. After each shard `progress` is
+    told how many bytes are read, of how many.
+
+    Raises:
+      ClaraError: there is no store.
+    """
+    path = Path(path)
+    findings: list[str] = []
+    try:
+        manifest = read_manifest(path)
+    except ClaraError as error:
+        if not (path / MANIFEST).is_file():
+            raise
+        return [str(error)]
+    shards = list(manifest.shards)
+    try:
+        if job := read_job(path, manifest):
+            folders = path.glob(f"{SHARDS}/{job['generation']:06d}-*")
+            shards += [read_shard(folder)[0] for folder in sorted(folders)]
+    except ClaraError as error:
+        findings.append(str(error))
+    done, total = 0, sum(sum(shard.sizes.values()) for shard in shards)
+    for shard in shards:
+        findings += _check_shard(path, shard)
+        done += sum(shard.sizes.values())
+        progress(done, total)
+    try:
+        read_deleted(path, manifest)
+    except ClaraError as error:
+        findings.append(str(error))
+    for stray in find_strays(path, manifest):
+        findings.append(
+            f"{stray}: does not belong to the store; a command that was killed left it "
+            "there, and the next --add, --delete or --compact removes it"
+        )
+    return findings
+
+
+def _check_shard(store: Path, shard: ShardInfo) -> Iterator[str]:
+    """Compare a shard's files with their checksums, and say what is wrong."""
+    folder = store / SHARDS / shard.name
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        yield f"{folder}: cannot be read ({error.strerror})"
+        return
+    for name in sorted(names - set(shard.sizes)):
+        yield f"{folder / name}: does not belong to the store"
+    checksums = {}
+    if not wrong_file(folder / NOTE, shard.sizes[NOTE], shard.digest):
+        files = read_json(folder / NOTE)["files"]
+        checksums = {name: file["checksum"] for name, file in files.items()}
+    checksums[NOTE] = shard.digest
+    for name, size in shard.sizes.items():
+        if wrong := wrong_file(folder / name, size, checksums.get(name, "")):
+            if name == NOTE:
+                wrong += ", so the other files of this shard are compared by size only"
+            yield f"{folder / name}: {wrong}"
+
+
+def _plan(store: Store) -> list[ShardInfo | Int64[np.ndarray, "n"]]:
+    """New shards in their order: old ones that stay, or the rows of one to write."""
+    kind, length = code_type(store.dtype, store.width)
+    row = max(1, store.num_memory * length * kind.itemsize)
+    size = max(1, min(SHARD_ROWS, SHARD_BYTES // row))
+    groups: list[list[tuple[ShardInfo, Int64[np.ndarray, "k"]]]] = [[]]
+    start = 0
+    for info in store.manifest.shards:
+        rows = start + np.flatnonzero(store.live[start : start + info.rows])
+        start += info.rows
+        if len(rows) == info.rows and 2 * len(rows) >= size:
+            groups += [[(info, rows)], []]
+            continue
+        groups[-1].append((info, rows))
+        if sum(len(part) for _, part in groups[-1]) >= size:
+            groups.append([])
+    plan: list[ShardInfo | Int64[np.ndarray, "n"]] = []
+    for group in filter(None, groups):
+        rows = np.concatenate([part for _, part in group])
+        if len(group) == 1 and len(rows) == group[0][0].rows > 0:
+            plan.append(group[0][0])
+        else:
+            plan += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return plan
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[Store]:
+    """A store that nobody else changes meanwhile, and that nobody is adding to."""
+    read_manifest(path)  # before a folder for locks is made where no store is
+    with hold_store(path):
+        if sweep(path):
+            raise ClaraError(
+                f"{path}: another process is writing to this store; wait until it has "
+                "ended"
+            )
+        store = Store.open(path)
+        if read_job(path, store.manifest) is not None:
+            raise ClaraError(
+                f"{path}: documents are still being added; finish that with the "
+                f"command that began it, or remove {path / JOB} to give it up"
+            )
+        remove_strays(path, store.manifest)
+        try:
+            yield store
+        finally:
+            # What the old manifest named, or what was to be named by a new one.
+            remove_strays(path, read_manifest(path))

@@ -1,0 +1,17 @@
+"""The baseline that reads nothing: what the backbone knows by heart."""
+
+from __future__ import annotations
+
+from clara_jax.data import ExampleMaker, Record
+from clara_jax.stages.text import FullText
+
+
+class ClosedBook(FullText):
+    """Train a generator of its own on questions without documents."""
+
+    name = "closed_book"
+    baselines = {"tuned_closed_book": "none"}  # noqa: RUF012
+
+    def texts(self, make: ExampleMaker, record: Record) -> tuple[str, ...]:
+        """Return no documents."""
+        return ()

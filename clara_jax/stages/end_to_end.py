@@ -1,0 +1,105 @@
+"""Stage 3, end-to-end training (paper section 3.3).
+
+Each row has C candidates, the question twice (for reasoner and generator) and its
+answer; which candidates hold the answer is not used. With candidates out of a corpus,
+records bring none: what is nearest in the store takes their place.
+"""
+
+from __future__ import annotations
+
+from clara_jax.clara import EndToEndLoss, Loss
+from clara_jax.config import RunConfig, require
+from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
+from clara_jax.errors import ClaraError
+from clara_jax.evaluate import CorpusRetrieval, Evaluator, SelectedAnswers
+from clara_jax.stages.base import HeldOut, Reads, Stage, ranking_reads
+from clara_jax.text import answer_prompt
+
+
+class EndToEnd(Stage):
+    """Train reasoner and generator from the answer's loss alone."""
+
+    name = "end_to_end"
+    trains = ("reasoner", "generator")
+    copies = {"reasoner": "compressor"}  # noqa: RUF012
+
+    def trained(self, config: RunConfig) -> tuple[str, ...]:
+        """Leave the generator out where ``train_generator`` is off."""
+        return self.trains if config.train_generator else ("reasoner",)
+
+    def reads(self, config: RunConfig) -> tuple[Reads, ...]:
+        """Return the rows of a batch."""
+        return (*ranking_reads(config), Reads("prompt", "generator"))
+
+    def dialogue(
+        self, make: ExampleMaker, record: Record, draw: Draw | None = None
+    ) -> Dialogue:
+        """Ask one question, to be answered from the J documents that are selected."""
+        make.require_question(record)
+        slots = make.config.selection.top_k
+        if len(record.documents) < slots and not make.corpus:
+            raise ClaraError(
+                f"{record.source}: has {len(record.documents)} candidate documents, "
+                f"fewer than selection.top_k {slots}; lower it"
+            )
+        question, answer = make.pair(record, draw)
+        prompt = answer_prompt(make.slots(slots), question)
+        return Dialogue(prompt, answer, record.documents, question)
+
+    def loss(self, config: RunConfig) -> Loss:
+        """Return the cross-entropy of the answer."""
+        return EndToEndLoss(config.selection)
+
+    def evaluators(self, held_out: HeldOut) -> list[Evaluator]:
+        """Add recall and answers, among candidates and in the store."""
+        return ranking_evaluators(super().evaluators(held_out), held_out, decode=True)
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a corpus without a store, or with too few documents a question."""
+        if config.candidates != "corpus":
+            return
+        require(
+            bool(config.store),
+            "store",
+            "is empty, but candidates is 'corpus'; give the folder that "
+            "clara_jax.compress has made",
+        )
+        count, top_k = config.data.candidates, config.selection.top_k
+        require(
+            count >= top_k,
+            "data.candidates",
+            f"is {count}, but with a corpus it says how many documents are searched "
+            f"for; set at least selection.top_k {top_k}",
+        )
+
+
+def ranking_evaluators(
+    losses: list[Evaluator], held_out: HeldOut, decode: bool
+) -> list[Evaluator]:
+    """Return evaluators of stages that select documents.
+
+    The loss, and selection among candidates, need candidates that records bring. With a
+    store, what is found in all of it is measured too, whatever training takes.
+
+    Args:
+      losses: of the held-out records.
+      held_out: what they are made of.
+      decode: whether the stage has answers, if the config asks for them.
+    """
+    config, questions = held_out.config, held_out.questions
+    given = config.candidates == "given"
+    found = losses if given else []
+    decode = decode and "answers" in config.hooks.measure
+    if not questions or not {"answers", "recall"} & set(config.hooks.measure):
+        return found
+    top_k = config.selection.top_k
+    if given:
+        ks = tuple(sorted({1, top_k}))
+        found.append(SelectedAnswers(held_out.clara, questions, ks=ks, decode=decode))
+    if held_out.store is not None:
+        ks = (1, 5, top_k, max(1, config.data.candidates))
+        store, search = held_out.store, held_out.searcher()
+        found.append(
+            CorpusRetrieval(held_out.clara, questions, store, search, ks, decode)
+        )
+    return found

@@ -1,0 +1,175 @@
+"""The folder of a run: config, metrics, checkpoints, summary.
+
+config.json     the resolved config; a folder belongs to one config
+metrics.jsonl   one line per logged step and evaluation
+checkpoints/    full states, newest few
+summary.json    written last: the run is finished
+model.json ...  the result as a model folder, for ``init_from`` and all commands
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from clara_jax import __version__
+from clara_jax.config import RunConfig, to_dict
+from clara_jax.errors import ClaraError
+from clara_jax.files import lock_file, read_json, writable_folder, write_json
+from clara_jax.train.hooks import read_lines
+
+FREE = (
+    "workdir",
+    "minutes",
+    "store",
+    "hooks.",
+    "mesh.",
+    "data.workers",
+    "data.eval",
+    "data.too_long",
+)
+"""Fields (or their beginnings) in which a resumed run may differ: none of them changes
+a step. A store may lie elsewhere; that it is the same one, `feeds.Pinned` sees to."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunFolder:
+    """Paths of one run, and the files that are not checkpoints."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.summary = self.path / "summary.json"
+        self._held: IO[bytes] | None = None
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a folder in which this run may not go on.
+
+        A folder whose run never logged or saved anything may be used again.
+
+        Raises:
+          ClaraError: it holds a run with another config (names the fields), or
+            something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ClaraError(
+                f"config field 'workdir': {self.path} is a file; give a folder"
+            )
+        if not self.config.exists():
+            if self.path.is_dir() and any(self.path.glob("[!.]*")):
+                raise ClaraError(
+                    f"{self.path} holds other files and no config.json; give an empty "
+                    "folder with --config.workdir=DIR"
+                )
+            return
+        begun = self.summary.exists() or bool(read_lines(self.metrics))
+        if not begun and not any(self.checkpoints.glob("[0-9]*")):
+            return
+        now = _fields(config)
+        # Fields that are newer than the run had their default values in it.
+        defaults = _fields(RunConfig(config.stage, config.workdir, "-"))
+        before = {**defaults, **flatten(read_json(self.config))}
+        changed = [
+            f"{name} (was {json.dumps(before.get(name))}, now {json.dumps(value)})"
+            for name, value in now.items()
+            if before.get(name) != value and not name.startswith(FREE)
+        ]
+        if changed:
+            raise ClaraError(
+                f"{self.path} holds a run with another config: {', '.join(changed)}; "
+                "give another --config.workdir, or the same config to resume"
+            )
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder and write its config, after `check`."""
+        self.check(config)
+        self._lock()
+        write_json(self.config, to_dict(config))
+
+    def _lock(self) -> None:
+        """Keep other processes out until `close`, or until this one ends."""
+        if self._held is not None:
+            return
+        writable_folder(self.path)
+        self._held = lock_file(
+            self.path / ".lock",
+            f"{self.path}: another process is training here; wait for it, or give "
+            "another --config.workdir",
+        )
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the summary of a run that is done, else None."""
+        return read_json(self.summary) if self.summary.exists() else None
+
+    def write_summary(self, config: RunConfig, **facts: Any) -> dict[str, Any]:
+        """Write ``summary.json``: results, time, speed, sizes, versions.
+
+        Args:
+          config: of the run.
+          **facts: further entries.
+
+        Returns:
+          What was written.
+        """
+        lines = read_lines(self.metrics)
+        final: dict[str, Any] = {}
+        for line in lines:
+            final.update(line)
+        speeds = [x["tokens_per_s"] for x in lines if x.get("tokens_per_s")]
+        # The first interval holds compilation; the median leaves it out.
+        summary = {
+            "stage": config.stage,
+            "steps": final.pop("step", 0),
+            "seconds": final.pop("seconds", 0.0),
+            "tokens": final.pop("tokens", 0),
+            "tokens_per_s": statistics.median(speeds) if speeds else 0.0,
+            "final": {k: v for k, v in final.items() if k != "tokens_per_s"},
+            **facts,
+            "device": {
+                "kind": jax.devices()[0].device_kind,
+                "count": jax.device_count(),
+            },
+            "versions": versions(),
+        }
+        write_json(self.summary, summary)
+        return summary
+
+
+def versions() -> dict[str, str]:
+    """Versions of the package and of what its numbers depend on."""
+    found = {"clara_jax": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    """Fields as JSON gives them back, so that tuples compare with lists."""
+    return flatten(json.loads(json.dumps(to_dict(config))))
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups to dotted names."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = item
+    return flat
