@@ -18,8 +18,8 @@ Source: stages and settings are the paper's (arXiv 2511.18659, section 3 and tab
     but for the learning rates, three times the paper's in stages 1 and 2 and forty
     times in stage 3, for a model fifty times smaller, and for the MSE term, which is
     off. On the CPU, at 2e-3, the vectors of all documents soon became one and the same,
-    with the paper's weight of 0.1 sooner; at 3e-4 they did not (docs/results.md). The paper has
-    no model of this size.
+    with the paper's weight of 0.1 sooner; at 3e-4 they did not (docs/results.md). The
+    paper has no model of this size.
 Command: python -m clara_jax.train --config=configs/smollm2_135m.py
     --config.mix.data=DIR
     At 4x: --config.memory.compression_rate=4. In eight minutes: --config.minutes=8.

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from clara_jax.commands import TRY_AGAIN, Parser, count, run, start
+from clara_jax.commands import Parser, count, run, start
 from clara_jax.convert import load_base_tokenizer
 from clara_jax.data.candidates import Searched, find_candidates
 from clara_jax.data.collection import Corpus
@@ -80,12 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-      The exit status: 0 done, 1 bad input, 2 a wrong argument, 130 after Ctrl-C, 143
-      after SIGTERM.
-    """
+    """Run the command; its result is the exit status, see `clara_jax.commands`."""
     commands = {"mix": _mix, "candidates": _candidates, "tfds": _tfds}
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] not in (*commands, "-h", "--help"):
@@ -94,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left = "the same command goes on"
     if options.command == "tfds":
         left = "nothing was written"
-    status = run(lambda: commands[options.command](options), left)
-    return 143 if status == TRY_AGAIN else status
+    return run(lambda: commands[options.command](options), left)
 
 
 def _mix(options: argparse.Namespace) -> None:

@@ -96,7 +96,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--answers", type=_count, help="answers decoded together, besides one alone")
     add("--prompt", type=_count, help="tokens of a training prompt with its answer")
     add("--dtype", default="", help="default: bfloat16, on a CPU float32")
-    add("--remat", default="full", help="what a layer keeps in training; see docs/training.md")
+    add(
+        "--remat",
+        default="full",
+        help="what a layer keeps in training; see docs/training.md",
+    )
     add("--attention", choices=ATTENTIONS, default="auto")
     add("--rounds", type=_count, default=5, help="timed runs of each row")
     add("--seconds", type=float, default=420, help="no row begins after so many")

@@ -42,7 +42,11 @@ STAGE_3 = {**RUN, "stage": "end_to_end"}
         (LoraConfig, {"rank": 0}, "'lora.rank'"),
         (LoraConfig, {"dropout": 1.0}, r"'lora.dropout': must be in \[0, 1\)"),
         (LoraConfig, {"layers": ()}, "'lora.layers': names no layer"),
-        (LoraConfig, {"layers": ("q_proj",)}, "is 'q_proj', but must be one of all, query"),
+        (
+            LoraConfig,
+            {"layers": ("q_proj",)},
+            "is 'q_proj', but must be one of all, query",
+        ),
         (MemoryConfig, {"doc_max_length": 8}, "leaves no memory token"),
         (SelectionConfig, {"top_k": 0}, "'selection.top_k'"),
         (SelectionConfig, {"temperature": -1.0}, "'selection.temperature'"),
