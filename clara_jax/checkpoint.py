@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,16 +24,20 @@ from clara_jax.shapes import Params
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
 
-# Orbax also logs the errors that it raises, with their tracebacks.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+# Orbax also logs the errors that it raises, with tracebacks; asyncio and Python print
+# more of the reads and writes that are given up then. OCDBT is the files' format.
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not re.search("orbax|OCDBT", f"{record.pathname} {record.getMessage()}")
 
 
 def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    """Report all but the reads and writes that Orbax gave up after an error."""
     if str(unraisable.exc_value) != "Event loop is closed":
         report(unraisable)
 
 
+logging.getLogger("absl").addFilter(_is_of_others)
+logging.getLogger("asyncio").addFilter(_is_of_others)
 sys.unraisablehook = _report
 
 
@@ -46,8 +51,8 @@ def write_tree(path: Path, tree: Params) -> None:
       tree: nested dicts of numpy or JAX arrays.
 
     Raises:
-      OSError, ValueError, RuntimeError: see `WRITE_ERRORS`. Half a folder may be left;
-        `remove_folder` removes it.
+      OSError, ValueError, RuntimeError: see `WRITE_ERRORS`. Half of it may be left
+        beside `path`.
     """
     largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
     # Written by one process, whatever the others do meanwhile.
@@ -125,8 +130,8 @@ def replace_folder(source: Path, target: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove the temporary folder of a write that has failed.
 
-    Writes that Orbax gives up after an error go on for a moment and make their folders
-    again, so they are removed for a second.
+    What Orbax gives up after an error goes on for a moment and makes its folders again,
+    so that they are removed for a second.
     """
     for _ in range(11):
         shutil.rmtree(path, ignore_errors=True)

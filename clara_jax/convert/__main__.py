@@ -17,24 +17,18 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from clara_jax.clara import ROLES
-from clara_jax.convert.apple_writer import write_apple_checkpoint
-from clara_jax.convert.folder import check_destination, write_model_folder
-from clara_jax.convert.hf import Progress
-from clara_jax.convert.hf_writer import write_hf_folder
-from clara_jax.convert.load import (
-    load_apple,
-    load_gguf,
-    load_hf,
-    load_model,
-    load_peft,
+from clara_jax.convert.apple import write_apple_checkpoint
+from clara_jax.convert.hf import write_hf_folder
+from clara_jax.convert.load import load_model
+from clara_jax.convert.model_folder import (
+    ModelFolder,
+    check_destination,
+    write_model_folder,
 )
-from clara_jax.convert.loaded import ModelFolder
 from clara_jax.convert.peft import write_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.files import told
@@ -76,20 +70,16 @@ def summary(model: ModelFolder, destination: Path) -> str:
         f"heads ({config.num_kv_heads} for keys and values), vocabulary "
         f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",
     ]
-    if model.clara is None:
+    option = "backbone"
+    if model.clara is not None:
+        option, roles = "init_from", [r for r in model.adapters or {} if r != "memory"]
         lines.append(
-            "next: python -m clara_jax.train --config configs/X.py "
-            f"--config.backbone={destination}"
+            f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
+            f"{model.clara.memory.num_memory} memory vectors per document of "
+            f"{model.clara.memory.doc_max_length} tokens"
         )
-        return "\n".join(lines)
-    roles = [name for name in model.adapters or {} if name != "memory"]
-    lines += [
-        f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
-        f"{model.clara.memory.num_memory} memory vectors per document of "
-        f"{model.clara.memory.doc_max_length} tokens",
-        "next: python -m clara_jax.train --config configs/X.py "
-        f"--config.init_from={destination}",
-    ]
+    command = "python -m clara_jax.train --config configs/X.py"
+    lines.append(f"next: {command} --config.{option}={destination}")
     return "\n".join(lines)
 
 
@@ -102,37 +92,25 @@ def listing(destination: Path) -> str:
 
 
 def _load(options: argparse.Namespace) -> ModelFolder:
-    source = options.source
-    if options.form in WRITERS:
+    form, dtype = options.form, options.dtype
+    if form in WRITERS:
         # Cast on the way out: merging wants what the source has.
-        return load_model(source, "", _progress("reading"), base=options.base)
-    if options.form in ("apple", "peft"):
-        load = load_apple if options.form == "apple" else load_peft
-        return load(source, options.base, options.dtype, _progress("reading"))
-    load = load_gguf if options.form == "gguf" else load_hf
-    return load(source, options.dtype, _progress("reading"))
+        form, dtype = None, ""
+    base = getattr(options, "base", "")
+    return load_model(options.source, dtype, base=base, form=form, progress=True)
 
 
 def _write(options: argparse.Namespace, model: ModelFolder, destination: Path) -> None:
+    dtype = options.dtype
     if options.form == "to-apple":
-        write_apple_checkpoint(destination, model, options.dtype, options.base_name)
+        write_apple_checkpoint(destination, model, dtype, options.base_name)
     elif options.form == "to-peft":
         roles = [options.role] if options.role else []
-        write_peft_folder(destination, model, roles, options.dtype, options.base_name)
+        write_peft_folder(destination, model, roles, dtype, options.base_name)
     elif options.form == "to-hf":
-        progress = _progress("writing")
-        write_hf_folder(
-            destination, model, options.role, options.dtype, progress=progress
-        )
+        write_hf_folder(destination, model, options.role, dtype, progress=True)
     else:
         write_model_folder(destination, model)
-
-
-def _progress(what: str) -> Progress:
-    def progress(items: Any, total: int) -> Any:
-        return tqdm(items, what, total, unit=" tensors", leave=False)
-
-    return progress
 
 
 READERS = {
@@ -146,23 +124,27 @@ READERS = {
 WRITERS = {
     "to-apple": (
         "a checkpoint of the original CLaRa",
+        "that of the checkpoint it was read from, else the base's",
         "Its config.json has no field for some settings: LoRA is scaled by 2 and "
         "covers all layers (ours is rewritten so), and top-k has temperature 0.02.",
     ),
     "to-peft": (
         "PEFT folders of LoRA adapters",
+        "float32",
         "One folder a role, for peft.PeftModel.from_pretrained. LoRA has no place for "
         "the rows of special tokens (memory tokens, AE, ENC, SEP): they are written "
         "beside, to special_rows.safetensors.",
     ),
     "to-hf": (
         "a Hugging Face model of one role",
+        "the base's",
         "The role's LoRA is merged into the weights, and the tables end with the rows "
         "of the special tokens, which the tokenizer knows. A base model is written as "
         "it is, without --role.",
     ),
 }
-"""Forms for others to read: what is written, and what to know about it."""
+"""Forms for others to read: what is written, the type of its tensors unless
+one is given, and what to know about it."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,16 +159,11 @@ def _parser() -> argparse.ArgumentParser:
         _common(sub, source, "type to keep the base weights in (default: the source's)")
         if form in ("apple", "peft"):
             _base(sub)
-    for form, (text, more) in WRITERS.items():
+    for form, (text, dtype, more) in WRITERS.items():
         description = f"Write {text}. {more}"
         sub = forms.add_parser(form, help=f"write {text}", description=description)
-        default = {
-            "to-apple": "that of the checkpoint it was read from, else the base's",
-            "to-peft": "float32",
-            "to-hf": "the base's",
-        }[form]
         source = "a CLaRa model: model folder, run folder or original checkpoint"
-        _common(sub, source, f"type of the tensors (default: {default})")
+        _common(sub, source, f"type of the tensors (default: {dtype})")
         _base(sub)
         if form != "to-apple":
             every = " (default: all)" if form == "to-peft" else ""

@@ -1,12 +1,17 @@
-"""Checkpoint folders of the original CLaRa implementation, all three stages.
+"""Checkpoint folders of the original CLaRa implementation, read and written.
 
 A folder holds ``config.json``, ``adapters.pth`` (LoRA by adapter) and
 ``decoder_first_last_layers.pth`` (the resized embedding, and the head when untied).
-Every other weight is that of the base model that ``config.json`` names.
+Every other weight is that of the base model that ``config.json`` names. Which adapter
+carries a copy of the tables, in which order things stand and which fields
+``config.json`` has are those of files that the original wrote at each stage.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,18 @@ from clara_jax.config import (
     ModelConfig,
     SelectionConfig,
 )
-from clara_jax.convert.loaded import (
+from clara_jax.convert.hf_config import Fields
+from clara_jax.convert.model_folder import (
     ClaraSettings,
     ModelFolder,
     OriginalFiles,
-    find_named,
+    new_folder,
 )
-from clara_jax.convert.names import LAYER_ROWS, TreeBuilder, lora_tensors
-from clara_jax.convert.pth import read_pth
+from clara_jax.convert.names import TensorName, covered_layers, lora_tensors
+from clara_jax.convert.pth import Parameter, read_pth, write_pth
+from clara_jax.convert.tensors import Outgoing, build_tree, check_tensors, extract
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json
+from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
 from clara_jax.text import NAME_KEY
 
@@ -39,58 +46,74 @@ ROLES = {
 }
 """The original's names of the adapters, and ours."""
 
+STAGES = {
+    "scp": "stage1",
+    "instruct": "stage1_2",
+    "end_to_end": "stage2",
+    "rerank": "stage2_pretrain_retrieval",
+}
+"""Our stages, and the original's names of them."""
+
 ADAPTERS, LAYERS = "adapters.pth", "decoder_first_last_layers.pth"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-SETTINGS = (
-    "compr_rate",
-    "decoder_model_name",
-    "doc_max_length",
-    "generation_top_k",
-    "lora_r",
-    "sep",
-    "training_stage",
-)
-"""Fields of ``config.json`` that our own settings hold."""
 
 _WRONG_BASE = 0.1
 """Relative distance of embeddings above which the base is taken for another model."""
 
+_ORDER = ("decoder_adapter", "encoder_adapter", "query_reasoner_adapter")
+_WITH_TABLES = {
+    "stage1": ("decoder_adapter", "encoder_adapter"),
+    "stage1_2": ("decoder_adapter",),
+}
+"""Adapters that PEFT stores with the resized tables: those new in their stage."""
 
-def is_apple_checkpoint(folder: Path) -> bool:
-    """Whether `folder` was written by the original implementation."""
-    return (folder / ADAPTERS).is_file()
+_FIELDS: dict[str, Any] = {
+    "ae_mode": "token",
+    "auto_map": {
+        "AutoConfig": "modeling_clara.CLaRaConfig",
+        "AutoModel": "modeling_clara.CLaRa",
+    },
+    "compr_base_model_name": "mistralai/Mistral-7B-Instruct-v0.2",
+    "compr_linear_type": "concat",
+    "compr_mlp_hidden_dim": 8096,
+    "compr_n_layers": 5,
+    "max_new_tokens": 128,
+    "model_type": "CLaRa",
+    "quantization": "no",
+    "stage2_retrieval_top_n": 1,
+    "training_form": "both_separately",
+    "transformers_version": "4.56.2",
+    **dict.fromkeys(
+        "_attn_implementation_autoset different_mem_tokens load_adapters lora "
+        "optimize_mem_tokens".split(),
+        True,
+    ),
+    **dict.fromkeys(
+        "compr_rms_norm compr_use_mlp kbtc_training load_pretrained_checkpoint "
+        "lora_compressor pure_inference".split(),
+        False,
+    ),
+    **dict.fromkeys(
+        "attn_implementation compr_every_n_layer compr_model_name device_map".split()
+    ),
+}
+"""Fields of ``config.json`` that our settings do not hold."""
 
 
-def find_base(folder: Path, base: str = "") -> str:
-    """Where the base model of a checkpoint is.
-
-    Args:
-      folder: the checkpoint.
-      base: an answer given by the user, which wins.
-
-    Returns:
-      A path (``decoder_model_name`` is tried as it is, then below the checkpoint and
-      each of its parents) or, where there is none, the name for the hub.
-    """
-    if base:
-        return base
+def apple_base(folder: Path) -> str:
+    """Return the base model that a checkpoint names."""
     path = folder / "config.json"
-    name = read_json(path).get("decoder_model_name")
-    if not isinstance(name, str) or not name:
-        raise ClaraError(f"{path}: field 'decoder_model_name' is missing")
-    return find_named(folder, name)
+    name = Fields(read_json(path), str(path)).text("decoder_model_name")
+    if not name:
+        raise ClaraError(f"{path}: field 'decoder_model_name' is empty")
+    return name
 
 
 def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
-    """Read a checkpoint on top of its base model.
+    """Put a checkpoint's settings, adapters (float32) and special rows on its base.
 
-    Args:
-      folder: the checkpoint.
-      base: the model of `find_base`. Its first text rows (and head columns) are
-        replaced where the checkpoint's differ, as the original does on loading.
-
-    Returns:
-      The base with settings, adapters (float32) and special rows.
+    The base's first text rows (and head columns) are replaced where the checkpoint's
+    differ, as the original does on loading.
 
     Raises:
       ClaraError: a file is missing, damaged or refused; a name, rank or shape does not
@@ -98,115 +121,98 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     """
     path = folder / "config.json"
     values = read_json(path)
-    memory, rank, top_k, stage = _settings(values, str(path))
-    adapters, lora, adapter_dtype = _read_adapters(folder / ADAPTERS, base.config, rank)
-    special, rows = memory.num_memory + 3, {}
-    text_vocab = len(base.tokenizer)
+    clara = _settings(Fields(values, str(path)), len(base.tokenizer))
+    adapters, layers, dtype = _read_adapters(folder / ADAPTERS, base.config, clara.lora)
     base.tokenizer.init_kwargs[NAME_KEY] = values.get("decoder_model_name", "")
-    params = dict(base.params)
     tables = read_pth(folder / LAYERS)
-    for name, group, array in (
-        (EMBEDDING, "embed", "embedding"),
-        (HEAD, "head", "kernel"),
-    ):
-        if name == HEAD and base.config.tied:
-            continue
-        where = f"{folder / LAYERS}: tensor '{name}'"
-        table = _table(tables.get(name), where, text_vocab, special, base.config)
-        rows[name] = table[text_vocab:].astype(np.float32)
-        stored = params[group][array]
-        ours = stored if group == "embed" else stored.T
-        merged = _merged(ours, table[:text_vocab], where)
-        params[group] = {array: merged if group == "embed" else merged.T}
+    params, special = dict(base.params), {}
+    places = {EMBEDDING: ("embed", "embedding"), HEAD: ("head", "kernel")}
     for name in tables:
-        if name not in (EMBEDDING, HEAD):
+        if name not in places:
             raise ClaraError(f"{folder / LAYERS}: tensor '{name}' is not expected")
-    marks: dict[str, Params] = {"marks": rows[EMBEDDING][-3:]}
-    if HEAD in rows:
-        marks["head"] = rows[HEAD]
-    return ModelFolder(
-        config=base.config,
+    if base.config.tied:
+        del places[HEAD]
+    for name, (group, array) in places.items():
+        where = f"{folder / LAYERS}: tensor '{name}'"
+        table = _table(tables.get(name), where, clara, base.config)
+        text, special[group] = np.split(table, [clara.text_vocab])
+        special[group] = special[group].astype(np.float32)
+        stored = params[group][array]
+        merged = _merged(stored if group == "embed" else stored.T, text, where)
+        params[group] = {array: merged if group == "embed" else merged.T}
+    embedding = special.pop("embed")
+    original = OriginalFiles(
+        adapter_dtype=dtype,
+        table_dtype=_known(tables[EMBEDDING].dtype),
+        fields={k: v for k, v in values.items() if k not in _fields(clara, "")},
+    )
+    lora = dataclasses.replace(clara.lora, layers=layers)
+    return dataclasses.replace(
+        base,
         params=params,
-        tokenizer=base.tokenizer,
-        clara=ClaraSettings(
-            memory=memory,
-            lora=lora,
-            selection=SelectionConfig(top_k=top_k),
-            text_vocab=text_vocab,
-            stage=stage,
-            original=OriginalFiles(
-                adapter_dtype=adapter_dtype,
-                table_dtype=_known(tables[EMBEDDING].dtype),
-                fields={k: v for k, v in values.items() if k not in SETTINGS},
-            ),
+        clara=dataclasses.replace(clara, lora=lora, original=original),
+        adapters={**adapters, "memory": embedding[:-3]},
+        rows={"marks": embedding[-3:], **special},
+    )
+
+
+def _settings(fields: Fields, text_vocab: int) -> ClaraSettings:
+    fields.only("compr_model_name", None, "", False)
+    fields.only("lora", True, None)
+    fields.only("different_mem_tokens", True, None)
+    rank = fields.positive("lora_r")
+    return ClaraSettings(
+        memory=MemoryConfig(
+            doc_max_length=fields.positive("doc_max_length"),
+            compression_rate=fields.positive("compr_rate"),
+            separator=bool(fields.values.get("sep", True)),
         ),
-        adapters={**adapters, "memory": rows[EMBEDDING][:-3]},
-        rows=marks,
-        eos_ids=base.eos_ids,
+        lora=LoraConfig(rank=rank, alpha=2.0 * rank, dropout=0.1),
+        selection=SelectionConfig(top_k=fields.positive("generation_top_k", 1)),
+        text_vocab=text_vocab,
+        stage=str(fields.values.get("training_stage", "")),
     )
 
 
-def _settings(values: dict[str, Any], where: str) -> tuple[MemoryConfig, int, int, str]:
-    def whole(name: str, default: int | None = None) -> int:
-        value = values.get(name, default)
-        if type(value) is not int or value < 1:
-            raise ClaraError(
-                f"{where}: field '{name}' must be a whole number above 0, not {value!r}"
-            )
-        return value
-
-    unsupported = {
-        "compr_model_name": (None, "", False),
-        "lora": (True, None),
-        "different_mem_tokens": (True, None),
+def _fields(clara: ClaraSettings, name: str) -> dict[str, Any]:
+    """Return the fields of ``config.json`` that our settings hold."""
+    return {
+        "compr_rate": clara.memory.compression_rate,
+        "decoder_model_name": name,
+        "doc_max_length": clara.memory.doc_max_length,
+        "generation_top_k": clara.selection.top_k,
+        "lora_r": clara.lora.rank,
+        "sep": clara.memory.separator,
+        "training_stage": STAGES.get(clara.stage, clara.stage),
     }
-    for name, accepted in unsupported.items():
-        if values.get(name) not in accepted:
-            raise ClaraError(
-                f"{where}: field '{name}' is {values[name]!r}, which is not supported"
-            )
-    memory = MemoryConfig(
-        doc_max_length=whole("doc_max_length"),
-        compression_rate=whole("compr_rate"),
-        separator=bool(values.get("sep", True)),
-    )
-    stage = str(values.get("training_stage", ""))
-    return memory, whole("lora_r"), whole("generation_top_k", 1), stage
 
 
 def _read_adapters(
-    path: Path, config: ModelConfig, rank: int
-) -> tuple[dict[str, Params], LoraConfig, str]:
+    path: Path, config: ModelConfig, lora: LoraConfig
+) -> tuple[dict[str, Params], tuple[str, ...], str]:
+    """Return trees by role, the layers covered, and the type that all are stored in."""
     groups = read_pth(path, keep=lambda key: key not in (EMBEDDING, HEAD))
     for name, group in groups.items():
         if name not in ROLES or not isinstance(group, dict):
             raise ClaraError(
                 f"{path}: adapter '{name}' is unknown; known are {', '.join(ROLES)}"
             )
-    if not groups:
-        raise ClaraError(f"{path}: holds no adapter")
-    names = {key for group in groups.values() for key in group}
-    lora = LoraConfig(rank=rank, alpha=2.0 * rank, dropout=0.1)
-    absent = [
-        row.ours.rpartition("/")[2]
-        for row in LAYER_ROWS
-        if row.inputs and not any(f".{row.hf}.lora_A." in name for name in names)
-    ]
-    wanted = {t.path[-2] for t in lora_tensors(config, lora)}
-    if wanted & set(absent):
-        layers = tuple(sorted(wanted - set(absent)))
-        lora = LoraConfig(rank=rank, alpha=2.0 * rank, dropout=0.1, layers=layers)
-    tensors = lora_tensors(config, lora)
-    adapters, dtypes = {}, set()
-    for name, group in groups.items():
-        builder = TreeBuilder(tensors, np.float32, f"{path}: {name}")
         for key, array in group.items():
             if not isinstance(array, np.ndarray):
-                raise ClaraError(f"{path}: {name}: '{key}' is no tensor")
-            builder.put(key, array)
-            dtypes.add(_known(array.dtype))
-        adapters[ROLES[name]] = builder.finish()
-    return adapters, lora, dtypes.pop() if len(dtypes) == 1 else ""
+                raise ClaraError(f"{path}: {name}: '{key}' is not a tensor")
+    if not groups:
+        raise ClaraError(f"{path}: holds no adapter")
+    layers = covered_layers(config, (key for group in groups.values() for key in group))
+    tensors = lora_tensors(config, dataclasses.replace(lora, layers=layers))
+    adapters, dtypes = {}, set()
+    for name, group in groups.items():
+        shapes = {key: array.shape for key, array in group.items()}
+        check_tensors(tensors, shapes, f"{path}: {name}")
+        dtypes |= {_known(array.dtype) for array in group.values()}
+        adapters[ROLES[name]] = build_tree(
+            tensors, lambda tensor, group=group: group[tensor.name], np.float32
+        )
+    return adapters, layers, dtypes.pop() if len(dtypes) == 1 else ""
 
 
 def _known(dtype: np.dtype) -> str:
@@ -214,26 +220,27 @@ def _known(dtype: np.dtype) -> str:
 
 
 def _table(
-    table: Any, where: str, text_vocab: int, special: int, config: ModelConfig
+    table: Any, where: str, clara: ClaraSettings, config: ModelConfig
 ) -> np.ndarray:
     if not isinstance(table, np.ndarray):
         raise ClaraError(f"{where} is missing")
-    shape = (text_vocab + special, config.width)
+    text, special = clara.text_vocab, clara.memory.num_memory + 3
+    shape = (text + special, config.width)
     if table.shape != shape:
         raise ClaraError(
             f"{where} has shape {list(table.shape)}, but {list(shape)} is needed: the "
-            f"base tokenizer's {text_vocab} tokens and {special} special ones"
+            f"base tokenizer's {text} tokens and {special} special ones"
         )
-    if text_vocab > config.vocab_size:
+    if text > config.vocab_size:
         raise ClaraError(
-            f"{where}: the base tokenizer has {text_vocab} tokens, but the base model "
+            f"{where}: the base tokenizer has {text} tokens, but the base model "
             f"only {config.vocab_size} rows"
         )
     return table
 
 
 def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
-    """Our table `[V, D]` with the checkpoint's text rows where they are others."""
+    """Return our table `[V, D]`, with the checkpoint's text rows if they differ."""
     rows = ours[: len(theirs)]
     if np.array_equal(rows.astype(theirs.dtype), theirs):
         return ours
@@ -247,3 +254,74 @@ def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
     merged = np.array(ours)
     merged[: len(theirs)] = theirs
     return merged
+
+
+def write_apple_checkpoint(
+    path: str | os.PathLike, model: ModelFolder, dtype: str = "", name: str = ""
+) -> None:
+    """Write a checkpoint that the original implementation loads.
+
+    The form has no place for some of our settings: it always scales LoRA by 2 (another
+    scale is put into the B matrices), adapts all linear layers (others get zeros),
+    selects at temperature 0.02 and drops out 0.1 in training. Of the base only the text
+    rows are written; the original takes the rest from the model that is named.
+
+    Args:
+      path: a new or empty folder.
+      model: a CLaRa model.
+      dtype: type of all tensors; empty takes that of the checkpoint the model was read
+        from, else the base's.
+      name: hub name or path of the base model; empty takes the one that it came from.
+
+    Raises:
+      ClaraError: a base model, no name for the base, or nothing can be written there.
+    """
+    clara, adapters, _ = model.parts()
+    ours = _fields(clara, model.needed_name(name))
+    fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank}
+    fields |= {**clara.original.fields, **ours}
+    stage, stored = ours["training_stage"], model.config.param_dtype
+    kind = dtype or clara.original.adapter_dtype or stored
+    # PEFT stores a tied head too: the embedding under both names, in one storage.
+    tables = model.tables(kind)
+    extra = {EMBEDDING: tables["embed"], HEAD: tables.get("head", tables["embed"])}
+    groups = {}
+    for theirs in _ORDER:
+        if ROLES[theirs] in adapters:
+            groups[theirs] = _adapter(model, clara.lora, adapters[ROLES[theirs]], kind)
+            if theirs in _WITH_TABLES.get(stage, ()):
+                groups[theirs] |= extra
+    tables = model.tables(dtype or clara.original.table_dtype or stored)
+    layers = {EMBEDDING: Parameter(tables["embed"], stage == "stage1")}
+    if "head" in tables:
+        layers[HEAD] = Parameter(tables["head"])
+    with new_folder(path) as folder:
+        write_pth(folder / ADAPTERS, groups)
+        write_pth(folder / LAYERS, layers)
+        write_json(folder / "config.json", dict(sorted(fields.items())))
+
+
+def _adapter(
+    model: ModelFolder, lora: LoraConfig, tree: Params, dtype: str
+) -> dict[str, Outgoing]:
+    """Return LoRA matrices of every linear layer, at the original's fixed scale."""
+    factor = np.float32(lora.alpha / lora.rank / 2)
+
+    def made(tensor: TensorName) -> list[np.ndarray]:
+        if not lora.covers(tensor.path[-2]):
+            return [np.zeros(tensor.shape, np.float32)]
+        array = extract(tree, tensor)
+        return [array * factor if tensor.path[-1] == "b" else array]
+
+    every = lora_tensors(model.config, dataclasses.replace(lora, layers=("all",)))
+    found = {}
+    for tensor in sorted(every, key=_registered):
+        make = functools.partial(made, tensor)
+        found[tensor.name] = Outgoing(tensor.shape, np.dtype(dtype), make)
+    return found
+
+
+def _registered(tensor: TensorName) -> tuple:
+    """Sort as the modules of transformers are registered; Phi-3's o_proj is first."""
+    _, room, name, _ = tensor.path
+    return tensor.layer, room, name == "query_key_value"

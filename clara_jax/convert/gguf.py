@@ -2,27 +2,40 @@
 
 Tensors are dequantized one by one into the allocated tree. llama.cpp stores the rows
 of q and k of Llama-family files in the order of interleaved rotary pairs; this is
-undone here, as the backbone rotates halves.
+undone here, as the backbone rotates halves. The tokenizer is rebuilt from the metadata.
 
-Sources: ``gguf`` ``constants.py``; llama.cpp ``convert_hf_to_gguf.py`` (permutation).
+Sources: ``gguf`` ``constants.py``; llama.cpp ``convert_hf_to_gguf.py`` (permutation)
+and ``llama-vocab.cpp`` (pre-tokenizers; the patterns are those of the models' own
+``tokenizer.json`` files).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, TokenType
 from gguf.quants import dequantize
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from clara_jax.config import ModelConfig, RopeConfig
-from clara_jax.convert.gguf_tokenizer import build_tokenizer
-from clara_jax.convert.hf import Progress, numpy_dtype, quiet
-from clara_jax.convert.hf_config import longrope_attention_factor
-from clara_jax.convert.names import TensorName, TreeBuilder, gguf_tensors
+from clara_jax.convert.hf_config import Fields
+from clara_jax.convert.names import TensorName, gguf_tensors
+from clara_jax.convert.tensors import build_tree, check_tensors
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
+from clara_jax.model.rope import attention_factor
 from clara_jax.shapes import Params
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -33,11 +46,8 @@ _ROPE_TENSORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 class GgufFile:
     """One opened file.
 
-    Args:
-      path: the file.
-
     Raises:
-      ClaraError: it is missing, truncated, no GGUF file, or of an architecture that
+      ClaraError: it is missing, truncated, not a GGUF file, or of an architecture that
         the backbone does not have.
     """
 
@@ -47,40 +57,31 @@ class GgufFile:
             raise ClaraError(f"{path}: there is no such file")
         try:
             reader = GGUFReader(path)
+            values = {key: field.contents() for key, field in reader.fields.items()}
         except Exception as error:
             raise ClaraError(
-                f"{path}: is truncated or no GGUF file ({first_line(error)}); "
+                f"{path}: is truncated or not a GGUF file ({first_line(error)}); "
                 "fetch it again"
             ) from error
-        self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.architecture = str(self.value("general.architecture"))
-        if self.architecture not in ARCHITECTURES:
+        self._fields = Fields(values, f"{path}: metadata")
+        self._architecture = self._fields.text("general.architecture")
+        if self._architecture not in ARCHITECTURES:
             raise ClaraError(
-                f"{path}: unknown architecture '{self.architecture}'; "
+                f"{path}: unknown architecture '{self._architecture}'; "
                 f"supported are {', '.join(ARCHITECTURES)}"
             )
 
     @property
     def name(self) -> str:
         """Architecture and the name that the file gives itself."""
-        return f"{self.architecture} {self.value('general.name', '')}".strip()
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """One metadata value; without a default it must be there."""
-        field = self._fields.get(key)
-        if field is None:
-            if default is None:
-                raise ClaraError(f"{self.path}: metadata field '{key}' is missing")
-            return default
-        return field.contents()
+        return f"{self._architecture} {self._fields.text('general.name', '')}".strip()
 
     def config(self, param_dtype: str = "") -> ModelConfig:
-        """The backbone's shape, from metadata and the names of tensors.
+        """Return the backbone's shape, from metadata and the names of tensors.
 
-        Args:
-          param_dtype: type to keep weights in; empty takes bfloat16 for a bfloat16
-            file and float32 for all others.
+        Weights are kept in `param_dtype`, or else in bfloat16 for a bfloat16 file and
+        in float32 for all others.
         """
         if self._whole("expert_count", 0):
             raise ClaraError(f"{self.path}: mixtures of experts are not supported")
@@ -88,16 +89,13 @@ class GgufFile:
             raise ClaraError(f"{self.path}: tensor 'token_embd.weight' is missing")
         width = self._whole("embedding_length")
         heads = self._whole("attention.head_count")
-        rotated = self._whole("rope.dimension_count", 0)
         head_dim = self._whole("attention.key_length", 0) or width // max(heads, 1)
-        embedding = self._tensors["token_embd.weight"]
-        stored_bf16 = any(
-            tensor.tensor_type == GGMLQuantizationType.BF16
-            for tensor in self._tensors.values()
-        )
+        kinds = {tensor.tensor_type for tensor in self._tensors.values()}
+        stored = "bfloat16" if GGMLQuantizationType.BF16 in kinds else "float32"
+        dtype: Any = param_dtype or stored
         window = self._whole("attention.sliding_window", 0)
         return ModelConfig(
-            vocab_size=int(embedding.shape[1]),
+            vocab_size=self._shape("token_embd.weight")[0],
             width=width,
             num_layers=self._whole("block_count"),
             num_heads=heads,
@@ -112,66 +110,56 @@ class GgufFile:
             qk_norm=self._has("attn_q_norm.weight"),
             fused_qkv=self._has("attn_qkv.weight"),
             fused_gate_up=not self._has("ffn_gate.weight"),
-            sliding_window=window if window and self.architecture == "phi3" else None,
-            rope=self._rope(rotated or head_dim, head_dim),
-            param_dtype=param_dtype or ("bfloat16" if stored_bf16 else "float32"),
+            sliding_window=window if window and self._architecture == "phi3" else None,
+            rope=self._rope(head_dim),
+            param_dtype=dtype,
         )
 
-    def params(self, config: ModelConfig, progress: Progress = quiet) -> Params:
+    def params(self, config: ModelConfig, progress: bool = False) -> Params:
         """Dequantize the weights into our tree, tensor by tensor.
 
         Raises:
           ClaraError: a tensor is missing, unexpected, of a wrong shape or of a type
             that cannot be dequantized.
         """
-        builder = TreeBuilder(
-            gguf_tensors(config), numpy_dtype(config.param_dtype), str(self.path)
-        )
+        tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
-        for name in names:
-            builder.check(name, self._shape(name))
-        for name in progress(names, len(names)):
-            array = self._read(name)
-            if self.architecture in _PERMUTED:
-                array = _unpermuted(array, builder.wanted[name], config)
-            builder.put(name, array)
-        return builder.finish()
+        check_tensors(tensors, {n: self._shape(n) for n in names}, self.path)
+        heads = {"query": config.num_heads, "key": config.num_kv_heads}
+
+        def read(tensor: TensorName) -> np.ndarray:
+            array, count = self._read(tensor.name), heads.get(tensor.path[-2])
+            if count is None or self._architecture not in _PERMUTED:
+                return array
+            pairs = array.reshape(count, config.head_dim // 2, 2, *array.shape[1:])
+            return pairs.swapaxes(1, 2).reshape(array.shape)
+
+        return build_tree(tensors, read, config.param_dtype, progress=progress)
 
     def tokenizer(self) -> Any:
-        """The tokenizer, rebuilt from the metadata."""
-        prefix = "tokenizer."
-        values = {
-            key.removeprefix(prefix): field.contents()
-            for key, field in self._fields.items()
-            if key.startswith(prefix)
-        }
-        return build_tokenizer(values, str(self.path))
+        """Return the tokenizer, rebuilt from the metadata."""
+        return build_tokenizer(self._fields)
 
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
+        """Return ids that end an answer."""
         keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        ids = (self.value(key, -1) for key in keys)
+        ids = (self._fields.integer(key, -1) for key in keys)
         return tuple(dict.fromkeys(i for i in ids if i >= 0))
 
     def _whole(self, key: str, default: int | None = None) -> int:
-        return int(self._plain(key, default))
+        return int(self._number(key, default))
 
-    def _number(self, key: str, default: float | None = None) -> float:
-        return float(self._plain(key, default))
-
-    def _plain(self, key: str, default: Any) -> Any:
-        key = f"{self.architecture}.{key}"
-        value = self.value(key, default)
+    def _number(self, key: str, default: int | float | None = None) -> float:
+        name = f"{self._architecture}.{key}"
+        value = self._fields.values.get(name)
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ClaraError(
-                    f"{self.path}: '{key}' differs between layers; "
+                    f"{self.path}: '{name}' differs between layers; "
                     "all layers must be alike"
                 )
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ClaraError(f"{self.path}: '{key}' must be a number, not {value!r}")
-        return value
+            return Fields({name: value[0]}, self._fields.where).number(name)
+        return self._fields.number(name, default)
 
     def _has(self, name: str) -> bool:
         return f"blk.0.{name}" in self._tensors
@@ -180,6 +168,8 @@ class GgufFile:
         return tuple(int(n) for n in reversed(self._tensors[name].shape))
 
     def _read(self, name: str) -> np.ndarray:
+        if name not in self._tensors:
+            raise ClaraError(f"{self.path}: tensor '{name}' is missing")
         tensor = self._tensors[name]
         try:
             array = dequantize(tensor.data, tensor.tensor_type)
@@ -190,68 +180,212 @@ class GgufFile:
             ) from error
         return array.reshape(self._shape(name))
 
-    def _rope(self, rotated: int, head_dim: int) -> RopeConfig:
+    def _rope(self, head_dim: int) -> RopeConfig:
         longest = self._whole("context_length")
-        kind = str(self.value(f"{self.architecture}.rope.scaling.type", "none"))
         original = self._whole("rope.scaling.original_context_length", longest)
+        kind = self._fields.text(f"{self._architecture}.rope.scaling.type", "none")
         factor = self._number("rope.scaling.factor", 0.0)
-        common = {
+        rope: dict[str, Any] = {
             "theta": self._number("rope.freq_base", 10000.0),
-            "fraction": rotated / head_dim,
+            "fraction": (self._whole("rope.dimension_count", 0) or head_dim) / head_dim,
             "max_position": longest,
         }
         if "rope_freqs.weight" in self._tensors:
             # The divisors of llama3, worked out by the converter.
-            divisors = self._divisors("rope_freqs.weight")
-            return RopeConfig(
-                kind="longrope",
-                factor=1.0,
-                original_max_position=longest,
-                short_factors=divisors,
-                long_factors=divisors,
-                attention_factor=1.0,
-                **common,
-            )
+            divisors = tuple(self._read("rope_freqs.weight").ravel().tolist())
+            rope |= {"short_factors": divisors, "long_factors": divisors}
+            rope |= {"factor": 1.0, "original_max_position": longest}
+            return RopeConfig(kind="longrope", attention_factor=1.0, **rope)
         if "rope_factors_long.weight" in self._tensors:
-            factor = longest / original
-            return RopeConfig(
-                kind="longrope",
-                factor=factor,
-                original_max_position=original,
-                short_factors=self._divisors("rope_factors_short.weight"),
-                long_factors=self._divisors("rope_factors_long.weight"),
-                attention_factor=self._number("rope.scaling.attn_factor", 0.0)
-                or longrope_attention_factor(factor, original),
-                **common,
-            )
-        if kind == "none":
-            return RopeConfig(**common)
+            for name in ("short", "long"):
+                divisors = self._read(f"rope_factors_{name}.weight").ravel()
+                rope[f"{name}_factors"] = tuple(divisors.tolist())
+            rope |= {"factor": longest / original, "original_max_position": original}
+            given = self._number("rope.scaling.attn_factor", 0.0)
+            found = RopeConfig(kind="longrope", attention_factor=given, **rope)
+            return dataclasses.replace(found, attention_factor=attention_factor(found))
         if kind == "linear" and factor:
-            return RopeConfig(kind="linear", factor=factor, **common)
+            return RopeConfig(kind="linear", factor=factor, **rope)
         if kind == "yarn" and factor:
-            return RopeConfig(
-                kind="yarn", factor=factor, original_max_position=original, **common
-            )
-        raise ClaraError(f"{self.path}: rope scaling '{kind}' is not supported")
-
-    def _divisors(self, name: str) -> tuple[float, ...]:
-        if name not in self._tensors:
-            raise ClaraError(f"{self.path}: tensor '{name}' is missing")
-        return tuple(float(value) for value in self._read(name).reshape(-1))
-
-
-def _unpermuted(
-    array: np.ndarray, tensor: TensorName, config: ModelConfig
-) -> np.ndarray:
-    """Rows of q and k, from interleaved rotary pairs back to halves."""
-    heads = {"query": config.num_heads, "key": config.num_kv_heads}
-    count = heads.get(tensor.path[-2])
-    if count is None:
-        return array
-    pairs = array.reshape(count, config.head_dim // 2, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
+            rope |= {"factor": factor, "original_max_position": original}
+            return RopeConfig(kind="yarn", **rope)
+        if kind != "none":
+            raise ClaraError(f"{self.path}: rope scaling '{kind}' is not supported")
+        return RopeConfig(**rope)
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-05, not 9.999999747e-06."""
+    """Return the shortest decimal of this float32: 1e-05, not 9.999999747e-06."""
     return float(str(np.float32(value)))
+
+
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BEFORE = r"[^\r\n\p{L}\p{N}]?"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _words(digits: str, letters: str = _BEFORE + r"\p{L}+", stop: str = "") -> str:
+    signs = r" ?[^\s\p{L}\p{N}]+[\r\n" + stop + "]*"
+    return "|".join((letters, digits, signs, _SPACES))
+
+
+def _cased(ending: str) -> str:
+    """Words that start a new piece where the case goes up again."""
+    return f"{_BEFORE}{_UPPER}*{_LOWER}+{ending}|{_BEFORE}{_UPPER}+{_LOWER}*{ending}"
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = f"{_SHORT}|" + _words(r"\p{N}{1,3}")
+_QWEN2 = f"{_SHORT}|" + _words(r"\p{N}")
+_GPT4O = _words(r"\p{N}{1,3}", _cased(f"{_SHORT}?"), "/")
+_TEKKEN = _words(r"\p{N}", _cased(""), "/")
+
+_PATTERNS: dict[str, tuple[str, ...]] = {
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    **dict.fromkeys(
+        ("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling"),
+        (_GPT2,),
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
+        (r"\p{N}", _GPT2),
+    ),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
+        (_LLAMA3,),
+    ),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"), (_QWEN2,)),
+    **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
+    "tekken": (_TEKKEN,),
+}
+"""Splits made one after the other before bytes are merged, by pre-tokenizer."""
+
+_WHOLE_WORDS_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"}
+_QWEN_ROLES = ("<|im_start|>", "<|im_end|>")
+
+
+def build_tokenizer(fields: Fields) -> Any:
+    """Build a ``PreTrainedTokenizerFast``, with special tokens and chat template.
+
+    Tokens that only pad the vocabulary (type "unused", at its end) are left out, so
+    that its length is that of the original tokenizer.
+
+    Raises:
+      ClaraError: a kind of tokenizer or pre-tokenizer that is not known, or a missing
+        field.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = list(fields.required("tokenizer.ggml.tokens"))
+    types = fields.values.get("tokenizer.ggml.token_type")
+    types = list(types or [TokenType.NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise fields.error("tokenizer.ggml.token_type has a wrong length")
+    while types and types[-1] == TokenType.UNUSED:
+        del tokens[-1], types[-1]
+    model = fields.text("tokenizer.ggml.model")
+    pre = fields.text("tokenizer.ggml.pre", "default")
+    try:
+        if model == "gpt2":
+            tokenizer = _byte_level(fields, tokens, pre)
+        elif model == "llama":
+            tokenizer = _sentencepiece(fields, tokens, types)
+        else:
+            raise fields.error(
+                f"tokenizer model '{model}' is not supported; gpt2 (byte-level BPE) "
+                "and llama (SentencePiece) are"
+            )
+    except ClaraError:
+        raise
+    except Exception as error:
+        raise fields.error(f"the tokenizer is damaged ({first_line(error)})") from error
+    # Matched whole in the text: control tokens, and those that users have defined.
+    for token, kind in zip(tokens, types, strict=True):
+        added = AddedToken(token, normalized=False)
+        if kind in (TokenType.UNKNOWN, TokenType.CONTROL):
+            tokenizer.add_special_tokens([added])
+        elif kind == TokenType.USER_DEFINED:
+            tokenizer.add_tokens([added])
+    special: dict[str, Any] = {}
+    for name in ("bos", "eos", "unknown", "padding"):
+        index = fields.integer(f"tokenizer.ggml.{name}_token_id", -1)
+        if index >= len(tokens):
+            raise fields.error(f"its {name} token {index} is not in its vocabulary")
+        if index >= 0:
+            special[f"{name[:3]}_token"] = tokens[index]
+    begins = fields.values.get("tokenizer.ggml.add_bos_token", model == "llama")
+    if pre == "qwen2" and not begins:
+        # Qwen's own tokenizer has no bos; llama.cpp fills the field all the same.
+        special.pop("bos_token", None)
+        special["additional_special_tokens"] = [t for t in _QWEN_ROLES if t in tokens]
+    if begins and "bos_token" in special:
+        bos = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0",
+            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+            special_tokens=[(bos, tokens.index(bos))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=fields.values.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _byte_level(fields: Fields, tokens: list[str], pre: str) -> Tokenizer:
+    if pre not in _PATTERNS:
+        raise fields.error(
+            f"pre-tokenizer '{pre}' is not known; "
+            f"known are {', '.join(sorted(_PATTERNS))}"
+        )
+    merges = [tuple(m.split(" ", 1)) for m in fields.required("tokenizer.ggml.merges")]
+    for merge in merges:
+        if len(merge) != 2 or not all(merge):
+            raise fields.error(f"the merge {' '.join(merge)!r} is damaged")
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre in _WHOLE_WORDS_FIRST,
+        )
+    )
+    splits = [
+        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[pre]
+    ]
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_only])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(fields: Fields, tokens: list[str], types: list[Any]) -> Tokenizer:
+    """Return BPE whose merges are all ways to join two pieces, best score first."""
+    scores = fields.required("tokenizer.ggml.scores")
+    ids = {token: i for i, token in enumerate(tokens)}
+    ranked = []
+    for token, kind, score in zip(tokens, types, scores, strict=False):
+        if kind in (TokenType.NORMAL, TokenType.USER_DEFINED):
+            for cut in range(1, len(token)):
+                left, right = token[:cut], token[cut:]
+                if left in ids and right in ids:
+                    ranked.append((-score, ids[left], ids[right], left, right))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=ids,
+            merges=[(left, right) for *_, left, right in sorted(ranked)],
+            unk_token=tokens[fields.integer("tokenizer.ggml.unknown_token_id", 0)],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    before: list[Any] = [normalizers.Replace(" ", "▁")]
+    after = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if fields.values.get("tokenizer.ggml.add_space_prefix", True):
+        before.insert(0, normalizers.Prepend("▁"))
+        after.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(before)
+    tokenizer.decoder = decoders.Sequence(after)
+    return tokenizer

@@ -1,72 +1,47 @@
-"""Hugging Face models: a folder or a hub name, in one or many safetensors files."""
+"""Hugging Face folders: a base model read, a model or one role of it written.
+
+A role is written as an ordinary model, its LoRA merged in: the tables end with the rows
+of the special tokens, and the tokenizer knows these, so that whatever reads such
+folders computes what the role computes.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import tokenizers
 
-from clara_jax.config import ModelConfig
-from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.names import TreeBuilder, hf_tensors
-from clara_jax.convert.shards import SafetensorsFile
-from clara_jax.convert.stored import Placement, place_tensors
+from clara_jax.config import LoraConfig, ModelConfig
+from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
+from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
+from clara_jax.convert.names import TensorName, hf_tensors
+from clara_jax.convert.safetensors_files import (
+    SHARD_BYTES,
+    SafetensorsFile,
+    write_shards,
+)
+from clara_jax.convert.tensors import (
+    Outgoing,
+    Placement,
+    build_tree,
+    check_tensors,
+    extract,
+    outgoing,
+)
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json
+from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
-
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps an iterable of known length, for a progress bar."""
-
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-
-
-def quiet(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """The progress bar that shows nothing."""
-    del total
-    return items
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The numpy type of one of `config.DTYPES`."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
-def fetch(source: str | os.PathLike) -> Path:
-    """A local folder for a model's name: itself, or its download from the hub.
-
-    Args:
-      source: a folder, or a hub name such as ``mistralai/Mistral-7B-Instruct-v0.2``.
-
-    Raises:
-      ClaraError: neither; or the hub cannot be reached or does not have it.
-    """
-    if not str(source):
-        raise ClaraError("the model's name is empty; give a folder or a hub name")
-    path = Path(source)
-    if path.is_dir():
-        return path
-    name = str(source)
-    if path.exists() or name.count("/") > 1 or name[:1] in "./~" or name.endswith("/"):
-        raise ClaraError(f"{name}: there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:
-        raise ClaraError(
-            f"{name}: no such folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}); check the name and the network, or download it "
-            "elsewhere and give the folder"
-        ) from error
+from clara_jax.text.prompts import marker_names
 
 
 def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
-    """The shape of the model in a folder, from its ``config.json``."""
+    """Return the shape of the model in a folder, from its ``config.json``."""
     path = folder / "config.json"
     if not path.is_file():
         runs = sorted(p.parent.name for p in folder.glob("*/model.json"))
@@ -78,59 +53,40 @@ def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
 def read_hf_params(
     folder: Path,
     config: ModelConfig,
-    progress: Progress = quiet,
     placement: Placement | None = None,
+    progress: bool = False,
 ) -> Params:
-    """Load the weights of a folder into our tree.
-
-    The tree is allocated once, in ``config.param_dtype``; each tensor is mapped from
-    the disk and copied to its place, so the peak is the tree and no second copy.
-
-    Args:
-      folder: with ``model.safetensors``, or shards and their index.
-      config: from `read_hf_config`.
-      progress: wraps the loop over tensors.
-      placement: where arrays lie; each process then reads only what its devices hold.
-
-    Returns:
-      The parameter tree: numpy arrays, or with `placement` JAX arrays.
+    """Load the weights of a folder into our tree, as of `build_tree`.
 
     Raises:
       ClaraError: a file is missing or truncated, a tensor is missing, unexpected or of
         a wrong shape. Every shape is checked before the first byte is copied.
     """
-    files = [SafetensorsFile(path) for path in _weight_files(folder)]
-    dtype = numpy_dtype(config.param_dtype)
-    builder = TreeBuilder(hf_tensors(config), dtype, str(folder))
-    places: dict[str, SafetensorsFile] = {}
-    for file in files:
-        for name in file:
-            if name.endswith(".rotary_emb.inv_freq"):
+    files: dict[str, SafetensorsFile] = {}
+    for path in _weight_files(folder):
+        file = SafetensorsFile(path)
+        for name in file.shapes:
+            tied_head = name == "lm_head.weight" and config.tied
+            if tied_head or name.endswith(".rotary_emb.inv_freq"):
                 continue
-            if name == "lm_head.weight" and config.tied:
-                continue
-            builder.check(name, file.shape(name), str(file.path))
-            if name in places:
+            if name in files:
                 raise ClaraError(
-                    f"{file.path}: tensor '{name}' is also in {places[name].path.name}"
+                    f"{path}: tensor '{name}' is also in {files[name].path.name}"
                 )
-            places[name] = file
-    if len(places) == len(builder.wanted) and placement is not None:
-        tensors = builder.wanted.values()
-        return place_tensors(
-            tensors, lambda t: places[t.name].read(t.name), dtype, placement
-        )
-    if len(places) == len(builder.wanted):
-        for name, file in progress(places.items(), len(places)):
-            builder.put(name, file.read(name), str(file.path))
-    else:
-        for name in places:
-            del builder.wanted[name]
-    return builder.finish()
+            files[name] = file
+    tensors = hf_tensors(config)
+    shapes = {name: file.shapes[name] for name, file in files.items()}
+    paths = {name: file.path for name, file in files.items()}
+    check_tensors(tensors, shapes, folder, paths)
+
+    def read(tensor: TensorName) -> Any:
+        return files[tensor.name].tensor(tensor.name)
+
+    return build_tree(tensors, read, config.param_dtype, placement, progress)
 
 
 def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer: generation config, else config, else tokenizer."""
+    """Return ids that end an answer: generation config, else config, else tokenizer."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         ids = read_json(path).get("eos_token_id") if path.is_file() else None
@@ -138,7 +94,7 @@ def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
             continue
         ids = ids if isinstance(ids, list) else [ids]
         if any(type(i) is not int or i < 0 for i in ids):
-            raise ClaraError(f"{path}: field 'eos_token_id' is no token id: {ids!r}")
+            raise ClaraError(f"{path}: field 'eos_token_id' is not a token id: {ids!r}")
         return tuple(ids)
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
@@ -152,7 +108,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in places.values()})
         for name in names:
             if Path(name).name != name:
-                raise ClaraError(f"{index}: '{name}' is no plain file name")
+                raise ClaraError(f"{index}: '{name}' is not a plain file name")
             if not (folder / name).is_file():
                 raise ClaraError(f"{folder / name}: the shard is missing; fetch it")
         return [folder / name for name in names]
@@ -162,3 +118,92 @@ def _weight_files(folder: Path) -> list[Path]:
     others = [p.name for p in folder.glob("*.bin")]
     hint = f" (found {others[0]}; save it as safetensors first)" if others else ""
     raise ClaraError(f"{folder}: has no model.safetensors{hint}")
+
+
+def write_hf_folder(
+    path: str | os.PathLike,
+    model: ModelFolder,
+    role: str = "",
+    dtype: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+) -> None:
+    """Write a model as a Hugging Face folder.
+
+    A role's LoRA is added to the weights in float32, and the sum cast to the type that
+    is written. Special tokens are spelled as in the original: ``<MEM0>``, ``<AE>``.
+
+    Args:
+      path: a new or empty folder.
+      model: a CLaRa model, or a base model.
+      role: whose LoRA; empty for a base model, which is written as it is.
+      dtype: type of the weights; empty takes the base's.
+      shard_bytes: size above which the weights are cut into several files.
+      progress: show a bar.
+
+    Raises:
+      ClaraError: a CLaRa model without `role`, a role that it does not have, a shape
+        that no architecture of transformers has, or nothing can be written there.
+    """
+    dtype = dtype or model.config.param_dtype
+    config = dataclasses.replace(model.config, param_dtype=dtype)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tensors = {t.name: outgoing(model.params, t, dtype) for t in hf_tensors(config)}
+    if role:
+        clara, _, _ = model.parts()
+        names = marker_names(clara.memory.num_memory)
+        config = dataclasses.replace(config, vocab_size=clara.text_vocab + len(names))
+        _add_special_tokens(tokenizer, names, clara.text_vocab)
+        tensors |= _merged(model, role, dtype)
+    elif model.clara is not None:
+        roles = ", ".join(model.roles())
+        raise ClaraError(f"the source is a CLaRa model; choose --role out of {roles}")
+    eos = list(model.eos_ids)
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    values = {**hf_from_model_config(config, model.base_name()), **ends}
+    with new_folder(path) as folder:
+        write_json(folder / "config.json", values)
+        write_json(folder / "generation_config.json", ends)
+        write_tokenizer(folder, tokenizer)
+        write_shards(folder, tensors, shard_bytes, progress)
+
+
+def _add_special_tokens(tokenizer: Any, names: tuple[str, ...], first: int) -> None:
+    spelled = [f"<{name}>" for name in names]
+    added = [tokenizers.AddedToken(s, special=True, normalized=False) for s in spelled]
+    tokenizer.add_tokens(added, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(spelled)
+    if ids != list(range(first, first + len(names))):
+        raise ClaraError(
+            f"the tokenizer gives {spelled[0]} the id {ids[0]} instead of {first}; its "
+            "ids must be without gaps and free of CLaRa's special tokens"
+        )
+
+
+def _merged(model: ModelFolder, role: str, dtype: str) -> dict[str, Outgoing]:
+    """Return the tensors in which a role differs from the base."""
+    clara, _, _ = model.parts()
+    tree, found, tables = model.adapter(role), {}, model.tables(dtype)
+    for tensor in hf_tensors(model.config):
+        if tensor.path[0] in tables:
+            found[tensor.name] = tables[tensor.path[0]]
+        elif tensor.path[-1] == "kernel" and clara.lora.covers(tensor.path[-2]):
+            make = functools.partial(_sum, model.params, tree, tensor, clara.lora)
+            found[tensor.name] = Outgoing(tensor.shape, np.dtype(dtype), make)
+    return found
+
+
+def _sum(
+    params: Params, lora: Params, tensor: TensorName, settings: LoraConfig
+) -> list[np.ndarray]:
+    """Return a layer's kernel with its adapter added, ``[out, in]`` float32."""
+    for key in tensor.path[:-1]:
+        lora = lora[key]
+    a, b = (np.asarray(lora[key][tensor.layer], np.float32) for key in "ab")
+    scale = np.float32(settings.alpha / settings.rank)
+    kernel = np.asarray(extract(params, tensor), np.float32)
+    return [kernel + scale * (b.T @ a.T)]

@@ -1,4 +1,7 @@
-"""``config.json`` of a Hugging Face model, versions 4 and 5, as a `ModelConfig`.
+"""``config.json`` of a Hugging Face model as a `ModelConfig`, and back.
+
+Versions 4 and 5 of transformers are read; rope is written in the words of version 4,
+which version 5 reads too.
 
 Source: transformers ``configuration_{llama,mistral,qwen2,qwen3,phi3}.py`` and
 ``modeling_rope_utils.py``, defaults included.
@@ -6,12 +9,14 @@ Source: transformers ``configuration_{llama,mistral,qwen2,qwen3,phi3}.py`` and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from clara_jax.config import DTYPES, ModelConfig, RopeConfig
 from clara_jax.errors import ClaraError
+from clara_jax.model.rope import attention_factor
 
 _QWEN = {
     "num_key_value_heads": 32,
@@ -21,24 +26,117 @@ _QWEN = {
     "max_window_layers": 28,
 }
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {"max_position_embeddings": 2048},
-    "MistralForCausalLM": {
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Llama": {"max_position_embeddings": 2048},
+    "Mistral": {
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     },
-    "Qwen2ForCausalLM": _QWEN,
-    "Qwen3ForCausalLM": {**_QWEN, "head_dim": 128},
-    "Phi3ForCausalLM": {
+    "Qwen2": _QWEN,
+    "Qwen3": {**_QWEN, "head_dim": 128},
+    "Phi3": {
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     },
 }
-"""Architectures that can be read, and what their class assumes for absent fields."""
+"""Families that can be read, and what their config assumes for absent fields."""
 
-_MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in DEFAULTS}
+_CLASSES = {f"{family}ForCausalLM": family for family in _DEFAULTS}
+
+_ROPE_KINDS: dict[Any, str] = {
+    "default": "",
+    "linear": "factor",
+    "llama3": "factor original_max_position low_frequency high_frequency",
+    "yarn": "factor original_max_position beta_fast beta_slow attention_factor",
+    "longrope": "factor original_max_position short_factors long_factors "
+    "attention_factor",
+}
+"""Kinds of rope, and the fields of `RopeConfig` that each has."""
+
+_ROPE_NAMES = {
+    "original_max_position": "original_max_position_embeddings",
+    "low_frequency": "low_freq_factor",
+    "high_frequency": "high_freq_factor",
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
+}
+"""What these fields are called there, where it is something else."""
+
+_ROPE_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 0.0}
+
+_SOME_LENGTH = 2048
+"""Declared by models that declare no longest length; it changes no result."""
+
+
+class Fields:
+    """Typed access to a mapping; a null counts as absent where there is a default.
+
+    Attributes:
+      values: the mapping.
+      where: its file, put before every error.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values, self.where = values, where
+
+    def error(self, text: str) -> ClaraError:
+        """Return an error about the file."""
+        return ClaraError(f"{self.where}: {text}")
+
+    def only(self, name: str, *values: Any) -> None:
+        """Refuse all other values of this field; absent is None."""
+        value = self.values.get(name)
+        if value not in values:
+            raise self.error(f"field '{name}' is {value!r}, which is not supported")
+
+    def required(self, name: str) -> Any:
+        """Return any value that is not null."""
+        if self.values.get(name) is None:
+            raise self.error(f"field '{name}' is missing")
+        return self.values[name]
+
+    def _get(self, name: str, kinds: tuple[type, ...], default: Any, what: str) -> Any:
+        if default is not None and self.values.get(name) is None:
+            return default
+        value = self.required(name)
+        if not isinstance(value, kinds) or (type(value) is bool and bool not in kinds):
+            raise self.error(f"field '{name}' must be {what}, not {value!r}")
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Return a whole number."""
+        return self._get(name, (int,), default, "a whole number")
+
+    def number(self, name: str, default: int | float | None = None) -> float:
+        """Return any number."""
+        return float(self._get(name, (int, float), default, "a number"))
+
+    def positive(self, name: str, default: int | None = None) -> int:
+        """Return a whole number above 0."""
+        value = self.values.get(name, default)
+        if type(value) is not int or value < 1:
+            raise self.error(
+                f"field '{name}' must be a whole number above 0, not {value!r}"
+            )
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a text."""
+        return self._get(name, (str,), default, "a text")
+
+    def flag(self, name: str) -> bool:
+        """Return true or false; absent is false."""
+        return self._get(name, (bool,), False, "true or false")
+
+    def numbers(self, name: str, length: int) -> tuple[float, ...]:
+        """Return a list of `length` numbers above 0."""
+        value = self._get(name, (list, tuple), None, "a list")
+        good = all(isinstance(v, int | float) and v > 0 for v in value)
+        if len(value) != length or not good:
+            raise self.error(f"field '{name}' must hold {length} numbers above 0")
+        return tuple(float(v) for v in value)
 
 
 def model_config_from_hf(
@@ -51,35 +149,28 @@ def model_config_from_hf(
       where: the file, put before every error.
       param_dtype: type to keep weights in; empty takes the file's own.
 
-    Returns:
-      The shape of the backbone.
-
     Raises:
       ClaraError: an architecture, activation, rope kind, attention pattern or
         quantization that the backbone does not have, or a field that is missing or of
         the wrong type.
     """
-    architecture = _architecture(values, where)
-    fields = _Fields({**DEFAULTS[architecture], **values}, where)
+    family = _read_family(values, where)
+    fields = Fields({**_DEFAULTS[family], **values}, where)
     activation = fields.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise ClaraError(
-            f"{where}: hidden_act is '{activation}'; only silu is supported"
-        )
+        raise fields.error(f"hidden_act is '{activation}'; only silu is supported")
     if values.get("quantization_config"):
-        raise ClaraError(
-            f"{where}: the weights are quantized (quantization_config); "
-            "use the unquantized model or a GGUF file"
+        raise fields.error(
+            "the weights are quantized (quantization_config); use the unquantized "
+            "model or a GGUF file"
         )
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     head_dim = fields.integer("head_dim", 0) or width // max(heads, 1)
-    phi = architecture == "Phi3ForCausalLM"
-    attention_bias = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and (
-        fields.flag("attention_bias")
-    )
-    window, full_layers = _window(fields, architecture)
+    bias = family in ("Llama", "Qwen3") and fields.flag("attention_bias")
+    window, full_layers = _read_window(fields, family)
     stored = str(values.get("dtype") or values.get("torch_dtype") or "")
     stored = stored.removeprefix("torch.")
+    dtype: Any = param_dtype or (stored if stored in DTYPES else "float32")
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         width=width,
@@ -90,44 +181,42 @@ def model_config_from_hf(
         mlp_dim=fields.integer("intermediate_size"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         tied=fields.flag("tie_word_embeddings"),
-        qkv_bias=attention_bias or architecture == "Qwen2ForCausalLM",
-        output_bias=attention_bias,
-        mlp_bias=architecture == "LlamaForCausalLM" and fields.flag("mlp_bias"),
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        fused_qkv=phi,
-        fused_gate_up=phi,
+        qkv_bias=bias or family == "Qwen2",
+        output_bias=bias,
+        mlp_bias=family == "Llama" and fields.flag("mlp_bias"),
+        qk_norm=family == "Qwen3",
+        fused_qkv=family == "Phi3",
+        fused_gate_up=family == "Phi3",
         sliding_window=window,
         full_layers=full_layers,
-        rope=_rope(fields, head_dim, phi),
-        param_dtype=param_dtype or (stored if stored in DTYPES else "float32"),
+        rope=_read_rope(fields, head_dim, family == "Phi3"),
+        param_dtype=dtype,
     )
 
 
-def _architecture(values: Mapping[str, Any], where: str) -> str:
-    names = values.get("architectures")
-    if names:
-        name = names[0] if isinstance(names, list) else names
-    else:
-        name = _MODEL_TYPES.get(str(values.get("model_type")), values.get("model_type"))
+def _read_family(values: Mapping[str, Any], where: str) -> str:
+    name = values.get("architectures") or values.get("model_type")
+    name = name[0] if isinstance(name, list) else name
+    known = _CLASSES | {family.lower(): family for family in _DEFAULTS}
     if name is None:
         raise ClaraError(
             f"{where}: names neither an architecture nor a model_type; give the folder "
             "of a Hugging Face model, a model folder or a finished run"
         )
-    if not isinstance(name, str) or name not in DEFAULTS:
+    if not isinstance(name, str) or name not in known:
         raise ClaraError(
             f"{where}: unknown architecture '{name}'; "
-            f"supported are {', '.join(DEFAULTS)}"
+            f"supported are {', '.join(_CLASSES)}"
         )
-    return name
+    return known[name]
 
 
-def _window(fields: _Fields, architecture: str) -> tuple[int | None, tuple[int, ...]]:
-    """The sliding window, and the layers that do without it."""
-    if architecture == "LlamaForCausalLM":
+def _read_window(fields: Fields, family: str) -> tuple[int | None, tuple[int, ...]]:
+    """Return the sliding window, and the layers that do without it."""
+    if family == "Llama":
         return None, ()
     window = fields.integer("sliding_window", 0) or None
-    if not architecture.startswith("Qwen"):
+    if family not in ("Qwen2", "Qwen3"):
         return window, ()
     if not fields.flag("use_sliding_window"):
         window = None
@@ -138,162 +227,192 @@ def _window(fields: _Fields, architecture: str) -> tuple[int | None, tuple[int, 
         kinds = ["full_attention"] * min(first, layers)
         kinds += ["sliding_attention"] * (layers - len(kinds))
     known = ["full_attention", *["sliding_attention"] * bool(window)]
-    if (
-        not isinstance(kinds, list)
-        or len(kinds) != layers
-        or any(kind not in known for kind in kinds)
-    ):
-        raise ClaraError(
-            f"{fields.where}: layer_types must give each of {layers} layers one of "
-            f"full_attention and (with use_sliding_window) sliding_attention, "
-            f"not {kinds!r}"
+    listed = isinstance(kinds, list) and len(kinds) == layers
+    if not listed or any(kind not in known for kind in kinds):
+        raise fields.error(
+            f"layer_types must give each of {layers} layers one of full_attention and "
+            f"(with use_sliding_window) sliding_attention, not {kinds!r}"
         )
     full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
-    if len(full) == layers:
-        return None, ()
-    return window, full
+    return (None, ()) if len(full) == layers else (window, full)
 
 
-def _rope(fields: _Fields, head_dim: int, phi: bool) -> RopeConfig:
+def _read_rope(fields: Fields, head_dim: int, phi: bool) -> RopeConfig:
     values = fields.values
     group = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(group, Mapping) or any(
         isinstance(value, Mapping) for value in group.values()
     ):
-        raise ClaraError(
-            f"{fields.where}: rope_parameters must be one plain group for all layers"
-        )
+        raise fields.error("rope_parameters must be one plain group for all layers")
     inner = ("rope_theta", "partial_rotary_factor")
-    rope = _Fields({**{k: values.get(k) for k in inner}, **group}, fields.where)
-    kind = rope.text("rope_type", "") or rope.text("type", "default")
+    rope = Fields({**{k: values.get(k) for k in inner}, **group}, fields.where)
+    kind: Any = rope.text("rope_type", "") or rope.text("type", "default")
     if phi and kind in ("su", "yarn"):
         kind = "longrope"
+    if kind not in _ROPE_KINDS:
+        raise fields.error(
+            f"rope kind '{kind}' is not supported; "
+            f"supported are {', '.join(_ROPE_KINDS)}"
+        )
     fraction = rope.number("partial_rotary_factor", 1.0)
     rotated = int(head_dim * fraction)
     if rotated <= 0 or rotated % 2:
-        raise ClaraError(
-            f"{fields.where}: {rotated} of {head_dim} features per head would be "
-            "rotated (head_dim, partial_rotary_factor); the number must be even"
+        raise fields.error(
+            f"{rotated} of {head_dim} features per head would be rotated (head_dim, "
+            "partial_rotary_factor); the number must be even"
         )
     longest = fields.integer("max_position_embeddings")
     if longest < 2:
-        raise ClaraError(
-            f"{fields.where}: field 'max_position_embeddings' is {longest}; no text is "
-            "that short"
+        raise fields.error(
+            f"field 'max_position_embeddings' is {longest}; no text is that short"
         )
-    common = {
+    found: dict[str, Any] = {
         "theta": rope.number("rope_theta", 10000.0),
         "fraction": fraction,
         "max_position": longest,
     }
-    if kind == "default":
-        return RopeConfig(**common)
-    if kind == "linear":
-        return RopeConfig(kind="linear", factor=rope.number("factor"), **common)
-    top = fields.integer("original_max_position_embeddings", 0)
-    original = top or rope.integer("original_max_position_embeddings", 0) or longest
-    if original < 2 or rope.number("factor", 1.0) <= 0:
-        raise ClaraError(
-            f"{fields.where}: rope kind '{kind}' needs a factor above 0 and an "
-            "original_max_position_embeddings above 1"
-        )
-    if kind == "llama3":
-        return RopeConfig(
-            kind="llama3",
-            factor=rope.number("factor"),
-            original_max_position=original,
-            low_frequency=rope.number("low_freq_factor"),
-            high_frequency=rope.number("high_freq_factor"),
-            **common,
-        )
+    if kind not in ("default", "linear"):
+        top = fields.integer("original_max_position_embeddings", 0)
+        original = top or rope.integer("original_max_position_embeddings", 0) or longest
+        if original < 2 or rope.number("factor", 1.0) <= 0:
+            raise fields.error(
+                f"rope kind '{kind}' needs a factor above 0 and an "
+                "original_max_position_embeddings above 1"
+            )
+        found["original_max_position"] = original
+        if kind != "llama3":
+            given = 0.0 if top and kind == "longrope" else rope.number("factor", 0.0)
+            found["factor"] = given or longest / original
+    for ours in _ROPE_KINDS[kind].split():
+        theirs = _ROPE_NAMES.get(ours, ours)
+        if ours in ("short_factors", "long_factors"):
+            found[ours] = rope.numbers(theirs, rotated // 2)
+        elif ours not in found:
+            found[ours] = rope.number(theirs, _ROPE_DEFAULTS.get(ours))
     if kind == "yarn":
         if rope.values.get("truncate") is False:
-            raise ClaraError(
-                f"{fields.where}: rope kind 'yarn' with truncate off is not supported"
-            )
-        factor = rope.number("factor", 0.0) or longest / original
-        return RopeConfig(
-            kind="yarn",
-            factor=factor,
-            original_max_position=original,
-            beta_fast=rope.number("beta_fast", 32.0),
-            beta_slow=rope.number("beta_slow", 1.0),
-            attention_factor=_yarn_attention_factor(rope, factor),
-            **common,
-        )
-    if kind == "longrope":
-        ratio = longest / original
-        factor = ratio if top else rope.number("factor", 0.0) or ratio
-        return RopeConfig(
-            kind="longrope",
-            factor=factor,
-            original_max_position=original,
-            short_factors=rope.numbers("short_factor", rotated // 2),
-            long_factors=rope.numbers("long_factor", rotated // 2),
-            attention_factor=rope.number("attention_factor", 0.0)
-            or longrope_attention_factor(factor, original),
-            **common,
-        )
-    raise ClaraError(
-        f"{fields.where}: rope kind '{kind}' is not supported; "
-        "supported are default, linear, llama3, yarn, longrope"
-    )
+            raise fields.error("rope kind 'yarn' with truncate off is not supported")
+        above, below = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+        if above and below and not found["attention_factor"]:
+            log = math.log(max(found["factor"], 1.0))
+            scale = (0.1 * above * log + 1.0) / (0.1 * below * log + 1.0)
+            found["attention_factor"] = scale
+    return _filled(RopeConfig(kind=kind, **found))
 
 
-def longrope_attention_factor(factor: float, original: int) -> float:
-    """What multiplies cosines and sines of ``longrope`` (LongRoPE, section 3.2)."""
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+def _filled(rope: RopeConfig) -> RopeConfig:
+    """Return the same rope with what its kind fills in by rule."""
+    if rope.kind == "longrope" and not rope.factor:
+        ratio = rope.max_position / rope.original_max_position
+        rope = dataclasses.replace(rope, factor=ratio)
+    if rope.kind in ("longrope", "yarn"):
+        rope = dataclasses.replace(rope, attention_factor=attention_factor(rope))
+    return rope
 
 
-def _yarn_attention_factor(rope: _Fields, factor: float) -> float:
-    def scale(multiplier: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
+    """Return the ``config.json`` that `model_config_from_hf` reads as `config`.
 
-    given = rope.number("attention_factor", 0.0)
-    above, below = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
-    if given:
-        return given
-    return scale(above) / scale(below) if above and below else scale(1.0)
+    Compute type and rematerialisation are no part of it.
+
+    Args:
+      config: the shape of a backbone.
+      name: of the base model; tells Mistral from Llama where the shape does not.
+
+    Raises:
+      ClaraError: no supported architecture has this shape.
+    """
+    family = _written_family(config, name)
+    longest = config.rope.max_position or _SOME_LENGTH
+    rope = _filled(dataclasses.replace(config.rope, max_position=longest))
+    values = {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "max_position_embeddings": longest,
+        "torch_dtype": config.param_dtype,
+    }
+    if family in ("Llama", "Qwen3"):
+        values["attention_bias"] = config.qkv_bias
+    if family == "Llama":
+        values["mlp_bias"] = config.mlp_bias
+    values |= _written_window(config, family)
+    values |= _written_rope(rope, family == "Phi3")
+    read = model_config_from_hf(values, "config.json")
+    wanted = dataclasses.replace(config, rope=rope)
+    found = dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if ours != theirs:
+            difference = f"'{field.name}' would be {theirs!r}, not {ours!r}"
+            raise _no_form(f"as {family}, {difference}")
+    return values
 
 
-class _Fields:
-    """Typed access to a mapping; a null counts as absent where there is a default."""
+def _no_form(why: str) -> ClaraError:
+    return ClaraError(f"the backbone has no Hugging Face form: {why}")
 
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self.values, self.where = values, where
 
-    def _get(self, name: str, kinds: tuple[type, ...], default: Any, what: str) -> Any:
-        value = self.values.get(name)
-        if value is None:
-            if default is None:
-                raise ClaraError(f"{self.where}: field '{name}' is missing")
-            return default
-        if not isinstance(value, kinds) or (
-            isinstance(value, bool) and bool not in kinds
-        ):
-            raise ClaraError(
-                f"{self.where}: field '{name}' must be {what}, not {value!r}"
-            )
-        return value
+def _written_family(config: ModelConfig, name: str) -> str:
+    if config.fused_qkv or config.fused_gate_up:
+        return "Phi3"
+    if config.qk_norm:
+        return "Qwen3"
+    if config.qkv_bias and not config.output_bias:
+        return "Qwen2"
+    plain = not (config.qkv_bias or config.mlp_bias)
+    if config.full_layers and plain:
+        return "Qwen3"  # which is refused: without query norms there is no such model
+    named = "mistral" in name.lower() and plain
+    return "Mistral" if config.sliding_window or named else "Llama"
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        return self._get(name, (int,), default, "a whole number")
 
-    def number(self, name: str, default: float | None = None) -> float:
-        return float(self._get(name, (int, float), default, "a number"))
+def _written_window(config: ModelConfig, family: str) -> dict[str, Any]:
+    window, layers = config.sliding_window, range(config.num_layers)
+    if family == "Llama":
+        return {}
+    if family not in ("Qwen2", "Qwen3"):
+        return {"sliding_window": window}
+    full = layers if window is None else config.full_layers
+    kinds = ["full_attention" if i in full else "sliding_attention" for i in layers]
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": next((i for i in layers if i not in full), len(layers)),
+        "layer_types": kinds,
+    }
 
-    def text(self, name: str, default: str) -> str:
-        return self._get(name, (str,), default, "a text")
 
-    def flag(self, name: str) -> bool:
-        return self._get(name, (bool,), False, "true or false")
-
-    def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        value = self._get(name, (list, tuple), None, "a list")
-        if len(value) != length or not all(
-            isinstance(v, (int, float)) and v > 0 for v in value
-        ):
-            raise ClaraError(
-                f"{self.where}: field '{name}' must hold {length} numbers above 0"
-            )
-        return tuple(float(v) for v in value)
+def _written_rope(rope: RopeConfig, phi: bool) -> dict[str, Any]:
+    if not phi and rope.fraction != 1.0:
+        raise _no_form(f"only Phi-3 rotates a part of each head ({rope.fraction})")
+    if phi and rope.kind not in ("default", "longrope"):
+        raise _no_form(f"Phi-3 with rope kind '{rope.kind}'")
+    values: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": None}
+    if phi:
+        values["partial_rotary_factor"] = rope.fraction
+        original = rope.original_max_position or rope.max_position
+        values["original_max_position_embeddings"] = original
+    if rope.kind == "default":
+        return values
+    group: dict[str, Any] = {"rope_type": rope.kind}
+    for ours in _ROPE_KINDS[rope.kind].split():
+        value = getattr(rope, ours)
+        value = list(value) if isinstance(value, tuple) else value
+        group[_ROPE_NAMES.get(ours, ours)] = value
+    if rope.kind == "longrope":
+        if rope == _filled(dataclasses.replace(rope, attention_factor=0.0)):
+            del group["attention_factor"]
+        if phi:  # for which transformers 4 wants exactly these
+            kept = ("short_factor", "long_factor", "attention_factor")
+            group = {"type": "longrope", **{k: group[k] for k in kept if k in group}}
+    return {**values, "rope_scaling": group}

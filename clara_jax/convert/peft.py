@@ -8,9 +8,8 @@ clara.json                         memory, LoRA and selection settings
 README.md                          how to use it
 
 The rows of the special tokens (memory tokens, AE, ENC, SEP) belong below the base
-model's text rows, at ids from ``text_vocab`` on. LoRA has no place for them: a role
-loaded with ``peft.PeftModel.from_pretrained`` on the base model gives our logits for
-text, and needs these rows for memory tokens.
+model's text rows, at ids from ``text_vocab`` on. A role loaded with PEFT on the base
+model gives our logits for text, and needs these rows for memory tokens.
 
 Source: PEFT ``docs/source/developer_guides/checkpoint.md``.
 """
@@ -26,31 +25,36 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
 from clara_jax.config import LoraConfig, ModelConfig, parse, to_dict
-from clara_jax.convert.folder import new_folder
-from clara_jax.convert.loaded import (
+from clara_jax.convert.hf_config import Fields
+from clara_jax.convert.model_folder import (
     ClaraSettings,
     ModelFolder,
     OriginalFiles,
-    base_name,
-    clara_parts,
-    role_adapter,
+    check_destination,
+    new_folder,
 )
-from clara_jax.convert.names import TreeBuilder, layer_rows, lora_tensors
-from clara_jax.convert.outgoing import outgoing, stacked
-from clara_jax.convert.shards import SafetensorsFile
-from clara_jax.convert.shards_writer import write_safetensors
+from clara_jax.convert.named import form_of
+from clara_jax.convert.names import (
+    TensorName,
+    covered_layers,
+    linear_rows,
+    lora_tensors,
+)
+from clara_jax.convert.safetensors_files import SafetensorsFile, write_safetensors
+from clara_jax.convert.tensors import build_tree, check_tensors, outgoing, stacked
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
 from clara_jax.text.prompts import marker_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SPECIAL, SETTINGS = "special_rows.safetensors", "clara.json"
+SPECIAL, SETTINGS, README = "special_rows.safetensors", "clara.json", "README.md"
 _PREFIX = "base_model.model."
 
-_README = """\
+_TEXT = """\
 # LoRA adapters of a CLaRa model
 
 Base model: `{base}`. One PEFT folder a role: {roles}.
@@ -67,11 +71,6 @@ reads and writes text only.
 
 `python -m clara_jax.convert peft FOLDER DESTINATION` makes one model of all this again.
 """
-
-
-def is_peft_folder(folder: Path) -> bool:
-    """Whether `folder` is of the form above."""
-    return (folder / SPECIAL).is_file() and (folder / SETTINGS).is_file()
 
 
 def write_peft_folder(
@@ -92,43 +91,77 @@ def write_peft_folder(
       name: hub name or path of the base model; empty takes the one that it came from.
 
     Raises:
-      ClaraError: a base model, a role that it does not have, no name for the base, or a
-        folder that is not empty or cannot be written.
+      ClaraError: a base model, a role that it does not have, no name for the base, or
+        nothing can be written there.
     """
-    clara, adapters, rows = clara_parts(model)
-    base = base_name(model, name)
-    if not base:
-        raise ClaraError(
-            "the source does not say what its base model is called; give its hub name "
-            "or path with --base-name"
-        )
+    with new_folder(path) as folder:
+        _write(folder, model, roles, dtype or "float32", name)
+
+
+def export_adapters(
+    path: str | os.PathLike, model: ModelFolder, base: str, card: str
+) -> None:
+    """Write a model's adapters as they are shipped: all, in bfloat16, with a card.
+
+    Args:
+      path: destination, such as ``clara_jax/shipped/smollm2-135m-16x``. An older model
+        there is replaced whole, by rename, and stays if anything fails.
+      model: a CLaRa model.
+      base: hub name of the base model, which is all that is kept of it.
+      card: README.md: data, licences, scores and limits, in Markdown.
+
+    Raises:
+      ClaraError: a base model; something else is there, or nothing can be written.
+    """
+    path = Path(path).absolute()
+    if form_of(path) != "peft":
+        check_destination(path)
+    with new_folder(path, move=False) as folder:
+        _write(folder, model, (), "bfloat16", base)
+        (folder / README).write_text(card, encoding="utf-8")
+        replace_folder(folder, path)
+
+
+def _write(
+    folder: Path, model: ModelFolder, roles: Sequence[str], dtype: str, name: str
+) -> None:
+    clara, adapters, rows = model.parts()
+    base = model.needed_name(name)
+    values = _adapter_config(model.config, clara.lora, base)
     roles = tuple(roles) or tuple(role for role in ROLES if role in adapters)
-    trees = {role: role_adapter(model, role) for role in roles}
+    for role in roles:
+        tree, tensors = model.adapter(role), {}
+        for tensor in lora_tensors(model.config, clara.lora, _PREFIX):
+            tensors[tensor.name] = outgoing(tree, tensor, dtype)
+        write_json(folder / role / CONFIG, values)
+        write_safetensors(folder / role / WEIGHTS, tensors)
     special = {"embedding": stacked("float32", adapters["memory"], rows["marks"])}
     if "head" in rows:
         special["head"] = stacked("float32", rows["head"])
     settings = dataclasses.replace(clara, backbone=base, original=OriginalFiles())
-    values = _adapter_config(model.config, clara.lora, base)
-    tensors = lora_tensors(model.config, clara.lora, _PREFIX)
-    with new_folder(path) as folder:
-        for role, tree in trees.items():
-            write_json(folder / role / CONFIG, values)
-            write_safetensors(
-                folder / role / WEIGHTS,
-                {t.name: outgoing(tree, t, dtype or "float32") for t in tensors},
-            )
-        write_safetensors(folder / SPECIAL, special)
-        write_json(folder / SETTINGS, to_dict(settings))
-        (folder / "README.md").write_text(_readme(settings, roles, "head" in special))
+    write_safetensors(folder / SPECIAL, special)
+    write_json(folder / SETTINGS, to_dict(settings))
+    names = marker_names(clara.memory.num_memory)
+    text = _TEXT.format(
+        base=base,
+        roles=", ".join(f"`{role}/`" for role in roles),
+        first=roles[0],
+        tokens=f"`<{names[0]}>` to `<{names[-4]}>`, `<AE>`, `<ENC>`, `<SEP>`",
+        start=clara.text_vocab,
+        special=SPECIAL,
+        head=", `head`" if "head" in rows else "",
+        heads=" and of its head" if "head" in rows else "",
+    )
+    (folder / README).write_text(text)
 
 
 def peft_base(folder: Path) -> str:
-    """The base model that a folder of the form above names."""
+    """Return the base model that a folder of the form above names."""
     return _settings(folder).backbone
 
 
 def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
-    """Read a folder of the form above on top of its base model.
+    """Put the adapters and rows of a folder of the form above on their base.
 
     The adapters may have been trained further with PEFT in the meantime, and their
     rank, scale and layers with them, as long as all are alike.
@@ -136,7 +169,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     Raises:
       ClaraError: a file is missing or damaged, or does not fit the base.
     """
-    clara = _settings(folder)
+    clara, config = _settings(folder), base.config
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
     if not roles:
         raise ClaraError(f"{folder}: has no adapter; known are {', '.join(ROLES)}")
@@ -147,76 +180,56 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
             "--base"
         )
     adapters: dict[str, Params] = {}
-    lora = None
+    loras: list[LoraConfig] = []
     for role in roles:
-        tree, found = read_peft_adapter(folder / role, base.config)
-        if lora is not None and dataclasses.replace(found, dropout=0.0) != lora:
+        adapters[role], lora = read_peft_adapter(folder / role, config)
+        loras.append(dataclasses.replace(lora, dropout=clara.lora.dropout))
+        if loras[-1] != loras[0]:
             raise ClaraError(
                 f"{folder / role / CONFIG}: its rank, scale or layers are others than "
                 f"those of {roles[0]}; one model has one of each"
             )
-        lora = dataclasses.replace(found, dropout=0.0)
-        adapters[role] = tree
-    assert lora is not None
-    lora = dataclasses.replace(lora, dropout=clara.lora.dropout)
-    if {t.name for t in lora_tensors(base.config, lora)} == {
-        t.name for t in lora_tensors(base.config, clara.lora)
-    }:
+    lora = loras[0]
+    if linear_rows(config, lora) == linear_rows(config, clara.lora):
         lora = dataclasses.replace(lora, layers=clara.lora.layers)
-    file = SafetensorsFile(folder / SPECIAL)
-    count = clara.memory.num_memory
-    embedding = _rows(file, "embedding", count + 3, base.config)
-    rows = {"marks": embedding[count:]}
-    if not base.config.tied:
-        rows["head"] = _rows(file, "head", count + 3, base.config)
+    file, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
+    tensors = [
+        TensorName(name, (name,), None, (count + 3, config.width))
+        for name in (("embedding",) if config.tied else ("embedding", "head"))
+    ]
+    check_tensors(tensors, file.shapes, file.path)
+    rows = build_tree(tensors, lambda t: file.tensor(t.name), np.float32)
+    embedding = rows.pop("embedding")
     return dataclasses.replace(
         base,
         clara=dataclasses.replace(clara, lora=lora, backbone="backbone"),
         adapters={**adapters, "memory": embedding[:count]},
-        rows=rows,
+        rows={"marks": embedding[count:], **rows},
     )
 
 
 def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraConfig]:
-    """Read one PEFT folder: its LoRA tree and settings.
+    """Read one PEFT folder for a base of this shape: its LoRA tree and settings.
 
     Copies of the embedding and the head, which PEFT adds when they were resized, are
     passed over.
 
-    Args:
-      folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-      config: shape of the base model.
-
     Raises:
-      ClaraError: a file is missing or damaged, it is no plain LoRA, or does not fit.
+      ClaraError: a file is missing or damaged, it is not a plain LoRA, or does not fit.
     """
     path = folder / CONFIG
-    lora = _lora(read_json(path), str(path))
+    lora = _lora(Fields(read_json(path), str(path)))
     file = SafetensorsFile(folder / WEIGHTS)
-    names = [n for n in file if not n.endswith(("embed_tokens.weight", "head.weight"))]
-    rows = [row for row in layer_rows(config) if row.inputs]
-    present = [
-        row.ours.rpartition("/")[2]
-        for row in rows
-        if any(f".{row.hf}.lora_" in name for name in names)
-    ]
-    if present and len(present) < len(rows):
-        lora = dataclasses.replace(lora, layers=tuple(present))
-    builder = TreeBuilder(
-        lora_tensors(config, lora, _PREFIX), np.float32, str(folder / WEIGHTS)
-    )
-    for name in names:
-        builder.check(name, file.shape(name))
-        builder.put(name, file.read(name))
-    return builder.finish(), lora
+    copies = ("embed_tokens.weight", "head.weight")
+    shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
+    lora = dataclasses.replace(lora, layers=covered_layers(config, shapes))
+    tensors = lora_tensors(config, lora, _PREFIX)
+    check_tensors(tensors, shapes, file.path)
+    return build_tree(tensors, lambda t: file.tensor(t.name), np.float32), lora
 
 
 def _adapter_config(config: ModelConfig, lora: LoraConfig, base: str) -> dict[str, Any]:
-    modules = [
-        row.hf.rpartition(".")[2]
-        for row in layer_rows(config)
-        if row.inputs and lora.covers(row.ours.rpartition("/")[2])
-    ]
+    modules = [row.hf.rpartition(".")[2] for row in linear_rows(config, lora)]
     alpha = lora.alpha
     return {
         "base_model_name_or_path": base,
@@ -234,60 +247,19 @@ def _adapter_config(config: ModelConfig, lora: LoraConfig, base: str) -> dict[st
     }
 
 
-def _lora(values: dict[str, Any], where: str) -> LoraConfig:
-    accepted: dict[str, tuple] = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_dora": (False, None),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "lora_bias": (False, None),
-    }
-    for name, allowed in accepted.items():
-        if values.get(name) not in allowed:
-            raise ClaraError(
-                f"{where}: field '{name}' is {values.get(name)!r}, which is not "
-                "supported"
-            )
-    rank, alpha = values.get("r"), values.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)):
-        raise ClaraError(
-            f"{where}: fields 'r' and 'lora_alpha' must be numbers above 0"
-        )
-    if values.get("use_rslora"):
+def _lora(fields: Fields) -> LoraConfig:
+    fields.only("peft_type", "LORA")
+    fields.only("bias", "none", None)
+    for name in ("use_dora", "lora_bias"):
+        fields.only(name, False, None)
+    for name in ("rank_pattern", "alpha_pattern"):
+        fields.only(name, {}, None)
+    rank, alpha = fields.positive("r"), fields.number("lora_alpha")
+    if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    dropout = float(values.get("lora_dropout") or 0.0)
-    return LoraConfig(rank=rank, alpha=float(alpha), dropout=dropout)
+    return LoraConfig(rank, alpha, dropout=fields.number("lora_dropout", 0.0))
 
 
 def _settings(folder: Path) -> ClaraSettings:
     path = folder / SETTINGS
     return parse(ClaraSettings, read_json(path), str(path))
-
-
-def _rows(
-    file: SafetensorsFile, name: str, count: int, config: ModelConfig
-) -> np.ndarray:
-    shape = (count, config.width)
-    if name not in file:
-        raise ClaraError(f"{file.path}: tensor '{name}' is missing")
-    if file.shape(name) != shape:
-        raise ClaraError(
-            f"{file.path}: tensor '{name}' has shape {list(file.shape(name))}, but "
-            f"{list(shape)} is needed"
-        )
-    return np.array(file.read(name), np.float32)
-
-
-def _readme(clara: ClaraSettings, roles: Sequence[str], untied: bool) -> str:
-    names = marker_names(clara.memory.num_memory)
-    return _README.format(
-        base=clara.backbone,
-        roles=", ".join(f"`{role}/`" for role in roles),
-        first=roles[0],
-        tokens=f"`<{names[0]}>` to `<{names[-4]}>`, `<AE>`, `<ENC>`, `<SEP>`",
-        start=clara.text_vocab,
-        special=SPECIAL,
-        head=", `head`" if untied else "",
-        heads=" and of its head" if untied else "",
-    )

@@ -1,59 +1,54 @@
-"""PyTorch ``.pth`` files read without torch and without running their pickle.
+"""PyTorch ``.pth`` files, read and written without torch.
 
-A ``.pth`` file is a zip of raw storages and one pickle that says how tensors lie in
-them. A pickle is a program; Python's own reader would call what it names. Here the
-program is read by a small machine that can only build texts, numbers, tuples, lists,
-dicts and descriptions of tensors: it holds no callable, imports nothing, and stops at
-the first instruction or name that is not on its lists. Sizes are checked against the
-zip before anything is read.
+A file is a zip of raw storages, and of one pickle that says how tensors lie in them. A
+pickle is a program that calls what it names. Here no name is looked up: each of the
+dozen that tensors need stands for a description that does nothing, and any other ends
+the reading. Sizes are checked against the zip before anything is read.
+
+Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import io
+import itertools
 import math
+import pickle
 import pickletools
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
+from clara_jax.convert.tensors import Outgoing
 from clara_jax.errors import ClaraError
 
 STORAGES = {
-    "torch.FloatStorage": np.float32,
-    "torch.BFloat16Storage": ml_dtypes.bfloat16,
-    "torch.HalfStorage": np.float16,
-    "torch.DoubleStorage": np.float64,
-    "torch.LongStorage": np.int64,
-    "torch.IntStorage": np.int32,
-    "torch.ShortStorage": np.int16,
-    "torch.CharStorage": np.int8,
-    "torch.ByteStorage": np.uint8,
-    "torch.BoolStorage": np.bool_,
+    f"torch.{kind}Storage": np.dtype(dtype)
+    for kind, dtype in zip(
+        "Float BFloat16 Half Double Long Int Short Char Byte Bool".split(),
+        "float32 bfloat16 float16 float64 int64 int32 int16 int8 uint8 bool".split(),
+        strict=True,
+    )
 }
 TENSOR = "torch._utils._rebuild_tensor_v2"
 PARAMETER = "torch._utils._rebuild_parameter"
 ORDERED_DICT = "collections.OrderedDict"
-_NAMES = {*STORAGES, TENSOR, PARAMETER, ORDERED_DICT}
 
-_CONSTANTS = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE"),
-}
+_INSTRUCTIONS = set(
+    "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE "
+    "NEWFALSE BINFLOAT BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST "
+    "APPEND APPENDS GLOBAL STACK_GLOBAL BINPERSID REDUCE".split()
+)
 _MAX_PICKLE = 16 << 20
 _MAX_ENTRIES = 200_000
 _MAX_DIMENSIONS = 8
+_MAX_NESTED = 8
+_ALIGNMENT = 64
 
 
 def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict:
@@ -61,12 +56,10 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
 
     Args:
       path: written by ``torch.save`` in the zip form (torch 1.6 and later).
-      keep: says by its key whether a tensor is wanted; others are neither read nor
-        returned.
+      keep: says by its key whether a tensor is to be read and returned.
 
     Returns:
-      The dict that was saved, nested dicts as they are, with a read-only numpy array
-      for every tensor (bfloat16 as ``ml_dtypes.bfloat16``).
+      The dict that was saved, and in it a read-only numpy array for every tensor.
 
     Raises:
       ClaraError: the file is missing, truncated, compressed, in the old form; or its
@@ -74,16 +67,13 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries, pickle_name = _checked_entries(path, archive)
-            prefix = pickle_name.removesuffix("data.pkl")
-            order = f"{prefix}byteorder"
-            if order in entries and archive.read(order) != b"little":
+            sizes, folder = _checked_entries(archive, path.stat().st_size)
+            order = f"{folder}byteorder"
+            if order in sizes and archive.read(order) != b"little":
                 raise ClaraError(f"{path}: is big-endian; save it again")
-            program = archive.read(pickle_name)
-            result = _Machine(path, f"{prefix}data/", entries).run(program)
-            if not isinstance(result, dict):
-                raise ClaraError(f"{path}: holds no dict of tensors")
-            return _Contents(path, archive, keep, len(program)).read(result)
+            return _Reader(archive, folder, sizes, keep).arrays()
+    except _Refused as error:
+        raise ClaraError(f"{path}: {error}; the file is refused") from error
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
     except (
@@ -91,61 +81,77 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
         *(ValueError, OverflowError, struct.error),
     ) as error:
         raise ClaraError(
-            f"{path}: is truncated, damaged or no zip file; fetch it again (files of "
-            "before torch 1.6 must be saved again)"
+            f"{path}: is truncated, damaged or not a zip file; fetch it again (files "
+            "of before torch 1.6 must be saved again)"
         ) from error
 
 
+class _Refused(Exception):
+    """What is wrong with a file that torch has not written."""
+
+
 def _checked_entries(
-    where: Path, archive: zipfile.ZipFile
+    archive: zipfile.ZipFile, file_size: int
 ) -> tuple[dict[str, int], str]:
-    """Sizes of all entries by name, and the name of the pickle."""
+    """Return the sizes of all entries by name, and the folder that they are in."""
     infos = archive.infolist()
     if len(infos) > _MAX_ENTRIES:
-        raise ClaraError(f"{where}: has {len(infos)} entries; refused")
-    entries: dict[str, int] = {}
+        raise _Refused(f"has {len(infos)} entries")
+    sizes: dict[str, int] = {}
     for info in infos:
         name = info.filename
-        parts = name.split("/")
-        if name in entries or name[:1] == "/" or "\\" in name or ".." in parts:
-            raise ClaraError(f"{where}: entry {name!r} has a name that is refused")
+        if name in sizes or name[:1] == "/" or "\\" in name or ".." in name.split("/"):
+            raise _Refused(f"entry {name!r} has a bad name")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise ClaraError(
-                f"{where}: entry '{name}' is compressed or encrypted; torch writes "
-                "neither, so the file is refused"
-            )
+            raise _Refused(f"entry '{name}' is compressed or encrypted, unlike torch's")
         if info.file_size != info.compress_size:
-            raise ClaraError(f"{where}: entry '{name}' lies about its size; refused")
-        entries[name] = info.file_size
-    if sum(entries.values()) > where.stat().st_size:
-        raise ClaraError(f"{where}: entries overlap; refused")
-    programs = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1]
+            raise _Refused(f"entry '{name}' lies about its size")
+        sizes[name] = info.file_size
+    if sum(sizes.values()) > file_size:
+        raise _Refused("entries overlap")
+    programs = [n for n in sizes if n.endswith("/data.pkl") and n.count("/") == 1]
     if len(programs) != 1:
-        raise ClaraError(f"{where}: has no data.pkl, so torch did not write it")
-    if entries[programs[0]] > _MAX_PICKLE:
-        raise ClaraError(f"{where}: data.pkl is larger than 16 MiB; refused")
-    prefix = programs[0].removesuffix("data.pkl")
-    if any(not name.startswith(prefix) for name in entries):
-        raise ClaraError(f"{where}: entries lie outside of '{prefix}'; refused")
-    return entries, programs[0]
+        raise _Refused("has no data.pkl, so torch did not write it")
+    if sizes[programs[0]] > _MAX_PICKLE:
+        raise _Refused("data.pkl is larger than 16 MiB")
+    folder = programs[0].removesuffix("data.pkl")
+    if any(not name.startswith(folder) for name in sizes):
+        raise _Refused(f"entries lie outside of '{folder}'")
+    return sizes, folder
 
 
-@dataclasses.dataclass(frozen=True)
-class _Name:
-    """A global that the pickle names; never looked up."""
+class _Name(NamedTuple):
+    """What a name in the pickle stands for; calls give descriptions, and do nothing."""
 
     text: str
 
+    @staticmethod
+    def of(name: str) -> _Name:
+        if name not in (*STORAGES, TENSOR, PARAMETER, ORDERED_DICT):
+            raise _Refused(
+                f"its pickle names {name[:80]!r}, which is no part of a tensor"
+            )
+        return _Name(name)
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+    def __call__(self, *arguments: Any) -> Any:
+        if self.text == ORDERED_DICT and not arguments:
+            return {}
+        if self.text == TENSOR and len(arguments) in (6, 7):
+            return _tensor(*arguments)
+        if self.text == PARAMETER and len(arguments) == 3:
+            tensor, _, hooks = arguments
+            if type(tensor) is _Tensor and hooks == {}:
+                return tensor
+        raise _Refused(f"its pickle calls '{self.text}' in a wrong way")
+
+
+class _Storage(NamedTuple):
     entry: str
     dtype: np.dtype
     length: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """How a tensor lies in a storage, in elements."""
 
     storage: _Storage
@@ -154,224 +160,274 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-_MARK = _Name("mark")
+def _check(program: bytes) -> None:
+    """Refuse instructions that tensors do not need, and values that crash a reader.
 
-
-class _Machine:
-    """Reads a pickle's instructions; see the module's docstring."""
-
-    def __init__(self, path: Path, folder: str, sizes: dict[str, int]):
-        self._path, self._folder, self._sizes = path, folder, sizes
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self, program: bytes) -> Any:
-        """The object that the program leaves behind."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about bad escapes in texts
-                for operation, argument, _ in pickletools.genops(program):
-                    self._step(operation.name, argument)
-            (result,) = self._stack
-        except ClaraError:
-            raise
-        except (ValueError, IndexError, KeyError, TypeError) as error:
-            raise self._refuse("is damaged") from error
-        return result
-
-    def _refuse(self, what: str) -> ClaraError:
-        return ClaraError(f"{self._path}: its pickle {what}; the file is refused")
-
-    def _step(self, name: str, argument: Any) -> None:
-        stack = self._stack
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("PROTO", "FRAME", "STOP"):
-            pass
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "EMPTY_TUPLE":
-            stack.append(())
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            items = [self._pop() for _ in range(count)][::-1]
-            stack.append(tuple(items))
-        elif name == "TUPLE":
-            stack.append(tuple(self._pop_mark()))
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._pop_mark() if name == "SETITEMS" else self._pop_two()
-            self._set(stack[-1], items)
-        elif name in ("APPEND", "APPENDS"):
-            items = self._pop_mark() if name == "APPENDS" else [self._pop()]
-            if type(stack[-1]) is not list:
-                raise self._refuse("appends to what is no list")
-            stack[-1].extend(items)
-        elif name == "GLOBAL":
-            stack.append(self._global(argument.replace(" ", ".", 1)))
-        elif name == "STACK_GLOBAL":
-            names = self._pop_two()
-            if not all(type(name) is str for name in names):
-                raise self._refuse("names what is no text")
-            stack.append(self._global(".".join(names)))
-        elif name == "BINPERSID":
-            stack.append(self._storage(self._pop()))
-        elif name == "REDUCE":
-            function, arguments = self._pop_two()
-            stack.append(self._reduce(function, arguments))
+    Python's reader makes its memo as long as the largest index, and overflows the stack
+    on the hash of a tuple in a tuple in a tuple ... So the stack is followed, as
+    pickletools declares it; kept are how deep tuples are nested, and None for a mark.
+    """
+    stack: list[int | None] = []
+    memo: dict[Any, int | None] = {}
+    argument: Any
+    for code, argument, _ in pickletools.genops(program):
+        name, depth = code.name, 0
+        if name not in _INSTRUCTIONS:
+            raise _Refused(f"its pickle uses the instruction {name}")
+        if name == "GLOBAL":
+            _Name.of(argument.replace(" ", ".", 1))
+        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            index = len(memo) if argument is None else int(argument)
+            if index > len(memo):
+                raise _Refused("its pickle leaves gaps in its memo")
+            memo[index] = stack[-1]
+            continue
+        for kind in reversed(code.stack_before):
+            if kind is pickletools.stackslice:
+                while stack[-1] is not None:
+                    depth = max(depth, stack.pop() or 0)
+            else:
+                depth = max(depth, stack.pop() or 0)
+        if name in ("BINGET", "LONG_BINGET"):
+            depth = memo[argument] or 0
         else:
-            raise self._refuse(f"uses the instruction {name}")
+            depth = depth + 1 if "TUPLE" in name else 0
+        if depth > _MAX_NESTED:
+            raise _Refused("its pickle nests tuples too deep")
+        for kind in code.stack_after:
+            stack.append(None if kind is pickletools.markobject else depth)
+    if stack:
+        raise _Refused("its pickle is damaged")
 
-    def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _MARK:
-            raise self._refuse("is damaged")
-        return value
 
-    def _pop_two(self) -> list[Any]:
-        second = self._pop()
-        return [self._pop(), second]
+class _Reader(pickle.Unpickler):
+    """Python's reader of pickles, for which no name means anything."""
 
-    def _pop_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while (value := self._stack.pop()) is not _MARK:
-            items.append(value)
-        return items[::-1]
+    def __init__(
+        self,
+        archive: zipfile.ZipFile,
+        folder: str,
+        sizes: Mapping[str, int],
+        keep: Callable[[str], bool],
+    ):
+        self._program = archive.read(f"{folder}data.pkl")
+        super().__init__(io.BytesIO(self._program))
+        self._archive, self._folder = archive, f"{folder}data/"
+        self._sizes, self._keep = sizes, keep
+        self._storages: dict[str, bytes] = {}
+        # It can refer to one object many times.
+        self._visits = len(self._program)
 
-    def _set(self, target: Any, items: list[Any]) -> None:
-        if type(target) is not dict or len(items) % 2:
-            raise self._refuse("sets items of what is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int):
-                raise self._refuse("has a key that is no text")
-            target[key] = value
+    def arrays(self) -> dict:
+        """Return what the pickle holds, with arrays for the tensors that are kept."""
+        try:
+            _check(self._program)
+            described = self.load()
+        except _Refused:
+            raise
+        except Exception as error:  # damaged pickles raise almost anything
+            raise _Refused("its pickle is damaged") from error
+        if type(described) is not dict:
+            raise _Refused("its pickle holds no dict of tensors")
+        return self._group(described, depth=3)
 
-    def _global(self, name: str) -> _Name:
-        if name not in _NAMES:
-            raise self._refuse(f"names '{name[:80]}', which is no part of a tensor")
-        return _Name(name)
+    def find_class(self, module_name: str, global_name: str, /) -> _Name:
+        return _Name.of(f"{module_name}.{global_name}")
 
-    def _storage(self, pid: Any) -> _Storage:
-        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise self._refuse("points to what is no storage")
+    def persistent_load(self, pid: Any) -> _Storage:
+        types = [type(part) for part in pid] if type(pid) is tuple else []
+        if types != [str, _Name, str, str, int] or pid[0] != "storage":
+            raise _Refused("its pickle points to what is no storage")
         _, kind, key, _, length = pid
-        if not isinstance(kind, _Name) or kind.text not in STORAGES:
-            raise self._refuse("has a storage of an unknown type")
-        if type(key) is not str or type(length) is not int:
-            raise self._refuse("points to what is no storage")
-        entry = f"{self._folder}{key}"
-        dtype = np.dtype(STORAGES[kind.text])
+        if kind.text not in STORAGES:
+            raise _Refused("its pickle has a storage of an unknown type")
+        entry, dtype = f"{self._folder}{key}", STORAGES[kind.text]
         if not key.isdecimal() or entry not in self._sizes:
-            raise self._refuse(f"points to storage {key[:40]!r}, which is missing")
+            raise _Refused(f"its pickle points to storage {key[:40]!r}, missing here")
         if length * dtype.itemsize != self._sizes[entry]:
-            raise self._refuse(
-                f"says {length} elements for storage {key}, which has "
+            raise _Refused(
+                f"its pickle says {length} elements for storage {key}, which has "
                 f"{self._sizes[entry]} bytes"
             )
         return _Storage(entry, dtype, length)
 
-    def _reduce(self, function: Any, arguments: Any) -> Any:
-        name = function.text if isinstance(function, _Name) else ""
-        if type(arguments) is tuple:
-            if name == ORDERED_DICT and arguments == ():
-                return {}
-            if name == TENSOR and len(arguments) in (6, 7):
-                return self._tensor(*arguments)
-            if name == PARAMETER and len(arguments) == 3:
-                tensor, _, hooks = arguments
-                if type(tensor) is _Tensor and hooks == {}:
-                    return tensor
-        raise self._refuse(f"calls '{name or type(function).__name__}' in a wrong way")
-
-    def _tensor(
-        self,
-        storage: Any,
-        offset: Any,
-        shape: Any,
-        strides: Any,
-        grad: Any,
-        hooks: Any,
-        metadata: Any = None,
-    ) -> _Tensor:
-        whole = (type(shape) is tuple and type(strides) is tuple) and all(
-            type(n) is int and n >= 0 for n in (offset, *shape, *strides)
-        )
-        if (
-            type(storage) is not _Storage
-            or not whole
-            or len(shape) != len(strides)
-            or len(shape) > _MAX_DIMENSIONS
-            or type(grad) is not bool
-            or type(hooks) is not dict
-            or hooks
-            or metadata is not None
-        ):
-            raise self._refuse("builds a tensor in a wrong way")
-        count = math.prod(shape)
-        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if count > storage.length or (count and offset + last >= storage.length):
-            raise self._refuse(
-                f"builds a tensor of shape {list(shape)} that does not fit its storage"
-            )
-        return _Tensor(storage, offset if count else 0, shape, strides)
-
-
-class _Contents:
-    """Puts arrays where the machine has left descriptions of tensors.
-
-    A pickle can refer to one object many times; the number of visits is bounded by
-    the program's length, and a storage is read once.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        archive: zipfile.ZipFile,
-        keep: Callable[[str], bool],
-        visits: int,
-    ):
-        self._path, self._archive, self._keep = path, archive, keep
-        self._visits = visits
-        self._storages: dict[str, np.ndarray] = {}
-
-    def read(self, group: dict, depth: int = 3) -> dict:
-        """A dict of tensors and dicts, with arrays for the tensors that are kept."""
+    def _group(self, group: dict, depth: int) -> dict:
         result = {}
         for key, value in group.items():
             self._visits -= 1
+            if type(key) not in (str, int):
+                raise _Refused("its pickle has a key that is not text")
             if type(value) is _Tensor:
                 if self._keep(str(key)):
                     result[key] = self._array(value)
             elif type(value) is dict and depth and self._visits > 0:
-                result[key] = self.read(value, depth - 1)
+                result[key] = self._group(value, depth - 1)
             elif value is None or type(value) in (str, int, float, bool):
                 result[key] = value
             else:
-                raise ClaraError(
-                    f"{self._path}: its pickle holds more than dicts of tensors; the "
-                    "file is refused"
-                )
+                raise _Refused("its pickle holds more than dicts of tensors")
         return result
 
     def _array(self, tensor: _Tensor) -> np.ndarray:
-        entry, dtype = tensor.storage.entry, tensor.storage.dtype
+        entry, dtype, _ = tensor.storage
         if entry not in self._storages:
-            flat = np.frombuffer(self._archive.read(entry), dtype)
-            self._storages[entry] = flat
-        # One entry may be named with two types of one width; the name's type counts.
-        flat = self._storages[entry].view(dtype)[tensor.offset :]
-        strides = tuple(n * dtype.itemsize for n in tensor.strides)
-        return np.lib.stride_tricks.as_strided(
-            flat, tensor.shape, strides, writeable=False
+            self._storages[entry] = self._archive.read(entry)
+        size = dtype.itemsize
+        return np.ndarray(
+            tensor.shape,
+            dtype,
+            self._storages[entry],
+            tensor.offset * size,
+            tuple(n * size for n in tensor.strides),
         )
+
+
+def _tensor(*parts: Any) -> _Tensor:
+    storage, offset, shape, strides, grad, hooks = parts[:6]
+    if (
+        type(storage) is not _Storage
+        or type(shape) is not tuple
+        or type(strides) is not tuple
+        or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
+        or not len(shape) == len(strides) <= _MAX_DIMENSIONS
+        or type(grad) is not bool
+        or hooks != {}
+        or parts[6:] not in ((), (None,))
+    ):
+        raise _Refused("its pickle builds a tensor in a wrong way")
+    count = math.prod(shape)
+    last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if count > storage.length or (count and offset + last >= storage.length):
+        raise _Refused(
+            f"its pickle builds a tensor of shape {list(shape)} that does not fit its "
+            "storage"
+        )
+    return _Tensor(storage, offset if count else 0, shape, strides)
+
+
+class Parameter(NamedTuple):
+    """A tensor that torch shall read as ``torch.nn.Parameter``."""
+
+    tensor: Outgoing
+    requires_grad: bool = False
+
+
+def write_pth(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a ``.pth`` file, one storage in memory at a time.
+
+    Args:
+      path: where; its stem names the folder inside the zip, as torch has it.
+      values: nested dicts of `Outgoing` and `Parameter`. An `Outgoing` that stands in
+        several places becomes one storage.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    program = _Program()
+    program.add(pickle.PROTO + b"\x02", values, pickle.STOP)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in (
+            ("data.pkl", bytes(program.code)),
+            (".format_version", b"1"),
+            (".storage_alignment", str(_ALIGNMENT).encode()),
+            ("byteorder", b"little"),
+        ):
+            _add(archive, f"{path.stem}/{name}", len(data), [data])
+        for key, tensor in enumerate(program.storages):
+            entry = f"{path.stem}/data/{key}"
+            _add(archive, entry, tensor.nbytes, tensor.blocks())
+        _add(archive, f"{path.stem}/version", 2, [b"3\n"])
+
+
+def _add(
+    archive: zipfile.ZipFile,
+    name: str,
+    size: int,
+    blocks: Iterable[bytes | memoryview],
+) -> None:
+    """Put an entry at the archive's end, its data at a multiple of the alignment."""
+    info = zipfile.ZipInfo(name)
+    info.file_size = size
+    large = size * 1.05 > zipfile.ZIP64_LIMIT
+    end = archive.start_dir  # pyright: ignore[reportAttributeAccessIssue]
+    # A local header, its name, our padding's own header, the two wide sizes.
+    start = end + 30 + len(name.encode()) + 4 + (20 if large else 0)
+    padding = -start % _ALIGNMENT
+    info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+    with archive.open(info, "w", force_zip64=large) as entry:
+        for block in blocks:
+            entry.write(block)
+
+
+class _Program:
+    """A pickle, put together instruction by instruction, and its storages.
+
+    Python's own pickler would have to import the names that it writes.
+    """
+
+    def __init__(self) -> None:
+        self.code = bytearray()
+        self.storages: list[Outgoing] = []
+        self._keys: dict[int, int] = {}
+        self._memo: dict[str | _Name, int] = {}
+
+    def add(self, *values: Any) -> None:
+        """Write values, one after the other; bytes are instructions."""
+        for value in values:
+            if isinstance(value, bytes):
+                self.code += value
+            elif isinstance(value, str | _Name):
+                self._remembered(value)
+            elif isinstance(value, bool):
+                self.code += pickle.NEWTRUE if value else pickle.NEWFALSE
+            elif isinstance(value, int):
+                self.code += _whole(value)
+            elif isinstance(value, Mapping):
+                items = itertools.chain.from_iterable(value.items())
+                self.add(pickle.EMPTY_DICT + pickle.MARK, *items, pickle.SETITEMS)
+            elif isinstance(value, Parameter):
+                self.add(_Name(PARAMETER), value.tensor, value.requires_grad)
+                self.add(*_NO_HOOKS, pickle.TUPLE3 + pickle.REDUCE)
+            else:
+                self._tensor(value)
+
+    def _tensor(self, tensor: Outgoing) -> None:
+        key = self._keys.setdefault(id(tensor), len(self.storages))
+        if key == len(self.storages):
+            self.storages.append(tensor)
+        strides = [1]
+        for size in tensor.shape[:0:-1]:
+            strides.insert(0, strides[0] * size)
+        mark, end = pickle.MARK, pickle.TUPLE
+        self.add(_Name(TENSOR), mark)
+        self.add(mark, "storage", _KINDS[tensor.dtype], str(key), "cpu")
+        self.add(math.prod(tensor.shape), end + pickle.BINPERSID)
+        self.add(0, mark, *tensor.shape, end, mark, *strides, end)
+        self.add(False, *_NO_HOOKS, end + pickle.REDUCE)
+
+    def _remembered(self, value: str | _Name) -> None:
+        """Write a text or name, or where it stands already a reference to it."""
+        if value in self._memo:
+            self.code += pickle.LONG_BINGET + struct.pack("<I", self._memo[value])
+            return
+        if isinstance(value, _Name):
+            module, _, member = value.text.rpartition(".")
+            self.code += pickle.GLOBAL + f"{module}\n{member}\n".encode()
+        else:
+            data = value.encode()
+            self.code += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+        index = self._memo[value] = len(self._memo)
+        self.code += pickle.LONG_BINPUT + struct.pack("<I", index)
+
+
+_KINDS = {dtype: _Name(name) for name, dtype in STORAGES.items()}
+_NO_HOOKS = (_Name(ORDERED_DICT), pickle.EMPTY_TUPLE + pickle.REDUCE)
+
+
+def _whole(value: int) -> bytes:
+    if value < 1 << 8:
+        return pickle.BININT1 + struct.pack("<B", value)
+    if value < 1 << 31:
+        return pickle.BININT + struct.pack("<i", value)
+    data = pickle.encode_long(value)
+    return pickle.LONG1 + struct.pack("<B", len(data)) + data

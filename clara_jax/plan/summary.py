@@ -23,11 +23,6 @@ from clara_jax.files import write_error, write_text
 from clara_jax.plan.cases import Case, mesh_text, microbatches
 from clara_jax.plan.topology import CHIPS, GIB, GPUS, Chip
 
-_COLUMNS = (
-    "arguments | temporaries | peak of memory | fits | step, at least | "
-    "tokens/s, at most | MFU, at most | bound by"
-).split(" | ")
-
 
 def memory_of(result: dict[str, Any]) -> dict[str, Any]:
     """Return the bytes that the hungriest program of a result needs on one device.
@@ -112,43 +107,46 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """Return a table of one line."""
-    line = summary(result)
-    run = f"{result['stage']}, {result['topology']}"
-    row = [run, line["mesh"], str(line["accumulate"]), *cells_of(line)]
-    return _table(["run", "mesh", "microbatches", *_COLUMNS], [row])
-
-
-def cells_of(line: dict[str, Any]) -> list[str]:
-    """Return memory and time of a `summary` as text."""
-    temporaries, peak = line["temporaries_gib"], f"{line['peak_gib']:.2f}"
-    cells = [
-        f"{line['arguments_gib']:.2f}",
-        "?" if temporaries is None else f"{temporaries:.2f}",
-        f"{peak} of {line['limit_gib']:.2f} GiB"
-        if line["limit_gib"]
-        else f"{peak} GiB",
-        {True: "yes", False: "no", None: "-"}[line["fits"]],
-    ]
+def _cells(line: dict[str, Any]) -> dict[str, str]:
+    """A `summary` as text, by column."""
+    temporaries, limit = line["temporaries_gib"], line["limit_gib"]
+    cells = {
+        "mesh": line["mesh"],
+        "microbatches": str(line["accumulate"]),
+        "remat": line["remat"],
+        "arguments": f"{line['arguments_gib']:.2f}",
+        "temporaries": "?" if temporaries is None else f"{temporaries:.2f}",
+        "peak of memory": f"{line['peak_gib']:.2f}"
+        + (f" of {limit:.2f} GiB" if limit else " GiB"),
+        "fits": {True: "yes", False: "no", None: "-"}[line["fits"]],
+    }
+    times = ("step, at least", "tokens/s, at most", "MFU, at most", "bound by")
     if line["seconds_best"] is None:
-        return [*cells, "-", "-", "-", "-"]
-    return [
-        *cells,
+        return cells | dict.fromkeys(times, "-")
+    said = (
         f"{line['seconds_best']:.2f} s",
         f"{line['tokens_per_s_best']:,.0f}",
         f"{line['mfu_best']:.0%}",
         line["bound"],
-    ]
+    )
+    return cells | dict(zip(times, said, strict=True))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(result: dict[str, Any]) -> str:
+    """Return a table of one line."""
+    cells = _cells(summary(result))
+    del cells["remat"]
+    return _table([{"run": f"{result['stage']}, {result['topology']}", **cells}])
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
     """A markdown table whose columns line up."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    header = {name: name for name in rows[0]}
+    widths = {name: max(len(row[name]) for row in (header, *rows)) for name in header}
+    rule = {name: "-" * width for name, width in widths.items()}
     text = ""
-    for row in (header, ["-" * width for width in widths], *rows):
-        cells = [cell.ljust(n) for cell, n in zip(row, widths, strict=True)]
-        text += f"| {' | '.join(cells)} |\n"
+    for row in (header, rule, *rows):
+        text += f"| {' | '.join(row[k].ljust(n) for k, n in widths.items())} |\n"
     return text
 
 
@@ -395,7 +393,9 @@ def sweep(
         writer.writerows(sorted(lines.values(), key=_rank))
         write_text(out / "sweep.csv", text.getvalue())
         how = "kept" if result["cached"] else f"{line['compile_seconds']:.0f} s"
-        say(f"{case}: {', '.join(cells_of(line)[2:5])} ({how})")
+        cells = _cells(line)
+        found = (cells[name] for name in ("peak of memory", "fits", "step, at least"))
+        say(f"{case}: {', '.join(found)} ({how})")
 
     def best() -> Case | None:
         fitting = [case for case, line in lines.items() if line["fits"] is not False]
@@ -422,12 +422,8 @@ def sweep(
         raise ClaraError(f"--sweep: nothing could be compiled: {reason}")
     ordered = sorted(lines.values(), key=_rank)
     _plot(ordered, out / "sweep.png")
-    table = [
-        [x["mesh"], str(x["accumulate"]), x["remat"], *cells_of(x)] for x in ordered
-    ]
     failed = [f"failed: {case}: {reason}\n" for case, reason in failures.items()]
-    header = ["mesh", "microbatches", "remat", *_COLUMNS]
-    return _table(header, table) + "".join(failed)
+    return _table([_cells(line) for line in ordered]) + "".join(failed)
 
 
 def _rank(line: dict[str, Any]) -> tuple[bool, float, float]:

@@ -17,7 +17,7 @@ from clara_jax.checkpoint import replace_folder
 from clara_jax.config import check_choices, parse, require
 from clara_jax.config.parsing import not_negative, positive
 from clara_jax.convert import load_model
-from clara_jax.convert.folder import new_folder
+from clara_jax.convert.model_folder import new_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, curves, evaluators

@@ -31,8 +31,7 @@ LARGEST_BATCH = 256
 """Questions searched together; more go in several passes."""
 
 RECALL = 0.99
-"""Of ``jax.lax.approx_max_k`` within a tile, on TPUs only: of all nearest documents far
-less is lost, since few lie in one tile."""
+"""Of ``approx_max_k`` within a tile, on TPUs only: few of the nearest lie in one."""
 
 _CPU_TILE, _TILE = 4 << 20, 64 << 20
 """Bytes of a decoded tile: on CPUs it should stay in the cache."""

@@ -33,8 +33,6 @@ from clara_jax.search.manifest import digest_of, json_bytes, replace_file, wrong
 from clara_jax.search.store import Store
 
 FORMAT = 1
-"""Of the folder; a program reads its own only."""
-
 META = "meta.json"
 ROWS = "rows.npy"
 

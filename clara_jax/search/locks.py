@@ -39,33 +39,37 @@ class Lock(contextlib.AbstractContextManager):
     """
 
     def __init__(self, store: Path, name: str, busy: str, patience: float = 0.5):
-        self._path = path = store / FOLDER / name
+        self._path = store / FOLDER / name
         self._file: IO[bytes] | None = None
         end = time.monotonic() + patience
-        while fcntl is not None and self._file is None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = path.open("ab")
-            except FileNotFoundError:  # the folder was removed in between
-                continue
-            except OSError as error:
-                raise write_error(path, error) from error
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The file may have been removed between opening and locking it.
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    self._file = file
-                    return
-            except (BlockingIOError, FileNotFoundError):
-                pass
-            except OSError:  # a file system without locks
-                self._file = file
-                self.release()
-                return
-            file.close()
+        while fcntl is not None and not self._take():
             if time.monotonic() > end:
                 raise ClaraError(f"{store}: another process is {busy}")
             time.sleep(0.025)
+
+    def _take(self) -> bool:
+        assert fcntl is not None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("ab")
+        except (FileNotFoundError, FileExistsError):  # the folder was just removed
+            return False
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The file may have been removed between opening and locking it.
+            if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                self._file = file
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError:  # a file system without locks
+            self._file = file
+            self.release()
+            return True
+        file.close()
+        return False
 
     def release(self) -> None:
         """Let others in; may be called again."""

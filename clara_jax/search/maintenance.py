@@ -31,11 +31,8 @@ from clara_jax.search.manifest import (
 )
 from clara_jax.search.store import NOTE, Store, read_shard, write_shard
 
-SHARD_BYTES = 1 << 26
-"""Of codes, about, in a shard that compaction writes: it keeps one in memory."""
-
-SHARD_ROWS = 8192
-"""Most rows of such a shard."""
+SHARD_BYTES, SHARD_ROWS = 1 << 26, 8192
+"""Most bytes of codes, and rows, of a shard that compaction writes from memory."""
 
 
 def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:

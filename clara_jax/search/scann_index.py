@@ -53,8 +53,7 @@ CHANGED = 0.2
 HELD_OUT = 200
 """Documents that keys are not learnt from, at most; a tenth of a small store."""
 
-_UPSERTED = 256
-"""Keys that ScaNN takes in together."""
+_UPSERTED = 256  # keys that ScaNN takes in together
 
 
 def open_searcher(

@@ -128,7 +128,7 @@ class Job(contextlib.AbstractContextManager):
 
     @classmethod
     def _begin(cls, path: Path, values: dict[str, Any]) -> Job:
-        before = read_manifest(path) if (path / MANIFEST).is_file() else None
+        before = _manifest_of(path)
         if before is not None:
             values["generation"] = before.generation + 1
             values["settings"]["center"] = before.center
@@ -169,11 +169,7 @@ class Job(contextlib.AbstractContextManager):
             )
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
-        """Take shards ``k % parts == part``, and return those not written yet.
-
-        Raises:
-          ClaraError: another process is writing this part, or counts other parts.
-        """
+        """Take shards ``k % parts == part``, and return those not written yet."""
         if self.finished:
             return []
         self._part = hold_part(self.store, part, parts)
@@ -242,9 +238,14 @@ class Job(contextlib.AbstractContextManager):
         self.close()
 
     def _commit(self, infos: Sequence[ShardInfo]) -> None:
-        before = Manifest(**vars(self._settings))
-        if self._mode != "new":
-            before = read_manifest(self.store)
+        before = _manifest_of(self.store)
+        job = read_job(self.store, before)
+        if job is None or digest_of(_identity(job)) != self._digest:
+            raise ClaraError(
+                f"{self.store}: the job was ended or given up meanwhile; start the "
+                "command again"
+            )
+        before = before or Manifest(**vars(self._settings))
         manifest = dataclasses.replace(
             before,
             generation=self._generation,
@@ -263,10 +264,9 @@ class Job(contextlib.AbstractContextManager):
         replace_manifest(self.store, manifest, deleted)
 
     def _is_committed(self) -> bool:
-        if not (self.store / MANIFEST).is_file():
-            return False
-        manifest = read_manifest(self.store)
-        return (manifest.generation, manifest.job) == (self._generation, self._digest)
+        made = _manifest_of(self.store)
+        known = (self._generation, self._digest)
+        return made is not None and (made.generation, made.job) == known
 
     def _folder(self, k: int) -> Path:
         return shard_folder(self.store, self._generation, k)
@@ -298,17 +298,23 @@ def write_store(
     return Store.open(path)
 
 
+def _manifest_of(store: Path) -> Manifest | None:
+    return read_manifest(store) if (store / MANIFEST).is_file() else None
+
+
 def check_folder(path: Path, mode: str) -> None:
     """Refuse a place where this mode cannot write."""
     if path.exists() and not path.is_dir():
         raise ClaraError(f"{path}: is a file; give a folder with --store")
-    if (path / MANIFEST).is_file() or (path / JOB).is_file():
+    # In this order: meanwhile another process may begin the job, or finish it.
+    files = path.is_dir() and any(path.glob("[!.]*"))
+    if (path / JOB).is_file() or (path / MANIFEST).is_file():
         return
     if mode != "new":
         raise ClaraError(
             f"{path}: is not a store yet, so nothing can be added; leave out --{mode}"
         )
-    if path.is_dir() and any(path.glob("[!.]*")):
+    if files:
         raise ClaraError(
             f"{path}: holds other files and no store; give an empty folder with --store"
         )

@@ -16,10 +16,10 @@ import smollm2
 from side_by_side import compare
 
 from clara_jax.clara import Network
-from clara_jax.config import QUANTIZATIONS, DataConfig
-from clara_jax.data import make_batches, open_records
+from clara_jax.config import QUANTIZATIONS, DataConfig, RunConfig
+from clara_jax.data import ExampleMaker, make_batches, open_records
 from clara_jax.model import count, dequantize_params, quantize_params
-from clara_jax.stages import make_loss
+from clara_jax.stages import STAGES
 
 TRAINED = ("compressor", "generator", "memory")
 
@@ -41,10 +41,11 @@ def main() -> None:
         too_long="cut",
         workers=0,
     )
-    records = open_records([options.data])
-    feed = iter(make_batches(records, clara.tokenizer, "scp", clara.memory, data))
+    config = RunConfig("scp", "-", "-", memory=clara.memory, data=data)
+    make = ExampleMaker(STAGES["scp"], clara.tokenizer, config)
+    feed = iter(make_batches(open_records([options.data]), make))
     batches = [jax.device_put(next(feed)) for _ in range(options.batches)]
-    network, loss = clara.network, make_loss("scp", mse_weight=0.1)
+    network, loss = clara.network, STAGES["scp"].loss(config)
 
     def total(trained, frozen, batch):
         sums, weights, _ = loss(frozen.with_adapters(trained), batch, None)

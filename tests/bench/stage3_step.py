@@ -13,9 +13,9 @@ import numpy as np
 import smollm2
 from side_by_side import compare
 
-from clara_jax.config import DataConfig, OptimConfig
-from clara_jax.data import make_batches, open_records
-from clara_jax.stages import make_loss
+from clara_jax.config import DataConfig, OptimConfig, RunConfig
+from clara_jax.data import ExampleMaker, make_batches, open_records
+from clara_jax.stages import STAGES
 from clara_jax.train.state import init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_step, make_train_step
 
@@ -35,10 +35,10 @@ def main() -> None:
         too_long="cut",
         workers=0,
     )
-    records = open_records([options.data])
-    batches = make_batches(
-        records, clara.tokenizer, "end_to_end", clara.memory, data, top_k=5
-    )
+    stage, lengths = STAGES["end_to_end"], {"memory": clara.memory, "data": data}
+    config = RunConfig(stage.name, "-", "-", selection=clara.selection, **lengths)
+    make = ExampleMaker(stage, clara.tokenizer, config)
+    batches = make_batches(open_records([options.data]), make)
     batch = jax.device_put(next(iter(batches)))
     network = clara.network
     shape = (options.batch, 20)
@@ -57,8 +57,7 @@ def main() -> None:
     optim = OptimConfig(steps=100)
     schedule = make_schedule(optim, 100)
     optimizer = make_optimizer(optim, schedule)
-    loss = make_loss("end_to_end", selection=clara.selection)
-    step = compile_step(make_train_step(loss, optimizer, schedule))
+    step = compile_step(make_train_step(stage.loss(config), optimizer, schedule))
     states = {
         name: init_state(
             {k: network.adapters[k] for k in trained}, optimizer, jax.random.key(0)

@@ -11,7 +11,8 @@ from clara_jax.clara import ROLES
 from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
 from clara_jax.convert import ClaraSettings, load_model
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.names import TreeBuilder, hf_tensors, lora_tensors
+from clara_jax.convert.names import hf_tensors, lora_tensors
+from clara_jax.convert.tensors import build_tree
 from clara_jax.testing import toy_tokenizer
 
 SIZES = {
@@ -92,10 +93,7 @@ def with_adapters(base, **settings):
     adapters = {}
     for role in ROLES:
         tensors = lora_tensors(base.config, clara.lora)
-        builder = TreeBuilder(tensors, np.float32, role)
-        for tensor in tensors:
-            builder.put(tensor.name, draw(*tensor.shape))
-        adapters[role] = builder.finish()
+        adapters[role] = build_tree(tensors, lambda t: draw(*t.shape), np.float32)
     width, num_memory = base.config.width, clara.memory.num_memory
     adapters["memory"] = draw(num_memory, width)
     rows = {"marks": draw(3, width)}

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from clara_jax.config import LoraConfig
-from clara_jax.convert import load_apple, load_config, load_model
+from clara_jax.convert import load_config, load_model
 from clara_jax.convert.apple import ROLES
-from clara_jax.convert.names import extract, lora_tensors
+from clara_jax.convert.names import lora_tensors
 from clara_jax.convert.pth import read_pth
+from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 
@@ -161,12 +162,13 @@ def test_where_the_base_is_looked_for(tmp_path, llama, monkeypatch):
     assert load_model(deep / "stage").config == llama.config
     shutil.move(tmp_path / "base", tmp_path / "moved")
     with pytest.raises(ClaraError, match="base: no such folder, and the .* hub"):
-        load_apple(deep / "stage")
-    assert load_apple(deep / "stage", str(tmp_path / "moved")).config == llama.config
-    with pytest.raises(ClaraError, match="is a CLaRa checkpoint itself"):
-        load_apple(deep / "stage", str(deep / "stage"))
-    with pytest.raises(ClaraError, match="no CLaRa checkpoint"):
-        load_apple(tmp_path / "moved")
+        load_model(deep / "stage", form="apple")
+    moved = load_model(deep / "stage", base=str(tmp_path / "moved"))
+    assert moved.config == llama.config
+    with pytest.raises(ClaraError, match="holds adapters itself, not a base"):
+        load_model(deep / "stage", base=str(deep / "stage"))
+    with pytest.raises(ClaraError, match="no adapters.pth, so it is not of"):
+        load_model(tmp_path / "moved", form="apple")
 
 
 def test_trained_text_rows_replace_the_bases(tmp_path, llama):
@@ -213,7 +215,7 @@ def test_refusals(tmp_path, llama):
     )
     fails(f"'{first}' is missing", adapters=bent(**{first: None}))
     fails(f"'{first}' has shape", adapters=bent(**{first: torch.ones(4, 16)}))
-    fails(f"'{first}' is no tensor", adapters=bent(**{first: 3}))
+    fails(f"'{first}' is not a tensor", adapters=bent(**{first: 3}))
     fails(
         r"has shape \[3, 16\], but the configuration asks for \[4",
         changes={"lora_r": 4},

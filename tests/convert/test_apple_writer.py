@@ -4,12 +4,14 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 
 from clara_jax.config import LoraConfig, MemoryConfig, SelectionConfig
 from clara_jax.convert import load_model, write_apple_checkpoint, write_model_folder
 from clara_jax.convert.apple import ADAPTERS, LAYERS
-from clara_jax.convert.names import extract, lora_tensors
+from clara_jax.convert.names import lora_tensors
 from clara_jax.convert.pth import read_pth
+from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 
 
@@ -131,6 +133,32 @@ def test_dtype(tmp_path, clara_maker, llama_values):
     assert read.clara.original.table_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [
+        ("Llama", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        ("Mistral", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        ("Phi3", "o_proj qkv_proj gate_up_proj down_proj"),
+    ],
+)
+def test_adapters_stand_in_the_order_of_the_modules(
+    tmp_path, clara_maker, llama_values, family, modules
+):
+    torch = pytest.importorskip("torch", reason="builds the original's base")
+    values = {**llama_values, "architectures": [f"{family}ForCausalLM"]}
+    write_apple_checkpoint(tmp_path / "out", clara_maker(values))
+    stored = read_pth(tmp_path / "out" / ADAPTERS)["decoder_adapter"]
+    names = [name.split(".lora_")[0] for name in stored][::2]
+    assert [name.split(".")[-1] for name in names] == 3 * modules.split()
+    config = transformers.AutoConfig.for_model(
+        family.lower(), **llama_values, pad_token_id=0
+    )
+    with torch.device("meta"):
+        original = transformers.AutoModelForCausalLM.from_config(config)
+    linear = [n for n, m in original.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert [name for name in linear if name != "lm_head"] == names
+
+
 def test_torch_loads_it(tmp_path, clara_maker, llama_values):
     torch = pytest.importorskip(
         "torch", reason="reads with PyTorch: pip install torch==2.13.0"
@@ -173,9 +201,9 @@ def test_nothing_is_left_of_a_failed_write(
         raise OSError(28, "No space left on device")
 
     for target in (
-        "clara_jax.convert.pth_writer._add",
-        "clara_jax.convert.folder.os.rename",
-        "clara_jax.convert.apple_writer.write_json",
+        "clara_jax.convert.pth._add",
+        "clara_jax.convert.model_folder.os.rename",
+        "clara_jax.convert.apple.write_json",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)

@@ -7,7 +7,8 @@ from gguf.quants import dequantize, quantize
 from clara_jax.convert import load_config, load_model
 from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.names import extract, gguf_tensors
+from clara_jax.convert.names import gguf_tensors
+from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 
 WIDTH, HEADS, KV_HEADS, LAYERS, MLP, VOCAB = 256, 4, 2, 2, 512, 41
@@ -232,7 +233,7 @@ def test_damaged_files(tmp_path):
         b"XXXX" + data[4:],
     ):
         path.write_bytes(content)
-        with pytest.raises(ClaraError, match="truncated or no GGUF file") as caught:
+        with pytest.raises(ClaraError, match="truncated or not a GGUF file") as caught:
             load_model(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(ClaraError, match="no such file"):

@@ -4,7 +4,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from clara_jax.convert.gguf_tokenizer import build_tokenizer
+from clara_jax.convert.gguf import build_tokenizer
+from clara_jax.convert.hf_config import Fields
 from clara_jax.errors import ClaraError
 
 TEXTS = [
@@ -50,6 +51,11 @@ def _metadata(tokenizer, **more):
     }
 
 
+def _build(metadata, where="f"):
+    values = {f"tokenizer.{key}": value for key, value in metadata.items()}
+    return build_tokenizer(Fields(values, where))
+
+
 def _ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -80,7 +86,7 @@ SPLITS = {
 @pytest.mark.parametrize("name", SPLITS)
 def test_byte_level_ids(name):
     original = _byte_level(SPLITS[name])
-    rebuilt = build_tokenizer(_metadata(original, **{"ggml.pre": name}), "f")
+    rebuilt = _build(_metadata(original, **{"ggml.pre": name}))
     for text in TEXTS:
         ids = _ids(rebuilt, text)
         assert ids == original.encode(text, add_special_tokens=False).ids
@@ -90,7 +96,7 @@ def test_byte_level_ids(name):
 @pytest.mark.parametrize("name", ["llama-bpe", "gpt-4o", "tekken", "default", "mpt"])
 def test_other_splits_round_trip(name):
     original = _byte_level(SPLITS["gpt-2"])
-    rebuilt = build_tokenizer(_metadata(original, **{"ggml.pre": name}), "f")
+    rebuilt = _build(_metadata(original, **{"ggml.pre": name}))
     for text in TEXTS:
         assert rebuilt.decode(_ids(rebuilt, text)) == text
     split = rebuilt.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a12345 CamelCase")
@@ -103,14 +109,14 @@ def test_other_splits_round_trip(name):
 
 def test_special_tokens_and_template():
     metadata = _metadata(_byte_level(SPLITS["gpt-2"]), **{"ggml.pre": "gpt-2"})
-    plain = build_tokenizer(metadata, "f")
+    plain = _build(metadata)
     assert (plain.bos_token, plain.eos_token, plain.pad_token) == (
         "<s>",
         "</s>",
         "<pad>",
     )
     assert plain("a")["input_ids"] == _ids(plain, "a")
-    with_bos = build_tokenizer({**metadata, "ggml.add_bos_token": True}, "f")
+    with_bos = _build({**metadata, "ggml.add_bos_token": True})
     assert with_bos("a")["input_ids"] == [0, *_ids(plain, "a")]
     chat = plain.apply_chat_template([{"content": "hi"}], tokenize=False)
     assert chat == "<s>hi</s>"
@@ -123,7 +129,7 @@ def test_padding_of_the_vocabulary_is_left_out():
     length = len(metadata["ggml.tokens"])
     metadata["ggml.tokens"] = [*metadata["ggml.tokens"], "[PAD1]", "[PAD2]"]
     metadata["ggml.token_type"] = [*metadata["ggml.token_type"], 5, 5]
-    assert len(build_tokenizer(metadata, "f")) == length
+    assert len(_build(metadata)) == length
 
 
 def test_sentencepiece_ids():
@@ -162,7 +168,7 @@ def test_sentencepiece_ids():
         "ggml.eos_token_id": 2,
         "ggml.unknown_token_id": 0,
     }
-    rebuilt = build_tokenizer(metadata, "f")
+    rebuilt = _build(metadata)
     for text in [*TEXTS, "strange: ☃ ẞ"]:
         ids = _ids(rebuilt, text)
         assert 0 not in ids
@@ -189,5 +195,5 @@ def test_sentencepiece_ids():
 def test_refusals(changes, pattern):
     metadata = _metadata(_byte_level(SPLITS["gpt-2"]), **changes)
     with pytest.raises(ClaraError, match=pattern) as caught:
-        build_tokenizer(metadata, "model.gguf")
+        _build(metadata, "model.gguf")
     assert str(caught.value).startswith("model.gguf: ")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clara_jax.convert import load_config, load_hf, load_model, model_config_from_hf
+from clara_jax.convert import load_config, load_model, model_config_from_hf
 from clara_jax.convert.hf import read_hf_config, read_hf_params
-from clara_jax.convert.names import extract, hf_tensors
+from clara_jax.convert.names import hf_tensors
+from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 
 
@@ -43,9 +44,9 @@ def test_dtype_of_file_or_of_choice(tmp_path, llama_values, tensor_maker, hf_wri
     config = model_config_from_hf(llama_values, "")
     tensors = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensor_maker(config).items()}
     hf_writer(tmp_path, {**llama_values, "dtype": "bfloat16"}, tensors)
-    stored = load_hf(tmp_path)
+    stored = load_model(tmp_path)
     assert stored.params["embed"]["embedding"].dtype == ml_dtypes.bfloat16
-    widened = load_hf(tmp_path, "float32")
+    widened = load_model(tmp_path, "float32")
     assert widened.config.param_dtype == "float32"
     table = widened.params["embed"]["embedding"]
     assert table.dtype == np.float32
@@ -97,7 +98,7 @@ def test_truncated_file(tmp_path, llama_values, hf_writer):
         path.write_bytes(data[:length])
         _fails(tmp_path, "model.safetensors: .*(truncated|no readable header)")
     path.write_bytes(b"\xff" * 8 + data[8:])
-    _fails(tmp_path, "truncated or no safetensors file")
+    _fails(tmp_path, "truncated or not a safetensors file")
 
 
 def test_wrong_tensors(tmp_path, llama_values, tensor_maker, hf_writer):
@@ -125,7 +126,7 @@ def test_shard_index(tmp_path, llama_values, hf_writer):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     _fails(tmp_path, "model-00002-of-00002.safetensors: the shard is missing")
     index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
-    _fails(tmp_path, "no plain file name")
+    _fails(tmp_path, "not a plain file name")
     index.write_text("{")
     _fails(tmp_path, "is not JSON")
 

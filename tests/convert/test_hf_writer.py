@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from clara_jax.clara import Network
 from clara_jax.config import LoraConfig
 from clara_jax.convert import load_model, write_hf_folder
-from clara_jax.convert.names import extract, hf_tensors
+from clara_jax.convert.names import hf_tensors
+from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.text import ClaraTokenizer

@@ -129,7 +129,7 @@ def test_bad_input_for_writing(tmp_path, clara, capsys, monkeypatch, form):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clara_jax.convert.outgoing.np.ascontiguousarray", full)
+    monkeypatch.setattr("clara_jax.convert.tensors.np.ascontiguousarray", full)
     fails("out: the disk is full; free space and try again")
     with pytest.raises(SystemExit):
         main([form, clara, out, "--role", "nobody"])
@@ -155,7 +155,7 @@ def test_full_disk(tmp_path, llama_values, hf_writer, capsys, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clara_jax.convert.folder.write_tree", full)
+    monkeypatch.setattr("clara_jax.convert.model_folder.write_tree", full)
     assert main(["hf", str(tmp_path / "hf"), str(tmp_path / "model")]) == 1
     said = capsys.readouterr().err
     assert f"error: {tmp_path / 'model'}: the disk is full" in said

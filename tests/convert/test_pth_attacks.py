@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from tests.convert.pickles import FLOATS, Call, Global, Storage, refused, tensor, write
+from tests.convert.pickles import (
+    FLOATS,
+    Call,
+    Global,
+    Storage,
+    program,
+    refused,
+    tensor,
+    write,
+)
 
 assert encodings.cp437
 ACTIONS = {"pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "open"}
@@ -99,6 +108,14 @@ ATTACKS = {
     "odd_items": b"\x80\x02}(K\x01u.",
     "list_at_top": b"\x80\x02].",
     "two_results": b"\x80\x02}}.",
+    "memo_bomb": b"\x80\x02}r\xff\xff\xff\xff.",
+    "bytes_bomb": b"\x80\x05\x96" + b"\xff" * 6 + b"\x00\x00.",
+    "frame_bomb": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.",
+    "number_bomb": b"\x80\x02\x8b\xff\xff\xff\x7fab.",
+    "build_name": b"\x80\x02" + _global("torch", "FloatStorage") + b"}b.",
+    "append_to_name": b"\x80\x02" + _global("torch", "FloatStorage") + b"K\x01a.",
+    "set_on_name": b"\x80\x02" + _global("torch", "FloatStorage") + b"K\x01K\x02s.",
+    "tensor_as_key": b"\x80\x02}" + program(tensor())[2:-1] + b"K\x01s.",
     "bytes": b"\x80\x03}" + _text("a") + b"C\x01xs.",
 }
 
@@ -183,3 +200,17 @@ def test_recursion_and_repetition(tmp_path):
         pairs = b"".join(_text(str(i)) + b"h" + bytes([level]) for i in range(300))
         inner += b"0}(" + pairs + b"uq" + bytes([level + 1])
     refused(write(tmp_path / "x.pth", b"\x80\x02" + inner + b"."))
+
+
+def test_keys_whose_hash_would_overflow_the_stack(tmp_path):
+    """Tuples in tuples, one more for each few bytes of a pickle of 8 MiB."""
+    empty = _global("collections", "OrderedDict") + b"q\x00)R"
+    levels = 1 << 20
+    for level in (b"\x85", b"h\x00)R\x86", b"(h\x00)Rt", b"q\x010h\x01\x85"):
+        deep = b"\x80\x02}" + empty + b"0)" + level * levels + b"K\x01s."
+        refused(write(tmp_path / "x.pth", deep))
+
+
+def test_names_with_line_breaks_are_told_in_one_line(tmp_path):
+    named = b"\x80\x04" + _text("a\nb") + _text("c\nd") + b"\x93."
+    refused(write(tmp_path / "x.pth", named), "names")

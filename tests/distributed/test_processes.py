@@ -201,6 +201,7 @@ def test_a_lost_process_is_named_within_a_minute(whole, victim, number, message)
     finally:
         for process in run.running:
             process.kill()
+            process.wait()
 
 
 @pytest.mark.slow

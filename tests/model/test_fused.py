@@ -121,8 +121,9 @@ def _masks(text):
 @pytest.mark.parametrize("window", [None, 64])
 def test_train_steps_call_cudnn_forwards_and_backwards(stage, window, on_cuda):
     run = _run(stage, sliding_window=window)
-    arguments = (run.state, run.backbone, run.frozen, run.batch)
-    lowered = jax.jit(run.step).trace(*arguments).lower(lowering_platforms=("cuda",))
+    lowered = (
+        jax.jit(run.step).trace(*run.arguments).lower(lowering_platforms=("cuda",))
+    )
     text = lowered.as_text()
     calls = re.findall(r"__cudnn\$\w+", text)
     trained = 1 if stage == "rerank" else 2
@@ -141,18 +142,16 @@ def test_train_steps_call_cudnn_forwards_and_backwards(stage, window, on_cuda):
 
 def test_without_cudnn_there_are_masks():
     run = _run("scp")
-    arguments = (run.state, run.backbone, run.frozen, run.batch)
-    text = jax.jit(run.step).lower(*arguments).as_text()
+    text = jax.jit(run.step).lower(*run.arguments).as_text()
     assert "__cudnn" not in text and "x128x384xi1>" in text
 
 
 def test_a_mesh_keeps_the_calls(on_cuda):
     run = _run("scp")
     mesh = make_mesh(fsdp=4, tensor=2)
-    arguments = (run.state, run.backbone, run.frozen, run.batch)
     with jax.set_mesh(mesh), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # arguments without a place: no donation
-        traced = compile_on_mesh(run.step, mesh, run.state).trace(*arguments)
+        traced = compile_on_mesh(run.step, mesh, run.state).trace(*run.arguments)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     # Which become cuDNN's calls once XLA has split them.
     assert text.count("@CustomSPMDPartitioning") == 6

@@ -10,7 +10,6 @@ import transformers
 
 from clara_jax.clara import Network
 from clara_jax.convert import (
-    load_apple,
     load_model,
     write_apple_checkpoint,
     write_hf_folder,
@@ -41,7 +40,7 @@ def checkpoint(backbone_dir, stage):
 
 def load(backbone_dir, stage, dtype=""):
     folder = checkpoint(backbone_dir, stage)
-    return load_apple(folder, str(backbone_dir / "base"), dtype)
+    return load_model(folder, dtype, base=str(backbone_dir / "base"))
 
 
 def flat(values, prefix=""):
@@ -94,7 +93,7 @@ def test_read_again_by_torch_and_by_us(backbone_dir, tmp_path, stage):
             assert mine.requires_grad == original.requires_grad, key
             assert mine.stride() == original.stride(), key
             assert mine.dtype == original.dtype and torch.equal(mine, original), key
-    again = load_apple(tmp_path / "again", str(backbone_dir / "base"))
+    again = load_model(tmp_path / "again", base=str(backbone_dir / "base"))
     assert again.clara == model.clara
     for part in ("params", "adapters", "rows"):
         jax.tree.map(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clara_jax.clara import Network
-from clara_jax.convert import load_apple
+from clara_jax.convert import load_model
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
 from clara_jax.text import PARAPHRASES, ClaraTokenizer
@@ -30,7 +30,7 @@ ROLES = {"reasoner", "compressor", "generator", "memory"}
 def load(backbone_dir, stage):
     checkpoint = backbone_dir / stage
     assert checkpoint.is_dir(), f"missing: {checkpoint}"
-    folder = load_apple(checkpoint, str(backbone_dir / "base"), "float32")
+    folder = load_model(checkpoint, "float32", base=str(backbone_dir / "base"))
     assert folder.clara is not None and set(folder.adapters or ()) <= ROLES
     config = dataclasses.replace(folder.config, dtype="float32")
     vocab = folder.clara.text_vocab

@@ -19,8 +19,9 @@ from clara_jax.clara import (
 )
 from clara_jax.clara.losses import answer_terms
 from clara_jax.config import SelectionConfig
-from clara_jax.convert import load_apple
-from clara_jax.convert.names import extract, lora_tensors
+from clara_jax.convert import load_model
+from clara_jax.convert.names import lora_tensors
+from clara_jax.convert.tensors import extract
 from clara_jax.model import Transformer
 from clara_jax.stages import make_loss
 
@@ -64,7 +65,7 @@ def read(backbone_dir, name):
 def load(backbone_dir, checkpoint):
     folder = backbone_dir / checkpoint
     assert folder.is_dir(), f"missing: {folder}"
-    loaded = load_apple(folder, str(backbone_dir / "base"), "float32")
+    loaded = load_model(folder, "float32", base=str(backbone_dir / "base"))
     assert loaded.clara is not None
     model = Transformer(loaded.config, loaded.clara.text_vocab, loaded.clara.lora)
     return Network(

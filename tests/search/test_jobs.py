@@ -259,6 +259,23 @@ def test_a_job_that_another_part_has_finished_is_not_committed_twice(
     assert check(path) == []
 
 
+def test_a_job_that_others_have_ended_does_not_undo_what_came_after(tmp_path):
+    path = tmp_path / "s"
+    late = Job.begin(path, toy_settings(), 2, {"name": "d"})
+    write_new(path, shards=2)
+    delete(path, ["d1"])
+    compact(path)
+    before = tree(path)
+    for k in late.missing():
+        late.write(k, toy_vectors(SHARD), toy_pieces(SHARD, name=f"n{k}-"))
+    with pytest.raises(ClaraError, match="s: the job was ended .*; start the command"):
+        late.commit()
+    late.close()
+    assert before.items() <= tree(path).items()
+    delete(path, ["d2"])
+    assert check(path) == []
+
+
 def test_a_job_whose_center_was_changed_is_refused(tmp_path):
     settings = toy_settings("int8", center="")
     Job.begin(tmp_path / "s", settings, 1, {"name": "d"}).close()

@@ -8,7 +8,7 @@ import json
 import random
 from pathlib import Path
 
-from clara_jax.convert.folder import write_tokenizer
+from clara_jax.convert.model_folder import write_tokenizer
 from clara_jax.testing import toy_tokenizer
 
 HERE = Path(__file__).resolve().parent

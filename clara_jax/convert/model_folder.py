@@ -1,0 +1,372 @@
+"""A model in host memory, and the model folder that `convert` and training write.
+
+model.json   the backbone's shape
+clara.json   memory, LoRA and selection settings (CLaRa models only)
+tokenizer/   Hugging Face files of the base tokenizer, chat template included
+backbone/    parameter tree (absent when clara.json names another folder)
+adapters/    adapter trees, memory and mark rows (CLaRa models only)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clara_jax.checkpoint import (
+    WRITE_ERRORS,
+    load_tree,
+    remove_folder,
+    replace_folder,
+    write_tree,
+)
+from clara_jax.config import (
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    SelectionConfig,
+    parse,
+    to_dict,
+)
+from clara_jax.convert.tensors import Outgoing, Placement, stacked
+from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, read_json, write_error, write_json
+from clara_jax.model import Transformer, abstract_variables
+from clara_jax.shapes import Params
+from clara_jax.text import NAME_KEY, load_tokenizer
+
+FORMAT = "clara_jax model 1"
+_SHAPE = (
+    *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("tied", "fused_qkv", "fused_gate_up"),
+)
+"""Fields in which a base must agree with the adapters put on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalFiles:
+    """What a checkpoint of the original says and nothing else here holds.
+
+    Kept so that the checkpoint can be written again as it was.
+
+    Attributes:
+      adapter_dtype: type of ``adapters.pth``; empty for a model that we trained.
+      table_dtype: type of ``decoder_first_last_layers.pth``; empty likewise.
+      fields: of ``config.json``.
+    """
+
+    adapter_dtype: str = ""
+    table_dtype: str = ""
+    fields: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaraSettings:
+    """What a CLaRa model needs to know beside its backbone's shape.
+
+    Attributes:
+      memory: how a document becomes vectors.
+      lora: rank, scale and layers of the adapters.
+      selection: of documents.
+      text_vocab: n, the base tokenizer's length; special ids start here.
+      backbone: where the frozen weights are: ``backbone`` is this folder's own; else
+        a path (relative to this folder, or absolute) or hub name for `load_model`.
+      stage: the stage that wrote the adapters; informative.
+      original: of a checkpoint of the original that was read and not trained since.
+    """
+
+    memory: MemoryConfig
+    lora: LoraConfig
+    selection: SelectionConfig
+    text_vocab: int
+    backbone: str = "backbone"
+    stage: str = ""
+    original: OriginalFiles = OriginalFiles()
+
+
+@dataclasses.dataclass
+class ModelFolder:
+    """A model in host memory, whatever it was read from.
+
+    Attributes:
+      config: shape of the backbone.
+      params: its parameter tree, numpy arrays.
+      tokenizer: the base tokenizer, before special tokens are added.
+      clara: settings, or None for a plain base model.
+      adapters: trees by role, and ``memory`` ``[M, D]``; None for a base model.
+      rows: ``marks`` ``[3, D]`` (AE, ENC, SEP) and, untied, ``head`` ``[M+3, D]``.
+      eos_ids: ids that end an answer.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any
+    clara: ClaraSettings | None = None
+    adapters: dict[str, Params] | None = None
+    rows: dict[str, Params] | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    @property
+    def backbone(self) -> dict[str, Params]:
+        """What losses and generation take as ``backbone``."""
+        backbone = {"params": self.params}
+        return backbone if self.rows is None else {**backbone, "rows": self.rows}
+
+    def parts(self) -> tuple[ClaraSettings, dict[str, Params], dict[str, Params]]:
+        """Return settings, adapters and frozen rows; refuse a base model."""
+        if self.clara is None or self.adapters is None or self.rows is None:
+            raise ClaraError(
+                "the source is a base model without CLaRa adapters; give a trained one"
+            )
+        return self.clara, self.adapters, self.rows
+
+    def roles(self) -> list[str]:
+        """Return the roles that there is an adapter for, sorted."""
+        return sorted(set(self.adapters or ()) - {"memory"})
+
+    def adapter(self, role: str) -> Params:
+        """Return one role's LoRA tree; refuse a role that the model does not have."""
+        _, adapters, _ = self.parts()
+        if role not in adapters:
+            raise ClaraError(
+                f"the source has no {role}; it has {', '.join(self.roles())}"
+            )
+        return adapters[role]
+
+    def tables(self, dtype: str) -> dict[str, Outgoing]:
+        """Return ``embed`` and, untied, ``head``, with rows for the special tokens.
+
+        These follow the text rows: as in the original, rows that a padded vocabulary
+        has beyond its tokenizer are left out.
+        """
+        clara, adapters, rows = self.parts()
+        text = self.params["embed"]["embedding"][: clara.text_vocab]
+        tables = {"embed": stacked(dtype, text, adapters["memory"], rows["marks"])}
+        if not self.config.tied:
+            kernel = self.params["head"]["kernel"].T[: clara.text_vocab]
+            tables["head"] = stacked(dtype, kernel, rows["head"])
+        return tables
+
+    def base_name(self) -> str:
+        """Return the name or path that the base model came from, or an empty text."""
+        known = self.tokenizer.init_kwargs.get(NAME_KEY) or self.tokenizer.name_or_path
+        return str(known or "")
+
+    def needed_name(self, name: str) -> str:
+        """Return `name` or else the base model's own; refuse one that has none."""
+        name = name or self.base_name()
+        if not name:
+            raise ClaraError(
+                "the source does not say what its base model is called; give its hub "
+                "name or path with --base-name"
+            )
+        return name
+
+
+def write_model_folder(
+    path: str | os.PathLike, model: ModelFolder, update: bool = False
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+      path: a new or empty folder.
+      model: what to write. The backbone's weights are left out when
+        ``model.clara.backbone`` names another place.
+      update: put the parts into an existing folder (a run's), each replaced by rename.
+
+    Raises:
+      ClaraError: the destination is not empty, or cannot be written.
+    """
+    path = Path(path).absolute()
+    if not update or not path.exists():
+        with new_folder(path, WRITE_ERRORS) as whole:
+            _write_parts(whole, model)
+        return
+    with new_folder(path, WRITE_ERRORS, move=False) as whole:
+        _write_parts(whole, model)
+        # model.json last: a folder without it is no model folder yet.
+        for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
+            if part.is_dir():
+                replace_folder(part, path / part.name)
+            else:
+                os.replace(part, path / part.name)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse a destination that already holds something."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ClaraError(f"{path}: is not empty; give a new folder or remove it first")
+    if path.exists() and not path.is_dir():
+        raise ClaraError(f"{path}: is a file; give a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: str | os.PathLike,
+    failures: tuple[type[Exception], ...] = (OSError,),
+    move: bool = True,
+) -> Iterator[Path]:
+    """Give an empty folder to write to, which becomes `path` when all has gone well.
+
+    Args:
+      path: a new or empty folder.
+      failures: what is raised when the disk is full or cannot be written.
+      move: False leaves it to the caller to move what is written.
+
+    Raises:
+      ClaraError: `path` is not empty, or one of the failures.
+    """
+    path = Path(path).absolute()
+    if move:
+        check_destination(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        whole = temporary / "model"
+        whole.mkdir()
+        yield whole
+        if move:
+            if path.exists():
+                path.rmdir()
+            os.rename(whole, path)
+    except (*failures, ClaraError) as error:
+        if temporary is not None and failures == WRITE_ERRORS:
+            remove_folder(temporary)
+        cause = error.__cause__ if isinstance(error, ClaraError) else error
+        if isinstance(cause, failures):
+            raise write_error(path, cause) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_parts(folder: Path, model: ModelFolder) -> None:
+    values = {"format": FORMAT, **to_dict(model.config), "eos_ids": model.eos_ids}
+    write_json(folder / "model.json", values)
+    write_tokenizer(folder / "tokenizer", model.tokenizer)
+    if model.clara is None or model.clara.backbone == "backbone":
+        write_tree(folder / "backbone", model.params)
+    if model.clara is not None:
+        write_json(folder / "clara.json", to_dict(model.clara))
+        rows = {"rows": model.rows} if model.rows else {}
+        write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
+
+
+def write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a tokenizer's files so that transformers 4 and 5 read them."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError:
+        raise
+    except Exception as error:  # what tokenizers raises when the disk is full
+        raise OSError(first_line(error)) from error
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    for key in ("backend", "is_local", "local_files_only"):
+        values.pop(key, None)
+    write_json(path, values)
+
+
+def read_model_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
+    """Return shape and end-of-answer ids from ``model.json``."""
+    path = folder / "model.json"
+    values = read_json(path)
+    if values.pop("format", None) != FORMAT:
+        raise ClaraError(f"{path}: is not of the form '{FORMAT}'")
+    eos_ids = values.pop("eos_ids", [])
+    if not isinstance(eos_ids, list) or any(type(i) is not int for i in eos_ids):
+        raise ClaraError(f"{path}: field 'eos_ids' must be a list of token ids")
+    return parse(ModelConfig, values, str(path)), tuple(eos_ids)
+
+
+def read_clara_settings(folder: Path) -> ClaraSettings | None:
+    """Return the settings in ``clara.json``; None where there is no such file."""
+    path = folder / "clara.json"
+    return parse(ClaraSettings, read_json(path), str(path)) if path.exists() else None
+
+
+def read_model_folder(
+    folder: Path,
+    base: ModelFolder | None = None,
+    param_dtype: str = "",
+    placement: Placement | None = None,
+) -> ModelFolder:
+    """Read a model folder; `base` is the backbone when it is kept elsewhere.
+
+    Raises:
+      ClaraError: a part is missing or damaged, or the base is another one's.
+    """
+    config, eos_ids = read_model_config(folder)
+    clara = read_clara_settings(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if clara is not None and clara.text_vocab != len(tokenizer):
+        raise ClaraError(
+            f"{folder / 'clara.json'}: field 'text_vocab' is {clara.text_vocab}, but "
+            f"the tokenizer has {len(tokenizer)} tokens"
+        )
+    lora = None if clara is None else clara.lora
+    shapes = abstract_variables(Transformer(config, len(tokenizer), lora=lora))
+    if base is None:
+        config = dataclasses.replace(
+            config, param_dtype=param_dtype or config.param_dtype
+        )
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype),
+            shapes["params"],
+        )
+        params = load_tree(folder / "backbone", like, placement)
+    else:
+        _check_shape(folder, config, base.config)
+        config, params = base.config, base.params
+    model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
+    if clara is not None:
+        adapters = load_tree(folder / "adapters", None, placement)
+        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
+        model.rows = adapters.pop("rows", None)
+        model.adapters = adapters
+    return model
+
+
+def _check_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
+    """Refuse a base of another shape than a folder's adapters were trained on."""
+    for name in _SHAPE:
+        here, there = getattr(mine, name), getattr(base, name)
+        if here != there:
+            raise ClaraError(
+                f"{folder}: was trained on a base whose {name} is {here}, but the base "
+                f"found has {there}; give the right base"
+            )
+
+
+def _check_adapters(
+    folder: Path,
+    adapters: Params,
+    lora: Params,
+    memory: MemoryConfig,
+    config: ModelConfig,
+) -> None:
+    """Refuse adapters and rows that are not of the shapes that the settings say."""
+    count, width = memory.num_memory, config.width
+    want = {"memory": (count, width), "rows": {"marks": (3, width)}}
+    if not config.tied:
+        want["rows"]["head"] = (count + 3, width)
+    for name, tree in adapters.items():
+        expected = want.get(name) or jax.tree.map(lambda leaf: tuple(leaf.shape), lora)
+        if jax.tree.map(lambda leaf: tuple(leaf.shape), tree) != expected:
+            raise ClaraError(
+                f"{folder / 'adapters'}: {name} is not of the shape that model.json "
+                "and clara.json describe; they belong to different models"
+            )

@@ -1,0 +1,190 @@
+"""Our tree made from the tensors of a file, and tensors of a file from our tree.
+
+Both go tensor by tensor, so that beside the tree no more than a part of one is held.
+Types go by their names; numpy knows bfloat16 as soon as jax is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax.convert.names import TensorName
+from clara_jax.errors import ClaraError
+from clara_jax.shapes import Params
+
+Placement = Callable[[Any], Any]
+"""A tree of shapes to the same tree of shardings."""
+
+_ROWS = 256
+"""Copied at a time, which transposes twice as fast as in one go."""
+
+
+def check_tensors(
+    tensors: Iterable[TensorName],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: Any,
+    files: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse `shapes`, of what is in a file, unless they are those of the `tensors`.
+
+    Raises:
+      ClaraError: a name is not expected or missing, or a shape is wrong; it says
+        `where`, or which of several `files`.
+    """
+    wanted = {tensor.name: tensor for tensor in tensors}
+    places = files or dict.fromkeys(shapes, where)
+    for name in shapes:
+        if name not in wanted:
+            raise ClaraError(
+                f"{places[name]}: tensor '{name}' is not expected for this architecture"
+            )
+    for name, tensor in wanted.items():
+        if name in shapes and shapes[name] != tensor.shape:
+            raise ClaraError(
+                f"{places[name]}: tensor '{name}' has shape {list(shapes[name])}, but "
+                f"the configuration asks for {list(tensor.shape)}"
+            )
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ClaraError(f"{where}: tensor '{missing[0]}'{more} is missing")
+
+
+def build_tree(
+    tensors: Sequence[TensorName],
+    read: Callable[[TensorName], Any],
+    dtype: Any,
+    placement: Placement | None = None,
+    progress: bool = False,
+) -> Params:
+    """Build our tree; each array is allocated once and filled part by part.
+
+    Args:
+      tensors: everything that the tree is made of.
+      read: gives one of them as the file stores it: an array, or what gives arrays
+        for slices of it.
+      dtype: type of our arrays.
+      placement: where they lie; each process then reads only what its devices hold.
+      progress: show a bar.
+
+    Returns:
+      The nested tree: numpy arrays, or with `placement` `jax.Array`.
+    """
+    tree: dict[str, Any] = {}
+    for tensor in tensors:
+        node = tree
+        for key in tensor.path[:-1]:
+            node = node.setdefault(key, {})
+        array = node.setdefault(tensor.path[-1], _Array({}, dtype, read))
+        array.parts[tensor.layer] = tensor
+    if placement is not None:
+        places = placement(jax.tree.map(_Array.abstract, tree))
+        return jax.tree.map(_Array.place, tree, places)
+    with progress_bar("reading", len(tensors), progress) as bar:
+        return jax.tree.map(lambda array: array.whole(bar.update), tree)
+
+
+def progress_bar(what: str, total: int, shown: bool) -> tqdm:
+    """Return a bar over tensors."""
+    return tqdm(desc=what, total=total, leave=False, unit=" tensors", disable=not shown)
+
+
+@dataclasses.dataclass
+class _Array:
+    """One of our arrays to be, and by layer the tensors that it is made of."""
+
+    parts: dict[int | None, TensorName]
+    dtype: Any
+    read: Callable[[TensorName], Any]
+
+    def abstract(self) -> jax.ShapeDtypeStruct:
+        tensor = next(iter(self.parts.values()))
+        shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
+        layers = () if tensor.layer is None else (len(self.parts),)
+        return jax.ShapeDtypeStruct((*layers, *shape), self.dtype)
+
+    def whole(self, advance: Callable[[], Any]) -> np.ndarray:
+        array = np.empty(self.abstract().shape, self.dtype)
+        for layer, tensor in self.parts.items():
+            target = array if layer is None else array[layer]
+            target = target.T if tensor.transpose else target
+            source = self.read(tensor)
+            for start in range(0, len(target), _ROWS):
+                rows = slice(start, min(start + _ROWS, len(target)))
+                target[rows] = source[rows]
+            advance()
+        return array
+
+    def place(self, sharding: Any) -> jax.Array:
+        shape = self.abstract().shape
+        return jax.make_array_from_callback(shape, sharding, self._local)
+
+    def _local(self, index: Any) -> np.ndarray:
+        if None in self.parts:
+            return self._slice(self.parts[None], index)
+        layers = range(len(self.parts))[index[0]]
+        return np.stack([self._slice(self.parts[i], index[1:]) for i in layers])
+
+    def _slice(self, tensor: TensorName, index: tuple[slice, ...]) -> np.ndarray:
+        index = index[::-1] if tensor.transpose else index
+        part = self.read(tensor)[index].astype(self.dtype, copy=False)
+        return np.ascontiguousarray(part.T if tensor.transpose else part)
+
+
+def extract(tree: Params, tensor: TensorName) -> np.ndarray:
+    """Return one tensor as the other format stores it: the inverse of `build_tree`."""
+    for key in tensor.path:
+        tree = tree[key]
+    array = tree if tensor.layer is None else tree[tensor.layer]
+    return np.asarray(array.T if tensor.transpose else array)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outgoing:
+    """One tensor that a file will hold; files that name one object twice store it once.
+
+    Attributes:
+      shape: of the whole.
+      dtype: type in the file.
+      make: called when the bytes are due: arrays that follow one another on axis 0, of
+        any type and layout.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Yield the bytes in order, cast and laid out by rows, some megabytes each."""
+        rows = 0
+        for part in self.make():
+            assert part.shape[1:] == self.shape[1:], (part.shape, self.shape)
+            rows += len(part)
+            step = max(1, _ROWS * 4096 // max(1, math.prod(part.shape[1:])))
+            for start in range(0, len(part), step):
+                block = np.ascontiguousarray(part[start : start + step], self.dtype)
+                yield block.reshape(-1).view(np.uint8).data
+        assert rows == self.shape[0], (rows, self.shape)
+
+
+def outgoing(tree: Params, tensor: TensorName, dtype: str) -> Outgoing:
+    """Return a tensor of our tree as the other format stores it."""
+    return Outgoing(tensor.shape, np.dtype(dtype), lambda: [extract(tree, tensor)])
+
+
+def stacked(dtype: str, *parts: Any) -> Outgoing:
+    """Return arrays ``[rows, columns]`` under one another; they are not copied yet."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    return Outgoing(shape, np.dtype(dtype), lambda: map(np.asarray, parts))
