@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = given[:1] == ["index"]
     arguments = (index_parser() if index else parser()).parse_args(given[index:])
     work = index_store if index else _run
-    return commands.run(lambda: work(arguments))
+    goes_on = "start the same command again to go on"
+    return commands.run(lambda: work(arguments), goes_on)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -47,8 +47,8 @@ class GgufFile:
     """One opened file.
 
     Raises:
-      ClaraError: it is missing, truncated, not a GGUF file, or of an architecture that
-        the backbone does not have.
+      ClaraError: it is missing, truncated or not a GGUF file; or its architecture, and
+        later a tensor, is not one that can be read.
     """
 
     def __init__(self, path: Path):
@@ -116,12 +116,7 @@ class GgufFile:
         )
 
     def params(self, config: ModelConfig, progress: bool = False) -> Params:
-        """Dequantize the weights into our tree, tensor by tensor.
-
-        Raises:
-          ClaraError: a tensor is missing, unexpected, of a wrong shape or of a type
-            that cannot be dequantized.
-        """
+        """Dequantize the weights into our tree, tensor by tensor."""
         tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
         check_tensors(tensors, {n: self._shape(n) for n in names}, self.path)
@@ -314,7 +309,7 @@ def build_tokenizer(fields: Fields) -> Any:
         if index >= len(tokens):
             raise fields.error(f"its {name} token {index} is not in its vocabulary")
         if index >= 0:
-            special[f"{name[:3]}_token"] = tokens[index]
+            special[f"{name[:3]}_token"] = tokens[index]  # unk_token, pad_token
     begins = fields.values.get("tokenizer.ggml.add_bos_token", model == "llama")
     if pre == "qwen2" and not begins:
         # Qwen's own tokenizer has no bos; llama.cpp fills the field all the same.

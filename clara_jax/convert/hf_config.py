@@ -21,7 +21,6 @@ from clara_jax.model.rope import attention_factor
 _QWEN = {
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
-    "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
@@ -71,11 +70,9 @@ _SOME_LENGTH = 2048
 
 
 class Fields:
-    """Typed access to a mapping; a null counts as absent where there is a default.
+    """Typed access to the values of a file; null is absent where there is a default.
 
-    Attributes:
-      values: the mapping.
-      where: its file, put before every error.
+    Errors begin with `where`, the file.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
@@ -142,12 +139,9 @@ class Fields:
 def model_config_from_hf(
     values: Mapping[str, Any], where: str, param_dtype: str = ""
 ) -> ModelConfig:
-    """Translate a parsed ``config.json``.
+    """Translate the values of a ``config.json``; errors begin with `where`.
 
-    Args:
-      values: the file's content.
-      where: the file, put before every error.
-      param_dtype: type to keep weights in; empty takes the file's own.
+    Weights are kept in `param_dtype`; empty takes the file's own type.
 
     Raises:
       ClaraError: an architecture, activation, rope kind, attention pattern or
@@ -313,11 +307,8 @@ def _filled(rope: RopeConfig) -> RopeConfig:
 def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     """Return the ``config.json`` that `model_config_from_hf` reads as `config`.
 
-    Compute type and rematerialisation are no part of it.
-
-    Args:
-      config: the shape of a backbone.
-      name: of the base model; tells Mistral from Llama where the shape does not.
+    Compute type and rematerialisation are no part of it. The `name` of the base model
+    tells Mistral from Llama where the shape does not.
 
     Raises:
       ClaraError: no supported architecture has this shape.

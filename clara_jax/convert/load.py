@@ -41,10 +41,9 @@ def load_model(
     """Load a model, whatever it is.
 
     Args:
-      path: a model folder, a run folder, a Hugging Face folder or hub name, a
-        ``.gguf`` file, a checkpoint folder of the original implementation, a folder of
-        PEFT adapters that `write_peft_folder` wrote, or the name of a model that comes
-        with the package.
+      path: a model or run folder, a Hugging Face folder or hub name, a ``.gguf`` file,
+        a checkpoint folder of the original, a folder that `write_peft_folder` wrote, or
+        the name of a model that comes with the package.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       base: for a CLaRa model, the base to take in place of the one that it names; only
         one of them is read. Base models do not heed it.
@@ -52,9 +51,6 @@ def load_model(
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
       progress: show a bar over tensors that are read.
-
-    Returns:
-      The model in host memory, or where `placement` says.
 
     Raises:
       ClaraError: it is none of these, or damaged.
@@ -94,11 +90,7 @@ def load_model(
 
 
 def load_base_tokenizer(path: str | os.PathLike) -> Any:
-    """Load only the tokenizer of anything that `load_model` takes.
-
-    Returns:
-      The base tokenizer, before special tokens are added.
-    """
+    """Load only the tokenizer, without special tokens, of what `load_model` takes."""
     form, place = find_model(path, None)
     if form == "model":
         return load_tokenizer(place / "tokenizer")

@@ -241,6 +241,7 @@ def new_folder(
     except (*failures, ClaraError) as error:
         if temporary is not None and failures == WRITE_ERRORS:
             remove_folder(temporary)
+        # `write_json` has named the temporary folder; users know the destination.
         cause = error.__cause__ if isinstance(error, ClaraError) else error
         if isinstance(cause, failures):
             raise write_error(path, cause) from error
@@ -334,7 +335,8 @@ def read_model_folder(
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:
         adapters = load_tree(folder / "adapters", None, placement)
-        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
+        count = clara.memory.num_memory
+        _check_adapters(folder, adapters, shapes.get("lora"), count, config)
         model.rows = adapters.pop("rows", None)
         model.adapters = adapters
     return model
@@ -352,14 +354,10 @@ def _check_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
 
 
 def _check_adapters(
-    folder: Path,
-    adapters: Params,
-    lora: Params,
-    memory: MemoryConfig,
-    config: ModelConfig,
+    folder: Path, adapters: Params, lora: Params, count: int, config: ModelConfig
 ) -> None:
     """Refuse adapters and rows that are not of the shapes that the settings say."""
-    count, width = memory.num_memory, config.width
+    width = config.width
     want = {"memory": (count, width), "rows": {"marks": (3, width)}}
     if not config.tied:
         want["rows"]["head"] = (count + 3, width)

@@ -1,14 +1,13 @@
 """Where a model is that is given by a path or by a name, and of which form it is.
 
-A name may be that of adapters that come with the package. A folder of these holds one
-folder a model, as `export_adapters` lays it out: ``clara_jax/shipped/`` is one, and the
-environment variable ``CLARA_JAX_MODELS`` may name one more, which goes first.
+A name may be that of adapters that come with the package, in folders as
+`export_adapters` makes them: in ``clara_jax/shipped/``, and before that in the folder
+that the environment variable ``CLARA_JAX_MODELS`` names.
 
-A name may be a hub name. The hub is not always at hand, and a package index often is:
-where a hub name stands in `PACKAGES`, its package's file serves when the hub's cache on
-this machine does not have the model whole. It may be coarser than the hub's: that of
-SmolLM2 is a GGUF file in 4 bits (Q4_1), so vectors made over it are not exactly those
-made over the hub's.
+Or it is a hub name. The hub is not always at hand, and a package index often is: where
+a hub name stands in `PACKAGES`, its package's file serves when the hub's cache does not
+have the model whole. That of SmolLM2 is a GGUF file in 4 bits (Q4_1), so vectors made
+over it are not exactly those made over the hub's.
 """
 
 from __future__ import annotations
@@ -150,9 +149,6 @@ def locate(source: str | os.PathLike) -> Path:
     A name in `PACKAGES` is looked for as a local folder, in the hub's cache, in the
     installed package, and at last in the hub over the network; any other name as a
     folder and in the hub.
-
-    Args:
-      source: a folder, or a hub name such as ``mistralai/Mistral-7B-Instruct-v0.2``.
 
     Raises:
       ClaraError: it is in none of these places.

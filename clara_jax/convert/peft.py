@@ -1,11 +1,9 @@
 """LoRA adapters as PEFT folders, one a role, beside what such a folder cannot hold.
 
-compressor/ generator/ reasoner/   each ``adapter_config.json`` and
-                                   ``adapter_model.safetensors``
-special_rows.safetensors           rows of the special tokens: ``embedding [M+3, D]``
-                                   and, untied, ``head [M+3, D]``
-clara.json                         memory, LoRA and selection settings
-README.md                          how to use it
+compressor/ ...            each adapter_config.json and adapter_model.safetensors
+special_rows.safetensors   embedding [M+3, D] and, untied, head [M+3, D]
+clara.json                 memory, LoRA and selection settings
+README.md                  how to use it
 
 The rows of the special tokens (memory tokens, AE, ENC, SEP) belong below the base
 model's text rows, at ids from ``text_vocab`` on. A role loaded with PEFT on the base

@@ -319,9 +319,6 @@ def write_pth(path: Path, values: Mapping[str, Any]) -> None:
       path: where; its stem names the folder inside the zip, as torch has it.
       values: nested dicts of `Outgoing` and `Parameter`. An `Outgoing` that stands in
         several places becomes one storage.
-
-    Raises:
-      OSError: the file cannot be written.
     """
     program = _Program()
     program.add(pickle.PROTO + b"\x02", values, pickle.STOP)

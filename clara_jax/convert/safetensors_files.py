@@ -27,10 +27,6 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 class SafetensorsFile:
     """An open file; of its tensors only what is asked for is read.
 
-    Attributes:
-      path: the file.
-      shapes: of all tensors, by name.
-
     Raises:
       ClaraError: it is missing, damaged, shorter than its header says or not of this
         format, or a tensor is of a type that is not supported.

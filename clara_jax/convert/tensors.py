@@ -71,11 +71,9 @@ def build_tree(
       read: gives one of them as the file stores it: an array, or what gives arrays
         for slices of it.
       dtype: type of our arrays.
-      placement: where they lie; each process then reads only what its devices hold.
+      placement: where they lie, as `jax.Array`; each process then reads only what its
+        devices hold. None is numpy arrays.
       progress: show a bar.
-
-    Returns:
-      The nested tree: numpy arrays, or with `placement` `jax.Array`.
     """
     tree: dict[str, Any] = {}
     for tensor in tensors:

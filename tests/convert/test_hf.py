@@ -1,16 +1,29 @@
+import dataclasses
 import json
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import transformers
+from safetensors.numpy import load_file, save_file
 
-from clara_jax.convert import load_config, load_model, model_config_from_hf
+from clara_jax.clara import Network
+from clara_jax.config import LoraConfig
+from clara_jax.convert import (
+    load_config,
+    load_model,
+    model_config_from_hf,
+    write_hf_folder,
+)
 from clara_jax.convert.hf import read_hf_config, read_hf_params
 from clara_jax.convert.names import hf_tensors
 from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
+from clara_jax.model import Transformer
+from clara_jax.text import ClaraTokenizer
 
 
 def _fails(folder, pattern):
@@ -143,3 +156,205 @@ def test_missing_files(tmp_path, llama_values, hf_writer):
 def test_neither_folder_nor_hub_name(tmp_path):
     _fails(tmp_path / "nothing", "there is no such folder")
     _fails("nobody/no-such-model", "hub did not give it.*; check the name")
+
+
+LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+ROPES = {
+    "llama untied": {"architectures": ["LlamaForCausalLM"]},
+    "llama linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "llama yarn": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "qwen2 mixed windows": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
+    "phi4 long": {
+        "architectures": ["Phi3ForCausalLM"],
+        "rope_scaling": {"type": "longrope", **LONG},
+        "original_max_position_embeddings": 8,
+        "tie_word_embeddings": True,
+    },
+    "phi4 short": {
+        "architectures": ["Phi3ForCausalLM"],
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.5],
+            "long_factor": [2.0],
+        },
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def _theirs(folder, ids):
+    torch = pytest.importorskip(
+        "torch", reason="compares with PyTorch: pip install torch==2.13.0"
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(ids)).logits.numpy()
+
+
+def _ours(model, role, ids):
+    backbone, adapters = jax.device_put((model.backbone, model.adapters))
+    clara = model.clara
+    transformer = Transformer(model.config, clara.text_vocab, clara.lora)
+    variables = Network(transformer, backbone, adapters).variables(role)
+    return np.asarray(transformer.apply(variables, jnp.asarray(ids)))
+
+
+def _same_logits(model, folder, role):
+    """Text and special tokens, as ours, theirs, and ours of the folder."""
+    count = model.clara.text_vocab + model.clara.memory.num_memory + 3
+    ids = np.random.default_rng(0).integers(3, count, (2, 20))
+    ids[:, ::4] = np.arange(count - 5, count)
+    expected = _ours(model, role, ids)
+    assert expected.shape == (2, 20, count)
+    close = 1e-4 * np.abs(expected).max()
+    assert np.abs(_theirs(folder, ids) - expected).max() < close
+    read = load_model(folder)
+    transformer = Transformer(read.config, count)
+    logits = transformer.apply(
+        {"params": jax.device_put(read.params)}, jnp.asarray(ids)
+    )
+    assert np.abs(np.asarray(logits) - expected).max() < close
+
+
+@pytest.mark.parametrize("role", ["generator", "reasoner"])
+def test_families(tmp_path, clara_maker, hf_values, role):
+    model = clara_maker(hf_values)
+    write_hf_folder(tmp_path / "out", model, role)
+    _same_logits(model, tmp_path / "out", role)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_ropes(tmp_path, clara_maker, llama_values, name):
+    lora = LoraConfig(rank=2, alpha=3.0, layers=("query", "query_key_value", "down"))
+    model = clara_maker({**llama_values, **ROPES[name]}, lora=lora)
+    write_hf_folder(tmp_path / "out", model, "compressor")
+    _same_logits(model, tmp_path / "out", "compressor")
+
+
+def test_oracle_checkpoints(oracle, tmp_path):
+    """A padded vocabulary shrinks to the tokenizer's length, as in the original."""
+    folders = sorted(oracle.glob("*/stage2"))
+    assert folders
+    for folder in folders:
+        meta = json.loads((folder.parent / "meta.json").read_text())
+        model = load_model(folder, "float32")
+        out = tmp_path / folder.parent.name
+        write_hf_folder(out, model, "generator")
+        _same_logits(model, out, "generator")
+        values = json.loads((out / "config.json").read_text())
+        assert values["vocab_size"] == meta["resized_vocab"]
+        base = json.loads((folder.parent / "base" / "config.json").read_text())
+        assert values["architectures"] == base["architectures"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+        assert len(tokenizer) == meta["resized_vocab"]
+        names = [f"<MEM{i}>" for i in range(meta["n_mem_tokens"])]
+        assert tokenizer.convert_tokens_to_ids(names) == meta["mem_token_ids"]
+        marks = tokenizer.convert_tokens_to_ids(["<AE>", "<ENC>", "<SEP>"])
+        assert marks == [meta["ae_id"], meta["enc_id"], meta["sep_id"]]
+
+
+def test_tokenizer(tmp_path, clara_maker, llama_values):
+    model = clara_maker(llama_values)
+    write_hf_folder(tmp_path / "out", model, "generator")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = ClaraTokenizer(model.tokenizer, 2)
+    text = f"Answer {ours.slots(2)} the question"
+    spelled = "Answer <MEM0><MEM1><SEP><MEM0><MEM1><SEP> the question"
+    assert tokenizer.encode(spelled, add_special_tokens=False) == ours.encode(text)
+    assert tokenizer.decode([9, ours.ae_id], skip_special_tokens=True) == "Answer"
+    assert tokenizer.chat_template == model.tokenizer.chat_template
+    values = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert values == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert load_model(tmp_path / "out").eos_ids == model.eos_ids
+    # The model itself keeps its tokenizer.
+    assert len(model.tokenizer) == model.clara.text_vocab
+
+
+def test_base_model(tmp_path, hf_values, hf_writer):
+    tensors = hf_writer(tmp_path / "base", hf_values, eos=[2, 7])
+    write_hf_folder(tmp_path / "out", load_model(tmp_path / "base"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(stored[name], array)
+    read = load_model(tmp_path / "out")
+    assert read.config == load_model(tmp_path / "base").config
+    assert read.eos_ids == (2, 7)
+
+
+def test_merged_in_float32_and_cast_once(tmp_path, clara_maker, llama_values):
+    model = clara_maker(llama_values)
+    write_hf_folder(tmp_path / "out", model, "generator", "bfloat16")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {a.dtype for a in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["torch_dtype"] == "bfloat16"
+    lora = model.adapters["generator"]["layers"]["mlp"]["up"]
+    kernel = model.params["layers"]["mlp"]["up"]["kernel"][1]
+    merged = (kernel + 2 * lora["a"][1] @ lora["b"][1]).T
+    name = "model.layers.1.mlp.up_proj.weight"
+    np.testing.assert_array_equal(stored[name], merged.astype(ml_dtypes.bfloat16))
+
+
+def test_shards(tmp_path, clara_maker, llama_values):
+    model = clara_maker(llama_values)
+    write_hf_folder(tmp_path / "one", model, "generator")
+    write_hf_folder(tmp_path / "many", model, "generator", shard_bytes=12_000)
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    text = (tmp_path / "many" / "model.safetensors.index.json").read_text()
+    index = json.loads(text)
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in whole.values())
+    files = sorted((tmp_path / "many").glob("*.safetensors"))
+    count = len(files)
+    assert count > 2 and files[0].name == f"model-00001-of-{count:05}.safetensors"
+    parts = {path.name: load_file(path) for path in files}
+    assert {n: f for f, part in parts.items() for n in part} == index["weight_map"]
+    for part in parts.values():
+        assert len(part) == 1 or sum(a.nbytes for a in part.values()) <= 12_000
+    one, many = load_model(tmp_path / "one"), load_model(tmp_path / "many")
+    for tensor in hf_tensors(one.config):
+        array = extract(many.params, tensor)
+        np.testing.assert_array_equal(array, extract(one.params, tensor))
+    _same_logits(model, tmp_path / "many", "generator")
+
+
+def test_refusals(tmp_path, clara_maker, llama_values):
+    model = clara_maker(llama_values)
+    with pytest.raises(ClaraError, match="choose --role out of compressor, gen"):
+        write_hf_folder(tmp_path / "out", model)
+    del model.adapters["reasoner"]
+    with pytest.raises(ClaraError, match="has no reasoner"):
+        write_hf_folder(tmp_path / "out", model, "reasoner")
+    base = dataclasses.replace(model, clara=None, adapters=None, rows=None)
+    with pytest.raises(ClaraError, match="base model without CLaRa adapters"):
+        write_hf_folder(tmp_path / "out", base, "generator")
+    model.tokenizer.add_tokens(["<MEM0>"])
+    with pytest.raises(ClaraError, match="gives <MEM0> the id .* instead of"):
+        settings = dataclasses.replace(
+            model.clara, text_vocab=model.clara.text_vocab + 1
+        )
+        write_hf_folder(
+            tmp_path / "out", dataclasses.replace(model, clara=settings), "generator"
+        )
+    assert not (tmp_path / "out").exists()

@@ -146,6 +146,7 @@ class Topics(Stage):
 def test_a_sixth_stage_trains_evaluates_and_is_planned(
     monkeypatch, tmp_path, repository, capsys
 ):
+    from clara_jax.plan import programs
     from clara_jax.plan.__main__ import main as plan
     from clara_jax.testing import random_batch
     from clara_jax.train.__main__ import main as train
@@ -173,7 +174,11 @@ def test_a_sixth_stage_trains_evaluates_and_is_planned(
     assert {"eval/loss", "eval/gold/f1"} <= set(found)
     assert (workdir / "summary.json").exists()
     capsys.readouterr()
+    # Here, since a process of its own would not know this file.
+    monkeypatch.setattr(programs, "measure_apart", programs.measure)
     assert plan([*command, "--topology=cpu:1", f"--cache={tmp_path / 'plans'}"]) == 0
+    assert "stage topics" in capsys.readouterr().out
+    assert plan([*command, "--show-sharding"]) == 0
     assert "adapters that learn" in capsys.readouterr().out
 
 

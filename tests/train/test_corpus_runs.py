@@ -204,7 +204,7 @@ def test_given_candidates_come_from_the_store_where_it_has_them(made, store, tmp
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("nowhere", (), "holds no store.json, so it is no store"),
+        ("nowhere", (), "holds no store.json, so it is not a store"),
         ("whole", ("--config.seed=7",), "was made by another model: its fingerprint"),
         ("whole", ("--config.data.candidates=99",), "'data.candidates': is 99, but"),
         ("whole", ("--config.data.candidates=1",), "set at least selection.top_k 2"),

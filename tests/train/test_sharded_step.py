@@ -9,10 +9,7 @@ import pytest
 
 from clara_jax.config import OptimConfig, SelectionConfig
 from clara_jax.model import logical_axes
-from clara_jax.sharding import (
-    make_mesh,
-    tree_shardings,
-)
+from clara_jax.sharding import make_mesh, named_sharding, tree_shardings
 from clara_jax.stages import make_loss
 from clara_jax.testing import random_batch, toy_network
 from clara_jax.train.state import init_state, make_optimizer, make_schedule
