@@ -65,7 +65,8 @@ def test_the_backbone_can_be_quantized(folder):
         assert question.shape == (1, 2, 16) and np.all(np.isfinite(question))
         # Merged weights are whole again, and answer alike.
         merged = clara.merge()
-        assert "kernel" in merged.merged["generator"]["layers"]["mlp"]["up"]
+        params = merged.merged["generator"].backbone["params"]
+        assert "kernel" in params["layers"]["mlp"]["up"]
         asked = [QUESTION], vectors[None]
         assert merged.answer_from_vectors(*asked) == clara.answer_from_vectors(*asked)
     near = clara_jax.load(folder, quantize="int8").compress(TEXTS)
