@@ -87,7 +87,7 @@ def parse_mesh(text: str, axes: Sequence[str]) -> dict[str, int]:
 
 
 class Interrupted(Exception):
-    """A signal ended the work early, and in order.
+    """A signal ended the work early, and in order; its text is printed, if any.
 
     Attributes:
       signal: name of the signal.
@@ -163,7 +163,8 @@ def run(
     try:
         return work() or 0
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if str(stopped):
+            print(stopped, file=sys.stderr)
         return TRY_AGAIN if stopped.signal == "SIGTERM" else CTRL_C
     except KeyboardInterrupt as stopped:
         print(f"interrupted; {goes_on}", file=sys.stderr)

@@ -179,8 +179,8 @@ verdict() {
     echo lost
   elif [ -z "$codes" ]; then
     echo unknown
-  elif printf '%s\n' "$codes" | grep -qx "$PREEMPTED"; then
-    # The others may have failed only because this one left.
+  elif printf '%s\n' "$codes" | grep -qxE "$PREEMPTED|134"; then
+    # The others may have failed only because this one left; JAX aborts them, with 134.
     echo preempted
   else
     codes=$(printf '%s\n' "$codes" | grep -vx 0 | head -n 1) || true

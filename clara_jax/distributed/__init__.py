@@ -4,7 +4,14 @@ Every process runs the same command and holds its own devices; arrays span all o
 Process 0 writes files and talks to the user.
 """
 
-from clara_jax.distributed.exchange import first, from_host, gather, is_first, to_host
+from clara_jax.distributed.exchange import (
+    first,
+    from_host,
+    gather,
+    is_first,
+    report,
+    to_host,
+)
 from clara_jax.distributed.processes import EXPLICIT, leave, start
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "gather",
     "is_first",
     "leave",
+    "report",
     "start",
     "to_host",
 ]

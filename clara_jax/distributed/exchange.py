@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,12 @@ from clara_jax.files import first_line
 def is_first() -> bool:
     """Return whether this is the process that writes files and talks to the user."""
     return jax.process_index() == 0
+
+
+def report(message: str) -> None:
+    """Print a remark for the user on standard error, from the first process only."""
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
 
 
 def first(compute: Callable[[], Any]) -> Any:

@@ -24,11 +24,10 @@ from clara_jax.train.hooks import (
     Writer,
     read_lines,
 )
-from clara_jax.train.loop import Clock, Feed, Hook, NotFinite, Trail, fit
+from clara_jax.train.loop import Feed, Hook, NotFinite, Run, fit
 from clara_jax.train.parts import Parts
 from clara_jax.train.run_folder import RunFolder
 from clara_jax.train.runner import run
-from clara_jax.train.start import Start, make_adapters, prepare
 from clara_jax.train.state import (
     Schedule,
     TrainState,
@@ -38,12 +37,12 @@ from clara_jax.train.state import (
 )
 from clara_jax.train.step import compile_step, make_eval_step, make_train_step
 from clara_jax.train.vectors import cached_vectors
+from clara_jax.train.weights import Start, load_start, make_adapters
 
 __all__ = [
     "AbstractRun",
     "Checkpoint",
     "Checkpoints",
-    "Clock",
     "CorpusFeed",
     "Evaluate",
     "Evaluator",
@@ -55,11 +54,11 @@ __all__ = [
     "NotFinite",
     "Parts",
     "Profile",
+    "Run",
     "RunFolder",
     "Schedule",
     "Start",
     "StopOnNonFinite",
-    "Trail",
     "TrainState",
     "Writer",
     "abstract_batch",
@@ -70,12 +69,12 @@ __all__ = [
     "fit",
     "init_state",
     "load_config",
+    "load_start",
     "make_adapters",
     "make_eval_step",
     "make_optimizer",
     "make_schedule",
     "make_train_step",
-    "prepare",
     "read_experiment",
     "read_lines",
     "run",

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from clara_jax import distributed
-from clara_jax.commands import TRY_AGAIN, Interrupted
+from clara_jax import commands, distributed
 from clara_jax.config import RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, told
+from clara_jax.files import read_json
 from clara_jax.train.deadline import Budget
 from clara_jax.train.experiments import Experiment, read_experiment
 from clara_jax.train.runner import run
 
 _FLAGS = dict(
-    zip(
-        ("--coordinator", "--processes", "--process"), distributed.EXPLICIT, strict=True
-    )
+    zip(("coordinator", "processes", "process"), distributed.EXPLICIT, strict=True)
 )
 
-USAGE = """\
-usage: python -m clara_jax.train --config=FILE[:ARG] [--config.FIELD=VALUE ...]
 
-FILE is an experiment, such as configs/quickstart.py; it says at its top what it does
-and what it needs. Fields are those of clara_jax.config.RunConfig, with dots between
-groups: --config.workdir=runs/mine --config.optim.steps=20
-The same command started again goes on where it was; SIGTERM ends it with status 75. On
-several hosts, start it on each: the cluster says which is which (TPU pods, SLURM, Open
-MPI), or --coordinator=HOST:PORT --processes=N --process=I.
-"""
+def parser() -> commands.Parser:
+    """The command's arguments, but for those about the config."""
+    parser = commands.Parser(
+        usage="python -m clara_jax.train --config=FILE[:ARG] "
+        "[--config.FIELD=VALUE ...]",
+        description="FILE is an experiment, such as configs/quickstart.py; it says at "
+        "its top what it does and what it needs. Fields are those of "
+        "clara_jax.config.RunConfig, with dots between groups: "
+        "--config.workdir=runs/mine --config.optim.steps=20. The same command started "
+        "again goes on where it was; SIGTERM ends it with status 75.",
+        epilog="On several hosts, start it on each: the cluster says which is which "
+        "(TPU pods, SLURM, Open MPI), or the last three options do.",
+    )
+    add = parser.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="of the process with number 0")
+    add("--processes", metavar="N", help="how many there are")
+    add("--process", metavar="I", help="number of this one, from 0")
+    return parser
 
 
 def run_experiment(experiment: Experiment) -> None:
@@ -59,14 +63,13 @@ def run_experiment(experiment: Experiment) -> None:
     folder = _prepare(experiment, budget)
     for number, config in enumerate(runs):
         name = Path(config.workdir).name
+        whole = None
         if budget.limited:
             # By the clock of the first process, for all.
             seconds = distributed.first(partial(budget.seconds, name))
             minutes = max(seconds, 1.0) / 60
             config = dataclasses.replace(config, minutes=minutes)
-        # What comes after the first stage is never refused: its results are there.
-        whole = None
-        if budget.limited:
+            # What comes after the first stage is never refused: its results are there.
             whole = math.inf if number else distributed.first(budget.left)
         run(config, whole=whole)
         if budget.limited:
@@ -81,7 +84,7 @@ def run_experiment(experiment: Experiment) -> None:
 
 
 def _prepare(experiment: Experiment, budget: Budget) -> str:
-    """Make the data of a pipeline; returns the folder of its mix, if it has one."""
+    """Make the data of a pipeline, and return the folder of its mix, if it has one."""
     from clara_jax import pipeline, quickstart
 
     begin = time.perf_counter()
@@ -113,57 +116,35 @@ def _note(budget: Budget, config: RunConfig) -> None:
     budget.note(Path(config.workdir).name, summary["wall_seconds"])
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
       arguments: the command line without the program's name.
 
     Returns:
-      The exit status: 0 done, 1 bad input, 130 after Ctrl-C, 75 after SIGTERM: start
-      the same command again.
+      The exit status; see `clara_jax.commands`.
     """
-    if {"-h", "--help", "-help"} & set(arguments):
-        print(USAGE, end="")
-        return 0
+    options, others = parser().parse_known_args(arguments)
+
+    def work() -> None:
+        _join(options)
+        run_experiment(read_experiment(others))
+
     try:
-        run_experiment(read_experiment(_joined(arguments)))
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return distributed.leave(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return distributed.leave(130)
-    except Interrupted as stopped:
-        if distributed.is_first():
-            print(stopped, file=sys.stderr)
-        return TRY_AGAIN if stopped.signal == "SIGTERM" else 130
+        status = commands.run(work)
     except Exception:
         distributed.leave(1)
         raise
-    return 0
+    return distributed.leave(status) if status else 0
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join the other processes, if there are any, and return the other arguments."""
-    rest, environment = [], dict(os.environ)
-    for argument in arguments:
-        flag, _, value = argument.partition("=")
-        if flag in _FLAGS:
-            environment[_FLAGS[flag]] = value
-        else:
-            rest.append(argument)
-    distributed.start(environment)
-    return rest
-
-
-def _stop(number: int, _: Any) -> None:
-    """End at once: outside of the steps all that was done is on disk."""
-    os.write(2, b"\nSIGTERM: start the same command again to go on\n")
-    os._exit(TRY_AGAIN)
+def _join(options: argparse.Namespace) -> None:
+    """Join the other processes, if there are any."""
+    given = {name: getattr(options, flag) for flag, name in _FLAGS.items()}
+    own = {name: value for name, value in given.items() if value is not None}
+    distributed.start({**os.environ, **own})
 
 
 if __name__ == "__main__":
-    # Runs and reports have a way of their own, for as long as they last.
-    signal.signal(signal.SIGTERM, _stop)
-    sys.exit(main(sys.argv[1:]))
+    commands.start(main)

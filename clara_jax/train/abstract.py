@@ -19,9 +19,9 @@ from clara_jax.model import (
 )
 from clara_jax.sharding import named_sharding, tree_shardings
 from clara_jax.stages import STAGES, find_stage
-from clara_jax.train.start import make_adapters
 from clara_jax.train.state import TrainState, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
+from clara_jax.train.weights import make_adapters
 
 
 @dataclasses.dataclass(frozen=True)

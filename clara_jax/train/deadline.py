@@ -13,7 +13,6 @@ import numpy as np
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
-from clara_jax.train.loop import Clock
 
 TIMES = "time.json"
 
@@ -29,40 +28,46 @@ class Deadline:
       progress: share of the run that is over when the step at hand ends, in (0, 1].
     """
 
-    def __init__(
-        self, clock: Clock, steps: int, seconds: float, whole: float | None = None
-    ):
+    def __init__(self, steps: int, seconds: float, whole: float | None = None):
         """Set the end.
 
         Args:
-          clock: of the run.
           steps: most optimizer steps.
-          seconds: of ``clock.wall``, in which the run is to end.
+          seconds: of ``Run.wall``, in which the run is to end.
           whole: of a pipeline, of which `seconds` are a share: a first step that
             takes longer than that is refused, since nothing would be left for what
             follows. None: the run stands alone.
         """
-        self._clock, self._steps, self._seconds = clock, steps, seconds
+        self._steps, self._seconds = steps, seconds
         self._whole = seconds if whole is None else whole
         self._begin: float | None = None
         self._before: float | None = None
         self._took: collections.deque[float] = collections.deque(maxlen=5)
         self.progress = 1 / steps
 
-    def begin(self, step: int) -> bool:
+    def begin(self, step: int, wall: float) -> bool:
         """Return whether `step`, about to begin, is the last for which there is time.
+
+        Args:
+          step: its number, counted from 1.
+          wall: seconds that the run has taken.
 
         Raises:
           ClaraError: the time of the whole is over after the run's first step.
         """
-        now = float(gather(np.array(self._clock.wall()))[0])
+        now = float(gather(np.array(wall))[0])
         if self._before is None:
             # A run that goes on has had its compilation; this one is lost time.
             self._begin = None if step == 1 else 0.0
         elif self._begin is None:
             self._begin = now
             if now >= self._whole:
-                raise too_short(self._seconds, self._whole, now)
+                enough = math.ceil(2 * now * self._whole / self._seconds / 60)
+                raise ClaraError(
+                    f"config field 'minutes': {self._whole:.0f} s were left, and "
+                    f"compiling and taking the first step took {now:.0f} s; give at "
+                    f"least {enough}"
+                )
         else:
             self._took.append(now - self._before)
         self._before = now
@@ -73,15 +78,6 @@ class Deadline:
             done = max(done, (now + took - self._begin) / whole)
         self.progress = min(done, 1.0)
         return self._begin is not None and now + 2 * took >= self._seconds
-
-
-def too_short(seconds: float, whole: float, needed: float) -> ClaraError:
-    """Return the error for a deadline that has no room for more than one step."""
-    enough = math.ceil(2 * needed * whole / seconds / 60)
-    return ClaraError(
-        f"config field 'minutes': {whole:.0f} s were left, and compiling and taking "
-        f"the first step took {needed:.0f} s; give at least {enough}"
-    )
 
 
 class Budget:

@@ -24,7 +24,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Evaluator
 from clara_jax.files import write_error
 from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.loop import Clock, NotFinite
+from clara_jax.train.loop import NotFinite, Run
 from clara_jax.train.state import TrainState
 
 
@@ -251,18 +251,18 @@ class Log:
 
     pauses = False
 
-    def __init__(self, every: int, writers: Sequence[Writer], clock: Clock):
+    def __init__(self, every: int, writers: Sequence[Writer], run: Run):
         self.every = every
         self._writers = writers
-        self._clock = clock
-        self._mark = (clock.tokens, clock.seconds())
+        self._run = run
+        self._mark = (run.tokens, run.seconds())
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Fetch the scalars and write them."""
         values = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
         step = int(values.pop("step"))
         del values["finite"]
-        tokens, seconds = self._clock.tokens, self._clock.seconds()
+        tokens, seconds = self._run.tokens, self._run.seconds()
         passed = max(seconds - self._mark[1], 1e-9)
         values["tokens_per_s"] = (tokens - self._mark[0]) / passed
         values["tokens"] = tokens

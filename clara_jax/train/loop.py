@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from clara_jax.clara import Batch
 from clara_jax.commands import Interrupt
 from clara_jax.errors import ClaraError
+from clara_jax.train.deadline import Deadline
 from clara_jax.train.state import TrainState
 
 
@@ -68,99 +69,129 @@ class NotFinite(ClaraError):
         self.step = step
 
 
-class Trail:
-    """Where the feed stood at the last steps, so that an earlier state can be saved.
+Tally = Callable[..., Callable[[], Sequence[int]]]
+"""Begin to add counts up over all processes; what it returns gives the sums."""
 
-    The loop may be two steps ahead of the last good state when it finds out.
+
+class Step(NamedTuple):
+    """A step about to be done: its number, counted from 1, and its batch."""
+
+    number: int
+    batch: Batch
+    last: bool
+
+
+class Run:
+    """How far a run is, what it has used, and when it ends.
+
+    Attributes:
+      steps: optimizer steps from its start to its end.
+      interrupt: a noted signal ends the run after the step at hand.
+      deadline: may end it earlier; None for no such end.
     """
-
-    def __init__(self, feed: Feed, clock: Clock):
-        self._feed = feed
-        self._clock = clock
-        self._notes: dict[int, dict[str, Any]] = {}
-
-    def note(self, step: int) -> None:
-        """Remember the position after `step`, before the next batch is drawn."""
-        self._notes[step] = self._now()
-        for old in [s for s in self._notes if s < step - 3]:
-            del self._notes[old]
-
-    def at(self, step: int) -> dict[str, Any]:
-        """Return the position after `step`, one of the last few or the present one."""
-        return self._notes.get(step) or self._now()
-
-    def _now(self) -> dict[str, Any]:
-        return {
-            "feed": self._feed.get_state(),
-            "tokens": self._clock.tokens,
-            "seconds": self._clock.seconds(),
-            "wall": self._clock.wall(),
-        }
-
-
-class Clock:
-    """Training time and tokens, over all the processes that a run has seen."""
 
     def __init__(
         self,
-        seconds: float = 0.0,
-        tokens: int = 0,
-        wall: float = 0.0,
+        feed: Feed,
+        steps: int,
+        *,
+        kept: Mapping[str, Any] | None = None,
         begin: float | None = None,
+        interrupt: Interrupt | None = None,
+        tally: Tally | None = None,
+        deadline: Deadline | None = None,
     ):
-        """Go on from what earlier processes have taken.
+        """Begin a run, or go on with one.
 
         Args:
-          seconds, tokens, wall: so far.
+          feed: the batches.
+          steps: see the class.
+          kept: what `position` gave, from a checkpoint; the feed goes there.
           begin: when this process began, by ``time.perf_counter``; default: now.
+          interrupt, deadline: see the class.
+          tally: adds up counts of several processes, so that they know all tokens and
+            stop after the same step.
         """
+        kept = kept or {}
+        if kept:
+            feed.set_state(kept["feed"])
+        self.steps, self.deadline = steps, deadline
+        self.interrupt = interrupt or Interrupt()
+        self._feed, self._tally = feed, tally
+        self._tokens = kept.get("tokens", 0)
+        self._pending: list[Callable[[], Sequence[int]]] = []
         now = time.perf_counter()
-        self._tokens = tokens
-        self._pending: list[Callable[[], int]] = []
-        self._begin = now - seconds
-        self._wall = (now if begin is None else begin) - wall
+        self._begin = now - kept.get("seconds", 0.0)
+        self._wall = (now if begin is None else begin) - kept.get("wall", 0.0)
         self._paused = 0.0
+        self._positions: dict[int, dict[str, Any]] = {}
 
     @property
     def tokens(self) -> int:
         """Real tokens so far; waits for those that are still being added up."""
-        self._tokens += sum(count() for count in self._pending)
+        self._tokens += sum(sums()[0] for sums in self._pending)
         self._pending.clear()
         return self._tokens
 
-    def count(self, tokens: Callable[[], int]) -> None:
-        """Add tokens, which may still be being added up elsewhere."""
-        self._pending.append(tokens)
-
     def seconds(self) -> float:
-        """Seconds of training, pauses left out."""
+        """Return the seconds of training, pauses left out."""
         return time.perf_counter() - self._begin - self._paused
 
     def wall(self) -> float:
-        """Seconds of everything: start, compilation and pauses too."""
+        """Return the seconds of everything: start, compilation and pauses too."""
         return time.perf_counter() - self._wall
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Do not count what happens inside."""
+        """Do not count what happens inside as training."""
         begin = time.perf_counter()
         try:
             yield
         finally:
             self._paused += time.perf_counter() - begin
 
+    def position(self, step: int) -> dict[str, Any]:
+        """Return where the run stood after `step`, one of the last few, or stands now.
 
-@runtime_checkable
-class Pace(Protocol):
-    """Knows which step is the last, where the number of steps does not say it."""
+        The loop may be two steps ahead of the last good state when it finds out.
+        """
+        return self._positions.get(step) or {
+            "feed": self._feed.get_state(),
+            "tokens": self.tokens,
+            "seconds": self.seconds(),
+            "wall": self.wall(),
+        }
 
-    def begin(self, step: int) -> bool:
-        """Return whether `step`, which is about to begin, is to be the last."""
-        ...
+    def steps_after(self, done: int) -> Iterator[Step]:
+        """Yield what is to be done after step `done`, up to the end.
 
+        Raises:
+          ClaraError: the data ends early, or the deadline leaves no time.
+        """
+        for number in range(done + 1, self.steps + 1):
+            self._positions[number - 1] = self.position(number - 1)
+            self._positions.pop(number - 5, None)
+            last = number == self.steps
+            if self.deadline is not None:
+                last = self.deadline.begin(number, self.wall()) or last
+            try:
+                batch = next(self._feed)
+            except StopIteration:
+                raise ClaraError(
+                    f"the data ends before step {number} of {self.steps}; lower "
+                    "optim.steps"
+                ) from None
+            # Asked for before the step, so that the answer does not wait for it.
+            sums = self._add_up(count_tokens(batch), *self.interrupt.flags)
+            self._pending.append(sums)
+            yield Step(number, batch, last)
+            flags = self.interrupt.flags if self._tally is None else sums()[1:]
+            # Asked in any case, so that all processes know of a signal in the last one.
+            if self.interrupt.agree(flags) or last:
+                return
 
-Tally = Callable[..., Callable[[], Sequence[int]]]
-"""Begins to add counts up over all processes; what it returns gives the sums."""
+    def _add_up(self, *counts: int) -> Callable[[], Sequence[int]]:
+        return (lambda: counts) if self._tally is None else self._tally(*counts)
 
 
 def count_tokens(batch: Batch) -> int:
@@ -172,33 +203,19 @@ def count_tokens(batch: Batch) -> int:
 def fit(
     state: TrainState,
     step_function: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
-    feed: Feed,
+    run: Run,
     hooks: Sequence[Hook],
-    *,
-    steps: int,
-    clock: Clock,
-    trail: Trail,
     put: Callable[[Batch], Any] = jax.device_put,
-    interrupt: Interrupt | None = None,
-    tally: Tally | None = None,
-    pace: Pace | None = None,
 ) -> TrainState:
-    """Train up to `steps`, or to the step that `pace` calls the last.
+    """Train to the end of a run.
 
     Args:
       state: to start from; donated.
       step_function: a compiled step, with the frozen parts filled in.
-      feed: batches, positioned where `state` stopped.
+      run: its feed is positioned where `state` stopped.
       hooks: called in this order after each step whose number they divide, and after
         the last.
-      steps: where to stop, counted from the start of the run.
-      clock: counts time and tokens.
-      trail: is told the feed's position before every step.
       put: moves a batch to the devices; its result is what the step is given.
-      interrupt: a noted signal ends the loop after the step at hand.
-      tally: adds up counts of several processes, so that they know all tokens and stop
-        after the same step.
-      pace: may end the run earlier.
 
     Returns:
       The state after the last step done.
@@ -207,49 +224,25 @@ def fit(
       NotFinite: with the last good state.
       ClaraError: the data ends early, or whatever a hook raises.
     """
-    interrupt = interrupt or Interrupt()
-    for step in range(int(state.step) + 1, steps + 1):
-        trail.note(step - 1)
-        last = step == steps
-        if pace is not None:
-            last = pace.begin(step) or last
-        try:
-            batch = next(feed)
-        except StopIteration:
-            raise ClaraError(
-                f"the data ends before step {step} of {steps}; lower optim.steps"
-            ) from None
-        # Asked for before the step, so that the answer does not wait for it.
-        sums = (tally or _alone)(count_tokens(batch), *interrupt.flags)
-        clock.count(lambda sums=sums: sums()[0])
-        given = put(batch)
+    for step in run.steps_after(int(state.step)):
+        given = put(step.batch)
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(state, given)
-        metrics = {**metrics, "step": step}
+        metrics = {**metrics, "step": step.number}
         try:
             for hook in hooks:
-                if hook.every and (last or step % hook.every == 0):
-                    _call(hook, state, metrics, clock)
+                if hook.every and (step.last or step.number % hook.every == 0):
+                    _call(hook, state, metrics, run)
         except NotFinite as error:
             error.state = state
             raise
-        flags = interrupt.flags if tally is None else sums()[1:]
-        # Asked in any case, so that all processes know of a signal in the last step.
-        if interrupt.agree(flags) or last:
-            break
     return state
 
 
-def _alone(*counts: int) -> Callable[[], Sequence[int]]:
-    return lambda: counts
-
-
-def _call(
-    hook: Hook, state: TrainState, metrics: Mapping[str, Any], clock: Clock
-) -> None:
+def _call(hook: Hook, state: TrainState, metrics: Mapping[str, Any], run: Run) -> None:
     if not hook.pauses:
         hook(state, metrics)
         return
     jax.block_until_ready(state.step)
-    with clock.pause():
+    with run.pause():
         hook(state, metrics)

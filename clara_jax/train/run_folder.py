@@ -91,21 +91,19 @@ class RunFolder:
             )
 
     def claim(self, config: RunConfig) -> None:
-        """Make the folder and write its config, after `check`."""
-        self.check(config)
-        self._lock()
-        write_json(self.config, to_dict(config))
+        """Make the folder and write its config, after `check`.
 
-    def _lock(self) -> None:
-        """Keep other processes out until `close`, or until this one ends."""
-        if self._held is not None:
-            return
-        writable_folder(self.path)
-        self._held = lock_file(
-            self.path / ".lock",
-            f"{self.path}: another process is training here; wait for it, or give "
-            "another --config.workdir",
-        )
+        Other processes are kept out until `close`, or until this one ends.
+        """
+        self.check(config)
+        if self._held is None:
+            writable_folder(self.path)
+            self._held = lock_file(
+                self.path / ".lock",
+                f"{self.path}: another process is training here; wait for it, or give "
+                "another --config.workdir",
+            )
+        write_json(self.config, to_dict(config))
 
     def close(self) -> None:
         """Let other processes in again."""
@@ -113,9 +111,10 @@ class RunFolder:
             self._held.close()
             self._held = None
 
-    def finished(self) -> dict[str, Any] | None:
-        """Return the summary of a run that is done, else None."""
-        return read_json(self.summary) if self.summary.exists() else None
+    def finished(self, config: RunConfig) -> bool:
+        """Return whether the run is done, after `check`."""
+        self.check(config)
+        return self.summary.exists()
 
     def write_summary(self, config: RunConfig, **facts: Any) -> dict[str, Any]:
         """Write ``summary.json``: results, time, speed, sizes, versions.
@@ -152,7 +151,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the package and of what its numbers depend on."""
+    """Return the versions of the package and of what its numbers depend on."""
     found = {"clara_jax": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         found[name] = importlib.metadata.version(name)

@@ -1,48 +1,64 @@
-"""One run from its config to its summary: the parts put together."""
+"""One run from its config to its summary; `run` reads from top to bottom.
+
+config -> records, weights, corpus (`assemble`) -> batches -> state and step -> the
+newest checkpoint -> hooks -> the loop -> a model folder and ``summary.json``
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from clara_jax.clara import Batch
+from clara_jax.clara import Batch, vector_fingerprint
 from clara_jax.commands import Interrupt, Interrupted
-from clara_jax.config import RunConfig, to_dict
+from clara_jax.config import MeshConfig, RunConfig, to_dict
 from clara_jax.convert import write_model_folder
-from clara_jax.distributed import first, from_host, gather, is_first
+from clara_jax.data import ExampleMaker, Record, Records, check_records, open_records
+from clara_jax.distributed import first, from_host, gather, is_first, report
 from clara_jax.errors import ClaraError
-from clara_jax.sharding import named_sharding
-from clara_jax.train import hooks as hooks_
+from clara_jax.model import logical_axes
+from clara_jax.search import Store
+from clara_jax.sharding import batch_parts, make_mesh, named_sharding, tree_shardings
+from clara_jax.stages import find_stage
+from clara_jax.text import ClaraTokenizer
 from clara_jax.train.checkpoints import Checkpoints, fingerprint
-from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.deadline import Deadline
 from clara_jax.train.feeds import make_feed
 from clara_jax.train.hooks import (
+    Checkpoint,
+    Evaluate,
     JsonLines,
+    Log,
+    Profile,
     ProgressBar,
+    StopOnNonFinite,
     TensorBoard,
     WeightsAndBiases,
     Writer,
 )
-from clara_jax.train.loop import (
-    Clock,
-    Feed,
-    Hook,
-    NotFinite,
-    Trail,
-    fit,
-)
-from clara_jax.train.parts import Parts, assemble, first_state, sizes
+from clara_jax.train.loop import Hook, NotFinite, Run, fit
+from clara_jax.train.parts import Parts
 from clara_jax.train.placement import Tally
 from clara_jax.train.run_folder import RunFolder
-from clara_jax.train.state import TrainState, rate_at
+from clara_jax.train.state import (
+    TrainState,
+    count_bytes,
+    count_parameters,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    rate_at,
+)
+from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
+from clara_jax.train.weights import load_start
 
 
 def run(config: RunConfig, *, whole: float | None = None) -> None:
@@ -58,185 +74,259 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
       Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     begin = time.perf_counter()
+    seconds = 60 * config.minutes
     folder = RunFolder(config.workdir)
-
-    def finished() -> bool:
-        folder.check(config)
-        return folder.finished() is not None
-
-    if first(finished):
-        _say(f"{config.workdir}: already finished")
+    if first(partial(folder.finished, config)):
+        report(f"{config.workdir}: already finished")
         return
+    claim = partial(first, partial(folder.claim, config))
     with Interrupt().listen() as interrupt, contextlib.ExitStack() as stack:
         stack.callback(folder.close)
-        parts = assemble(config, _say)
-        with jax.set_mesh(parts.mesh):
-            timing = _Timing(begin, 60 * config.minutes, whole)
-            made = make_feed(
-                parts,
-                _say,
-                claim=lambda: first(lambda: folder.claim(config)),
-                stop=lambda: interrupt.agree(
-                    gather(np.array(interrupt.flags)).sum(0).tolist()
-                ),
-                late=timing.half_over if timing.seconds else None,
-            )
-            if made is None:
-                raise _interrupted(config, interrupt, "the vectors so far are kept")
-            feed, corpus = made
-            if corpus is not None:
-                stack.callback(corpus.close)
-            _train(parts, feed, corpus, folder, interrupt, stack, timing)
+        parts = assemble(config)
+        stack.enter_context(jax.set_mesh(parts.mesh))
 
+        # Batches; document vectors that are made once are made here.
+        def stop() -> bool:
+            return interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist())
 
-class _Timing(NamedTuple):
-    """When this process began with the run, and what it may take; 0 for any time."""
+        def late() -> bool:
+            return time.perf_counter() - begin >= seconds / 2
 
-    begin: float
-    seconds: float
-    whole: float | None
-
-    def half_over(self) -> bool:
-        """Whether half of the time has passed since this process began."""
-        return time.perf_counter() - self.begin >= self.seconds / 2
-
-
-def _train(
-    parts: Parts,
-    feed: Feed,
-    corpus: CorpusFeed | None,
-    folder: RunFolder,
-    interrupt: Interrupt,
-    stack: contextlib.ExitStack,
-    timing: _Timing,
-) -> None:
-    """Go on from the newest checkpoint, or begin, and train to the end."""
-    config, steps = parts.config, parts.steps
-    state, compiled = first_state(parts)
-    parameters = sizes(parts, state)
-    first(lambda: folder.claim(config))
-    checkpoints = Checkpoints(
-        folder.checkpoints,
-        config.hooks.keep,
-        fingerprint(parts.network),
-    )
-    stack.callback(checkpoints.close)
-    newest, state, kept = _resumed(checkpoints, state)
-    if newest is not None:
-        feed.set_state(kept["feed"])
-        _say(f"{config.workdir}: going on after step {newest} of {steps}")
-    clock = Clock(kept["seconds"], kept["tokens"], kept.get("wall", 0.0), timing.begin)
-    deadline = None
-    if timing.seconds:
-        deadline = Deadline(clock, steps, timing.seconds, timing.whole)
-    trail = Trail(feed, clock)
-    writers: list[Writer] = []
-    if is_first():
-        bar = ProgressBar(Path(config.workdir).name, newest or 0, steps)
-        writers = [bar, *_writers(config, folder, newest)]
-    for writer in writers:
-        stack.callback(writer.close)
-    every = config.hooks.checkpoint_every or steps
-    saver = hooks_.Checkpoint(every, checkpoints, trail.at)
-    every = config.hooks.eval_every or steps
-    evaluate = hooks_.Evaluate(every, parts.evaluators(), writers)
-    if config.hooks.eval_first and newest is None:
-        with clock.pause():
-            evaluate(state, {"step": 0})
-    hooks: list[Hook] = [
-        *(writer for writer in writers if isinstance(writer, ProgressBar)),
-        hooks_.Log(config.hooks.log_every, writers, clock),
-        hooks_.StopOnNonFinite(steps),
-        evaluate,
-        saver,
-    ]
-    if config.hooks.profile_steps:
-        begin = (newest or 0) + 10
-        profile = hooks_.Profile(
-            folder.path / "profile", begin, config.hooks.profile_steps
+        feed, corpus = make_feed(
+            parts,
+            claim,
+            stop,
+            late=late if seconds else None,
         )
-        hooks.append(profile)
-        stack.callback(profile.close)
+        if feed is None:
+            raise _interrupted(config, interrupt, "the vectors so far are kept")
+        if corpus is not None:
+            stack.callback(corpus.close)
 
-    if corpus is not None:
-        # Before all others, which may wait for the step or raise.
-        hooks.insert(0, corpus)
-        corpus.prime(state)
+        # The state, as of the newest checkpoint if there is one.
+        state, compiled = first_state(parts)
+        facts: dict[str, Any] = {"parameters": _sizes(parts, state)}
+        claim()
+        frozen = fingerprint(parts.network)
+        checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep, frozen)
+        stack.callback(checkpoints.close)
+        newest, state, kept = _resumed(checkpoints, state)
+        if newest is not None:
+            report(f"{config.workdir}: going on after step {newest} of {parts.steps}")
 
-    def put(batch: Batch) -> tuple[Batch, Any]:
-        rate = None
-        if deadline is not None:
-            value = rate_at(config.optim, deadline.progress)
-            rate = from_host(value, named_sharding(parts.mesh))
-        return parts.training.put(batch), rate
-
-    def step_function(state: TrainState, given: tuple[Batch, Any]):
-        return compiled(state, parts.network, *given)
-
-    try:
-        state = fit(
-            state,
-            step_function,
+        # The run, and what happens beside its steps.
+        run = Run(
             feed,
-            hooks,
-            steps=steps,
-            clock=clock,
-            trail=trail,
-            put=put,
+            parts.steps,
+            kept=kept,
+            begin=begin,
             interrupt=interrupt,
             tally=Tally(parts.mesh, 3) if jax.process_count() > 1 else None,
-            pace=deadline,
+            deadline=Deadline(parts.steps, seconds, whole) if seconds else None,
         )
-        if deadline is not None and not bool(state.healthy):
-            error = NotFinite(int(state.step) + 1)
-            error.state = state
-            raise error
-    except NotFinite as error:
-        saved = saver.save(error.state)
+        writers = _writers(config, folder, newest, run.steps) if is_first() else []
+        for writer in writers:
+            stack.callback(writer.close)
+        every = config.hooks.eval_every or run.steps
+        evaluate = Evaluate(every, parts.evaluators(), writers)
+        if config.hooks.eval_first and newest is None:
+            with run.pause():
+                evaluate(state, {"step": 0})
+        every = config.hooks.checkpoint_every or run.steps
+        saver = Checkpoint(every, checkpoints, run.position)
+        hooks: list[Hook] = [
+            *(writer for writer in writers if isinstance(writer, ProgressBar)),
+            Log(config.hooks.log_every, writers, run),
+            StopOnNonFinite(run.steps),
+            evaluate,
+            saver,
+        ]
+        if config.hooks.profile_steps:
+            after = (newest or 0) + 10
+            trace = folder.path / "profile"
+            profile = Profile(trace, after, config.hooks.profile_steps)
+            hooks.append(profile)
+            stack.callback(profile.close)
+        if corpus is not None:
+            # Before all others, which may wait for the step or raise.
+            hooks.insert(0, corpus)
+            corpus.prime(state)
+
+        # The steps.
+        def put(batch: Batch) -> tuple[Batch, Any]:
+            rate = None
+            if run.deadline is not None:
+                value = rate_at(config.optim, run.deadline.progress)
+                rate = from_host(value, named_sharding(parts.mesh))
+            return parts.training.put(batch), rate
+
+        def step_function(state: TrainState, given: tuple[Batch, Any]):
+            return compiled(state, parts.network, *given)
+
+        try:
+            state = fit(state, step_function, run, hooks, put)
+            if run.deadline is not None and not bool(state.healthy):
+                error = NotFinite(int(state.step) + 1)
+                error.state = state
+                raise error
+        except NotFinite as error:
+            saved = saver.save(error.state)
+            checkpoints.wait()
+            _write_result(parts, folder, error.state)
+            raise ClaraError(
+                f"{error}; the state after step {saved} is saved in {folder.path}, "
+                "which can be another run's init_from"
+            ) from error
+        done = int(state.step)
+        if done < run.steps and (run.deadline is None or interrupt.signal):
+            saver.save(state)
+            checkpoints.wait()
+            saved = f"step {done} of {run.steps} is saved"
+            raise _interrupted(config, interrupt, saved)
+
+        # What is left of it.
         checkpoints.wait()
-        _write_result(parts, folder, error.state)
-        raise ClaraError(
-            f"{error}; the state after step {saved} is saved in {folder.path}, which "
-            "can be another run's init_from"
-        ) from error
-    done = int(state.step)
-    cut = done < steps and deadline is not None and interrupt.signal is None
-    if done < steps and not cut:
-        saved = saver.save(state)
-        checkpoints.wait()
-        raise _interrupted(config, interrupt, f"step {saved} of {steps} is saved")
-    checkpoints.wait()
-    _write_result(parts, folder, state)
-    facts = {"parameters": parameters, "wall_seconds": clock.wall()}
-    if cut:
-        facts["cut"] = {"steps": done, "of": steps, "minutes": config.minutes}
-    summary = first(lambda: folder.write_summary(config, **facts))
-    for writer in writers[:1]:
-        writer.close()
-    _say(
-        f"{config.workdir}: {f'{done} of {steps}' if cut else done} steps in "
-        f"{summary['seconds']:.0f} s, "
+        _write_result(parts, folder, state)
+        facts["wall_seconds"] = run.wall()
+        steps = str(done)
+        if done < run.steps:
+            steps = f"{done} of {run.steps}"
+            cut = {"steps": done, "of": run.steps, "minutes": config.minutes}
+            facts["cut"] = cut
+        summary = first(lambda: folder.write_summary(config, **facts))
+    report(
+        f"{config.workdir}: {steps} steps in {summary['seconds']:.0f} s, "
         f"{summary['tokens_per_s']:,.0f} tokens/s, "
         f"loss {summary['final'].get('loss', math.nan):.4f}"
     )
 
 
+def assemble(config: RunConfig) -> Parts:
+    """Open data and model, and put what is frozen on the devices.
+
+    Raises:
+      ClaraError: records, weights or a store that are missing, damaged or do not fit.
+    """
+    stage = find_stage(config)
+    if config.dtype == "float16" and jax.default_backend() == "cpu":
+        raise ClaraError(
+            "config field 'dtype': a CPU does not compute in float16; take float32"
+        )
+    if config.store:
+        Store.open(config.store)  # a wrong one is reported before weights are read
+    train = open_records(config.data.train, config.data.format, config.data.limit)
+    records: Records | list[Record] = []
+    if config.data.eval:
+        limit = config.hooks.eval_limit
+        records = open_records(config.data.eval, config.data.format, limit)
+    mesh = _mesh(config)
+    start_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    start = load_start(
+        config, start_key, lambda tree: tree_shardings(mesh, tree, logical_axes)
+    )
+    store = None
+    if config.store:
+        store = Store.open(config.store, vector_fingerprint(start.network))
+        if config.candidates == "corpus" and len(store) < config.data.candidates:
+            raise ClaraError(
+                f"config field 'data.candidates': is {config.data.candidates}, but "
+                f"{config.store} holds {len(store)} documents; lower it"
+            )
+    tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
+    make = ExampleMaker(stage, tokenizer, config)
+    for some in (train, records):
+        check_records(some, make)
+    return Parts(
+        config=config,
+        stage=stage,
+        mesh=mesh,
+        start=start,
+        make=make,
+        train=train,
+        records=records,
+        objective=stage.loss(config),
+        key=dropout_key,
+        store=store,
+    )
+
+
+def _mesh(config: RunConfig) -> jax.sharding.Mesh:
+    """Make the mesh asked for; else of all devices that share rows evenly."""
+    rows = config.data.batch_size // config.optim.accumulate
+    if config.mesh != MeshConfig():
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        if rows % batch_parts(mesh):
+            raise ClaraError(
+                f"config field 'mesh': its {batch_parts(mesh)} parts of a batch do not "
+                f"divide {rows} rows (data.batch_size / optim.accumulate)"
+            )
+        return mesh
+    everything = jax.device_count()
+    count = math.gcd(rows, everything)
+    if jax.process_count() > 1 and count < everything:
+        tensor = everything // count
+        report(
+            f"mesh: {count} parts of {rows} rows (data.batch_size / optim.accumulate), "
+            f"each on {tensor} devices that share the matrix products"
+        )
+        return make_mesh(data=count, tensor=tensor)
+    if count < everything:
+        report(
+            f"using {count} of {everything} devices: they share "
+            f"{rows} rows (data.batch_size / optim.accumulate)"
+        )
+    return make_mesh(devices=jax.devices()[:count])
+
+
+def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
+    """Make the state of step 0, on the devices, and the compiled train step."""
+    optim = parts.config.optim
+    schedule = make_schedule(optim, parts.steps)
+    optimizer = make_optimizer(optim, schedule)
+    step = make_train_step(
+        parts.objective, optimizer, schedule, accumulate=optim.accumulate
+    )
+
+    def init(trainable: dict[str, Any], key: Any) -> TrainState:
+        return init_state(trainable, optimizer, key)
+
+    shapes = jax.eval_shape(init, parts.start.trainable, parts.key)
+    shardings = tree_shardings(parts.mesh, shapes, logical_axes)
+    state = jax.jit(init, out_shardings=shardings)(parts.start.trainable, parts.key)
+    return state, compile_on_mesh(step, parts.mesh, state)
+
+
+def _sizes(parts: Parts, state: TrainState) -> dict[str, int]:
+    """Count numbers and bytes of what is trained and what is frozen."""
+    frozen = parts.network
+    return {
+        "trainable": count_parameters(state.trainable),
+        "trainable_bytes": count_bytes(state.trainable),
+        "frozen": count_parameters(frozen),
+        "frozen_bytes": count_bytes(frozen),
+        "optimizer_bytes": count_bytes(state.opt_state),
+    }
+
+
 def _resumed(
     checkpoints: Checkpoints, state: TrainState
-) -> tuple[int | None, TrainState, dict[str, Any]]:
-    """The newest whole state with what was noted beside it, else the state given."""
+) -> tuple[int | None, TrainState, dict[str, Any] | None]:
+    """Return the newest whole state with its step and position, else the one given."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    found = checkpoints.restore_newest(state.saved(), _say)
+    found = checkpoints.restore_newest(state.saved(), report)
     if found is None:
-        return None, state, {"seconds": 0.0, "tokens": 0}
+        return None, state, None
     step, arrays, kept = found
     restore = jax.jit(TrainState.restored, out_shardings=shardings)
     return step, restore(arrays), kept
 
 
-def _writers(config: RunConfig, folder: RunFolder, newest: int | None) -> list[Writer]:
-    """Where scalars go besides the progress bar; lines after `newest` are dropped."""
-    writers: list[Writer] = [JsonLines(folder.metrics, newest)]
+def _writers(
+    config: RunConfig, folder: RunFolder, newest: int | None, steps: int
+) -> list[Writer]:
+    """Make what scalars go to; lines after step `newest` are dropped."""
+    bar = ProgressBar(Path(config.workdir).name, newest or 0, steps)
+    writers: list[Writer] = [bar, JsonLines(folder.metrics, newest)]
     if config.hooks.tensorboard:
         writers.append(TensorBoard(folder.path / "tensorboard", newest))
     if config.hooks.wandb:
@@ -250,14 +340,8 @@ def _write_result(parts: Parts, folder: RunFolder, state: TrainState) -> None:
 
 
 def _interrupted(config: RunConfig, interrupt: Interrupt, what: str) -> Interrupted:
-    return Interrupted(
-        str(interrupt.signal),
+    message = (
         f"{interrupt.signal}: {what} in {config.workdir}; "
-        "start the same command again to go on",
+        "start the same command again to go on"
     )
-
-
-def _say(message: str) -> None:
-    if not is_first():
-        return
-    print(message, file=sys.stderr, flush=True)
+    return Interrupted(str(interrupt.signal), message if is_first() else "")

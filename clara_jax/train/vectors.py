@@ -1,11 +1,13 @@
-"""Document vectors of a whole data set, made once before training.
+"""Document vectors of a whole data set, from a store or made once before training.
 
-The compressor is frozen in end_to_end and rerank, so the vectors never change. They lie
-in one memory-mapped file, which an interrupted command goes on writing where it was.
+The compressor is frozen in end_to_end and rerank, so the vectors never change. Those
+that are made lie in one memory-mapped file, which an interrupted command goes on
+writing where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -20,14 +22,19 @@ from tqdm import tqdm
 from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
-from clara_jax.distributed import first, is_first, to_host
+from clara_jax.distributed import first, is_first, report, to_host
 from clara_jax.files import read_json, reserve, write_error, write_json
 from clara_jax.generate import encode_rows
+from clara_jax.search import Store
+from clara_jax.shapes import Float, Int
 from clara_jax.text import ClaraTokenizer
+from clara_jax.train.parts import Parts
 
 CHUNK = 512
 """Documents between two notes of how far the file is written; on CPUs 64 at most."""
 
+_AT_ONCE = 4096
+"""Documents that are looked up in a store together."""
 
 _ENOUGH = {"enough": True}
 """Noted when there was no time for more: a command that goes on has the same then."""
@@ -106,7 +113,7 @@ def cached_vectors(
                 role="compressor",
                 pad_id=tokenizer.pad_id,
                 batch_size=batch_size,
-                largest=memory.doc_max_length + 3 + memory.num_memory,
+                largest=memory.row_length(memory.doc_max_length),
             )
             end = begin + len(texts)
 
@@ -132,7 +139,7 @@ def fingerprint(
     memory: MemoryConfig,
     documents: Sequence[str] | UniqueDocuments,
 ) -> str:
-    """Digest of all that document vectors depend on.
+    """Return the digest of all that document vectors depend on.
 
     Compressor, memory and marks go in whole; of every backbone array a spread of at
     most 4,096 numbers, which tells models apart without reading gigabytes.
@@ -157,3 +164,98 @@ def fingerprint(
 def _spread(leaf: Any) -> Any:
     flat = leaf.reshape(-1)
     return flat[:: max(1, flat.size // 4096)]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredVectors:
+    """Vectors by number of a document, from a store and from those compressed besides.
+
+    Attributes:
+      store: of the first kind.
+      rows: of each document its row there, or ``~i`` where it is the i-th of `others`.
+      others: ``[U, M, D]`` vectors of documents that the store does not have.
+      dtype: of what is returned.
+    """
+
+    store: Store
+    rows: Int[np.ndarray, "U"]
+    others: np.ndarray | None
+    dtype: str
+
+    def __call__(self, numbers: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n M D"]:
+        """Return the vectors of the documents of these numbers, in their order."""
+        rows = self.rows[numbers]
+        distinct, places = np.unique(rows[rows >= 0], return_inverse=True)
+        shape = (len(rows), self.store.num_memory, self.store.width)
+        found = np.empty(shape, np.dtype(self.dtype))
+        found[rows >= 0] = self.store.vectors(distinct).astype(found.dtype)[places]
+        if self.others is not None:
+            found[rows < 0] = self.others[~rows[rows < 0]]
+        return found
+
+
+def rows_in(store: Store, documents: UniqueDocuments) -> Int[np.ndarray, "U"]:
+    """Return the row of each document's text in a store, -1 where there is none."""
+    chunks = range(0, len(documents), _AT_ONCE)
+    found = [store.find(documents[start : start + _AT_ONCE]) for start in chunks]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+class _Some(Sequence[str]):
+    """Those documents of a data set that have these numbers."""
+
+    def __init__(self, documents: UniqueDocuments, numbers: Sequence[int]):
+        self._documents, self._numbers = documents, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._documents[i] for i in self._numbers[index]]
+        return self._documents[self._numbers[index]]
+
+
+def document_vectors(
+    parts: Parts,
+    documents: UniqueDocuments,
+    stop: Callable[[], bool],
+    late: Callable[[int], bool] | None,
+) -> Any:
+    """Return vectors of a run's documents, compressed where no store has them.
+
+    Args:
+      parts: of the run.
+      documents: of its records.
+      stop, late: see `cached_vectors`; with a store, `late` is not asked.
+
+    Returns:
+      What gives ``[n, M, D]`` for numbers of documents; None after `stop`.
+    """
+    config, store = parts.config, parts.store
+    compressed: Sequence[str] | UniqueDocuments = documents
+    rows = np.zeros(0, np.int64)
+    if store is not None:
+        rows = rows_in(store, documents)
+        missing = np.flatnonzero(rows < 0)
+        rows[missing] = ~np.arange(len(missing))
+        compressed = _Some(documents, missing.tolist())
+        have = len(documents) - len(missing)
+        report(f"{config.store}: has {have} of {len(documents)} candidate documents")
+    vectors = None
+    if len(compressed):
+        vectors = cached_vectors(
+            Path(config.workdir) / "vectors",
+            parts.network,
+            parts.tokenizer,
+            config.memory,
+            compressed,
+            batch_size=max(32, config.data.eval_batch_size),
+            stop=stop,
+            late=late if store is None else None,
+        )
+        if vectors is None:
+            return None
+    if store is None:
+        return vectors
+    return StoredVectors(store, rows, vectors, config.dtype)

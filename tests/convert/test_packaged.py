@@ -25,7 +25,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.model import logical_axes
 from clara_jax.sharding import make_mesh, tree_shardings
 from clara_jax.text import NAME_KEY, ClaraTokenizer
-from clara_jax.train.start import prepare
+from clara_jax.train.weights import load_start
 
 HUB = "Nobody/Toy-Instruct"
 REAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -163,7 +163,7 @@ def test_models_on_it_keep_the_hub_name(package, tmp_path):
         memory=MemoryConfig(doc_max_length=8, compression_rate=4),
     )
     mesh = make_mesh(devices=jax.devices()[:1])
-    start = prepare(
+    start = load_start(
         config,
         jax.random.key(0),
         lambda tree: tree_shardings(mesh, tree, logical_axes),

@@ -87,11 +87,13 @@ def test_the_job_ends_as_training_did(cluster, status):
     ]
 
 
-def test_75_goes_back_into_the_queue(cluster):
-    done, calls = cluster(JOB, *TRAIN, STEP="exit 75", SLURM_RESTART_COUNT="4")
+@pytest.mark.parametrize("status", [75, 134])
+def test_a_stopped_run_goes_back_into_the_queue(cluster, status):
+    step = f"exit {status}"
+    done, calls = cluster(JOB, *TRAIN, STEP=step, SLURM_RESTART_COUNT="4")
     assert done.returncode == 0
     assert calls[1:] == ["scontrol requeue 7"]
-    assert "stopped and saved; restart 5" in done.stderr
+    assert f"status {status}; restart 5" in done.stderr
 
 
 def test_75_has_an_end(cluster):

@@ -106,9 +106,10 @@ def test_three_requests_that_fail_are_enough(cloud):
     assert "error: three requests failed in a row" in done.stderr
 
 
-def test_a_run_that_was_stopped_goes_on_on_the_same_machines(cloud):
+@pytest.mark.parametrize("status", [75, 134])
+def test_a_run_that_was_stopped_goes_on_on_the_same_machines(cloud, status):
     cloud.grant(GRANTED)
-    done = cloud.all("--keep", "2=75")
+    done = cloud.all("--keep", f"2={status}")
     assert done.returncode == 0, done.stderr
     assert cloud.verbs() == ["create", "scp", "scp"]
     assert (cloud.folder / "share" / "step0").read_text() == "5"

@@ -17,7 +17,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
 from clara_jax.train.__main__ import main, run_experiment
 from clara_jax.train.experiments import read_experiment
-from clara_jax.train.loop import Clock
+from clara_jax.train.loop import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Path(__file__).with_name("short.py")
@@ -128,7 +128,7 @@ def test_a_deadline_cuts_every_stage_and_the_report_still_comes(
         ticks[id(clock)] = ticks.get(id(clock), 0.0) + 0.5
         return ticks[id(clock)]
 
-    monkeypatch.setattr(Clock, "wall", wall)
+    monkeypatch.setattr(Run, "wall", wall)
     given = [f"--config={SHORT}:1000", f"--config.workdir={tmp_path / 'run'}"]
     experiment = read_experiment([*given, "--config.minutes=1.5"])
     run_experiment(experiment)
@@ -157,7 +157,7 @@ def test_a_deadline_too_short_for_a_compilation_is_one_line(
     # in the first step, by a clock on which every look takes an hour.
     assert not (tmp_path / "run" / "time.json").exists()
     hours = itertools.count(1)
-    monkeypatch.setattr(Clock, "wall", lambda clock: 3600.0 * next(hours))
+    monkeypatch.setattr(Run, "wall", lambda clock: 3600.0 * next(hours))
     assert main([*given, "--config.minutes=60"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: config field 'minutes': ")
@@ -167,7 +167,7 @@ def test_a_deadline_too_short_for_a_compilation_is_one_line(
 
 def test_a_single_run_ends_at_its_own_deadline(tmp_path, monkeypatch, capsys):
     seconds = itertools.count(1)
-    monkeypatch.setattr(Clock, "wall", lambda clock: float(next(seconds)))
+    monkeypatch.setattr(Run, "wall", lambda clock: float(next(seconds)))
     folder = tmp_path / "run"
     given = [f"--config={ROOT / 'configs/tiny.py'}:scp", f"--config.workdir={folder}"]
     given += ["--config.minutes=0.5", "--config.optim.steps=1000"]

@@ -31,7 +31,7 @@ from clara_jax.plan.summary import (
 from clara_jax.plan.topology import CHIPS, parse_topology
 from clara_jax.sharding import make_mesh, named_sharding
 from clara_jax.train.experiments import read_experiment
-from clara_jax.train.parts import assemble, first_state
+from clara_jax.train.runner import assemble, first_state
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
@@ -60,7 +60,7 @@ def test_the_program_is_the_one_that_training_runs(repository, stage, tmp_path):
     case = tiny(repository, stage)
     config = dataclasses.replace(case.config, workdir=str(tmp_path))
     run = run_of(dataclasses.replace(case, config=config))
-    parts = assemble(config, print)
+    parts = assemble(config)
     state, step = first_state(parts)
     # Both planned and made: the longest batch there can be.
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.batch)
@@ -86,8 +86,7 @@ def test_batches_have_the_planned_form(repository, tmp_path):
             dataclasses.replace(
                 case.config,
                 data=dataclasses.replace(case.config.data, eval=case.config.data.train),
-            ),
-            print,
+            )
         )
         real = next(iter(parts.batches()))
         assert jax.tree.structure(real) == jax.tree.structure(planned)

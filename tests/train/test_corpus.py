@@ -15,10 +15,12 @@ from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.search import StoreSettings, write_store
 from clara_jax.train.corpus_feed import CorpusFeed
-from clara_jax.train.feeds import Pinned, StoredVectors, note_of
-from clara_jax.train.loop import Clock, NotFinite, Trail, fit
+from clara_jax.train.feeds import Pinned, note_of
+from clara_jax.train.loop import NotFinite, fit
+from clara_jax.train.loop import Run as Progress
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import compile_step, make_train_step
+from clara_jax.train.vectors import StoredVectors
 
 ROWS, STEPS, CANDIDATES = 3, 8, 4
 SETTINGS = StoreSettings("f" * 32, "model", "", MemoryConfig(8, 8), 4)
@@ -107,15 +109,14 @@ class Run:
         self.feed = CorpusFeed(
             questions or Questions(), self.encode, self.search, store, CANDIDATES
         )
-        self.clock = Clock()
-        self.trail = Trail(self.feed, self.clock)
         self.losses, self.batches, self.kept = {}, [], {}
         trainable = {"reasoner": jnp.zeros(4)}
         self.state = init_state(trainable, OPTIMIZER, jax.random.key(0))
         if saved is not None:
             arrays, extra = saved
             self.state = TrainState.restored(jax.device_put(arrays))
-            self.feed.set_state(json.loads(extra)["feed"])
+        kept = None if saved is None else json.loads(extra)
+        self.run = Progress(self.feed, STEPS, kept=kept)
 
     every, pauses = 1, False
 
@@ -128,13 +129,13 @@ class Run:
         step = metrics["step"]
         self.losses[step] = float(metrics["loss"])
         saved = jax.tree.map(np.array, state.saved())
-        self.kept[step, 0] = saved, json.dumps(self.trail.at(step))
+        self.kept[step, 0] = saved, json.dumps(self.run.position(step))
         for late in (1, 2):
             if (step - late, 0) in self.kept:
                 arrays = self.kept[step - late, 0][0]
                 self.kept[step - late, late] = (
                     arrays,
-                    json.dumps(self.trail.at(step - late)),
+                    json.dumps(self.run.position(step - late)),
                 )
 
     def step(self, state, batch):
@@ -144,15 +145,7 @@ class Run:
     def fit(self, hooks=()):
         self.feed.prime(self.state)
         try:
-            return fit(
-                self.state,
-                self.step,
-                self.feed,
-                [self.feed, self, *hooks],
-                steps=STEPS,
-                clock=self.clock,
-                trail=self.trail,
-            )
+            return fit(self.state, self.step, self.run, [self.feed, self, *hooks])
         finally:
             self.feed.close()
 
@@ -218,7 +211,7 @@ def test_a_step_that_is_not_finite_leaves_a_position_to_go_on_from(store, whole)
         run.fit([Stop()])
     assert int(caught.value.state.step) == 3
     saved = jax.tree.map(np.array, caught.value.state.saved())
-    again = Run(store, (saved, json.dumps(run.trail.at(3))))
+    again = Run(store, (saved, json.dumps(run.run.position(3))))
     again.fit()
     assert again.losses == {s: x for s, x in whole.losses.items() if s > 3}
 

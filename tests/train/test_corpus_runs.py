@@ -16,7 +16,8 @@ from clara_jax.generate import encode_rows
 from clara_jax.train import read_experiment, read_lines, run
 from clara_jax.train.__main__ import main
 from clara_jax.train.feeds import make_feed
-from clara_jax.train.parts import Parts, assemble, first_state
+from clara_jax.train.parts import Parts
+from clara_jax.train.runner import assemble, first_state
 from tests.train.tiny_store import store_maker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +55,6 @@ def read(workdir, store, *overrides):
     return read_experiment(command(workdir, store, *overrides)).runs[0]
 
 
-def silent(_):
-    pass
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
@@ -82,11 +79,10 @@ def losses(folder):
 
 
 def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
-    parts = assemble(read(tmp_path, store.path, *CORPUS), silent)
+    parts = assemble(read(tmp_path, store.path, *CORPUS))
     with jax.set_mesh(parts.mesh):
-        made = make_feed(parts, silent, lambda: None, lambda: False)
-        assert made is not None and made[1] is not None
-        feed, hook = made
+        feed, hook = make_feed(parts, lambda: None, lambda: False)
+        assert feed is not None and hook is not None
         hook.prime(first_state(parts)[0])
         batch = next(feed)
         asked = [
@@ -127,7 +123,7 @@ def test_the_answer_loss_trains_the_reasoner_on_the_corpus(trained, store):
     adapters = load_model(trained).adapters
     assert adapters is not None
     # The reasoner began as another draw; what is new in it came by gradients alone.
-    before = assemble(read(trained, store.path, *CORPUS), silent).start.trainable
+    before = assemble(read(trained, store.path, *CORPUS)).start.trainable
     for name in ("reasoner", "generator"):
         moved = jax.tree.map(
             lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
@@ -169,22 +165,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 
 
 def first_batch(tmp_path, store, *overrides):
-    said = []
-    parts = assemble(read(tmp_path, store, *GIVEN, *overrides), silent)
+    parts = assemble(read(tmp_path, store, *GIVEN, *overrides))
     with jax.set_mesh(parts.mesh):
-        made = make_feed(parts, said.append, lambda: None, lambda: False)
-        assert made is not None and made[1] is None
-        return next(made[0]), said
+        feed, hook = make_feed(parts, lambda: None, lambda: False)
+        assert feed is not None and hook is None
+        return next(feed)
 
 
-def test_given_candidates_come_from_the_store_where_it_has_them(made, store, tmp_path):
-    cached, said = first_batch(
-        tmp_path / "cached", "", "--config.data.cache_vectors=True"
-    )
-    assert said == []
-    whole, said = first_batch(tmp_path / "whole", store.path)
+def test_given_candidates_come_from_the_store_where_it_has_them(
+    made, store, tmp_path, capsys
+):
+    cached = first_batch(tmp_path / "cached", "", "--config.data.cache_vectors=True")
+    assert "candidate documents" not in capsys.readouterr().err
+    whole = first_batch(tmp_path / "whole", store.path)
     count = store.rows
-    assert said == [f"{store.path}: has {count} of {count} candidate documents"]
+    said = f"{store.path}: has {count} of {count} candidate documents\n"
+    assert said in capsys.readouterr().err
     # Nothing is compressed; what the store keeps is rounded to bfloat16.
     assert not (tmp_path / "whole").exists()
     rounded = np.asarray(cached.vectors).astype("bfloat16").astype(np.float32)
@@ -192,8 +188,9 @@ def test_given_candidates_come_from_the_store_where_it_has_them(made, store, tmp
     for name in ("candidate_mask", "positives", "labels"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(cached, name))
     part = made("part", 9)
-    some, said = first_batch(tmp_path / "part", part.path)
-    assert said == [f"{part.path}: has 9 of {count} candidate documents"]
+    some = first_batch(tmp_path / "part", part.path)
+    said = f"{part.path}: has 9 of {count} candidate documents\n"
+    assert said in capsys.readouterr().err
     notes = json.loads((tmp_path / "part" / "vectors" / "vectors.json").read_text())
     assert notes["shape"][0] == count - 9
     stored = np.all(np.asarray(some.vectors) == rounded, axis=(2, 3))

@@ -24,7 +24,8 @@ from clara_jax.train.hooks import (
     TensorBoard,
     read_lines,
 )
-from clara_jax.train.loop import Clock, NotFinite, Trail, count_tokens, fit
+from clara_jax.train.loop import NotFinite, count_tokens, fit
+from clara_jax.train.loop import Run as Progress
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import compile_step, make_train_step
 
@@ -88,23 +89,20 @@ class Run:
 
     def __init__(self, folder, feed=None, steps=12, save_every=5, extra=()):
         self.feed = feed or NumberedFeed()
-        self.steps = steps
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         state = fresh()
         found = newest(self.checkpoints)
-        kept = {"seconds": 0.0, "tokens": 0}
+        kept = None
         if found is not None:
             arrays, kept = self.checkpoints.restore(found, state.saved())
             state = TrainState.restored(arrays)
-            self.feed.set_state(kept["feed"])
         self.state = state
-        self.clock = Clock(kept["seconds"], kept["tokens"])
-        self.trail = Trail(self.feed, self.clock)
+        self.run = Progress(self.feed, steps, kept=kept)
         self.path = folder / "metrics.jsonl"
         self.lines = JsonLines(self.path, int(state.step))
-        self.saver = Checkpoint(save_every, self.checkpoints, self.trail.at)
+        self.saver = Checkpoint(save_every, self.checkpoints, self.run.position)
         self.hooks = [
-            Log(1, [self.lines], self.clock),
+            Log(1, [self.lines], self.run),
             StopOnNonFinite(steps),
             self.saver,
             *extra,
@@ -112,16 +110,9 @@ class Run:
 
     def fit(self, step_function, interrupt=None):
         try:
-            return fit(
-                self.state,
-                step_function,
-                self.feed,
-                self.hooks,
-                steps=self.steps,
-                clock=self.clock,
-                trail=self.trail,
-                interrupt=interrupt,
-            )
+            if interrupt is not None:
+                self.run.interrupt = interrupt
+            return fit(self.state, step_function, self.run, self.hooks)
         finally:
             self.lines.close()
             self.checkpoints.close()
@@ -180,7 +171,7 @@ def test_non_finite_step_stops_and_leaves_the_state_before_it(
     with pytest.raises(NotFinite, match=rf"not finite at step {bad}; lower") as caught:
         run.fit(step_function)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    saved = Checkpoint(1, checkpoints, run.trail.at).save(caught.value.state)
+    saved = Checkpoint(1, checkpoints, run.run.position).save(caught.value.state)
     checkpoints.close()
     assert saved == bad - 1
     _, extra = Checkpoints(tmp_path / "checkpoints").restore(saved, fresh().saved())
@@ -195,27 +186,20 @@ def test_data_that_end_early_are_named(tmp_path, step_function):
 
 
 def test_evaluation_is_logged_and_pauses_the_clock(tmp_path, step_function):
-    clock = Clock()
+    feed = NumberedFeed()
+    run = Progress(feed, 7)
     seen = []
 
     class Evaluator:
         def run(self, state):
             seen.append(int(state.step))
-            clock._begin -= 100.0  # an evaluation that takes 100 s ...
-            clock._paused += 100.0  # ... and is paused for them
+            run._begin -= 100.0  # an evaluation that takes 100 s ...
+            run._paused += 100.0  # ... and is paused for them
             yield "accuracy", 0.5
 
-    feed = NumberedFeed()
     lines = JsonLines(tmp_path / "metrics.jsonl")
-    fit(
-        fresh(),
-        step_function,
-        feed,
-        [Log(2, [lines], clock), Evaluate(3, [Evaluator()], [lines])],
-        steps=7,
-        clock=clock,
-        trail=Trail(feed, clock),
-    )
+    hooks = [Log(2, [lines], run), Evaluate(3, [Evaluator()], [lines])]
+    fit(fresh(), step_function, run, hooks)
     lines.close()
     assert seen == [3, 6, 7]
     read = read_lines(tmp_path / "metrics.jsonl")

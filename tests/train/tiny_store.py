@@ -9,7 +9,7 @@ from clara_jax.data import read_documents
 from clara_jax.documents import Document
 from clara_jax.generate import encode_rows
 from clara_jax.search import StoreSettings, write_store
-from clara_jax.train.parts import assemble
+from clara_jax.train.runner import assemble
 
 QUESTIONS = Path(__file__).parent / "tiny" / "questions.jsonl"
 
@@ -21,7 +21,7 @@ def tiny_texts():
 
 def store_maker(folder, config):
     """What makes stores of the first so many texts, by a run's frozen compressor."""
-    parts, texts = assemble(config, lambda _: None), tiny_texts()
+    parts, texts = assemble(config), tiny_texts()
     memory = config.memory
     with jax.set_mesh(parts.mesh):
         vectors = encode_rows(

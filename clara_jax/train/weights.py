@@ -89,7 +89,7 @@ class Start:
         return dataclasses.replace(base, clara=settings, adapters=adapters, rows=rows)
 
 
-def prepare(config: RunConfig, key: Key, placement: Placement) -> Start:
+def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
     """Load or make everything that a run starts from, where it is going to lie.
 
     Args:

@@ -12,7 +12,7 @@ from clara_jax.convert import ClaraSettings, ModelFolder
 from clara_jax.errors import ClaraError
 from clara_jax.stages import STAGES
 from clara_jax.testing import toy_network
-from clara_jax.train.start import make_adapters
+from clara_jax.train.weights import make_adapters
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
