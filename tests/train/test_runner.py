@@ -144,7 +144,13 @@ def test_a_deadline_leaves_out_records_whose_documents_are_not_compressed(
     scp, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setattr(vectors, "CHUNK", 1)
-    monkeypatch.setattr(runner._Timing, "half_over", lambda timing: True)
+    make_feed = runner.make_feed
+
+    def make_late(parts, claim, stop, late):
+        assert late is not None
+        return make_feed(parts, claim, stop, lambda: True)
+
+    monkeypatch.setattr(runner, "make_feed", make_late)
     config = read(
         "end_to_end",
         f"--config.init_from={scp}",
@@ -221,6 +227,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_state(
 
 
 def test_usage_is_shown(capsys):
-    assert main(["--help"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
     assert "--config=FILE" in capsys.readouterr().out
     assert main([]) == 1
