@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,13 +54,13 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
 
 
 def checksum(
@@ -111,12 +111,9 @@ def writable_folder(path: Path) -> None:
     Raises:
       ClaraError: it cannot be made, or nothing can be written into it.
     """
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise write_error(path, error) from error
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def lock_file(path: Path, busy: str) -> IO[bytes] | None:
@@ -134,10 +131,8 @@ def lock_file(path: Path, busy: str) -> IO[bytes] | None:
     """
     if fcntl is None:
         return None
-    try:
+    with writing(path):
         file = path.open("ab")
-    except OSError as error:
-        raise write_error(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -146,6 +141,15 @@ def lock_file(path: Path, busy: str) -> IO[bytes] | None:
             raise ClaraError(busy) from None
         return None
     return file
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Raise the one-line error of `write_error` for whatever fails inside."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_error(path: Path | str, error: Exception) -> ClaraError:

@@ -4,9 +4,7 @@
 `make_train_step` and `fit` take any loss of the form in `clara_jax.clara`.
 """
 
-from clara_jax.train.abstract import AbstractRun, abstract_batch, abstract_run
 from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.experiments import (
     Experiment,
     expand,
@@ -16,7 +14,6 @@ from clara_jax.train.experiments import (
 from clara_jax.train.hooks import (
     Checkpoint,
     Evaluate,
-    Evaluator,
     JsonLines,
     Log,
     Profile,
@@ -25,52 +22,35 @@ from clara_jax.train.hooks import (
     read_lines,
 )
 from clara_jax.train.loop import Feed, Hook, NotFinite, Run, fit
-from clara_jax.train.parts import Parts
-from clara_jax.train.run_folder import RunFolder
 from clara_jax.train.runner import run
 from clara_jax.train.state import (
-    Schedule,
     TrainState,
     init_state,
     make_optimizer,
     make_schedule,
 )
-from clara_jax.train.step import compile_step, make_eval_step, make_train_step
-from clara_jax.train.vectors import cached_vectors
-from clara_jax.train.weights import Start, load_start, make_adapters
+from clara_jax.train.step import compile_on_mesh, make_eval_step, make_train_step
 
 __all__ = [
-    "AbstractRun",
     "Checkpoint",
     "Checkpoints",
-    "CorpusFeed",
     "Evaluate",
-    "Evaluator",
     "Experiment",
     "Feed",
     "Hook",
     "JsonLines",
     "Log",
     "NotFinite",
-    "Parts",
     "Profile",
     "Run",
-    "RunFolder",
-    "Schedule",
-    "Start",
     "StopOnNonFinite",
     "TrainState",
     "Writer",
-    "abstract_batch",
-    "abstract_run",
-    "cached_vectors",
-    "compile_step",
+    "compile_on_mesh",
     "expand",
     "fit",
     "init_state",
     "load_config",
-    "load_start",
-    "make_adapters",
     "make_eval_step",
     "make_optimizer",
     "make_schedule",

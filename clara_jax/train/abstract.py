@@ -42,7 +42,7 @@ class AbstractRun:
 
     @property
     def arguments(self) -> tuple[TrainState, Network, Batch]:
-        """What the step is called with."""
+        """The arguments of `step`."""
         return self.state, self.network, self.batch
 
     def only(self, *names: str) -> Network:
@@ -52,16 +52,12 @@ class AbstractRun:
         return dataclasses.replace(self.network, adapters=own)
 
     def on(self, mesh: Mesh | AbstractMesh) -> AbstractRun:
-        """The same run with every argument where training puts it on `mesh`."""
+        """Return the run with every argument where training puts it on `mesh`."""
         whole = self.state, self.network
         state, network = placed(whole, tree_shardings(mesh, whole, logical_axes))
         rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), self.batch)
-        return dataclasses.replace(
-            self,
-            state=state,
-            network=network,
-            batch=placed(self.batch, rows),
-        )
+        batch = placed(self.batch, rows)
+        return dataclasses.replace(self, state=state, network=network, batch=batch)
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """Lower the step that training runs on `mesh`, ready to be compiled.
@@ -82,15 +78,7 @@ class AbstractRun:
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """Shapes of a tree with the places where its arrays lie.
-
-    Args:
-      tree: arrays or shapes.
-      shardings: the same tree of shardings.
-
-    Returns:
-      The same tree of ``jax.ShapeDtypeStruct``.
-    """
+    """Return the shapes of a tree's arrays, placed by the same tree of shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
@@ -144,7 +132,8 @@ def abstract_run(
             params,
             key,
         )
-        backbone = {"params": _quantized(params, config.quantize), "rows": rows}
+        params = jax.eval_shape(lambda p: quantize_params(p, config.quantize), params)
+        backbone = {"params": params, "rows": rows}
         trains = stage.trained(config)
         trainable = {name: adapters[name] for name in trains}
         frozen = {k: v for k, v in adapters.items() if k not in trains}
@@ -159,20 +148,13 @@ def abstract_run(
     )
 
 
-def _quantized(params: Any, kind: str) -> Any:
-    return jax.eval_shape(lambda params: quantize_params(params, kind), params)
-
-
 def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch:
-    """Shapes of the longest batch of a run.
+    """Return the longest batch of a run as ``jax.ShapeDtypeStruct``.
 
     Args:
       config: the run.
       width: D, for vectors compressed beforehand.
       candidates: C, if the config does not say.
-
-    Returns:
-      A batch of ``jax.ShapeDtypeStruct``.
     """
     rows, memory = config.data.batch_size, config.memory.num_memory
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from clara_jax.checkpoint import WRITE_ERRORS, remove_folder
 from clara_jax.clara import Network
 from clara_jax.config import to_dict
-from clara_jax.distributed import first, gather, to_host
+from clara_jax.distributed import first, gather, report, to_host
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
 from clara_jax.shapes import Array, Shaped
@@ -34,13 +34,9 @@ _RUN_TIME = ("dtype", "param_dtype", "remat")
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Checksum of every array of a tree, by its name.
+    """Return the checksum of every array of a tree, computed where they lie.
 
-    Args:
-      tree: arrays, on any mesh; computed where they are.
-
-    Returns:
-      Name, such as ``compressor/layers/mlp/up/a``, to checksum.
+    Names are such as ``compressor/layers/mlp/up/a``.
     """
     leaves = named_leaves(tree)
     sums = to_host(_sums([leaf for _, leaf in leaves]))
@@ -48,7 +44,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Arrays of a tree and their names, keys joined by slashes."""
+    """Return the arrays of a tree with their names, keys joined by slashes."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -76,14 +72,7 @@ def _sum(x: Shaped[Array, "..."]) -> Shaped[Array, ""]:
 
 
 def fingerprint(network: Network) -> dict[str, Any]:
-    """What a run trains on and does not change, as JSON values.
-
-    Args:
-      network: all that is frozen.
-
-    Returns:
-      The backbone's shape and the checksum of every frozen array.
-    """
+    """Return the backbone's shape and the checksums of all that is frozen, as JSON."""
     shape = {
         k: v for k, v in to_dict(network.model.config).items() if k not in _RUN_TIME
     }
@@ -92,19 +81,16 @@ def fingerprint(network: Network) -> dict[str, Any]:
 
 
 def refuse_other(where: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that belongs to other frozen weights.
+    """Raise a `ClaraError` that names what differs between two fingerprints.
 
     Args:
       where: the checkpoint, for the message.
-      saved, now: fingerprints.
-
-    Raises:
-      ClaraError: they differ; names what does.
+      saved, now: of other frozen weights, if they differ.
     """
-    for name in now["shape"]:
-        before, here = saved["shape"].get(name), now["shape"][name]
-        # Lists of JSON are the tuples of a config.
-        if _plain(before) != _plain(here):
+    shape = json.loads(json.dumps(now["shape"]))  # tuples become lists
+    for name, here in shape.items():
+        before = saved["shape"].get(name)
+        if before != here:
             raise ClaraError(
                 f"{where}: was trained on a backbone whose {name} is {before}, but "
                 f"this one has {here}; give the backbone that it was trained on"
@@ -118,14 +104,6 @@ def refuse_other(where: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{changed[0]}{more} of {len(here)} arrays differ; give the weights that "
             "it was trained on, or another --config.workdir"
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 class Damaged(ClaraError):
@@ -174,8 +152,8 @@ class Checkpoints:
     def save(self, step: int, arrays: Any, extra: dict[str, Any]) -> None:
         """Begin to write one checkpoint; does nothing if `step` is saved already.
 
-        The arrays may change once this returns. A write that fails is told by the next
-        call, or by `wait`.
+        The arrays may change once this returns. A write that fails is reported by the
+        next call, or by `wait`.
 
         Args:
           step: its name.
@@ -223,15 +201,15 @@ class Checkpoints:
             raise ClaraError(f"{told}; earlier checkpoints stay") from error
 
     def restore_newest(
-        self, template: Any, say: Callable[[str], None]
+        self, template: Any, say: Callable[[str], None] = report
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Read the newest checkpoint that is whole.
 
-        Damaged ones are told and set aside, under names of their own.
+        Damaged ones are reported and set aside, under names of their own.
 
         Args:
           template: see `restore`.
-          say: takes remarks for the user.
+          say: prints a remark for the user.
 
         Returns:
           Step, arrays and JSON values; None without any whole checkpoint.

@@ -44,7 +44,7 @@ from clara_jax.train.state import TrainState
 
 Future = concurrent.futures.Future
 Encode = Callable[[TrainState, Tokens], Array]
-"""Begins to encode this process's questions; gives all processes' ``[B, W]``."""
+"""Begin to encode this process's questions; return all processes' ``[B, W]``."""
 
 
 @runtime_checkable

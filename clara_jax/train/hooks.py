@@ -1,19 +1,18 @@
 """What happens beside the steps: logs, evaluation, checkpoints, stopping, profiles.
 
-A hook is called after every ``every``-th step and after the last. Hooks run in the
-order in which they are listed; evaluation comes before the checkpoint of the same step,
-so that what is saved has been evaluated and never is again. Writers are where scalars
-go: JSON lines, the progress bar, TensorBoard, Weights & Biases.
+Evaluation comes before the checkpoint of the same step, so that what is saved has been
+evaluated and never is again. Writers are where scalars go: JSON lines, the progress
+bar, TensorBoard, Weights & Biases.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
+import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Evaluator
-from clara_jax.files import write_error
+from clara_jax.files import writing
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.loop import NotFinite, Run
 from clara_jax.train.state import TrainState
@@ -57,22 +56,18 @@ class JsonLines:
         """
         last = -1 if step is None else step
         temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with writing(path):
             kept = [line for line in read_lines(path) if line["step"] <= last]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             temporary.replace(path)
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise write_error(path, error) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        try:
+        with writing(self._file.name):
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise write_error(Path(self._file.name), error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -80,11 +75,7 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``; a torn line ends it.
-
-    Returns:
-      Its lines, none if the file is absent.
-    """
+    """Return the lines of ``metrics.jsonl``, if there is one, up to a torn line."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
@@ -147,40 +138,37 @@ class TensorBoard:
         module = _need("tensorboardX", "hooks.tensorboard", "pip install tensorboardX")
         self._folder = folder
         after = 0 if step is None else step + 1
-        with self._told():
+        with writing(folder):
             self._writer = module.SummaryWriter(str(folder), purge_step=after)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the scalars."""
-        with self._told():
+        with writing(self._folder):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush the event file."""
-        with self._told():
+        with writing(self._folder):
             self._writer.close()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise write_error(self._folder, error) from error
 
 
 class WeightsAndBiases:
     """Scalars to Weights & Biases (the extra ``wandb``)."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
+        """Begin the run, or go on with it: its name is kept in `folder` for life."""
         module = _need("wandb", "hooks.wandb", "pip install 'clara_jax[wandb]'")
+        name = folder / "wandb_id"
+        if not name.exists():
+            name.write_text(secrets.token_hex(8))
         self._run = module.init(
             project="clara_jax",
             name=folder.name,
             dir=str(folder),
             config=dict(config),
             resume="allow",
-            id=_run_id(folder),
+            id=name.read_text().strip(),
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -190,16 +178,6 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
-
-
-def _run_id(folder: Path) -> str:
-    """Name the run for life, so that a resumed one is the same one."""
-    path = folder / "wandb_id"
-    if not path.exists():
-        import secrets
-
-        path.write_text(secrets.token_hex(8))
-    return path.read_text().strip()
 
 
 def _need(module: str, field: str, command: str) -> Any:
@@ -215,9 +193,8 @@ def _need(module: str, field: str, command: str) -> Any:
 class StopOnNonFinite:
     """Raise `NotFinite` at the first bad step.
 
-    It reads the flag of the step before, which has been computed by then, so that the
-    device never waits. A state does not change once it is unhealthy, so looking one
-    step late loses nothing.
+    It reads the flag of the step before, for which no device has to wait. A state does
+    not change once it is unhealthy, so looking one step late loses nothing.
     """
 
     every = 1
@@ -229,16 +206,11 @@ class StopOnNonFinite:
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Check the step before this one, and the last step itself."""
-        if self._before is not None:
-            self._check(*self._before)
-        self._before = metrics["step"], metrics["finite"]
-        if metrics["step"] == self._last:
-            self._check(*self._before)
-
-    @staticmethod
-    def _check(step: int, finite: Any) -> None:
-        if not bool(finite):
-            raise NotFinite(step)
+        now = metrics["step"], metrics["finite"]
+        for step, finite in filter(None, (self._before, now)):
+            if (step < now[0] or step == self._last) and not bool(finite):
+                raise NotFinite(step)
+        self._before = now
 
 
 class Log:
@@ -307,11 +279,11 @@ class Checkpoint:
         self,
         every: int,
         checkpoints: Checkpoints,
-        extra: Callable[[int], dict[str, Any]],
+        position: Callable[[int], dict[str, Any]],
     ):
         self.every = every
         self._checkpoints = checkpoints
-        self._extra = extra
+        self._position = position
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Save, unless the step was not finite."""
@@ -321,7 +293,7 @@ class Checkpoint:
     def save(self, state: TrainState) -> int:
         """Save now and return the step saved."""
         step = int(state.step)
-        self._checkpoints.save(step, state.saved(), self._extra(step))
+        self._checkpoints.save(step, state.saved(), self._position(step))
         return step
 
 

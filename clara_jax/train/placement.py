@@ -25,12 +25,7 @@ class Placer:
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
-        """Find this process's rows.
-
-        Args:
-          mesh: of `make_mesh`.
-          batch_size: B.
-        """
+        """Find this process's rows of `batch_size` on a mesh."""
         self._batch_size = batch_size
         split = batch_size % batch_parts(mesh) == 0
         self._sharding = named_sharding(mesh, *(("batch",) if split else ()))
@@ -65,12 +60,7 @@ class Tally:
     """
 
     def __init__(self, mesh: Mesh, size: int):
-        """Compile the sum.
-
-        Args:
-          mesh: of `make_mesh`.
-          size: how many counts there are.
-        """
+        """Compile the sum of `size` counts, on the devices of a mesh."""
         self._size = size
         axes = PartitionSpec(mesh.axis_names)
         self._split = NamedSharding(mesh, axes)
@@ -78,11 +68,7 @@ class Tally:
         self._sum = jax.jit(lambda x: x.sum(0), out_shardings=whole)
 
     def __call__(self, *counts: int) -> Callable[[], list[int]]:
-        """Begin to add up this process's counts (int32) with those of the others.
-
-        Returns:
-          Waits for the sums and gives them.
-        """
+        """Begin to add up counts (int32); what is returned waits for the sums."""
         mine = np.zeros((1, self._size), np.int32)
         mine[0] = counts
         nothing = np.zeros_like(mine)

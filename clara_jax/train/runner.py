@@ -105,7 +105,13 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
 
         # The state, as of the newest checkpoint if there is one.
         state, compiled = first_state(parts)
-        facts: dict[str, Any] = {"parameters": _sizes(parts, state)}
+        sizes = {
+            "trainable": count_parameters(state.trainable),
+            "trainable_bytes": count_bytes(state.trainable),
+            "frozen": count_parameters(parts.network),
+            "frozen_bytes": count_bytes(parts.network),
+            "optimizer_bytes": count_bytes(state.opt_state),
+        }
         claim()
         frozen = fingerprint(parts.network)
         checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep, frozen)
@@ -187,12 +193,12 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
         # What is left of it.
         checkpoints.wait()
         _write_result(parts, folder, state)
-        facts["wall_seconds"] = run.wall()
+        facts: dict[str, Any] = {"parameters": sizes, "wall_seconds": run.wall()}
         steps = str(done)
         if done < run.steps:
             steps = f"{done} of {run.steps}"
-            cut = {"steps": done, "of": run.steps, "minutes": config.minutes}
-            facts["cut"] = cut
+            minutes = config.minutes
+            facts["cut"] = {"steps": done, "of": run.steps, "minutes": minutes}
         summary = first(lambda: folder.write_summary(config, **facts))
     report(
         f"{config.workdir}: {steps} steps in {summary['seconds']:.0f} s, "
@@ -296,24 +302,12 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     return state, compile_on_mesh(step, parts.mesh, state)
 
 
-def _sizes(parts: Parts, state: TrainState) -> dict[str, int]:
-    """Count numbers and bytes of what is trained and what is frozen."""
-    frozen = parts.network
-    return {
-        "trainable": count_parameters(state.trainable),
-        "trainable_bytes": count_bytes(state.trainable),
-        "frozen": count_parameters(frozen),
-        "frozen_bytes": count_bytes(frozen),
-        "optimizer_bytes": count_bytes(state.opt_state),
-    }
-
-
 def _resumed(
     checkpoints: Checkpoints, state: TrainState
 ) -> tuple[int | None, TrainState, dict[str, Any] | None]:
     """Return the newest whole state with its step and position, else the one given."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    found = checkpoints.restore_newest(state.saved(), report)
+    found = checkpoints.restore_newest(state.saved())
     if found is None:
         return None, state, None
     step, arrays, kept = found

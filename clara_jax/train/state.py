@@ -64,7 +64,7 @@ def init_state(
 
     Args:
       trainable: adapter name to tree; copied as float32.
-      optimizer: see `optim.make_optimizer`.
+      optimizer: of `make_optimizer`.
       key: a typed key; seeds dropout.
 
     Returns:
@@ -161,13 +161,9 @@ def make_optimizer(
 
     Source: paper table 10 (AdamW, clip 1.0) and the reference's betas (0.9, 0.95).
     """
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm > 0
-        else optax.identity()
-    )
+    clip = config.clip_norm
     return optax.chain(
-        clip,
+        optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
         # AdamW as optax puts it together, but for where the rate may come from.
         optax.chain(
             optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
@@ -190,7 +186,7 @@ def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 
 def _decayed(params: Any) -> Any:
-    """Which leaves decay: layers are stacked, so that names tell and not ranks."""
+    """Mark the leaves that decay, by name: ranks do not tell, as layers are stacked."""
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         return getattr(path[-1], "key", None) not in ("scale", "bias")

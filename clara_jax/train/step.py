@@ -1,7 +1,7 @@
 """One optimizer step and one evaluation step, of every stage.
 
-Both are pure functions of ``(state, network, batch)``: what is frozen is the network,
-neither in the state nor an argument of ``grad``.
+Both are pure functions: what is frozen is in the network, neither in the state nor an
+argument of ``grad``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from clara_jax.sharding import named_sharding, tree_shardings
 from clara_jax.train.state import Schedule, TrainState
 
 Metrics = dict[str, Array]
-
 
 StepFunction = Callable[..., tuple[TrainState, Metrics]]
 """``(state, network, batch)`` and, optionally, ``rate``, the learning rate."""
@@ -61,23 +60,22 @@ def make_train_step(
     *,
     accumulate: int = 1,
 ) -> StepFunction:
-    """Build the train step; compile it with `compile_step`.
+    """Build the train step; compile it with `compile_on_mesh` or ``jax.jit``.
 
     The loss is ``sum over terms of sums / weights`` over the whole batch. With
-    accumulation the weights of all microbatches are added up first (they depend on the
-    batch alone, so the compiler drops the forward pass around them); the gradients of
-    the parts then add up to the gradient of the whole batch exactly.
+    accumulation the weights of all microbatches are added up first, so that the
+    gradients of the parts add up to the gradient of the whole batch exactly.
 
     Args:
       loss: of the stage.
-      optimizer, schedule: see `optim`.
+      optimizer, schedule: see `state`.
       accumulate: microbatches per step; divides the rows of every batch.
 
     Returns:
-      ``(state, network, batch, rate=None) -> (state, metrics)``; without a
-      rate the schedule gives it. Metrics: ``loss``,
-      ``loss/<term>``, what the loss reports, ``grad_norm`` (before clipping), ``lr``
-      and ``finite``. A step that is not finite changes nothing but `healthy`.
+      ``(state, network, batch, rate=None) -> (state, metrics)``; without a rate the
+      schedule gives it. Metrics: ``loss``, ``loss/<term>``, what the loss reports,
+      ``grad_norm`` (before clipping), ``lr`` and ``finite``. A step that is not finite
+      changes nothing but `healthy`.
     """
 
     def weigh(
@@ -112,10 +110,7 @@ def make_train_step(
         return jax.lax.scan(add_part, zeros, (parts, rngs))[0]
 
     def train_step(
-        state: TrainState,
-        network: Network,
-        batch: Batch,
-        rate: Array | None = None,
+        state: TrainState, network: Network, batch: Batch, rate: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.key, state.step)
         compute = whole if accumulate == 1 else in_parts
@@ -161,28 +156,6 @@ def make_eval_step(loss: Loss) -> Callable[..., Any]:
     return eval_step
 
 
-def compile_step(
-    step: StepFunction, *, in_shardings: Any = None, out_shardings: Any = None
-) -> StepFunction:
-    """Compile a train step; its state is donated.
-
-    Args:
-      step: of `make_train_step`.
-      in_shardings: of ``(state, network, batch)``, prefixes allowed; None
-        keeps the arrays where they are.
-      out_shardings: of ``(state, metrics)``.
-
-    Returns:
-      The compiled step. One program is built per shape of batch.
-    """
-    options = {}
-    if in_shardings is not None:
-        options["in_shardings"] = in_shardings
-    if out_shardings is not None:
-        options["out_shardings"] = out_shardings
-    return jax.jit(step, donate_argnums=0, **options)
-
-
 def compile_on_mesh(step: StepFunction, mesh: Mesh, state: TrainState) -> Any:
     """Compile a train step for a mesh: the function that training runs.
 
@@ -197,7 +170,8 @@ def compile_on_mesh(step: StepFunction, mesh: Mesh, state: TrainState) -> Any:
       The jitted step; its state is donated and comes back laid out as the table says.
     """
     shardings = tree_shardings(mesh, state, logical_axes)
-    return compile_step(step, out_shardings=(shardings, named_sharding(mesh)))
+    outputs = (shardings, named_sharding(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs)
 
 
 def _ratio(total: Array, weight: Array, empty: float = 0.0) -> Array:

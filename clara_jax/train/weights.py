@@ -60,7 +60,7 @@ class Start:
     reference: str = "backbone"
 
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
-        """The model folder that holds the result of training."""
+        """Return the model folder that holds the result of training."""
         model, backbone = self.network.model, self.network.backbone
         adapters, rows = to_host(
             ({**self.network.adapters, **trainable}, backbone.get("rows"))
@@ -110,7 +110,7 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
             config.init_from,
             config.param_dtype,
             base=named,
-            placement=_loaded(config, placement),
+            placement=_read_to(config, placement),
         )
     base = _base(config, earlier, key, placement)
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
@@ -228,11 +228,10 @@ def make_adapters(
 
 
 def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
-    if isinstance(table, np.ndarray):
-        table = jax.numpy.asarray(table[: model.text_vocab])
-        return init_rows(table, count, key)
-    # Compiled, since the table may lie on devices of other processes.
     used = model.text_vocab
+    if isinstance(table, np.ndarray):
+        return init_rows(jax.numpy.asarray(table[:used]), count, key)
+    # Compiled, since the table may lie on devices of other processes.
     return jax.jit(lambda table, key: init_rows(table[:used], count, key))(table, key)
 
 
@@ -245,15 +244,16 @@ def _base(
     elif earlier is not None and (earlier.clara is not None or not name):
         base = earlier
     else:
-        where = _loaded(config, placement)
-        base = load_model(name, config.param_dtype, placement=where)
+        base = load_model(
+            name, config.param_dtype, placement=_read_to(config, placement)
+        )
     if config.tokenizer and not name.startswith("random:"):
         base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     return base
 
 
-def _loaded(config: RunConfig, placement: Placement) -> Placement | None:
-    """Where weights are read to: the host, if they are for the devices too large."""
+def _read_to(config: RunConfig, placement: Placement) -> Placement | None:
+    """Return where weights are read to: None, the host, if they are to be quantized."""
     return placement if config.quantize == "none" else None
 
 
@@ -284,7 +284,7 @@ def _random_base(
 
 
 def _reference(config: RunConfig, earlier: ModelFolder | None) -> str:
-    """Where the frozen weights are, seen from the run's folder."""
+    """Return where the frozen weights are, seen from the run's folder."""
     name = config.backbone
     if name.startswith("random:"):
         return "backbone"
@@ -306,7 +306,7 @@ def _reference(config: RunConfig, earlier: ModelFolder | None) -> str:
 
 
 def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> None:
-    """The settings that kept adapters were trained with must be those of the run."""
+    """Refuse settings other than those that kept adapters were trained with."""
     pairs: list[tuple[str, Any, Any]] = [("lora", config.lora, clara.lora)]
     if memory:
         pairs.append(("memory", config.memory, clara.memory))
@@ -332,21 +332,12 @@ def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> No
 
 
 def _check_shapes(config: RunConfig, model: Transformer, adapters: Params) -> None:
-    wanted = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
-    want = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(wanted)}
+    lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
+    memory = jax.ShapeDtypeStruct((config.memory.num_memory, model.config.width), "f4")
     for name, tree in adapters.items():
-        if name == "memory":
-            shape = (config.memory.num_memory, model.config.width)
-            same = np.shape(tree) == shape
-        else:
-            got = {jax.tree_util.keystr(k): np.shape(v) for k, v in _leaves(tree)}
-            same = got == want
-        if not same:
+        wanted = memory if name == "memory" else lora
+        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, wanted):
             raise ClaraError(
                 f"adapter {name} of {config.init_from} does not fit the backbone and "
                 "the config's lora and memory settings; take the base it was trained on"
             )
-
-
-def _leaves(tree: Params) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -17,7 +17,7 @@ from clara_jax.config import DataConfig, OptimConfig, RunConfig
 from clara_jax.data import ExampleMaker, make_batches, open_records
 from clara_jax.stages import STAGES
 from clara_jax.train.state import init_state, make_optimizer, make_schedule
-from clara_jax.train.step import compile_step, make_train_step
+from clara_jax.train.step import make_train_step
 
 
 def main() -> None:
@@ -57,7 +57,8 @@ def main() -> None:
     optim = OptimConfig(steps=100)
     schedule = make_schedule(optim, 100)
     optimizer = make_optimizer(optim, schedule)
-    step = compile_step(make_train_step(stage.loss(config), optimizer, schedule))
+    step = make_train_step(stage.loss(config), optimizer, schedule)
+    step = jax.jit(step, donate_argnums=0)
     states = {
         name: init_state(
             {k: network.adapters[k] for k in trained}, optimizer, jax.random.key(0)

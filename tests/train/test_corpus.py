@@ -19,7 +19,7 @@ from clara_jax.train.feeds import Pinned, note_of
 from clara_jax.train.loop import NotFinite, fit
 from clara_jax.train.loop import Run as Progress
 from clara_jax.train.state import TrainState, init_state
-from clara_jax.train.step import compile_step, make_train_step
+from clara_jax.train.step import make_train_step
 from clara_jax.train.vectors import StoredVectors
 
 ROWS, STEPS, CANDIDATES = 3, 8, 4
@@ -97,7 +97,9 @@ def loss(network, batch, rng):
 
 
 OPTIMIZER = optax.adam(0.3)
-STEP = compile_step(make_train_step(loss, OPTIMIZER, lambda i: 0.3 + 0 * i))
+STEP = jax.jit(
+    make_train_step(loss, OPTIMIZER, lambda i: 0.3 + 0 * i), donate_argnums=0
+)
 
 
 class Run:

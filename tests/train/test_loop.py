@@ -27,7 +27,7 @@ from clara_jax.train.hooks import (
 from clara_jax.train.loop import NotFinite, count_tokens, fit
 from clara_jax.train.loop import Run as Progress
 from clara_jax.train.state import TrainState, init_state
-from clara_jax.train.step import compile_step, make_train_step
+from clara_jax.train.step import make_train_step
 
 
 def loss(network, batch, rng):
@@ -67,7 +67,8 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.05))
 
 @pytest.fixture(scope="module")
 def step_function():
-    step = compile_step(make_train_step(loss, OPTIMIZER, lambda i: 0.05 + 0 * i))
+    step = make_train_step(loss, OPTIMIZER, lambda i: 0.05 + 0 * i)
+    step = jax.jit(step, donate_argnums=0)
 
     def run(state, batch):
         return step(state, Network(None, {}, {}), batch)

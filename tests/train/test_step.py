@@ -14,7 +14,6 @@ from clara_jax.stages import make_loss
 from clara_jax.testing import random_batch, toy_network
 from clara_jax.train.state import TrainState, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import (
-    compile_step,
     make_eval_step,
     make_train_step,
     split_batch,
@@ -60,7 +59,7 @@ def make(accumulate=1, config=None):
     schedule = make_schedule(config, 10)
     optimizer = make_optimizer(config, schedule)
     step = make_train_step(loss, optimizer, schedule, accumulate=accumulate)
-    return compile_step(step), make_state(optimizer)
+    return jax.jit(step, donate_argnums=0), make_state(optimizer)
 
 
 def test_metrics_and_gradient_are_those_of_the_whole_batch():
@@ -213,8 +212,9 @@ def test_rows_on_many_devices_give_the_same_step(accumulate):
     config = OptimConfig(learning_rate=0.1)
     schedule = make_schedule(config, 10)
     optimizer = make_optimizer(config, schedule)
-    step = compile_step(
+    step = jax.jit(
         make_train_step(loss, optimizer, schedule, accumulate=accumulate),
+        donate_argnums=0,
         in_shardings=(everywhere,) * 2 + (named_sharding(mesh, "batch"),),
         out_shardings=everywhere,
     )
