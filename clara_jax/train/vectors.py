@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.clara import Network
+from clara_jax.clara import Network, vector_fingerprint
 from clara_jax.config import MemoryConfig, to_dict
 from clara_jax.data import UniqueDocuments
-from clara_jax.distributed import first, is_first, report, to_host
-from clara_jax.files import read_json, reserve, write_error, write_json
+from clara_jax.distributed import first, is_first, report
+from clara_jax.files import read_json, reserve, write_json, writing
 from clara_jax.generate import encode_rows
 from clara_jax.search import Store
 from clara_jax.shapes import Float, Int
@@ -71,10 +70,14 @@ def cached_vectors(
     """
     shape = (len(documents), memory.num_memory, network.model.config.width)
     dtype = np.dtype(network.model.config.dtype)  # bfloat16 too: JAX registers it
+    digest = hashlib.blake2b(vector_fingerprint(network).encode(), digest_size=16)
+    for text in documents:
+        digest.update(text.encode() + b"\0")
     note = {
         "shape": list(shape),
         "dtype": dtype.name,
-        "fingerprint": fingerprint(network, memory, documents),
+        "memory": to_dict(memory),
+        "fingerprint": digest.hexdigest(),
     }
     data, notes = folder / "vectors.bin", folder / "vectors.json"
 
@@ -84,13 +87,11 @@ def cached_vectors(
             before = read_json(notes)
             if {k: before.get(k) for k in note} == note:
                 done, enough = before["done"], before.get("enough", False)
-        try:
+        with writing(data):
             folder.mkdir(parents=True, exist_ok=True)
             if not done:
                 notes.unlink(missing_ok=True)
                 reserve(data, int(np.prod(shape)) * dtype.itemsize)
-        except OSError as error:
-            raise write_error(data, error) from error
         return [done, enough and late is not None]
 
     done, enough = first(prepare)
@@ -132,38 +133,6 @@ def cached_vectors(
                     first(partial(write_json, notes, {**note, "done": end, **_ENOUGH}))
                     return np.memmap(data, dtype, "r", shape=(end, *shape[1:]))
     return np.memmap(data, dtype, "r", shape=shape)
-
-
-def fingerprint(
-    network: Network,
-    memory: MemoryConfig,
-    documents: Sequence[str] | UniqueDocuments,
-) -> str:
-    """Return the digest of all that document vectors depend on.
-
-    Compressor, memory and marks go in whole; of every backbone array a spread of at
-    most 4,096 numbers, which tells models apart without reading gigabytes.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    settings = {"model": to_dict(network.model.config), "memory": to_dict(memory)}
-    settings["model"]["remat"] = ""
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    adapters, backbone = network.adapters, network.backbone
-    whole = (adapters["compressor"], adapters["memory"], backbone["rows"]["marks"])
-    for leaf in jax.tree.leaves(to_host(whole)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    for leaf in jax.tree.leaves(backbone["params"]):
-        digest.update(np.ascontiguousarray(to_host(_spread(leaf))).tobytes())
-    for text in documents:
-        digest.update(text.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-@jax.jit
-def _spread(leaf: Any) -> Any:
-    flat = leaf.reshape(-1)
-    return flat[:: max(1, flat.size // 4096)]
 
 
 @dataclasses.dataclass(frozen=True)
