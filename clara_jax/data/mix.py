@@ -24,17 +24,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.mix_database import PARAPHRASE, SINGLE, Work, open_work
+from clara_jax.data.mix_database import PARAPHRASE, SINGLE, TABLES, VIEWS, split
 from clara_jax.data.mix_read import Reader, join_contained
-from clara_jax.data.mix_split import PAIRS, QUESTION, files_of, plan, split, weighted
-from clara_jax.data.mix_write import Writer
+from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
 from clara_jax.data.recipe import STAGES, Recipe
-from clara_jax.data.resuming import (
+from clara_jax.data.work import (
     INPUTS,
     Progress,
-    check_begun,
+    Work,
     checksums,
     differences,
+    open_work,
     silent,
 )
 from clara_jax.errors import ClaraError
@@ -108,12 +108,8 @@ def mix(
     if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
-    with open_work(scratch) as work:
-        before = work.note("identity")
-        if before is not None:
-            check_begun(scratch, _flat(before), _flat(identity))
-        with work.step():
-            work.set_note("identity", identity)
+    with open_work(scratch, TABLES, VIEWS) as work:
+        work.begin(scratch, _flat(identity))
         write_json(scratch / INPUTS, inputs)
         try:
             Reader(recipe, paths, tokenizer, max_length, work).run(progress)
@@ -126,7 +122,7 @@ def mix(
             raise
         Writer(recipe, work, scratch, progress).run()
         out = scratch / "out"
-        manifest = {**identity, **count_mix(recipe, work)}
+        manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)
         write_json(out / MANIFEST, manifest)
         try:
@@ -217,13 +213,8 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
     return manifest
 
 
-def count_mix(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """Count what a planned mix holds.
-
-    Returns:
-      ``sources`` by name, ``files`` with their lines (0 of one that is not there),
-      ``totals``.
-    """
+def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """What a mix holds: its sources by name, its files with their lines, totals."""
     counted = ("passages", "tokens", "questions")
     sources = [
         {

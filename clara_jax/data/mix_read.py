@@ -21,13 +21,11 @@ from clara_jax.data.mix_database import (
     SINGLE,
     SPLITS,
     TEXT,
-    Work,
     draw,
     text_key,
 )
 from clara_jax.data.recipe import Recipe, Source
 from clara_jax.data.records import Record
-from clara_jax.data.resuming import Progress
 from clara_jax.data.similarity import (
     BANDS,
     NearDuplicates,
@@ -36,7 +34,8 @@ from clara_jax.data.similarity import (
     marks,
     shingles,
 )
-from clara_jax.data.sources import open_records
+from clara_jax.data.sources import Records, open_records
+from clara_jax.data.work import Progress, Work
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 256
@@ -75,41 +74,28 @@ class Reader:
         Raises:
           ClaraError: a record is not as its format says; names file and line.
         """
-        work = self.work
-        number, begin = work.note("scanned") or (0, 0)
-        while number < len(self.recipe.source):
+        for number in range(self.work.note("sources") or 0, len(self.paths)):
             source = self.recipe.source[number]
             records = open_records(self.paths[number], source.format)
-            with progress(
-                desc=f"read {source.name}",
-                total=len(records),
-                initial=begin,
-                unit="rec",
-            ) as bar:
-                while begin < len(records):
-                    end = min(begin + CHUNK, len(records))
-                    chunk = [records[i] for i in range(begin, end)]
-                    with work.step():
-                        full = self._take(number, chunk)
-                        begin = len(records) if full else end
-                        work.set_note("scanned", (number, begin))
-                    bar.update(len(chunk))
-            number, begin = number + 1, 0
+            take = functools.partial(self._take, number, records)
+            bar = functools.partial(progress, desc=f"read {source.name}", unit="rec")
+            self.work.in_steps(f"read {number}", len(records), CHUNK, take, bar)
+            self.work.set_note("sources", number + 1)
 
-    def _take(self, number: int, chunk: Sequence[Record]) -> bool:
-        """Store a chunk of records; whether the source has reached its limit."""
+    def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
+        """Store some records; whether the source has reached its limit."""
         limit = self.recipe.source[number].limit
         own: set[int] = set()
         if limit:
-            rows = self.work.execute(
+            query = (
                 "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
-                "WHERE source = ?",
-                (number,),
+                "WHERE source = ?"
             )
-            own.update(passage for (passage,) in rows)
+            own = {passage for (passage,) in self.work.execute(query, (number,))}
         new: dict[int, str] = {}
         taken: list[tuple[Record, list[int]]] = []
-        for record in chunk:
+        for i in range(begin, end):
+            record = records[i]
             if limit and len(own) >= limit:
                 break
             passages = [self._passage(text, new) for text in record.documents]
@@ -128,12 +114,12 @@ class Reader:
         found = self.work.row("SELECT id FROM passages WHERE key = ?", (key,))
         if found is not None:
             return found[0]
-        number = self.work.execute(
-            "INSERT INTO passages(key, text, draw, grp) "
-            "SELECT ?, ?, ?, coalesce(max(id), 0) + 1 FROM passages",
-            (key, text, draw("side", self.recipe.seed, key.hex())),
-        ).lastrowid
-        assert number is not None
+        (number,) = self.work.row("SELECT coalesce(max(id), 0) + 1 FROM passages")
+        chance = draw("side", self.recipe.seed, key.hex())
+        self.work.execute(
+            "INSERT INTO passages(id, key, text, draw, grp) VALUES (?, ?, ?, ?, ?)",
+            (number, key, text, chance, number),
+        )
         new[number] = text
         return number
 
@@ -206,13 +192,13 @@ class Reader:
                 (name, position, passage, part or 0, right.get(passage, 0)),
             )
         if dropped:
-            work.count(number, dropped, len(record.questions))
+            _count(work, number, dropped, len(record.questions))
         elif kind != TEXT:
             hint = "|".join(map(str, sorted(right)))
             for i in range(max(len(record.questions), 1)):
                 lost = self._question(kind, name, record.pair(i), passages[0], hint)
                 if lost:
-                    work.count(number, lost)
+                    _count(work, number, lost)
 
     def _question(
         self,
@@ -267,6 +253,15 @@ class Reader:
             if any(start <= first and last <= stop for first, last in places):
                 return part
         return None if places else 0
+
+
+def _count(work: Work, source: int, name: str, number: int = 1) -> None:
+    """Add to a count of a source."""
+    work.execute(
+        "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
+        "value = value + excluded.value",
+        (source, name, number),
+    )
 
 
 def kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:

@@ -15,6 +15,7 @@ CLARA_FIELDS = (
     "docs question answer answers data_type pos_index gold_answer id _id"
 ).split()
 _LISTS = (list, tuple)
+_STRINGS = "a string or a list of strings"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +134,9 @@ class _Fields:
     def items(self, name: str) -> Sequence[Any]:
         return self.get(name, _LISTS, "a list")
 
-    def texts(
-        self, name: str, default: tuple[str, ...] | None = None
-    ) -> tuple[str, ...]:
-        return self._several(name, str, "a string or a list of strings", default)
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        return self._several(name, int, "a list of integers", ())
-
-    def _several(self, name: str, kind: type, wanted: str, default: Any) -> Any:
+    def several(
+        self, name: str, default: Any = None, kind: type = str, wanted: str = _STRINGS
+    ) -> tuple[Any, ...]:
         """One value of a kind, or a list of them."""
         value = self.get(name, (kind, *_LISTS), wanted, default)
         items = value if isinstance(value, _LISTS) else (value,)
@@ -170,18 +165,19 @@ def read_clara(values: Any, source: str) -> Record:
         raise ClaraError(
             f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
         )
-    documents = fields.texts("docs")
+    documents = fields.several("docs")
     if kind == "text":
         return Record(documents, kind=kind, source=source)
-    gold = fields.texts("gold_answer", ())
+    gold = fields.several("gold_answer", ())
     if "answer" in fields and "answers" in fields:
         raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
     name = "answers" if "answers" in fields else "answer"
-    answers = fields.texts(name, gold or None)
+    answers = fields.several(name, gold or None)
     if not answers:
         raise ClaraError(f"{source}: the list of answers is empty")
-    questions = fields.texts("question") if kind == "qa" else ()
-    positives = tuple(dict.fromkeys(fields.numbers("pos_index")))
+    questions = fields.several("question") if kind == "qa" else ()
+    places = fields.several("pos_index", (), int, "a list of integers")
+    positives = tuple(dict.fromkeys(places))
     gold = gold or answers
     return Record(documents, questions, answers, kind, positives, gold, source)
 
@@ -207,7 +203,7 @@ def read_hotpotqa(values: Any, source: str) -> Record:
     Args:
       values: ``question``, ``answer``, ``context`` as [title, [sentence]] pairs,
         ``supporting_facts`` as [title, sentence index] pairs; other fields are ignored.
-      source: file and place.
+      source: ``file:line``, or file and number.
     """
     fields = _Fields(values, source)
     documents, titles = [], []
@@ -247,7 +243,7 @@ def read_musique(values: Any, source: str) -> Record:
         documents.append(passage(title, text))
         if paragraph.get("is_supporting", object, "true or false"):
             positives.append(i)
-    aliases = fields.texts("answer_aliases", ())
+    aliases = fields.several("answer_aliases", ())
     return _question(fields, documents, positives, aliases)
 
 
@@ -257,13 +253,12 @@ def _question(
     positives: Sequence[int],
     aliases: Sequence[str] = (),
 ) -> Record:
-    answer, question = fields.text("answer"), fields.text("question")
     return Record(
         tuple(documents),
-        (question,),
-        (answer,),
+        questions=(fields.text("question"),),
+        answers=(fields.text("answer"),),
         positives=tuple(positives),
-        gold=(answer, *aliases),
+        gold=(fields.text("answer"), *aliases),
         source=fields.source,
     )
 
@@ -291,8 +286,8 @@ def detect_format(values: Any, source: str) -> str:
     Raises:
       ClaraError: it looks like none of `FORMATS`.
     """
-    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
+    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     for sign, name in {**signs, "text": "text"}.items():
         if sign in fields:
             return name

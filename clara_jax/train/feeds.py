@@ -23,7 +23,6 @@ from clara_jax.data import (
     UniqueDocuments,
     Windows,
     make_batches,
-    unique_documents,
 )
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store
@@ -78,7 +77,7 @@ def make_feed(
     documents = vectors = None
     if parts.stage.caches_vectors(config):
         claim()
-        documents = unique_documents(parts.train)
+        documents = UniqueDocuments(parts.train)
         need = max(
             int(documents.candidates(i).max()) + 1
             for i in range(min(config.data.batch_size, len(parts.train)))
