@@ -8,8 +8,8 @@ ranking goes on with the block that it was at.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -17,7 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -25,7 +25,7 @@ from jaxtyping import Int64
 from clara_jax.data.corpus import Corpus
 from clara_jax.data.records import Record, clara_fields
 from clara_jax.data.sources import Records
-from clara_jax.data.work import Progress, checksums, open_work, silent
+from clara_jax.data.work import Progress, Work, checksums, open_work, silent
 from clara_jax.errors import ClaraError
 from clara_jax.files import write_error
 from clara_jax.text.bm25 import Bm25, Statistics, tokenize
@@ -60,7 +60,7 @@ class Found:
     """What was found.
 
     Attributes:
-      questions: all of them.
+      questions: how many there are.
       count: documents of each.
       known: questions whose right documents are known.
       complete: of these, those for which all of them were found without help.
@@ -136,14 +136,14 @@ def find_candidates(
     asked = _questions(records, progress)
     try:
         with open_work(folder) as work:
-            work.begin(folder, settings)
+            work.begin(settings)
             begun = {"questions": len(asked), "count": count}
             found = Found(**(work.note("found") or begun))
             if out.exists() and work.note("write") != len(asked):
                 raise ClaraError(taken)
             if not out.exists():
                 questions = [question for _, _, question in asked]
-                search = _search(corpus, questions, count, folder / "rank", progress)
+                search = _search(corpus, questions, count, work, progress)
 
                 def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
                     part = slice(begin, end)
@@ -177,13 +177,13 @@ def _search(
     corpus: Corpus | Searched,
     questions: Sequence[str],
     count: int,
-    folder: Path,
+    work: Work,
     progress: Progress,
 ) -> Callable[[slice], list[list[str]]]:
     """Rank the documents; what is returned reads those of a range of questions."""
     if isinstance(corpus, Searched):
         return lambda part: corpus.search(questions[part], count)
-    ranking = Ranking(corpus.documents, corpus.texts, folder, progress, "BM25")
+    ranking = Ranking(work, corpus.documents, corpus.texts, "rank", progress)
     best = ranking.rank(questions, count)
 
     def read(part: slice) -> list[list[str]]:
@@ -225,98 +225,86 @@ def _words(text: str) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """The documents of a corpus ranked by BM25, as ``Bm25.best`` on all of them would.
+    """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
     Attributes:
+      work: where it lies, and is noted.
       documents: how many there are.
       read: returns the texts of documents from, to.
-      folder: where the work lies; a ranking that was begun there with the same
-        arguments goes on.
-      progress: makes the bars.
-      name: of the bars.
+      name: of this ranking in the work.
+      progress: makes the bars, whose label is `label`.
     """
 
+    work: Work
     documents: int
     read: Callable[[int, int], list[str]]
-    folder: Path
-    progress: Progress
     name: str
+    progress: Progress
+    label: str = "BM25"
+
+    @property
+    def folder(self) -> Path:
+        """Where what is found lies."""
+        return self.work.folder / self.name
 
     def rank(self, questions: Sequence[str], k: int) -> Int64[np.ndarray, "Q k"]:
-        """Return the `k` best documents of each question.
+        """Return the places of the `k` best documents of each question.
 
-        Returns:
-          Places of documents, mapped from disk; see ``Bm25.best``.
-
-        Raises:
-          ClaraError: the disk is full.
+        They are mapped from disk; see ``Bm25.best``.
         """
+        blocks = -(-self.documents // BLOCK)
+        statistics = self._count(questions, blocks) if blocks > 1 else None
+
+        def step(block: int, end: int) -> None:
+            ranker = Bm25(self._texts(block), statistics)
+            before = self._best(block, k) if block else None
+            bar = self.progress(desc=self.label, total=len(questions), unit="q")
+            with (self.folder / f"{end}.best").open("wb") as file, bar:
+                for begin in range(0, len(questions), CHUNK):
+                    part = slice(begin, begin + CHUNK)
+                    best = _best_of_block(ranker, questions[part], k, block)
+                    if before is not None:
+                        best = _merged(before[part], best)
+                    file.write(best.tobytes())
+                    bar.update(len(best))
+                file.flush()
+                os.fsync(file.fileno())
+            # That of the block before is needed until this step is noted.
+            (self.folder / f"{block - 1}.best").unlink(missing_ok=True)
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            blocks = -(-self.documents // BLOCK)
-            statistics = self._count(questions, blocks) if blocks > 1 else None
-            done = max(
-                (int(path.stem) for path in self.folder.glob("*.top")), default=0
-            )
-            with self.progress(
-                desc=self.name,
-                total=blocks * len(questions),
-                initial=done * len(questions),
-                unit="q",
-            ) as bar:
-                for block in range(done, blocks):
-                    ranker = Bm25(self._texts(block), statistics)
-                    before = self._best(block, k) if block else None
-                    with _whole(self.folder / f"{block + 1}.top") as file:
-                        for begin in range(0, len(questions), CHUNK):
-                            part = slice(begin, begin + CHUNK)
-                            best = _best_of_block(ranker, questions[part], k, block)
-                            if before is not None:
-                                best = _merged(before[part], best)
-                            file.write(best.tobytes())
-                            bar.update(len(best))
-                    del before
-                    (self.folder / f"{block}.top").unlink(missing_ok=True)
-            return self._best(blocks, k)["place"].view(np.ndarray)
+            self.work.in_steps(self.name, blocks, 1, step, silent)
         except OSError as error:
             raise write_error(self.folder, error) from error
+        return self._best(blocks, k)["place"].view(np.ndarray)
 
     def _texts(self, block: int) -> list[str]:
         return self.read(block * BLOCK, min((block + 1) * BLOCK, self.documents))
 
     def _best(self, blocks: int, k: int) -> np.ndarray:
         """What is best among the first blocks."""
-        return np.memmap(self.folder / f"{blocks}.top", _BEST, "r").reshape(-1, k)
+        return np.memmap(self.folder / f"{blocks}.best", _BEST, "r").reshape(-1, k)
 
     def _count(self, questions: Sequence[str], blocks: int) -> Statistics:
         """Count the questions' words in all documents."""
         words = dict.fromkeys(itertools.chain.from_iterable(tokenize(questions)))
-        statistics = Statistics({word: i for i, word in enumerate(words)})
-        path, done = self.folder / "counts.npy", 0
-        if path.is_file():
-            stored = np.load(path)
-            done, statistics.documents, statistics.length = stored[:3].tolist()
-            statistics.holding = stored[3:]
-        desc = f"{self.name}: words"
-        with self.progress(desc=desc, total=blocks, initial=done, unit="block") as bar:
-            for block in range(done, blocks):
-                statistics.add(self._texts(block))
-                sums = [block + 1, statistics.documents, statistics.length]
-                with _whole(path) as file:
-                    np.save(file, np.append(sums, statistics.holding))
-                bar.update(1)
-        return statistics
+        found = Statistics({word: i for i, word in enumerate(words)})
+        note = f"words of {self.name}"
+        if counted := self.work.note(note):
+            found.documents, found.length, holding = counted
+            found.holding = np.asarray(holding, np.int64)
 
+        def step(block: int, _: int) -> None:
+            found.add(self._texts(block))
+            self.work.set_note(
+                note, [found.documents, found.length, found.holding.tolist()]
+            )
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that is there only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        desc = f"{self.label}: words"
+        bar = functools.partial(self.progress, desc=desc, unit="block")
+        self.work.in_steps(f"blocks of {self.name}", blocks, 1, step, bar)
+        return found
 
 
 def _best_of_block(

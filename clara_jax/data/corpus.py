@@ -113,15 +113,12 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
 
 
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """Read files and folders of documents.
+    """Read files and folders of documents, in the order of files and lines.
 
     Args:
       paths: ``.txt`` and ``.md`` files, each one document; other files hold JSON
         objects, one a line or in an array, with ``text`` (and ``title``, ``id``) for
         one document or ``docs`` for several; for folders see `find_files`.
-
-    Returns:
-      Documents in the order of files and lines.
 
     Raises:
       ClaraError: a file cannot be read or holds nothing, an object has neither field,
@@ -140,14 +137,11 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
 
 
 def read_questions(path: str | Path) -> list[tuple[str, str]]:
-    """Read a file of questions.
+    """Read a file of questions, each with where it stands, ``file:line``.
 
     Args:
       path: ``.txt`` and ``.md`` files hold one a line; other files JSON objects with
         ``question``, or texts, one a line or in an array.
-
-    Returns:
-      Questions, each with where it stands, ``file:line``.
 
     Raises:
       ClaraError: the file cannot be read, or holds none.
@@ -312,12 +306,10 @@ def _read_text(path: Path) -> str:
 
 
 def _documents_of(values: Any, source: str) -> list[Document]:
-    """The documents of one JSON value.
+    """The documents of one JSON value, which is a text or an object.
 
-    Args:
-      values: an object with ``text``, and perhaps ``title``, ``id`` (or ``_id``) and
-        fields of its own; an object with ``docs``, a list of texts; or a text.
-      source: where it stands, ``file:line``.
+    An object has ``docs``, a list of texts; or ``text``, and perhaps ``title``, ``id``
+    (or ``_id``) and fields of its own.
     """
     if isinstance(values, str):
         values = {"text": values}

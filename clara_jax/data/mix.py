@@ -70,7 +70,7 @@ def mix(
     data: str | Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Mix training data; do nothing if it has been done.
+    """Mix training data, unless it has been done; return the manifest.
 
     Args:
       recipe: see `read_recipe`.
@@ -79,9 +79,6 @@ def mix(
       max_length: longest piece of a passage, in tokens.
       data: where relative paths of the recipe start; None takes the recipe's folder.
       progress: makes bars, as ``tqdm`` does.
-
-    Returns:
-      The manifest, which is also in the folder.
 
     Raises:
       ClaraError: a file is missing or a record bad (names file and line), nothing is
@@ -109,7 +106,7 @@ def mix(
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
     with open_work(scratch, TABLES, VIEWS) as work:
-        work.begin(scratch, _flat(identity))
+        work.begin(_flat(identity))
         write_json(scratch / INPUTS, inputs)
         try:
             Reader(recipe, paths, tokenizer, max_length, work).run(progress)
@@ -120,7 +117,7 @@ def mix(
             if not isinstance(error.__cause__, OSError):
                 shutil.rmtree(scratch, ignore_errors=True)  # it can come to nothing
             raise
-        Writer(recipe, work, scratch, progress).run()
+        Writer(recipe, work, progress).run()
         out = scratch / "out"
         manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)

@@ -141,6 +141,12 @@ def _queries(recipe: Recipe, name: str) -> list[tuple[int, str, str]]:
     ]
 
 
+def _pool_of(name: str, source: int) -> int:
+    """The pool for the questions of a source in a file."""
+    sides = {"instruct.jsonl": source, "end_to_end.jsonl": POOL_TRAIN}
+    return sides.get(name, POOL_HELD_OUT)
+
+
 def _check(recipe: Recipe, work: Work) -> None:
     """Refuse a mix of which a wanted file has no lines."""
     counts = dict(work.execute("SELECT file, count(*) FROM tasks GROUP BY file"))
@@ -200,41 +206,36 @@ class Pool(NamedTuple):
 
 
 class Writer:
-    """Writes the files of a mix, going on where it stopped.
+    """Write the files of a mix into ``out``, going on where it stopped."""
 
-    Args:
-      recipe: what is mixed.
-      work: the database, with its plan.
-      scratch: folder of rankings, and of the folder ``out`` of the files.
-      progress: makes bars.
-    """
-
-    def __init__(self, recipe: Recipe, work: Work, scratch: Path, progress: Progress):
-        self._recipe, self._work = recipe, work
-        self._scratch, self._progress = scratch, progress
+    def __init__(self, recipe: Recipe, work: Work, progress: Progress):
+        self._recipe, self._work, self._progress = recipe, work, progress
         self._piece = functools.lru_cache(1 << 14)(self._read_piece)
         self._pools: dict[int, Pool] = {}
 
     def run(self) -> None:
         """Write all that is not written yet."""
         for number, name in enumerate(files_of(self._recipe)):
-            path = self._scratch / "out" / name
+            path = self._work.folder / "out" / name
             try:
                 self._write(number, name, path)
             except OSError as error:
                 raise write_error(path, error) from error
 
     def _write(self, number: int, name: str, path: Path) -> None:
-        work = self._work
+        work, done = self._work, self._work.note(name) or 0
         (total,) = work.row("SELECT count(*) FROM tasks WHERE file = ?", (number,))
         if not total:
             return  # such as a source without held-out questions
-        if POOL_HELD_OUT not in self._pools:
-            self._pools.clear()
+        if done < total:
+            query = "SELECT DISTINCT source FROM tasks WHERE file = ? AND kind = ?"
+            sources = work.execute(query, (number, QUESTION)).fetchall()
+            pools = {_pool_of(name, source) for (source,) in sources}
+            self._pools = {i: self._pools.get(i) or self._pool(name, i) for i in pools}
         tasks = work.execute(
             "SELECT kind, ref, chunk, copy, source FROM tasks WHERE file = ? "
             "ORDER BY place, ref, chunk, copy LIMIT -1 OFFSET ?",
-            (number, work.note(name) or 0),
+            (number, done),
         )
 
         def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
@@ -299,13 +300,11 @@ class Writer:
         right = len(chosen)
         seed = draw("documents", recipe.seed, name, number, copy)
         random = np.random.default_rng(seed)
+        count = recipe.candidates
         if name == "instruct.jsonl":
-            pool = self._pool(name, source)
             least, most = recipe.distractors
             count = right + int(random.integers(least, most + 1))
-        else:
-            side = POOL_TRAIN if name == "end_to_end.jsonl" else POOL_HELD_OUT
-            pool, count = self._pool(name, side), recipe.candidates
+        pool = self._pools[_pool_of(name, source)]
         if len(others) > count - right:
             others = [others[i] for i in random.permutation(len(others))]
         groups = {self._piece(piece).group for piece in chosen}
@@ -327,9 +326,7 @@ class Writer:
         return {"id": f"{recipe.source[source].name}-{number}", **fields}
 
     def _pool(self, name: str, number: int) -> Pool:
-        """The pool of a kind of file; its ranking is made when it is first needed."""
-        if number in self._pools:
-            return self._pools[number]
+        """A pool of a kind of file, ranked for all its questions."""
         recipe, work, held = self._recipe, self._work, number == POOL_HELD_OUT
         files = [
             str(i)
@@ -351,12 +348,11 @@ class Writer:
         most, label = recipe.candidates, "held out" if held else name
         if number >= 0:
             most, label = recipe.distractors[1], recipe.source[number].name
-        folder = self._scratch / f"rank{number}"
-        ranking = Ranking(len(pieces), read, folder, self._progress, f"BM25 {label}")
+        place, label = f"rank{number}", f"BM25 {label}"
+        ranking = Ranking(work, len(pieces), read, place, self._progress, label)
         questions = [question for _, question in asked]
         best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
-        refs = np.asarray([ref for ref, _ in asked])
-        return self._pools.setdefault(number, Pool(pieces, refs, best))
+        return Pool(pieces, np.asarray([ref for ref, _ in asked]), best)
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(

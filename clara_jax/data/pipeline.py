@@ -1,6 +1,6 @@
 """Records to batches: shuffled, bucketed by length, resumable at any batch (Grain).
 
-In training, the examples of a window, some batches at a time, are sorted by length and
+In training, the examples of a window, ``data.window`` batches, are sorted by length and
 cut into batches. These depend on the examples' lengths alone: each process measures its
 share of them, all exchange what they found, and each then makes its own rows of every
 batch. So a global batch is the same for any number of processes.
@@ -108,11 +108,9 @@ def make_batches(
     """Make the batches of one stage.
 
     In training, records come in a new random order in every epoch (with
-    ``data.shuffle``), ``data.window`` batches at a time are sorted by length and cut,
-    and the window's batches come in random order; a last batch that is not full is
-    dropped. In evaluation, records come once, in order, and a last batch is filled up
-    with empty rows. All of it depends on the config's seed alone. A process reads no
-    more than its rows and its share of the lengths by which a window is sorted.
+    ``data.shuffle``), and a window's batches in random order; a last batch that is not
+    full is dropped. In evaluation, records come once, in order, and a last batch is
+    filled up with empty rows. All of it depends on the config's seed alone.
 
     An iterator's ``get_state()`` gives a small JSON value, and ``set_state()`` goes on
     after the very batch that was returned last, on any number of processes. Where
@@ -194,15 +192,9 @@ class Windows:
 
     Attributes:
       examples: by index; drawn in the order of their indices.
-      layout: shapes of batches.
-      batch_size: examples a batch.
       window: batches whose examples are sorted together; 1 keeps the order.
       seed: of the order of a window's batches.
-      drop_remainder: leave out a last batch that is not full; else it is filled up with
-        empty rows.
       workers: threads that make examples ahead; 0 makes them when they are needed.
-      vectors: see `collate`.
-      part: of this process.
     """
 
     examples: Any

@@ -42,31 +42,33 @@ class Record:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not self.documents:
-            raise ClaraError(f"{self.source}: has no documents")
+        fault = self._fault()
+        if fault:
+            raise ClaraError(f"{self.source}: {fault}")
+
+    def _fault(self) -> str:
+        count, questions = len(self.documents), len(self.questions)
+        if not count:
+            return "has no documents"
         for i, text in enumerate(self.documents):
             if not text.strip():
-                raise ClaraError(f"{self.source}: document {i} is empty or blank")
+                return f"document {i} is empty or blank"
         texts = (*self.documents, *self.questions, *self.answers, *self.gold)
         if not all(map(is_unicode, texts)):
-            raise ClaraError(
-                f"{self.source}: holds half of a surrogate pair, which is not text"
-            )
+            return "holds half of a surrogate pair, which is not text"
         if self.kind != "qa":
-            return
-        if not self.questions or not all(q.strip() for q in self.questions):
-            raise ClaraError(f"{self.source}: a question is empty or blank")
-        if len(self.questions) > 1 and len(self.questions) != len(self.answers):
-            raise ClaraError(
-                f"{self.source}: has {len(self.questions)} questions, but "
-                f"{len(self.answers)} answers"
-            )
+            return ""
+        if not questions or not all(q.strip() for q in self.questions):
+            return "a question is empty or blank"
+        if 1 < questions != len(self.answers):
+            return f"has {questions} questions, but {len(self.answers)} answers"
         for i in self.positives:
-            if not 0 <= i < len(self.documents):
-                raise ClaraError(
-                    f"{self.source}: positive document {i}, but there are only "
-                    f"{len(self.documents)} documents (counted from 0)"
+            if not 0 <= i < count:
+                return (
+                    f"positive document {i}, but there are only {count} documents "
+                    "(counted from 0)"
                 )
+        return ""
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
         """Return question `index`, its target, and the answers that count as right."""
@@ -89,7 +91,7 @@ class RecordSource(Protocol):
 
 
 Reader = Callable[[Any, str], Record]
-"""Makes a record of a format's values and the place where they stand."""
+"""Makes a record of a format's values and the place (``file:line``) of them."""
 
 
 def passage(title: str, text: str) -> str:
@@ -108,8 +110,8 @@ class _Fields:
         for name in values if known else ():
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean '{near[0]}'" if near else "known are "
-                hint += "" if near else ", ".join(known)
+                hint = f"did you mean '{near[0]}'" if near else ""
+                hint = hint or f"known are {', '.join(known)}"
                 raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
 
     def __contains__(self, name: str) -> bool:
@@ -149,12 +151,10 @@ class _Fields:
 def read_clara(values: Any, source: str) -> Record:
     """Read the stage format of the CLaRa release.
 
-    Args:
-      values: ``docs`` (strings), ``question`` (a string or several), ``answer`` or
-        ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`,
-        ``qa`` by default), ``pos_index`` (indices into ``docs``), ``gold_answer``
-        (accepted answers, when the target is a model's own), ``id``.
-      source: ``file:line``.
+    Fields are ``docs`` (strings), ``question`` (a string or several), ``answer`` or
+    ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`, ``qa`` by
+    default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
+    when the target is a model's own), ``id``.
 
     Raises:
       ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
@@ -200,10 +200,8 @@ def clara_fields(
 def read_hotpotqa(values: Any, source: str) -> Record:
     """Read HotpotQA or 2WikiMultihopQA as published.
 
-    Args:
-      values: ``question``, ``answer``, ``context`` as [title, [sentence]] pairs,
-        ``supporting_facts`` as [title, sentence index] pairs; other fields are ignored.
-      source: ``file:line``, or file and number.
+    Fields are ``question``, ``answer``, ``context`` as [title, [sentence]] pairs, and
+    ``supporting_facts`` as [title, sentence index] pairs; others are ignored.
     """
     fields = _Fields(values, source)
     documents, titles = [], []
@@ -230,10 +228,8 @@ def read_hotpotqa(values: Any, source: str) -> Record:
 def read_musique(values: Any, source: str) -> Record:
     """Read MuSiQue as published.
 
-    Args:
-      values: ``question``, ``answer``, ``answer_aliases``, ``paragraphs`` with
-        ``title``, ``paragraph_text``, ``is_supporting``; other fields are ignored.
-      source: file and line.
+    Fields are ``question``, ``answer``, ``answer_aliases``, and ``paragraphs`` with
+    ``title``, ``paragraph_text``, ``is_supporting``; others are ignored.
     """
     fields = _Fields(values, source)
     documents, positives = [], []
@@ -267,8 +263,9 @@ def read_text(values: Any, source: str) -> Record:
     """Read a passage: ``text``, and optionally ``title`` and ``id``."""
     fields = _Fields(values, source, ("text", "title", "id", "_id"))
     title, text = fields.text("title", ""), fields.text("text")
-    document = passage(title, text) if title else text
-    return Record((document,), kind="text", source=source)
+    return Record(
+        (passage(title, text) if title else text,), kind="text", source=source
+    )
 
 
 FORMATS: dict[str, Reader] = {

@@ -180,12 +180,9 @@ def open_records(
       format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
       limit: use only the first so many records; 0 takes all.
 
-    Returns:
-      Records by number. Indexing raises ClaraError with file and line where a
-      record is not as its format says.
-
     Raises:
-      ClaraError: a path that does not exist or holds no records, an unknown format.
+      ClaraError: a path that does not exist or holds no records, an unknown format. On
+        indexing: a record that is not as its format says, with file and line.
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
@@ -266,15 +263,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_OWN = {
+    "docs": "documents",
+    "question": "questions",
+    "answers": "answers",
+    "data_type": "kind",
+    "pos_index": "positives",
+    "gold_answer": "gold",
+}
+"""Features of a TFDS folder, and the fields of a `Record` that they hold."""
+
+
 def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
-    """Write records as a TFDS folder of ArrayRecord files.
+    """Write records as a TFDS folder, which `open_records` reads, and return it.
 
     Args:
       records: split name to records.
       folder: where to; must not exist, and appears only when it is complete.
-
-    Returns:
-      The folder, which `open_records` reads.
 
     Raises:
       ClaraError: the folder exists, a record is bad, or the disk is full.
@@ -300,9 +305,11 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
             data.mkdir()
             writer = _writer(tfds, data)
             writer.initialize_splits(list(records))
-            for name, source in records.items():
+            for split, source in records.items():
                 for i in range(len(source)):
-                    writer.add_examples({name: [_features(source[i])]})
+                    record = source[i]
+                    example = {name: getattr(record, own) for name, own in _OWN.items()}
+                    writer.add_examples({split: [example]})
                     bar.update(1)
             writer.close_all()
             data.replace(folder)
@@ -312,7 +319,8 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
 
 
 def _writer(tfds: Any, folder: Path) -> Any:
-    texts = tfds.features.Sequence(tfds.features.Text())
+    features = tfds.features
+    kinds = {"data_type": features.Text(), "pos_index": features.Sequence(np.int32)}
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
             name="clara_records",
@@ -321,31 +329,13 @@ def _writer(tfds: Any, folder: Path) -> Any:
             module_name=__name__,
             release_notes={"1.0.0": "Documents, questions, answers, positives."},
         ),
-        features=tfds.features.FeaturesDict(
-            {
-                "docs": texts,
-                "question": texts,
-                "answers": texts,
-                "data_type": tfds.features.Text(),
-                "pos_index": tfds.features.Sequence(np.int32),
-                "gold_answer": texts,
-            }
+        features=features.FeaturesDict(
+            {name: kinds.get(name, features.Sequence(features.Text())) for name in _OWN}
         ),
         description="Documents with questions about them, for CLaRa.",
         disable_shuffling=True,
     )
     return tfds.core.SequentialWriter(info, 100_000, file_format="array_record")
-
-
-def _features(record: Record) -> dict[str, Any]:
-    return {
-        "docs": record.documents,
-        "question": record.questions,
-        "answers": record.answers,
-        "data_type": record.kind,
-        "pos_index": record.positives,
-        "gold_answer": record.gold,
-    }
 
 
 def _import_tfds() -> Any:

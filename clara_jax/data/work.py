@@ -103,22 +103,24 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class Work(sqlite3.Connection):
-    """An open database; see `open_work`."""
+    """An open database; see `open_work`.
 
-    def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Note the settings of new work, or find that they are those it began with.
+    Attributes:
+      folder: of the work.
+    """
 
-        Raises:
-          ClaraError: they are others.
-        """
+    folder: Path
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings of new work; refuse others than it was begun with."""
         before = self.note("settings")
         if before is None:
             with self.step():
                 self.set_note("settings", settings)
         elif different := differences(before, settings):
             raise ClaraError(
-                f"{folder}: was begun with other settings or inputs ({different}); "
-                "delete it to start anew"
+                f"{self.folder}: was begun with other settings or inputs "
+                f"({different}); delete it to start anew"
             )
 
     @contextlib.contextmanager
@@ -141,12 +143,12 @@ class Work(sqlite3.Connection):
         step: Callable[[int, int], object],
         progress: Progress,
     ) -> None:
-        """Do `last` things in steps of `size`, going on where `note` says.
+        """Do `last` things in steps of `size`, going on where it stopped.
 
         Args:
           note: name of the note of how many are done.
-          last: of how many.
-          size: of them in a step.
+          last: how many there are.
+          size: how many are a step.
           step: does those from, to; returns True where no more are needed.
           progress: called with `total` and `initial`.
         """
@@ -170,13 +172,13 @@ class Work(sqlite3.Connection):
         lines: Callable[[int, int], Iterable[Mapping[str, Any]]],
         progress: Progress,
     ) -> None:
-        """Write a file of JSON lines in steps, going on where it was.
+        """Write a file of JSON lines in steps, going on where it stopped.
 
         Args:
           path: the file; missing folders are made.
           name: of the bar, and of the note of how many lines are written.
-          total: lines of the file.
-          size: lines of a step.
+          total: how many lines there are.
+          size: how many are a step.
           lines: makes the objects of lines from, to.
           progress: makes the bar.
         """
@@ -195,6 +197,12 @@ class Work(sqlite3.Connection):
 
             bar = functools.partial(progress, desc=name, unit="rec")
             self.in_steps(name, total, size, step, bar)
+
+    def insert(self, table: str, **values: Any) -> int:
+        """Insert a row, and return its number."""
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        query = f"INSERT INTO {table}({names}) VALUES ({marks})"
+        return self.execute(query, tuple(values.values())).lastrowid or 0
 
     def row(self, query: str, values: Iterable[Any] = ()) -> Any:
         """Return the first row of a query, None if there is none."""
@@ -229,6 +237,7 @@ def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]
     try:
         base = sqlite3.connect(path, timeout=1, isolation_level=None, factory=Work)
         with contextlib.closing(base) as work:
+            work.folder = folder
             work.executescript(f"{_SETTINGS}{tables}COMMIT;{views}")
             yield work
     except sqlite3.Error as error:
