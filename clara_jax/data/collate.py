@@ -85,11 +85,7 @@ def collate(
       layout: shapes; every field takes the smallest bucket that holds its longest row.
       batch_size: B, or the rows of this process.
       vectors: compressed documents, in place of candidates' tokens.
-      lengths: the longest encoder row of a document, of a question, and the longest
-        prompt in the whole batch, if these are not all of its examples.
-
-    Returns:
-      A batch of numpy arrays.
+      lengths: of `longest_of` the whole batch, if these are not all of its examples.
 
     Raises:
       ClaraError: an example with more candidates than C.

@@ -67,9 +67,7 @@ class Example:
     """Unpadded rows of one record; fields as in `clara_jax.clara.batches.Batch`.
 
     Attributes:
-      prompt, labels: ``[T]``.
       documents: at most J encoder rows.
-      question: encoder row.
       candidates: at most C encoder rows; empty when `candidate_ids` stands for them.
       candidate_ids: numbers of the candidates among all documents.
       positives: ``[C']`` bool over the candidates that are there.
@@ -198,7 +196,7 @@ class ExampleMaker:
         return self.tokenizer.slots(count, self.config.memory.separator)
 
     def chosen(self, record: Record) -> tuple[str, ...]:
-        """Return at most J documents: the positives first, then others, in order."""
+        """Return at most J documents: positives before others, in their order."""
         count, top_k = len(record.documents), self.config.selection.top_k
         if count <= top_k:
             return record.documents

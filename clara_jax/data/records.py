@@ -244,10 +244,7 @@ def read_musique(values: Any, source: str) -> Record:
 
 
 def _question(
-    fields: _Fields,
-    documents: Sequence[str],
-    positives: Sequence[int],
-    aliases: Sequence[str] = (),
+    fields: _Fields, documents: list[str], positives: list[int], aliases: Any = ()
 ) -> Record:
     return Record(
         tuple(documents),
