@@ -113,10 +113,10 @@ class Work(sqlite3.Connection):
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Note the settings of new work; refuse others than it was begun with."""
-        before = self.note("settings")
+        before = self.note("identity")
         if before is None:
             with self.step():
-                self.set_note("settings", settings)
+                self.set_note("identity", settings)
         elif different := differences(before, settings):
             raise ClaraError(
                 f"{self.folder}: was begun with other settings or inputs "
