@@ -7,7 +7,7 @@ from importlib import import_module
 
 from toy_mix import SMALL_STEPS
 
-from clara_jax.data.mix_database import Work
+from clara_jax.data.work import Work
 
 number, last = int(sys.argv[1]), int(sys.argv[2])
 del sys.argv[1:3]

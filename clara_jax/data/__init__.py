@@ -2,8 +2,7 @@
 
 from clara_jax.data.chunking import split_documents
 from clara_jax.data.collate import Layout, collate, measure
-from clara_jax.data.collection import Corpus
-from clara_jax.data.document_files import find_files, read_documents, read_questions
+from clara_jax.data.corpus import Corpus, find_files, read_documents, read_questions
 from clara_jax.data.examples import (
     Dialogue,
     Draw,
@@ -14,12 +13,10 @@ from clara_jax.data.examples import (
     supervise,
 )
 from clara_jax.data.mix import is_mixed, mix
-from clara_jax.data.pipeline import count_candidates, make_batches
+from clara_jax.data.pipeline import Part, UniqueDocuments, Windows, make_batches
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.records import Record, RecordSource
 from clara_jax.data.sources import Records, open_records, write_tfds
-from clara_jax.data.unique import UniqueDocuments, unique_documents
-from clara_jax.data.windows import Part, Windows
 from clara_jax.documents import Document
 
 __all__ = [
@@ -38,7 +35,6 @@ __all__ = [
     "Windows",
     "check_records",
     "collate",
-    "count_candidates",
     "find_files",
     "is_mixed",
     "make_batches",
@@ -51,6 +47,5 @@ __all__ = [
     "read_recipe",
     "split_documents",
     "supervise",
-    "unique_documents",
     "write_tfds",
 ]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clara_jax.commands import Parser, count, run, start
 from clara_jax.convert import load_base_tokenizer
 from clara_jax.data.candidates import Searched, find_candidates
-from clara_jax.data.collection import Corpus
+from clara_jax.data.corpus import Corpus
 from clara_jax.data.mix import is_mixed, mix, table
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.sources import open_records, write_tfds
@@ -38,8 +38,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the arguments of all commands."""
     parser = Parser(
         prog="python -m clara_jax.data",
-        description="Prepare data: mix what training needs, find candidates for "
-        "questions, write TFDS.",
+        description=(__doc__ or "").partition("\n")[0],
         epilog="COMMAND --help lists its arguments. SOURCE ... FOLDER without a "
         "command is tfds.",
     )
@@ -95,14 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _mix(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe)
     known = is_mixed(options.folder)
-    manifest = mix(
-        recipe,
-        options.folder,
-        _tokenizer(options.tokenizer),
-        options.max_length,
-        data=options.data,
-        progress=_bar,
-    )
+    tokenizer = _tokenizer(options.tokenizer)
+    given = (recipe, options.folder, tokenizer, options.max_length)
+    manifest = mix(*given, data=options.data, progress=_bar)
     if known:
         print(f"{options.folder}: is finished already; there is nothing to do")
     else:
@@ -132,14 +126,8 @@ def _candidates(options: argparse.Namespace) -> None:
         corpus = _searched(options.store, options.model)
     else:
         corpus = Corpus(options.corpus, lambda rows: _bar(rows, desc="check corpus"))
-    found = find_candidates(
-        records,
-        corpus,
-        options.count,
-        options.out,
-        oracle=options.oracle,
-        progress=_bar,
-    )
+    given = (records, corpus, options.count, options.out)
+    found = find_candidates(*given, oracle=options.oracle, progress=_bar)
     print(f"{options.out}: {found}")
 
 
@@ -178,9 +166,7 @@ def _tfds(options: argparse.Namespace) -> None:
         if not sign or not split.isidentifier():
             split, path = "train", source
         splits.setdefault(split, []).append(path)
-    records = {
-        name: open_records(paths, options.format) for name, paths in splits.items()
-    }
+    records = {k: open_records(v, options.format) for k, v in splits.items()}
     folder = write_tfds(records, options.folder)
     counts = ", ".join(f"{name} {len(items)}" for name, items in records.items())
     print(f"{folder}: {counts} records")

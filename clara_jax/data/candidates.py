@@ -8,8 +8,8 @@ ranking goes on with the block that it was at.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -17,29 +17,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from clara_jax.data.collection import Corpus
+from clara_jax.data.corpus import Corpus
 from clara_jax.data.records import Record, clara_fields
-from clara_jax.data.resuming import (
-    Progress,
-    append_lines,
-    check_begun,
-    checksums,
-    silent,
-)
 from clara_jax.data.sources import Records
+from clara_jax.data.work import Progress, Work, checksums, open_work, silent
 from clara_jax.errors import ClaraError
-from clara_jax.files import (
-    lock_file,
-    read_json,
-    writable_folder,
-    write_error,
-    write_json,
-)
+from clara_jax.files import write_error
 from clara_jax.text.bm25 import Bm25, Statistics, tokenize
 
 BLOCK = 200_000
@@ -72,7 +60,7 @@ class Found:
     """What was found.
 
     Attributes:
-      questions: all of them.
+      questions: how many there are.
       count: documents of each.
       known: questions whose right documents are known.
       complete: of these, those for which all of them were found without help.
@@ -89,13 +77,13 @@ class Found:
         text = f"{self.count} candidates for each of {self.questions:,} questions"
         if not self.known:
             return f"{text}; which documents are right is not known"
-
-        def part(number: int) -> str:
-            return f"{number:,} ({100 * number / self.known:.1f}%)"
-
+        complete, some = (
+            f"{number:,} ({100 * number / self.known:.1f}%)"
+            for number in (self.complete, self.some)
+        )
         return (
             f"{text}; of {self.known:,} with known right documents, all of them were "
-            f"found for {part(self.complete)}, some for {part(self.some)}"
+            f"found for {complete}, some for {some}"
         )
 
 
@@ -135,55 +123,40 @@ def find_candidates(
             f"count {count} is above the {corpus.documents} documents of the corpus; "
             "lower --count"
         )
-    work = out.with_name(f".{out.name}.work")
-    note = work / "progress.json"
-    identity = {
+    folder = out.with_name(f".{out.name}.work")
+    taken = f"{out}: exists already; delete it, or name another file"
+    if out.exists() and not folder.exists():
+        raise ClaraError(taken)
+    settings = {
         "count": count,
         "oracle": oracle,
         "records": checksums(records.paths, progress)[0],
         "corpus": corpus.digest,
     }
-    state: dict[str, Any] = read_json(note) if note.is_file() else {}
-    if state:
-        check_begun(work, state["identity"], identity)
-    if out.exists():
-        if not state.get("finished"):
-            raise ClaraError(f"{out}: exists already; delete it, or name another file")
-        shutil.rmtree(work, ignore_errors=True)  # killed just before this
-        return Found(**state["found"])
-    writable_folder(out.parent)
     asked = _questions(records, progress)
-    questions = [question for _, _, question in asked]
-    if not state:
-        begun = dataclasses.asdict(Found(len(asked), count))
-        state = {"identity": identity, "done": 0, "size": 0, "found": begun}
-    found = Found(**state["found"])
-
-    def steps() -> Iterator[list[dict[str, Any]]]:
-        for begin in range(state["done"], len(asked), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            pairs = zip(asked[part], search(part), strict=True)
-            yield [_fields(records[i], j, t, oracle, found) for (i, j, _), t in pairs]
-
-    def save(lines: int = 0, size: int = 0) -> None:
-        done = state["done"] + lines
-        state.update(done=done, size=size, found=dataclasses.asdict(found))
-        write_json(note, {**state, "finished": done == len(asked)})
-
     try:
-        work.mkdir(exist_ok=True)
-        busy = f"{work}: another process is at work here; wait for its end"
-        with lock_file(work / "lock", busy) or contextlib.nullcontext():
-            save(size=state["size"])
-            search = _search(corpus, questions, count, work / "rank", progress)
-            with progress(
-                desc="write", total=len(asked), initial=state["done"], unit="q"
-            ) as bar:
-                append_lines(work / "out.jsonl", state["size"], steps(), save, bar)
-            os.replace(work / "out.jsonl", out)
+        with open_work(folder) as work:
+            work.begin(settings)
+            begun = {"questions": len(asked), "count": count}
+            found = Found(**(work.note("found") or begun))
+            if out.exists() and work.note("write") != len(asked):
+                raise ClaraError(taken)
+            if not out.exists():
+                questions = [question for _, _, question in asked]
+                search = _search(corpus, questions, count, work, progress)
+
+                def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
+                    part = slice(begin, end)
+                    for (i, j, _), texts in zip(asked[part], search(part), strict=True):
+                        yield _fields(records[i], j, texts, oracle, found)
+                    work.set_note("found", dataclasses.asdict(found))
+
+                path = folder / "out.jsonl"
+                work.write_lines(path, "write", len(asked), CHUNK, lines, progress)
+                os.replace(path, out)
     except OSError as error:
         raise write_error(out, error) from error
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -204,14 +177,14 @@ def _search(
     corpus: Corpus | Searched,
     questions: Sequence[str],
     count: int,
-    folder: Path,
+    work: Work,
     progress: Progress,
 ) -> Callable[[slice], list[list[str]]]:
     """Rank the documents; what is returned reads those of a range of questions."""
     if isinstance(corpus, Searched):
         return lambda part: corpus.search(questions[part], count)
-    texts = Texts(corpus.documents, corpus.texts)
-    best = rank(questions, texts, count, folder, progress, "BM25")
+    ranking = Ranking(work, corpus.documents, corpus.texts, "rank", progress)
+    best = ranking.rank(questions, count)
 
     def read(part: slice) -> list[list[str]]:
         rows = []
@@ -250,124 +223,97 @@ def _words(text: str) -> bytes:
     return hashlib.blake2b(words.encode(), digest_size=16).digest()
 
 
-class Texts(NamedTuple):
-    """A corpus: how many documents it has, and what reads those from, to."""
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
-    count: int
+    Attributes:
+      work: where it lies, and is noted.
+      documents: how many there are.
+      read: returns the texts of documents from, to.
+      name: of this ranking in the work.
+      progress: makes the bars, whose label is `label`.
+    """
+
+    work: Work
+    documents: int
     read: Callable[[int, int], list[str]]
+    name: str
+    progress: Progress
+    label: str = "BM25"
 
     @property
-    def blocks(self) -> int:
-        """How many blocks it has."""
-        return -(-self.count // BLOCK)
+    def folder(self) -> Path:
+        """Where what is found lies."""
+        return self.work.folder / self.name
 
-    def block(self, number: int) -> list[str]:
-        """Return the documents of a block."""
-        return self.read(number * BLOCK, min((number + 1) * BLOCK, self.count))
+    def rank(self, questions: Sequence[str], k: int) -> Int64[np.ndarray, "Q k"]:
+        """Return the places of the `k` best documents of each question.
 
+        They are mapped from disk; see ``Bm25.best``.
+        """
+        blocks = -(-self.documents // BLOCK)
+        statistics = self._count(questions, blocks) if blocks > 1 else None
 
-def rank(
-    questions: Sequence[str],
-    texts: Texts,
-    k: int,
-    folder: Path,
-    progress: Progress,
-    name: str,
-) -> Int64[np.ndarray, "Q k"]:
-    """Return the `k` best documents of each question, as ``Bm25.best`` on all would.
+        def step(block: int, end: int) -> None:
+            ranker = Bm25(self._texts(block), statistics)
+            before = self._best(block, k) if block else None
+            bar = self.progress(desc=self.label, total=len(questions), unit="q")
+            with (self.folder / f"{end}.best").open("wb") as file, bar:
+                for begin in range(0, len(questions), CHUNK):
+                    part = slice(begin, begin + CHUNK)
+                    best = _best_of_block(ranker, questions[part], k, block)
+                    if before is not None:
+                        best = _merged(before[part], best)
+                    file.write(best.tobytes())
+                    bar.update(len(best))
+                file.flush()
+                os.fsync(file.fileno())
+            # That of the block before is needed until this step is noted.
+            (self.folder / f"{block - 1}.best").unlink(missing_ok=True)
 
-    Args:
-      questions: texts.
-      texts: the documents.
-      k: documents a question.
-      folder: where the work lies; a ranking that was begun there with the same
-        arguments goes on.
-      progress: makes the bars.
-      name: of the bars.
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.work.in_steps(self.name, blocks, 1, step, silent)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        return self._best(blocks, k)["place"].view(np.ndarray)
 
-    Returns:
-      Places of documents, mapped from disk; see ``Bm25.best``.
+    def _texts(self, block: int) -> list[str]:
+        return self.read(block * BLOCK, min((block + 1) * BLOCK, self.documents))
 
-    Raises:
-      ClaraError: the disk is full.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        statistics = None
-        if texts.blocks > 1:
-            statistics = _count(questions, texts, folder / "words.npy", progress, name)
-        done = max((int(path.stem) for path in folder.glob("*.best")), default=0)
-        with progress(
-            desc=name,
-            total=texts.blocks * len(questions),
-            initial=done * len(questions),
-            unit="q",
-        ) as bar:
-            for block in range(done, texts.blocks):
-                ranker = Bm25(texts.block(block), statistics)
-                before = _load(folder / f"{block}.best", k) if block else None
-                with _whole(folder / f"{block + 1}.best") as file:
-                    for begin in range(0, len(questions), CHUNK):
-                        part = slice(begin, begin + CHUNK)
-                        best = _best(ranker, questions[part], k, block * BLOCK)
-                        if before is not None:
-                            best = _merged(before[part], best)
-                        file.write(best.tobytes())
-                        bar.update(len(best))
-                del before
-                (folder / f"{block}.best").unlink(missing_ok=True)
-        return _load(folder / f"{texts.blocks}.best", k)["place"].view(np.ndarray)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    def _best(self, blocks: int, k: int) -> np.ndarray:
+        """What is best among the first blocks."""
+        return np.memmap(self.folder / f"{blocks}.best", _BEST, "r").reshape(-1, k)
 
+    def _count(self, questions: Sequence[str], blocks: int) -> Statistics:
+        """Count the questions' words in all documents."""
+        words = dict.fromkeys(itertools.chain.from_iterable(tokenize(questions)))
+        found = Statistics({word: i for i, word in enumerate(words)})
+        note = f"words of {self.name}"
+        if counted := self.work.note(note):
+            found.documents, found.length, holding = counted
+            found.holding = np.asarray(holding, np.int64)
 
-def _count(
-    questions: Sequence[str],
-    texts: Texts,
-    path: Path,
-    progress: Progress,
-    name: str,
-) -> Statistics:
-    """Count the questions' words in all documents; a file holds what is counted."""
-    words = dict.fromkeys(itertools.chain.from_iterable(tokenize(questions)))
-    statistics = Statistics({word: i for i, word in enumerate(words)})
-    done = 0
-    if path.is_file():
-        stored = np.load(path)
-        done, statistics.documents, statistics.length = stored[:3].tolist()
-        statistics.holding = stored[3:]
-    with progress(
-        desc=f"{name}: words", total=texts.blocks, initial=done, unit="block"
-    ) as bar:
-        for block in range(done, texts.blocks):
-            statistics.add(texts.block(block))
-            sums = [block + 1, statistics.documents, statistics.length]
-            with _whole(path) as file:
-                np.save(file, np.append(sums, statistics.holding))
-            bar.update(1)
-    return statistics
+        def step(block: int, _: int) -> None:
+            found.add(self._texts(block))
+            self.work.set_note(
+                note, [found.documents, found.length, found.holding.tolist()]
+            )
+
+        desc = f"{self.label}: words"
+        bar = functools.partial(self.progress, desc=desc, unit="block")
+        self.work.in_steps(f"blocks of {self.name}", blocks, 1, step, bar)
+        return found
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that is there only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _load(path: Path, k: int) -> np.ndarray:
-    return np.memmap(path, _BEST, "r").reshape(-1, k)
-
-
-def _best(ranker: Bm25, questions: Sequence[str], k: int, begin: int) -> np.ndarray:
-    """The best of a block that starts at document `begin`."""
+def _best_of_block(
+    ranker: Bm25, questions: Sequence[str], k: int, block: int
+) -> np.ndarray:
     scores, places = ranker.best(questions, k)
     best = np.empty(scores.shape, _BEST)
-    best["score"], best["place"] = scores, np.where(places < 0, -1, places + begin)
+    best["score"] = scores
+    best["place"] = np.where(places < 0, -1, places + block * BLOCK)
     return best
 
 

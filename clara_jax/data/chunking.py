@@ -64,9 +64,8 @@ def split_documents(
 ) -> list[Document]:
     """Cut documents that are longer than `limit` tokens, as `split_text` does.
 
-    Returns:
-      Documents in their order. A piece has its document's id, title and source, knows
-      which part it is and where it stands, and its text is what stands there.
+    A piece has its document's id, title and source, knows which part it is and where it
+    stands, and its text is what stands there.
     """
     lengths = tokenizer.document_lengths([document.text for document in documents])
     found: list[Document] = []
@@ -98,9 +97,7 @@ def split_text(text: str, tokenizer: ClaraTokenizer, limit: int) -> list[Span]:
     one starts with the last sentence that repeats an eighth of the piece or more, but
     not half of it; else with a word.
 
-    Returns:
-      Where the pieces stand: none is blank, begins or ends in white space, and every
-      word of the text is in at least one.
+    No piece is blank, begins or ends in white space; every word is in at least one.
     """
     cuts = _Cuts(text, tokenizer)
     found: list[Span] = []
@@ -185,11 +182,9 @@ class _Cuts:
 
 
 def sentence_ends(text: str) -> Int[np.ndarray, " n"]:
-    """Find where the sentences of a text end.
+    """Return where the sentences of a text end: offsets in characters, rising.
 
-    Returns:
-      Offsets in characters, rising; a sentence's last character stands before each. The
-      end of the text is among them only where it ends a sentence.
+    The end of the text is among them only where it ends a sentence.
 
     Example::
 

@@ -48,12 +48,6 @@ class Layout:
 
         ``doc_buckets`` count all tokens of an encoder row: the text, three markers and
         the memory tokens.
-
-        Args:
-          reads: of the stage.
-          config: lengths and buckets.
-          candidates: C; 0 where batches have questions and no candidates.
-          pad_id: fills what no mask shows.
         """
         longest = {read.field: read.length(config) for read in reads}
         slots = {read.field: read.per_row or 0 for read in reads}.get("documents", 0)
@@ -62,12 +56,12 @@ class Layout:
             document = longest.get("candidates", longest.get("vectors"))
         buckets = config.data.doc_buckets
         return cls(
-            documents=_buckets(buckets, document),
-            questions=_buckets(buckets, longest.get("question")),
-            prompts=_buckets(config.data.prompt_buckets, longest.get("prompt")),
-            slots=slots,
-            candidates=candidates,
-            pad_id=pad_id,
+            _buckets(buckets, document),
+            _buckets(buckets, longest.get("question")),
+            _buckets(config.data.prompt_buckets, longest.get("prompt")),
+            slots,
+            candidates,
+            pad_id,
         )
 
     @property
@@ -91,11 +85,7 @@ def collate(
       layout: shapes; every field takes the smallest bucket that holds its longest row.
       batch_size: B, or the rows of this process.
       vectors: compressed documents, in place of candidates' tokens.
-      lengths: the longest encoder row of a document, of a question, and the longest
-        prompt in the whole batch, if these are not all of its examples.
-
-    Returns:
-      A batch of numpy arrays.
+      lengths: of `longest_of` the whole batch, if these are not all of its examples.
 
     Raises:
       ClaraError: an example with more candidates than C.
@@ -125,18 +115,15 @@ def collate(
 
 
 def measure(example: Example) -> tuple[int, int, int, int]:
-    """All tokens of an example; its longest document, its question, its prompt."""
-    documents = (*example.documents, *example.candidates)
-    return (
-        example.num_tokens,
-        max((len(row) for row in documents), default=0),
-        _length(example.question),
-        _length(example.prompt),
-    )
+    """Return an example's tokens; of its longest document, its question, its prompt."""
+    documents = [len(row) for row in (*example.documents, *example.candidates)]
+    question, prompt = _length(example.question), _length(example.prompt)
+    total = sum(documents) + question + prompt
+    return total, max(documents, default=0), question, prompt
 
 
 def longest_of(measured: Any) -> tuple[int, ...]:
-    """The longest document, question and prompt among what `measure` found."""
+    """Return the longest document, question and prompt among what `measure` found."""
     return tuple(int(n) for n in np.max(measured, axis=0)[1:])
 
 
@@ -158,15 +145,13 @@ def _candidates(
     fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
     if vectors is None:
         texts = [e.candidates for e in rows]
-        fields["candidates"] = _grid(texts, width, longest, layout)
-        return fields
+        return {**fields, "candidates": _grid(texts, width, longest, layout)}
     numbers = [_row(e.candidate_ids) for e in rows]
     flat = np.concatenate([np.zeros(0, np.int64), *numbers]).astype(np.int64)
     found = np.asarray(vectors(flat) if callable(vectors) else vectors[flat])
     table = np.zeros((len(rows), width, *found.shape[1:]), found.dtype)
     table[mask] = found
-    fields["vectors"] = table
-    return fields
+    return {**fields, "vectors": table}
 
 
 def _grid(

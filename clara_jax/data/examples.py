@@ -67,9 +67,7 @@ class Example:
     """Unpadded rows of one record; fields as in `clara_jax.clara.batches.Batch`.
 
     Attributes:
-      prompt, labels: ``[T]``.
       documents: at most J encoder rows.
-      question: encoder row.
       candidates: at most C encoder rows; empty when `candidate_ids` stands for them.
       candidate_ids: numbers of the candidates among all documents.
       positives: ``[C']`` bool over the candidates that are there.
@@ -88,25 +86,16 @@ class Example:
     gold: tuple[str, ...] = ()
     source: str = ""
 
-    @property
-    def num_tokens(self) -> int:
-        """All tokens of the example: what the model's time goes by."""
-        rows = [self.prompt, self.question, *self.documents, *self.candidates]
-        return sum(len(row) for row in rows if row is not None)
-
 
 def supervise(ids: Sequence[int], prompt_length: int, max_length: int) -> Row:
-    """Labels of a prompt with its answer: the original's rule.
+    """Return the labels of a prompt with its answer: `IGNORE` where the prompt is.
 
     Args:
       ids: prompt and answer, rendered together.
-      prompt_length: tokens of the prompt rendered alone. It is a count: where a
-        template renders the open prompt longer than the common part, the first tokens
-        of the answer are not supervised either.
+      prompt_length: tokens of the prompt rendered alone. It is a count, as in the
+        original: where a template renders the open prompt longer than the common part,
+        the first tokens of the answer are not supervised either.
       max_length: the row is cut to this on the right.
-
-    Returns:
-      The ids after the first `prompt_length` of them, `IGNORE` before.
     """
     labels = np.asarray(ids[:max_length], np.int32)
     labels[:prompt_length] = IGNORE
@@ -152,14 +141,13 @@ class ExampleMaker:
       fields: of a batch, that the stage reads.
       corpus: whether candidates come from a corpus. A record's documents are then not
         offered, and only serve to know the right ones.
+
+    Raises:
+      ClaraError: tokenizer and config differ in their memory tokens; in all methods, a
+        record does not fit the stage or a limit (names the line).
     """
 
     def __init__(self, stage: Recipe, tokenizer: ClaraTokenizer, config: RunConfig):
-        """Put a stage, a tokenizer and settings together.
-
-        Raises:
-          ClaraError: tokenizer and config differ in their memory tokens.
-        """
         self.stage, self.tokenizer, self.config = stage, tokenizer, config
         self.fields = frozenset(read.field for read in stage.reads(config))
         self.corpus = config.candidates == "corpus"
@@ -183,9 +171,6 @@ class ExampleMaker:
           draw: chooses question and instruction; None takes the first of each.
           candidate_ids: numbers that stand for the record's documents where they are
             candidates, which are then not tokenised.
-
-        Raises:
-          ClaraError: the record does not fit the stage, or its limits; names the line.
         """
         return self.stage.example(self, record, draw, candidate_ids)
 
@@ -211,11 +196,7 @@ class ExampleMaker:
         return self.tokenizer.slots(count, self.config.memory.separator)
 
     def chosen(self, record: Record) -> tuple[str, ...]:
-        """Return at most J documents: the positives first, then others, in order.
-
-        Raises:
-          ClaraError: there are more than J and no positives are known.
-        """
+        """Return at most J documents: positives before others, in their order."""
         count, top_k = len(record.documents), self.config.selection.top_k
         if count <= top_k:
             return record.documents
@@ -235,11 +216,7 @@ class ExampleMaker:
         return tuple(np.asarray(row, np.int32) for row in rows)
 
     def question(self, record: Record, question: str) -> Row:
-        """Return the encoder row of a question.
-
-        Raises:
-          ClaraError: it is too long.
-        """
+        """Return the encoder row of a question."""
         data = self.config.data
         limit = data.question_max_length or self.config.memory.doc_max_length
         if data.too_long == "error":
@@ -255,15 +232,9 @@ class ExampleMaker:
     def ranked(
         self, record: Record, question: str, candidate_ids: Row | None
     ) -> Example:
-        """Return the rows of a question and its candidates.
+        """Return the rows of a question and of its candidates, the record's documents.
 
-        Args:
-          record: whose documents are the candidates.
-          question: the one that was drawn.
-          candidate_ids: as for calling.
-
-        Raises:
-          ClaraError: there are too many candidates, or the question is too long.
+        `candidate_ids` are as for a call.
         """
         if self.corpus:
             gold = tuple(record.documents[i] for i in record.positives)
@@ -287,11 +258,7 @@ class ExampleMaker:
         )
 
     def prompt(self, record: Record, said: Dialogue) -> tuple[Row, Row]:
-        """Return the ids of a prompt with its answer, and their labels.
-
-        Raises:
-          ClaraError: it is too long.
-        """
+        """Return the ids of a prompt with its answer, and their labels."""
         ids, count = self.tokenizer.encode_chat(said.prompt, said.answer)
         limit = self.config.data.prompt_max_length
         row = np.asarray(ids, np.int32)

@@ -24,17 +24,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.mix_database import PARAPHRASE, SINGLE, Work, open_work
+from clara_jax.data.mix_database import PARAPHRASE, SINGLE, TABLES, VIEWS, split
 from clara_jax.data.mix_read import Reader, join_contained
-from clara_jax.data.mix_split import PAIRS, QUESTION, files_of, plan, split, weighted
-from clara_jax.data.mix_write import Writer
+from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
 from clara_jax.data.recipe import STAGES, Recipe
-from clara_jax.data.resuming import (
+from clara_jax.data.work import (
     INPUTS,
     Progress,
-    check_begun,
+    Work,
     checksums,
     differences,
+    open_work,
     silent,
 )
 from clara_jax.errors import ClaraError
@@ -70,7 +70,7 @@ def mix(
     data: str | Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Mix training data; do nothing if it has been done.
+    """Mix training data, unless it has been done; return the manifest.
 
     Args:
       recipe: see `read_recipe`.
@@ -79,9 +79,6 @@ def mix(
       max_length: longest piece of a passage, in tokens.
       data: where relative paths of the recipe start; None takes the recipe's folder.
       progress: makes bars, as ``tqdm`` does.
-
-    Returns:
-      The manifest, which is also in the folder.
 
     Raises:
       ClaraError: a file is missing or a record bad (names file and line), nothing is
@@ -108,12 +105,8 @@ def mix(
     if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
-    with open_work(scratch) as work:
-        before = work.note("identity")
-        if before is not None:
-            check_begun(scratch, _flat(before), _flat(identity))
-        with work.step():
-            work.set_note("identity", identity)
+    with open_work(scratch, TABLES, VIEWS) as work:
+        work.begin(_flat(identity))
         write_json(scratch / INPUTS, inputs)
         try:
             Reader(recipe, paths, tokenizer, max_length, work).run(progress)
@@ -124,9 +117,9 @@ def mix(
             if not isinstance(error.__cause__, OSError):
                 shutil.rmtree(scratch, ignore_errors=True)  # it can come to nothing
             raise
-        Writer(recipe, work, scratch, progress).run()
+        Writer(recipe, work, progress).run()
         out = scratch / "out"
-        manifest = {**identity, **count_mix(recipe, work)}
+        manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)
         write_json(out / MANIFEST, manifest)
         try:
@@ -217,13 +210,8 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
     return manifest
 
 
-def count_mix(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """Count what a planned mix holds.
-
-    Returns:
-      ``sources`` by name, ``files`` with their lines (0 of one that is not there),
-      ``totals``.
-    """
+def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """What a mix holds: its sources by name, its files with their lines, totals."""
     counted = ("passages", "tokens", "questions")
     sources = [
         {

@@ -1,21 +1,29 @@
-"""The work database of a mix: what is known so far, committed step by step.
+"""The work database of a mix: its tables, and which side every passage is on.
 
-A step is one transaction: killed within it, the database stands where the step began.
+The side of a passage, and of its group, all that are nearly the same or overlap it, is
+that of the first rule that applies:
+
+1. it is in a source with ``split = "held_out"``: held out;
+2. it is in one with ``split = "train"`` (alone, or as a document that holds an answer),
+   or its group is larger than all that is to be held out: training;
+3. a held-out record has it among its documents: held out;
+4. questions are asked about it, or it comes first among the documents that hold the
+   answer to one: by its hash;
+5. a training record has it among its documents: training;
+6. by its hash.
+
+A record with several documents is on the side of the first that holds its answer. It
+loses documents of the other side, and is dropped where one of them holds the answer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from clara_jax.data.resuming import Progress
+from clara_jax.data.recipe import Recipe
+from clara_jax.data.work import Progress, Work
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, writable_folder
 
 SINGLE, MULTI, PARAPHRASE, TEXT = range(4)
 """Kinds of records: questions about one passage, questions with several documents of
@@ -25,22 +33,14 @@ SPLITS = ("hash", "train", "held_out")
 TRAIN, HELD_OUT = 0, 1
 """Sides."""
 
-# The one process that works here holds the lock to the end. Cache: 256 MiB.
-_SETTINGS = """
-PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA cache_size = -262144;
-"""
+_TRAIN, _HELD = SPLITS.index("train"), SPLITS.index("held_out")
 
 # passages.draw decides the side; grp is the first of all passages that are on one side
 # with this one, since each is nearly the same as another or overlaps it; same is an
 # earlier passage that this one is dropped for, a near-duplicate. docs.gold is 2 for the
 # first document that holds the answer, 1 for others. records.split is the place of the
-# source's in SPLITS. tasks are the lines of the files that are written, done and size
-# of files how much of each is written.
-_TABLES = """
-CREATE TABLE IF NOT EXISTS notes(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+# source's in SPLITS. tasks are the lines of the files that are written.
+TABLES = """
 CREATE TABLE IF NOT EXISTS counts(source INTEGER, name TEXT, value INTEGER,
   PRIMARY KEY(source, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS passages(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE,
@@ -65,102 +65,16 @@ CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref 
   chunk INTEGER, copy INTEGER, source INTEGER);
 CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
   WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS files(file INTEGER PRIMARY KEY, done INTEGER, size INTEGER);
 """
 
 # Documents and questions of the records that are not dropped.
-_VIEWS = """
+VIEWS = """
 CREATE TEMP VIEW kept AS SELECT record, source, place, kind, split, passage, gold, grp,
   same, records.side AS side, passages.side AS passage_side FROM records JOIN docs
   ON record = records.id JOIN passages ON passages.id = passage WHERE dropped IS NULL;
 CREATE TEMP VIEW asked AS SELECT questions.*, source, kind, side FROM questions
   JOIN records ON records.id = record WHERE dropped IS NULL;
 """
-
-
-class Work(sqlite3.Connection):
-    """An open database; see `open_work`."""
-
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Commit what the block does, or nothing of it."""
-        self.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self.rollback()
-            raise
-        self.commit()
-
-    def in_steps(
-        self,
-        note: str,
-        last: int,
-        size: int,
-        step: Callable[[int, int], None],
-        progress: Progress,
-    ) -> None:
-        """Call `step` with the bounds of `size` rows until `last`, going on at `note`.
-
-        Each call is a step; `progress` is called with `total` and `initial`.
-        """
-        done = self.note(note) or 0
-        with progress(total=last, initial=done) as bar:
-            while done < last:
-                end = min(done + size, last)
-                with self.step():
-                    step(done, end)
-                    self.set_note(note, end)
-                bar.update(end - done)
-                done = end
-
-    def row(self, query: str, values: Iterable[Any] = ()) -> Any:
-        """Return the first row of a query, None if there is none."""
-        return self.execute(query, tuple(values)).fetchone()
-
-    def note(self, name: str) -> Any:
-        """Return what was noted, None if nothing was."""
-        found = self.row("SELECT value FROM notes WHERE name = ?", (name,))
-        return None if found is None else json.loads(found[0])
-
-    def set_note(self, name: str, value: Any) -> None:
-        """Note a JSON value."""
-        text = json.dumps(value, ensure_ascii=False)
-        self.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, text))
-
-    def count(self, source: int, name: str, number: int = 1) -> None:
-        """Add to a count of a source."""
-        self.execute(
-            "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "value = value + excluded.value",
-            (source, name, number),
-        )
-
-
-@contextlib.contextmanager
-def open_work(folder: Path) -> Iterator[Work]:
-    """Open the database in a folder, which is made if absent.
-
-    Raises:
-      ClaraError: another process has it open, it is damaged, or the disk is full; at
-        once, or in the block.
-    """
-    writable_folder(folder)
-    path = folder / "work.sqlite"
-    try:
-        base = sqlite3.connect(path, timeout=1, isolation_level=None, factory=Work)
-        with contextlib.closing(base) as work:
-            work.executescript(f"{_SETTINGS}BEGIN EXCLUSIVE;{_TABLES}COMMIT;{_VIEWS}")
-            yield work
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        text = f"cannot be used ({first_line(error)}); delete {folder} to start anew"
-        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
-            text = "the disk is full; free space and try again"
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            text = "another process is making this mix; wait for its end"
-        raise ClaraError(f"{path}: {text}") from error
 
 
 def draw(*parts: Any) -> int:
@@ -178,3 +92,102 @@ def share(number: float) -> int:
 def text_key(text: str) -> bytes:
     """Return what two texts have in common that differ in white space alone."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+
+
+def split(recipe: Recipe, work: Work, progress: Progress) -> None:
+    """Give every passage and record its side, and drop what cannot be used.
+
+    Raises:
+      ClaraError: a passage is on both sides by the recipe.
+    """
+    if work.note("split"):
+        return
+    with work.step(), progress(desc="split", total=3, unit="step") as bar:
+        for step in (_refuse_both, _sides, _drop):
+            step(recipe, work)
+            bar.update(1)
+        work.set_note("split", True)
+
+
+def _refuse_both(recipe: Recipe, work: Work) -> None:
+    found = work.row(
+        "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
+        f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
+        f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+    )
+    if found:
+        train, place, held, other = found
+        raise ClaraError(
+            f"{place} (source '{recipe.source[train].name}', split train): its passage "
+            f"is also {other} (source '{recipe.source[held].name}', split held_out); "
+            "take it out of one of them"
+        )
+
+
+def _sides(recipe: Recipe, work: Work) -> None:
+    (total,) = work.row("SELECT count(*) FROM passages")
+    most = max(recipe.held_out * total, 1) if recipe.held_out else total
+    work.execute(
+        "CREATE TABLE groups AS SELECT grp AS id, "
+        f"max(split = {_TRAIN} AND (kind <> {MULTI} OR gold > 0)) OR "
+        f"count(DISTINCT passage) > {most} AS train, max(split = {_HELD}) AS held, "
+        f"max(kind IN ({SINGLE}, {PARAPHRASE}) OR gold = 2) AS asked, "
+        "0 AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
+    )
+    work.execute("CREATE UNIQUE INDEX groups_id ON groups(id)")
+    work.execute(
+        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 ELSE "
+        "(SELECT draw FROM passages WHERE passages.id = groups.id) < ? END",
+        (share(recipe.held_out),),
+    )
+    _side_records(work, f"kind = {MULTI}", "AND gold = 2")
+    for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
+        work.execute(
+            f"UPDATE groups SET {name} = 1 WHERE id IN "
+            f"(SELECT grp FROM kept WHERE kind = {MULTI} AND side = {side})"
+        )
+    work.execute(
+        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 "
+        "WHEN held_beside THEN 1 WHEN asked THEN side WHEN train_beside THEN 0 "
+        "ELSE side END"
+    )
+    work.execute(
+        "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
+    )
+    _side_records(work, f"kind <> {MULTI}", "LIMIT 1")
+
+
+def _side_records(work: Work, kind: str, which: str) -> None:
+    """Put records on the side of their source, else of the group of a document."""
+    work.execute(
+        f"UPDATE records SET side = CASE split WHEN {_TRAIN} THEN {TRAIN} WHEN {_HELD} "
+        f"THEN {HELD_OUT} ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id "
+        f"= grp WHERE record = records.id {which}) END WHERE {kind} AND dropped IS NULL"
+    )
+
+
+def _drop(_: Recipe, work: Work) -> None:
+    for reason, condition in {
+        # One that the recipe holds out stays, unless it is that of another such.
+        "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "
+        f"{_HELD} OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
+        f"WHERE d.passage = same AND r.split = {_HELD}))",
+        "split_conflicts": f"passage_side <> side AND (kind <> {MULTI} OR gold > 0)",
+    }.items():
+        work.execute(
+            f"UPDATE records SET dropped = '{reason}' WHERE id IN "
+            f"(SELECT record FROM kept WHERE {condition})"
+        )
+    work.execute(
+        "INSERT INTO counts SELECT source, dropped, count(*) FROM records WHERE "
+        "dropped IN ('near_duplicates', 'split_conflicts') GROUP BY source, dropped"
+    )
+    lost = "FROM kept WHERE passage_side <> side"
+    work.execute(
+        f"INSERT INTO counts SELECT source, 'lost_distractors', count(*) {lost} "
+        "GROUP BY source"
+    )
+    # What is left of the documents is what the files are made of.
+    work.execute(
+        f"DELETE FROM docs WHERE (record, passage) IN (SELECT record, passage {lost})"
+    )

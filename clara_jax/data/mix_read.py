@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clara_jax.data.chunking import split_text
 from clara_jax.data.mix_database import (
@@ -21,13 +22,11 @@ from clara_jax.data.mix_database import (
     SINGLE,
     SPLITS,
     TEXT,
-    Work,
     draw,
     text_key,
 )
 from clara_jax.data.recipe import Recipe, Source
 from clara_jax.data.records import Record
-from clara_jax.data.resuming import Progress
 from clara_jax.data.similarity import (
     BANDS,
     NearDuplicates,
@@ -36,7 +35,8 @@ from clara_jax.data.similarity import (
     marks,
     shingles,
 )
-from clara_jax.data.sources import open_records
+from clara_jax.data.sources import Records, open_records
+from clara_jax.data.work import Progress, Work
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 256
@@ -53,14 +53,12 @@ _YES_NO = ("yes", "no", "true", "false")
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads the sources into a work database, going on where it stopped.
+    """Read the sources of a recipe into a work database, going on where it stopped.
 
     Attributes:
-      recipe: the sources.
       paths: files of each source.
       tokenizer: counts tokens.
       max_length: longest piece of a passage, in tokens.
-      work: the database.
     """
 
     recipe: Recipe
@@ -70,46 +68,29 @@ class Reader:
     work: Work
 
     def run(self, progress: Progress) -> None:
-        """Read everything that is not read yet.
-
-        Raises:
-          ClaraError: a record is not as its format says; names file and line.
-        """
-        work = self.work
-        number, begin = work.note("scanned") or (0, 0)
-        while number < len(self.recipe.source):
+        """Read everything that is not read yet."""
+        for number in range(self.work.note("sources") or 0, len(self.paths)):
             source = self.recipe.source[number]
             records = open_records(self.paths[number], source.format)
-            with progress(
-                desc=f"read {source.name}",
-                total=len(records),
-                initial=begin,
-                unit="rec",
-            ) as bar:
-                while begin < len(records):
-                    end = min(begin + CHUNK, len(records))
-                    chunk = [records[i] for i in range(begin, end)]
-                    with work.step():
-                        full = self._take(number, chunk)
-                        begin = len(records) if full else end
-                        work.set_note("scanned", (number, begin))
-                    bar.update(len(chunk))
-            number, begin = number + 1, 0
+            take = functools.partial(self._take, number, records)
+            bar = functools.partial(progress, desc=f"read {source.name}", unit="rec")
+            self.work.in_steps(f"read {number}", len(records), CHUNK, take, bar)
+            self.work.set_note("sources", number + 1)
 
-    def _take(self, number: int, chunk: Sequence[Record]) -> bool:
-        """Store a chunk of records; whether the source has reached its limit."""
+    def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
+        """Store some records; whether the source has reached its limit."""
         limit = self.recipe.source[number].limit
         own: set[int] = set()
         if limit:
             rows = self.work.execute(
                 "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
-                "WHERE source = ?",
-                (number,),
+                f"WHERE source = {number}"
             )
-            own.update(passage for (passage,) in rows)
+            own = {passage for (passage,) in rows}
         new: dict[int, str] = {}
         taken: list[tuple[Record, list[int]]] = []
-        for record in chunk:
+        for i in range(begin, end):
+            record = records[i]
             if limit and len(own) >= limit:
                 break
             passages = [self._passage(text, new) for text in record.documents]
@@ -128,12 +109,9 @@ class Reader:
         found = self.work.row("SELECT id FROM passages WHERE key = ?", (key,))
         if found is not None:
             return found[0]
-        number = self.work.execute(
-            "INSERT INTO passages(key, text, draw, grp) "
-            "SELECT ?, ?, ?, coalesce(max(id), 0) + 1 FROM passages",
-            (key, text, draw("side", self.recipe.seed, key.hex())),
-        ).lastrowid
-        assert number is not None
+        chance = draw("side", self.recipe.seed, key.hex())
+        number = self.work.insert("passages", key=key, text=text, draw=chance)
+        self.work.execute(f"UPDATE passages SET grp = id WHERE id = {number}")
         new[number] = text
         return number
 
@@ -148,8 +126,7 @@ class Reader:
                 counted = self.tokenizer.document_lengths(parts)
                 pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
             self.work.executemany(
-                "INSERT INTO pieces(passage, part, start, stop, tokens) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO pieces VALUES (NULL, ?, ?, ?, ?, ?)",
                 [(passage, part, *piece) for part, piece in enumerate(pieces)],
             )
 
@@ -188,11 +165,8 @@ class Reader:
                 self._record(number, one, [passage])
             return
         dropped = "without_gold" if kind == MULTI and not gold else None
-        name = work.execute(
-            "INSERT INTO records(source, place, kind, split, dropped) "
-            "VALUES (?, ?, ?, ?, ?)",
-            (number, record.source, kind, SPLITS.index(source.split), dropped),
-        ).lastrowid
+        fields = {"kind": kind, "split": SPLITS.index(source.split), "dropped": dropped}
+        name = work.insert("records", source=number, place=record.source, **fields)
         right = dict.fromkeys((passages[i] for i in gold), 1)
         if gold:
             right[passages[gold[0]]] = 2
@@ -200,27 +174,22 @@ class Reader:
         for position, passage in enumerate(dict.fromkeys(passages)):
             part = None
             if kind == MULTI and passage in right:
-                part = self._part(passage, self._pieces(passage), record.pair(0)[2])
+                part = self._part(passage, record.pair(0)[2])
             work.execute(
                 "INSERT INTO docs VALUES (?, ?, ?, ?, ?)",
                 (name, position, passage, part or 0, right.get(passage, 0)),
             )
         if dropped:
-            work.count(number, dropped, len(record.questions))
+            _count(work, number, dropped, len(record.questions))
         elif kind != TEXT:
             hint = "|".join(map(str, sorted(right)))
             for i in range(max(len(record.questions), 1)):
                 lost = self._question(kind, name, record.pair(i), passages[0], hint)
                 if lost:
-                    work.count(number, lost)
+                    _count(work, number, lost)
 
     def _question(
-        self,
-        kind: int,
-        record: int | None,
-        pair: tuple[str, str, tuple[str, ...]],
-        passage: int,
-        hint: str,
+        self, kind: int, record: int, pair: Any, passage: int, hint: str
     ) -> str:
         """Store a question or paraphrase; return why it cannot be, if so."""
         question, target, answers = pair
@@ -228,10 +197,10 @@ class Reader:
             return "unanswerable"
         piece = None
         if kind != MULTI:
-            pieces = self._pieces(passage)
+            pieces = _pieces(self.work, passage)
             if kind == PARAPHRASE and len(pieces) > 1:
                 return "long_paraphrases"
-            part = self._part(passage, pieces, (target, *answers))
+            part = self._part(passage, (target, *answers))
             if part is None:
                 return "unanswerable"
             piece = pieces[part][0]
@@ -239,26 +208,14 @@ class Reader:
         said += f"\n{target}" if kind == PARAPHRASE else ""
         gold = json.dumps(answers, ensure_ascii=False)
         done = self.work.execute(
-            "INSERT OR IGNORE INTO questions(record, piece, key, question, target, "
-            "gold) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO questions VALUES (NULL, ?, ?, ?, ?, ?, ?)",
             (record, piece, text_key(said.lower()), question, target, gold),
         )
         return "" if done.rowcount else "repeated_questions"
 
-    def _pieces(self, passage: int) -> list[tuple[int, int, int]]:
-        """Number, start and stop of the pieces of a passage."""
-        return self.work.execute(
-            "SELECT id, start, stop FROM pieces WHERE passage = ? ORDER BY part",
-            (passage,),
-        ).fetchall()
-
-    def _part(
-        self,
-        passage: int,
-        pieces: Sequence[tuple[int, int, int]],
-        answers: Sequence[str],
-    ) -> int | None:
+    def _part(self, passage: int, answers: Sequence[str]) -> int | None:
         """Which piece holds an answer; None where a cut goes through all answers."""
+        pieces = _pieces(self.work, passage)
         if len(pieces) == 1 or any(a.strip(" .").lower() in _YES_NO for a in answers):
             return 0
         text = _text(self.work, passage)
@@ -267,6 +224,15 @@ class Reader:
             if any(start <= first and last <= stop for first, last in places):
                 return part
         return None if places else 0
+
+
+def _count(work: Work, source: int, name: str, number: int = 1) -> None:
+    """Add to a count of a source."""
+    work.execute(
+        "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
+        "value = value + excluded.value",
+        (source, name, number),
+    )
 
 
 def kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
@@ -322,7 +288,11 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
             bar.update(1)
             work.set_note("paired", 0)
 
-    runs_of = functools.lru_cache(CHUNK)(functools.partial(_runs, work))
+    def read(passage: int) -> Any:
+        spans = [(start, stop) for _, start, stop in _pieces(work, passage)]
+        return Runs(_text(work, passage), spans)
+
+    runs_of = functools.lru_cache(CHUNK)(read)
 
     def compare(begin: int, end: int) -> None:
         for number in range(begin + 1, end + 1):
@@ -338,11 +308,10 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
     work.in_steps("paired", last, CHUNK, compare, bar)
 
 
-def _runs(work: Work, passage: int) -> Runs:
-    spans = work.execute(
-        "SELECT start, stop FROM pieces WHERE passage = ? ORDER BY part", (passage,)
-    )
-    return Runs(_text(work, passage), spans.fetchall())
+def _pieces(work: Work, passage: int) -> list[tuple[int, int, int]]:
+    """Number, start and stop of the pieces of a passage."""
+    query = "SELECT id, start, stop FROM pieces WHERE passage = ? ORDER BY part"
+    return work.execute(query, (passage,)).fetchall()
 
 
 def _text(work: Work, passage: int) -> str:

@@ -1,4 +1,4 @@
-"""The second pass over a mix: the files' lines, out of the work database."""
+"""The second pass over a mix: which lines its files have, and the files."""
 
 from __future__ import annotations
 
@@ -11,28 +11,166 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.data.candidates import Texts, rank
-from clara_jax.data.mix_database import SINGLE, Work, draw
-from clara_jax.data.mix_split import (
-    DOCUMENT,
-    PAIRS,
-    PARAPHRASED,
-    POOL_HELD_OUT,
-    POOL_TRAIN,
-    REPEAT,
-    files_of,
-    weighted,
+from clara_jax.data.candidates import Ranking
+from clara_jax.data.mix_database import (
+    HELD_OUT,
+    MULTI,
+    PARAPHRASE,
+    SINGLE,
+    TRAIN,
+    draw,
+    share,
 )
-from clara_jax.data.recipe import Recipe
+from clara_jax.data.recipe import MOST, STAGES, Recipe
 from clara_jax.data.records import clara_fields
-from clara_jax.data.resuming import Progress, append_lines
+from clara_jax.data.work import Progress, Work
+from clara_jax.errors import ClaraError
 from clara_jax.files import write_error
 
 AT_ONCE = 1000
 """Lines of a step."""
 
+PAIRS, REPEAT, PARAPHRASED, QUESTION, DOCUMENT = range(5)
+"""Kinds of lines: grouped questions of a piece, a piece given back, a paraphrase, one
+question with documents, a document of the corpus."""
+
+POOL_TRAIN, POOL_HELD_OUT = -1, -2
+"""Pools of pieces that documents are added from; others are the numbers of sources,
+their pieces on the side of training."""
+
 _SPARE = 12
 """Pieces that are ranked beyond those that are needed: some are the right ones."""
+
+
+def files_of(recipe: Recipe) -> list[str]:
+    """Return the names of the files that are written, in that order."""
+    held = [f"held_out/{s.name}.jsonl" for s in recipe.source if s.evaluate]
+    stages = [f"{stage}.jsonl" for stage in STAGES]
+    return [*stages, "held_out_scp.jsonl", *held, "corpus.jsonl"]
+
+
+def weighted(recipe: Recipe, weight: str) -> str:
+    """Return the SQL condition for records of sources that have a weight."""
+    numbers = [i for i, source in enumerate(recipe.source) if getattr(source, weight)]
+    return f"source IN ({', '.join(map(str, numbers))})"
+
+
+def plan(recipe: Recipe, work: Work, progress: Progress) -> None:
+    """List the lines of every file, in their order.
+
+    Raises:
+      ClaraError: nothing is left for a stage that has a weight, or to be measured.
+    """
+    if work.note("planned"):
+        return
+    names = files_of(recipe)
+    with work.step(), progress(desc="plan", total=len(names) + 1, unit="file") as bar:
+        # Pieces of all documents that the kept records have, by side and by source.
+        for pool in (POOL_TRAIN, POOL_HELD_OUT, "source"):
+            side = HELD_OUT if pool == POOL_HELD_OUT else TRAIN
+            work.execute(
+                f"INSERT INTO pools SELECT DISTINCT {pool}, pieces.id FROM kept "
+                f"JOIN pieces USING (passage) WHERE side = {side}"
+            )
+        for file, name in enumerate(names):
+            work.executemany(
+                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
+                _tasks(recipe, work, file, name),
+            )
+            bar.update(1)
+        work.execute("CREATE INDEX tasks_place ON tasks(file, place, ref, chunk, copy)")
+        _check(recipe, work)
+        bar.update(1)
+        work.set_note("planned", True)
+
+
+def _tasks(
+    recipe: Recipe, work: Work, file: int, name: str
+) -> Iterator[tuple[int, ...]]:
+    """The lines of a file, as rows of the table."""
+
+    def place(kind: int, ref: int, chunk: int = 0, copy: int = 0) -> int:
+        return draw("place", recipe.seed, file, kind, ref, chunk, copy)
+
+    if name == "corpus.jsonl":
+        # Places are from 0 to 2**62, those of what is held out as far below 0.
+        for pool, ref in work.execute("SELECT * FROM pools WHERE pool < 0"):
+            shift = (pool - POOL_TRAIN) << 62
+            yield file, place(DOCUMENT, ref) + shift, DOCUMENT, ref, 0, 0, -1
+        return
+    most = 1.0 if name == "held_out_scp.jsonl" else MOST
+    for kind, weight, query in _queries(recipe, name):
+        for ref, _, source, chunks in work.execute(query):
+            times = min(float(getattr(recipe.source[source], weight)), most)
+            chance = draw("copies", recipe.seed, file, kind, ref)
+            copies = int(times) + (chance < share(times - int(times)))
+            for chunk, copy in itertools.product(range(chunks), range(copies)):
+                order = place(kind, ref, chunk, copy)
+                yield file, order, kind, ref, chunk, copy, source
+
+
+def _queries(recipe: Recipe, name: str) -> list[tuple[int, str, str]]:
+    """Queries for the lines of a file, each with their kind and weight.
+
+    A row is what the line is made of, the first that names its source, that source,
+    and in how many lines it goes.
+    """
+    stage = name.removesuffix(".jsonl")
+    side = TRAIN if stage in STAGES else HELD_OUT
+    weight = stage if side == TRAIN else "evaluate"
+    if stage == "held_out_scp":
+        weight = "scp"
+    asked = f"FROM asked WHERE side = {side} AND {weighted(recipe, weight)}"
+    if weight != "scp":
+        names = [f"held_out/{source.name}" for source in recipe.source]
+        which = "" if side == TRAIN else f"AND source = {names.index(stage)}"
+        questions = f"SELECT id, 0, source, 1 {asked} {which} AND kind <> {PARAPHRASE}"
+        return [(QUESTION, weight, questions)]
+    chunks = f"(count(*) + {recipe.pairs - 1}) / {recipe.pairs}"
+    pairs = f"SELECT piece, min(id), source, {chunks} {asked} AND kind = {SINGLE}"
+    paraphrases = f"SELECT id, 0, source, 1 {asked} AND kind = {PARAPHRASE}"
+    repeats = (
+        "SELECT pieces.id, min(record), source, 1 FROM kept JOIN pieces USING "
+        f"(passage) WHERE side = {side} AND {weighted(recipe, 'reconstruct')} "
+        f"AND (same IS NULL OR kind <> {MULTI})"
+    )
+    return [
+        (PAIRS, "scp", f"{pairs} GROUP BY piece"),
+        (PARAPHRASED, "scp", paraphrases),
+        (REPEAT, "reconstruct", f"{repeats} GROUP BY pieces.id"),
+    ]
+
+
+def _pool_of(name: str, source: int) -> int:
+    """The pool for the questions of a source in a file."""
+    sides = {"instruct.jsonl": source, "end_to_end.jsonl": POOL_TRAIN}
+    return sides.get(name, POOL_HELD_OUT)
+
+
+def _check(recipe: Recipe, work: Work) -> None:
+    """Refuse a mix of which a wanted file has no lines."""
+    counts = dict(work.execute("SELECT file, count(*) FROM tasks GROUP BY file"))
+    lines = {name: counts.get(i, 0) for i, name in enumerate(files_of(recipe))}
+    where, more = recipe.file, f"raise held_out ({recipe.held_out:g}), add a source"
+    wanted = {name: any(getattr(s, name) for s in recipe.source) for name in STAGES}
+    wanted["scp"] |= any(source.reconstruct for source in recipe.source)
+    for stage in STAGES:
+        if wanted[stage] and not lines[f"{stage}.jsonl"]:
+            raise ClaraError(
+                f"{where}: no record is left for {stage}.jsonl, which has weights; add "
+                f"a source that has some, or set {stage} = 0 in all"
+            )
+    if wanted["scp"] and recipe.held_out and not lines["held_out_scp.jsonl"]:
+        raise ClaraError(
+            f"{where}: no record is left for held_out_scp.jsonl; {more} with scp, or "
+            "set held_out = 0"
+        )
+    held = [number for name, number in lines.items() if name.startswith("held_out/")]
+    if held and not any(held):
+        raise ClaraError(
+            f"{where}: there are no held-out questions; {more}, or set evaluate = "
+            "false in all"
+        )
 
 
 class Piece(NamedTuple):
@@ -56,70 +194,55 @@ class Pool(NamedTuple):
     questions: np.ndarray
     best: np.ndarray
 
-    def hard(self, question: int) -> Iterator[int]:
-        """Pieces that share most with a question, best first; not very many."""
+    def others(
+        self, question: int, random: np.random.Generator, count: int
+    ) -> Iterator[int]:
+        """Those that share most with a question, best first; then some by chance."""
         places = self.best[int(np.searchsorted(self.questions, question))]
         yield from self.pieces[places[places >= 0]].tolist()
-
-    def others(self, random: np.random.Generator, count: int) -> Iterator[int]:
-        """Pieces by chance, some more than `count` if there are."""
         size = min(len(self.pieces), 4 * count + 16)
         places = random.choice(len(self.pieces), size, replace=False)
         yield from self.pieces[places].tolist()
 
 
 class Writer:
-    """Writes the files of a mix, going on where it stopped.
+    """Write the files of a mix into ``out``, going on where it stopped."""
 
-    Args:
-      recipe: what is mixed.
-      work: the database, with its plan.
-      scratch: folder of rankings, and of the folder ``out`` of the files.
-      progress: makes bars.
-    """
-
-    def __init__(self, recipe: Recipe, work: Work, scratch: Path, progress: Progress):
-        self._recipe, self._work = recipe, work
-        self._scratch, self._progress = scratch, progress
+    def __init__(self, recipe: Recipe, work: Work, progress: Progress):
+        self._recipe, self._work, self._progress = recipe, work, progress
         self._piece = functools.lru_cache(1 << 14)(self._read_piece)
         self._pools: dict[int, Pool] = {}
 
     def run(self) -> None:
         """Write all that is not written yet."""
         for number, name in enumerate(files_of(self._recipe)):
-            path = self._scratch / "out" / name
+            path = self._work.folder / "out" / name
             try:
                 self._write(number, name, path)
             except OSError as error:
                 raise write_error(path, error) from error
 
     def _write(self, number: int, name: str, path: Path) -> None:
-        work = self._work
+        work, done = self._work, self._work.note(name) or 0
         (total,) = work.row("SELECT count(*) FROM tasks WHERE file = ?", (number,))
-        done, size = work.row("SELECT done, size FROM files WHERE file = ?", (number,))
         if not total:
             return  # such as a source without held-out questions
-        if POOL_HELD_OUT not in self._pools:
-            self._pools.clear()
+        if done < total:
+            query = "SELECT DISTINCT source FROM tasks WHERE file = ? AND kind = ?"
+            sources = work.execute(query, (number, QUESTION)).fetchall()
+            pools = {_pool_of(name, source) for (source,) in sources}
+            self._pools = {i: self._pools.get(i) or self._pool(name, i) for i in pools}
         tasks = work.execute(
             "SELECT kind, ref, chunk, copy, source FROM tasks WHERE file = ? "
             "ORDER BY place, ref, chunk, copy LIMIT -1 OFFSET ?",
             (number, done),
         )
 
-        def steps() -> Iterator[list[dict[str, Any]]]:
-            while rows := tasks.fetchmany(AT_ONCE):
-                yield [self._line(name, *row) for row in rows]
+        def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
+            for row in tasks.fetchmany(end - begin):
+                yield self._line(name, *row)
 
-        def save(lines: int, size: int) -> None:
-            with work.step():
-                work.execute(
-                    "UPDATE files SET done = done + ?, size = ? WHERE file = ?",
-                    (lines, size, number),
-                )
-
-        with self._progress(desc=name, total=total, initial=done, unit="rec") as bar:
-            append_lines(path, size, steps(), save, bar)
+        work.write_lines(path, name, total, AT_ONCE, lines, self._progress)
 
     def _line(
         self, name: str, kind: int, ref: int, chunk: int, copy: int, source: int
@@ -129,14 +252,14 @@ class Writer:
         if kind == DOCUMENT:
             piece = self._piece(ref)
             return {"id": piece.name, "text": piece.text}
+        if kind == QUESTION:
+            return self._question(name, ref, copy, source)
         if kind == REPEAT:
             text = target = self._piece(ref).text
-        elif kind == PARAPHRASED:
+        else:
             query = "SELECT piece, target FROM questions WHERE id = ?"
             piece, target = self._work.row(query, (ref,))
             text = self._piece(piece).text
-        else:
-            return self._question(name, ref, copy, source)
         return {"docs": [text], "answers": [target], "data_type": "paraphrase"}
 
     def _pairs(self, piece: int, chunk: int) -> dict[str, Any]:
@@ -177,19 +300,15 @@ class Writer:
         right = len(chosen)
         seed = draw("documents", recipe.seed, name, number, copy)
         random = np.random.default_rng(seed)
+        count = recipe.candidates
         if name == "instruct.jsonl":
-            pool = self._pool(name, source)
             least, most = recipe.distractors
             count = right + int(random.integers(least, most + 1))
-        else:
-            side = POOL_TRAIN if name == "end_to_end.jsonl" else POOL_HELD_OUT
-            pool, count = self._pool(name, side), recipe.candidates
+        pool = self._pools[_pool_of(name, source)]
         if len(others) > count - right:
             others = [others[i] for i in random.permutation(len(others))]
         groups = {self._piece(piece).group for piece in chosen}
-        for piece in itertools.chain(
-            others, pool.hard(number), pool.others(random, count)
-        ):
+        for piece in itertools.chain(others, pool.others(number, random, count)):
             if len(chosen) >= count:
                 break
             group = self._piece(piece).group
@@ -207,9 +326,7 @@ class Writer:
         return {"id": f"{recipe.source[source].name}-{number}", **fields}
 
     def _pool(self, name: str, number: int) -> Pool:
-        """The pool of a kind of file; its ranking is made when it is first needed."""
-        if number in self._pools:
-            return self._pools[number]
+        """A pool of a kind of file, ranked for all its questions."""
         recipe, work, held = self._recipe, self._work, number == POOL_HELD_OUT
         files = [
             str(i)
@@ -228,18 +345,14 @@ class Writer:
         def read(begin: int, end: int) -> list[str]:
             return [self._read_piece(i).text for i in pieces[begin:end].tolist()]
 
-        most = recipe.distractors[1] if number >= 0 else recipe.candidates
-        label = recipe.source[number].name if number >= 0 else name
-        best = rank(
-            [question for _, question in asked],
-            Texts(len(pieces), read),
-            min(most + _SPARE, len(pieces)),
-            self._scratch / f"rank{number}",
-            self._progress,
-            f"BM25 {'held out' if held else label}",
-        )
-        questions = np.asarray([ref for ref, _ in asked])
-        return self._pools.setdefault(number, Pool(pieces, questions, best))
+        most, label = recipe.candidates, "held out" if held else name
+        if number >= 0:
+            most, label = recipe.distractors[1], recipe.source[number].name
+        place, label = f"rank{number}", f"BM25 {label}"
+        ranking = Ranking(work, len(pieces), read, place, self._progress, label)
+        questions = [question for _, question in asked]
+        best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
+        return Pool(pieces, np.asarray([ref for ref, _ in asked]), best)
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(

@@ -123,11 +123,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe.
-
-    Args:
-      path: a TOML file whose fields are those of `Recipe`, each ``[[source]]`` with
-        those of `Source`.
+    """Read a TOML file with the fields of `Recipe`, each ``[[source]]`` of `Source`.
 
     Raises:
       ClaraError: it cannot be read, or a field is unknown, missing or wrong; names the

@@ -15,6 +15,7 @@ CLARA_FIELDS = (
     "docs question answer answers data_type pos_index gold_answer id _id"
 ).split()
 _LISTS = (list, tuple)
+_STRINGS = "a string or a list of strings"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,31 +42,33 @@ class Record:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not self.documents:
-            raise ClaraError(f"{self.source}: has no documents")
+        fault = self._fault()
+        if fault:
+            raise ClaraError(f"{self.source}: {fault}")
+
+    def _fault(self) -> str:
+        count, questions = len(self.documents), len(self.questions)
+        if not count:
+            return "has no documents"
         for i, text in enumerate(self.documents):
             if not text.strip():
-                raise ClaraError(f"{self.source}: document {i} is empty or blank")
+                return f"document {i} is empty or blank"
         texts = (*self.documents, *self.questions, *self.answers, *self.gold)
         if not all(map(is_unicode, texts)):
-            raise ClaraError(
-                f"{self.source}: holds half of a surrogate pair, which is not text"
-            )
+            return "holds half of a surrogate pair, which is not text"
         if self.kind != "qa":
-            return
-        if not self.questions or not all(q.strip() for q in self.questions):
-            raise ClaraError(f"{self.source}: a question is empty or blank")
-        if len(self.questions) > 1 and len(self.questions) != len(self.answers):
-            raise ClaraError(
-                f"{self.source}: has {len(self.questions)} questions, but "
-                f"{len(self.answers)} answers"
-            )
+            return ""
+        if not questions or not all(q.strip() for q in self.questions):
+            return "a question is empty or blank"
+        if 1 < questions != len(self.answers):
+            return f"has {questions} questions, but {len(self.answers)} answers"
         for i in self.positives:
-            if not 0 <= i < len(self.documents):
-                raise ClaraError(
-                    f"{self.source}: positive document {i}, but there are only "
-                    f"{len(self.documents)} documents (counted from 0)"
+            if not 0 <= i < count:
+                return (
+                    f"positive document {i}, but there are only {count} documents "
+                    "(counted from 0)"
                 )
+        return ""
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
         """Return question `index`, its target, and the answers that count as right."""
@@ -88,7 +91,7 @@ class RecordSource(Protocol):
 
 
 Reader = Callable[[Any, str], Record]
-"""Makes a record of a format's values and the place where they stand."""
+"""Makes a record of a format's values and the place (``file:line``) of them."""
 
 
 def passage(title: str, text: str) -> str:
@@ -107,8 +110,8 @@ class _Fields:
         for name in values if known else ():
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean '{near[0]}'" if near else "known are "
-                hint += "" if near else ", ".join(known)
+                hint = f"did you mean '{near[0]}'" if near else ""
+                hint = hint or f"known are {', '.join(known)}"
                 raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
 
     def __contains__(self, name: str) -> bool:
@@ -133,15 +136,9 @@ class _Fields:
     def items(self, name: str) -> Sequence[Any]:
         return self.get(name, _LISTS, "a list")
 
-    def texts(
-        self, name: str, default: tuple[str, ...] | None = None
-    ) -> tuple[str, ...]:
-        return self._several(name, str, "a string or a list of strings", default)
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        return self._several(name, int, "a list of integers", ())
-
-    def _several(self, name: str, kind: type, wanted: str, default: Any) -> Any:
+    def several(
+        self, name: str, default: Any = None, kind: type = str, wanted: str = _STRINGS
+    ) -> tuple[Any, ...]:
         """One value of a kind, or a list of them."""
         value = self.get(name, (kind, *_LISTS), wanted, default)
         items = value if isinstance(value, _LISTS) else (value,)
@@ -154,12 +151,10 @@ class _Fields:
 def read_clara(values: Any, source: str) -> Record:
     """Read the stage format of the CLaRa release.
 
-    Args:
-      values: ``docs`` (strings), ``question`` (a string or several), ``answer`` or
-        ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`,
-        ``qa`` by default), ``pos_index`` (indices into ``docs``), ``gold_answer``
-        (accepted answers, when the target is a model's own), ``id``.
-      source: ``file:line``.
+    Fields are ``docs`` (strings), ``question`` (a string or several), ``answer`` or
+    ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`, ``qa`` by
+    default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
+    when the target is a model's own), ``id``.
 
     Raises:
       ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
@@ -170,18 +165,19 @@ def read_clara(values: Any, source: str) -> Record:
         raise ClaraError(
             f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
         )
-    documents = fields.texts("docs")
+    documents = fields.several("docs")
     if kind == "text":
         return Record(documents, kind=kind, source=source)
-    gold = fields.texts("gold_answer", ())
+    gold = fields.several("gold_answer", ())
     if "answer" in fields and "answers" in fields:
         raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
     name = "answers" if "answers" in fields else "answer"
-    answers = fields.texts(name, gold or None)
+    answers = fields.several(name, gold or None)
     if not answers:
         raise ClaraError(f"{source}: the list of answers is empty")
-    questions = fields.texts("question") if kind == "qa" else ()
-    positives = tuple(dict.fromkeys(fields.numbers("pos_index")))
+    questions = fields.several("question") if kind == "qa" else ()
+    places = fields.several("pos_index", (), int, "a list of integers")
+    positives = tuple(dict.fromkeys(places))
     gold = gold or answers
     return Record(documents, questions, answers, kind, positives, gold, source)
 
@@ -204,10 +200,8 @@ def clara_fields(
 def read_hotpotqa(values: Any, source: str) -> Record:
     """Read HotpotQA or 2WikiMultihopQA as published.
 
-    Args:
-      values: ``question``, ``answer``, ``context`` as [title, [sentence]] pairs,
-        ``supporting_facts`` as [title, sentence index] pairs; other fields are ignored.
-      source: file and place.
+    Fields are ``question``, ``answer``, ``context`` as [title, [sentence]] pairs, and
+    ``supporting_facts`` as [title, sentence index] pairs; others are ignored.
     """
     fields = _Fields(values, source)
     documents, titles = [], []
@@ -234,10 +228,8 @@ def read_hotpotqa(values: Any, source: str) -> Record:
 def read_musique(values: Any, source: str) -> Record:
     """Read MuSiQue as published.
 
-    Args:
-      values: ``question``, ``answer``, ``answer_aliases``, ``paragraphs`` with
-        ``title``, ``paragraph_text``, ``is_supporting``; other fields are ignored.
-      source: file and line.
+    Fields are ``question``, ``answer``, ``answer_aliases``, and ``paragraphs`` with
+    ``title``, ``paragraph_text``, ``is_supporting``; others are ignored.
     """
     fields = _Fields(values, source)
     documents, positives = [], []
@@ -247,23 +239,19 @@ def read_musique(values: Any, source: str) -> Record:
         documents.append(passage(title, text))
         if paragraph.get("is_supporting", object, "true or false"):
             positives.append(i)
-    aliases = fields.texts("answer_aliases", ())
+    aliases = fields.several("answer_aliases", ())
     return _question(fields, documents, positives, aliases)
 
 
 def _question(
-    fields: _Fields,
-    documents: Sequence[str],
-    positives: Sequence[int],
-    aliases: Sequence[str] = (),
+    fields: _Fields, documents: list[str], positives: list[int], aliases: Any = ()
 ) -> Record:
-    answer, question = fields.text("answer"), fields.text("question")
     return Record(
         tuple(documents),
-        (question,),
-        (answer,),
+        questions=(fields.text("question"),),
+        answers=(fields.text("answer"),),
         positives=tuple(positives),
-        gold=(answer, *aliases),
+        gold=(fields.text("answer"), *aliases),
         source=fields.source,
     )
 
@@ -272,8 +260,9 @@ def read_text(values: Any, source: str) -> Record:
     """Read a passage: ``text``, and optionally ``title`` and ``id``."""
     fields = _Fields(values, source, ("text", "title", "id", "_id"))
     title, text = fields.text("title", ""), fields.text("text")
-    document = passage(title, text) if title else text
-    return Record((document,), kind="text", source=source)
+    return Record(
+        (passage(title, text) if title else text,), kind="text", source=source
+    )
 
 
 FORMATS: dict[str, Reader] = {
@@ -291,8 +280,8 @@ def detect_format(values: Any, source: str) -> str:
     Raises:
       ClaraError: it looks like none of `FORMATS`.
     """
-    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
+    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     for sign, name in {**signs, "text": "text"}.items():
         if sign in fields:
             return name

@@ -48,10 +48,9 @@ class NearDuplicates:
         starts = np.cumsum([0, *map(len, parts[:-1])])
         numbers = np.concatenate(parts)
         found = np.zeros((len(texts), BANDS), np.uint64)
-        for i, (factor, term) in enumerate(
-            zip(self._factors, self._terms, strict=True)
-        ):
-            least = np.minimum.reduceat(numbers * factor + term, starts)
+        for i in range(len(self._factors)):
+            hashes = numbers * self._factors[i] + self._terms[i]
+            least = np.minimum.reduceat(hashes, starts)
             band = i // self.rows
             found[:, band] = _mixed(found[:, band] ^ least)
         # No band of one number equals another band.

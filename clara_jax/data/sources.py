@@ -2,49 +2,153 @@
 
 from __future__ import annotations
 
+import array
 import bisect
 import contextlib
 import io
 import itertools
+import json
+import mmap
+import os
 import re
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.data.json_files import JsonFile
 from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
 
+_BOM = b"\xef\xbb\xbf"
+# Strings are skipped whole, so that brackets within them do not count.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_BRACKETS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+_SPACE, _COMMA = re.compile(rb"\s*"), re.compile(rb"\s*,\s*")
 
-@runtime_checkable
-class Rows(Protocol):
-    """What a format is read from: raw objects by index, each with its place."""
 
-    path: str
+class JsonFile:
+    """The objects of a file: one a line (JSONL), or the items of one JSON array.
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> tuple[Any, str]: ...
+    Indexing gives an object and where it stands: ``file:line`` in JSONL (blank lines
+    are skipped, but counted), ``file: record N`` in an array, where N counts from 1.
+    Only places are kept (24 bytes each); an object is read when it is asked for, by any
+    number of threads at once.
+
+    Args:
+      path: a UTF-8 file.
+
+    Raises:
+      ClaraError: the file cannot be read, holds nothing, or is an array that ends
+        early; on indexing, an object that is not JSON.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+            head = os.pread(self._descriptor, 4096, 0).removeprefix(_BOM).lstrip()
+            self._is_array = head.startswith(b"[")
+            places = self._scan_array() if self._is_array else self._scan_lines()
+        except OSError as error:
+            raise ClaraError(f"{self.path}: {error.strerror or error}") from error
+        if not places:
+            raise ClaraError(f"{self.path}: holds no records")
+        self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
+
+    def _scan_lines(self) -> array.array[int]:
+        places = array.array("q")
+        start = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    places.extend((start, start + len(line), number))
+                start += len(line)
+        return places
+
+    def _scan_array(self) -> array.array[int]:
+        places = array.array("q")
+        start = count = 0
+        depth = 1
+        with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
+            end = data.find(b"[") + 1
+            for match in _TOKEN.finditer(data, end):
+                step = _BRACKETS.get(match.group(), 0)
+                if depth == 1:
+                    start = match.start()
+                    gap = _COMMA if count and step >= 0 else _SPACE
+                    if not gap.fullmatch(data, end, start):
+                        raise ClaraError(
+                            f"{self.path}: after record {count} stands something that "
+                            "is not an object, text or single comma"
+                        )
+                depth += step
+                if depth == 1:
+                    count, end = count + 1, match.end()
+                    places.extend((start, end, count))
+                elif depth == 0:
+                    end = match.end()
+                    break
+            if depth > 0:
+                raise ClaraError(
+                    f"{self.path}: ends in the middle, after record {count}"
+                )
+            if not _SPACE.fullmatch(data, end):
+                raise ClaraError(
+                    f"{self.path}: something follows the end of its JSON array"
+                )
+        return places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def number(self, index: int) -> int:
+        """Return the line of object `index`, or its place in the array, from 1 on."""
+        return int(self._places[index][2])
+
+    def place(self, index: int) -> str:
+        """Return where object `index` stands, for messages."""
+        kind = ": record " if self._is_array else ":"
+        return f"{self.path}{kind}{self.number(index)}"
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        start, end, _ = self._places[index]
+        where = self.place(index)
+        data = os.pread(self._descriptor, int(end - start), int(start))
+        try:
+            return json.loads(data.removeprefix(_BOM).decode("utf-8")), where
+        except UnicodeDecodeError as error:
+            raise ClaraError(f"{where}: is not UTF-8 (byte {error.start})") from error
+        except json.JSONDecodeError as error:
+            text = f"is not JSON: {error.msg} (column {error.colno})"
+            raise ClaraError(f"{where}: {text}") from error
+        except RecursionError as error:
+            raise ClaraError(f"{where}: is nested too deeply") from error
+        except ValueError as error:
+            raise ClaraError(f"{where}: is not JSON: {first_line(error)}") from error
 
 
 class Records:
     """Records of several files, one after the other, read when they are asked for.
 
     Args:
-      parts: rows, and the reader for them.
+      parts: files or folders, and the reader for each.
       limit: keep only the first so many; 0 keeps all.
 
     Attributes:
       paths: the files and folders.
     """
 
-    def __init__(self, parts: Sequence[tuple[Rows, Reader]], limit: int = 0):
+    def __init__(
+        self, parts: Sequence[tuple[JsonFile | TfdsRows, Reader]], limit: int = 0
+    ):
         self.paths = [rows.path for rows, _ in parts]
-        self._parts = list(parts)
+        self._parts = parts
         self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
         self._length = min(self._ends[-1], limit) if limit else self._ends[-1]
 
@@ -76,12 +180,9 @@ def open_records(
       format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
       limit: use only the first so many records; 0 takes all.
 
-    Returns:
-      Records by number. Indexing raises ClaraError with file and line where a
-      record is not as its format says.
-
     Raises:
-      ClaraError: a path that does not exist or holds no records, an unknown format.
+      ClaraError: a path that does not exist or holds no records, an unknown format. On
+        indexing: a record that is not as its format says, with file and line.
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
@@ -91,11 +192,11 @@ def open_records(
         )
     if not paths:
         raise ClaraError("data: no files of records are named")
-    parts: list[tuple[Rows, Reader]] = []
+    parts: list[tuple[JsonFile | TfdsRows, Reader]] = []
     for path in map(str, paths):
         folder, _, split = path.partition("#")
         if Path(folder).is_dir():
-            rows: Rows = TfdsRows(folder, split)
+            rows = TfdsRows(folder, split)
         elif Path(path).exists():
             rows = JsonFile(path)
         else:
@@ -106,7 +207,7 @@ def open_records(
 
 
 class TfdsRows:
-    """Rows of a TFDS folder with ArrayRecord files, read without TensorFlow.
+    """Objects of a TFDS folder with ArrayRecord files, read without TensorFlow.
 
     Args:
       folder: the folder with ``dataset_info.json``, or one that has it one or two
@@ -162,15 +263,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_OWN = {
+    "docs": "documents",
+    "question": "questions",
+    "answers": "answers",
+    "data_type": "kind",
+    "pos_index": "positives",
+    "gold_answer": "gold",
+}
+"""Features of a TFDS folder, and the fields of a `Record` that they hold."""
+
+
 def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
-    """Write records as a TFDS folder of ArrayRecord files.
+    """Write records as a TFDS folder, which `open_records` reads, and return it.
 
     Args:
       records: split name to records.
       folder: where to; must not exist, and appears only when it is complete.
-
-    Returns:
-      The folder, which `open_records` reads.
 
     Raises:
       ClaraError: the folder exists, a record is bad, or the disk is full.
@@ -192,60 +301,41 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
             tqdm(desc="write", total=total, unit="rec", delay=2) as bar,
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            builder = _builder(tfds, scratch, records, bar)
-            builder.download_and_prepare()
-            Path(builder.data_dir).replace(folder)
+            data = Path(scratch, "data")  # takes the folder's usual permissions
+            data.mkdir()
+            writer = _writer(tfds, data)
+            writer.initialize_splits(list(records))
+            for split, source in records.items():
+                for i in range(len(source)):
+                    record = source[i]
+                    example = {name: getattr(record, own) for name, own in _OWN.items()}
+                    writer.add_examples({split: [example]})
+                    bar.update(1)
+            writer.close_all()
+            data.replace(folder)
     except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
         raise write_error(folder, error) from error
     return folder
 
 
-def _builder(
-    tfds: Any, folder: str, records: Mapping[str, RecordSource], bar: tqdm
-) -> Any:
-    """A builder of our own: that of ``store_as_tfds_dataset`` needs TensorFlow."""
-    texts = tfds.features.Sequence(tfds.features.Text())
-    features = {
-        "docs": texts,
-        "question": texts,
-        "answers": texts,
-        "data_type": tfds.features.Text(),
-        "pos_index": tfds.features.Sequence(np.int32),
-        "gold_answer": texts,
-    }
-
-    class ClaraRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
-        VERSION = tfds.core.Version("1.0.0")
-        RELEASE_NOTES = {"1.0.0": "Documents, questions, answers, positives."}  # noqa: RUF012
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(features),
-                description="Documents with questions about them, for CLaRa.",
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            del dl_manager
-            return {
-                name: self._generate_examples(source)
-                for name, source in records.items()
-            }
-
-        def _generate_examples(
-            self, source: RecordSource
-        ) -> Iterator[tuple[int, dict[str, Any]]]:
-            for i in range(len(source)):
-                bar.update(1)
-                record = source[i]
-                values = (
-                    *(record.documents, record.questions, record.answers),
-                    *(record.kind, record.positives, record.gold),
-                )
-                yield i, dict(zip(features, values, strict=True))
-
-    return ClaraRecords(data_dir=folder, file_format="array_record")
+def _writer(tfds: Any, folder: Path) -> Any:
+    features = tfds.features
+    kinds = {"data_type": features.Text(), "pos_index": features.Sequence(np.int32)}
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="clara_records",
+            version=tfds.core.Version("1.0.0"),
+            data_dir=str(folder),
+            module_name=__name__,
+            release_notes={"1.0.0": "Documents, questions, answers, positives."},
+        ),
+        features=features.FeaturesDict(
+            {name: kinds.get(name, features.Sequence(features.Text())) for name in _OWN}
+        ),
+        description="Documents with questions about them, for CLaRa.",
+        disable_shuffling=True,
+    )
+    return tfds.core.SequentialWriter(info, 100_000, file_format="array_record")
 
 
 def _import_tfds() -> Any:

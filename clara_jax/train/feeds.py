@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.clara import Batch
-from clara_jax.data import make_batches, unique_documents
+from clara_jax.data import UniqueDocuments, make_batches
 from clara_jax.distributed import report
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store
@@ -65,7 +65,7 @@ def make_feed(
     cached: dict[str, Any] = {}
     if parts.stage.caches_vectors(config):
         claim()
-        documents = unique_documents(records)
+        documents = UniqueDocuments(records)
         least = max(
             int(documents.candidates(i).max()) + 1
             for i in range(min(config.data.batch_size, len(records)))

@@ -56,7 +56,7 @@ def cached_vectors(
       folder: holds ``vectors.bin`` and ``vectors.json``.
       network: whose compressor reads.
       tokenizer, memory: how documents become rows.
-      documents: texts; distinct ones, as `data.unique_documents` gives them.
+      documents: texts; distinct ones, as `UniqueDocuments` gives them.
       batch_size: documents compressed together.
       stop: asked after every chunk whether to end early.
       late: likewise, whether to make do with so many documents as are done by then.

@@ -10,8 +10,8 @@ import pytest
 from clara_jax.data import Corpus, candidates, open_records
 from clara_jax.data.__main__ import main
 from clara_jax.data.candidates import Searched, find_candidates
+from clara_jax.data.work import Work, open_work
 from clara_jax.errors import ClaraError
-from clara_jax.files import lock_file
 from clara_jax.text.bm25 import Bm25
 
 pytest.importorskip("bm25s")
@@ -151,14 +151,21 @@ def test_killed_at_any_step_it_goes_on(world, monkeypatch, number):
     monkeypatch.setattr(candidates, "BLOCK", 10)
     find_candidates(asked(folder), corpus(folder), COUNT, folder / "a.jsonl")
     count, ranked = 0, 0
-    replace, ranker = os.replace, candidates.Bm25
+    replace, commit, ranker = os.replace, Work.commit, candidates.Bm25
 
-    def dies(*arguments):
+    def step():
         nonlocal count
         count += 1
         if count == number:
             raise Killed
+
+    def replaced(*arguments):
+        step()
         replace(*arguments)
+
+    def committed(work):
+        step()
+        commit(work)
 
     def counted(*arguments):
         nonlocal ranked
@@ -170,7 +177,8 @@ def test_killed_at_any_step_it_goes_on(world, monkeypatch, number):
         return find_candidates(asked(folder), corpus(folder), COUNT, out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", dies)
+        patch.setattr(os, "replace", replaced)
+        patch.setattr(Work, "commit", committed)
         with pytest.raises(Killed):
             run()
     assert not (folder / "b.jsonl").exists()
@@ -200,9 +208,8 @@ def test_killed_just_before_its_end(world, monkeypatch):
 def test_one_process_at_a_time(world):
     folder, _ = world
     out = folder / "a.jsonl"
-    (folder / ".a.jsonl.work").mkdir()
     with (
-        lock_file(folder / ".a.jsonl.work" / "lock", ""),
+        open_work(folder / ".a.jsonl.work"),
         pytest.raises(ClaraError, match="another process is at work here; wait"),
     ):
         find_candidates(asked(folder), corpus(folder), COUNT, out)
@@ -273,11 +280,11 @@ def test_errors_are_one_line(world, capsys, monkeypatch):
     bad = said("--records", folder / "bad.jsonl", *documents, *out)
     assert "bad.jsonl:1: field" in bad
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("clara_jax.data.candidates.append_lines", full)
+        patch.setattr(Work, "write_lines", full)
         assert "out.jsonl: the disk is full" in said(*questions, *documents, *out)
         patch.setattr(os, "fsync", full)
         other = said(*questions, *documents, "--out", folder / "other.jsonl")

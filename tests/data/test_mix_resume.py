@@ -25,7 +25,7 @@ from toy_mix import (
 from tqdm import tqdm
 
 from clara_jax.data.__main__ import main
-from clara_jax.data.mix_database import Work, open_work
+from clara_jax.data.work import Work, open_work
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
@@ -73,7 +73,7 @@ def test_inputs_are_read_again_only_where_they_changed(world, tmp_path, monkeypa
         read.append(path.name)
         return checksum(path, advance)
 
-    monkeypatch.setattr("clara_jax.data.resuming.checksum", counted)
+    monkeypatch.setattr("clara_jax.data.work.checksum", counted)
     first = make(copy, tmp_path / "mix")  # goes on
     assert make(copy, tmp_path / "mix") == first and not read
     os.utime(copy / "plain.jsonl", (0, 0))
@@ -189,7 +189,9 @@ def test_what_was_begun_is_not_mixed_up(world, tmp_path, monkeypatch):
 def test_one_process_at_a_time(world, tmp_path):
     with open_work(tmp_path / ".mix.mix") as work:
         work.execute("SELECT 1")
-        with pytest.raises(ClaraError, match="another process is making this mix"):
+        with pytest.raises(
+            ClaraError, match="another process is at work here; wait for its end"
+        ):
             make(world, tmp_path / "mix")
 
 
@@ -243,7 +245,7 @@ def test_a_full_disk(world, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("clara_jax.data.resuming.os.fsync", full)
+        patch.setattr("clara_jax.data.work.os.fsync", full)
         with pytest.raises(ClaraError, match=r"scp.jsonl: the disk is full"):
             make(world, tmp_path / "mix")
     with monkeypatch.context() as patch:
@@ -299,7 +301,7 @@ def test_a_signal_while_the_database_asks(world, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clara_jax.data.mix_split.draw", stopped)
+        patch.setattr("clara_jax.data.mix_write.draw", stopped)
         with pytest.raises(KeyboardInterrupt):
             make(world, tmp_path / "mix")
     make(world, tmp_path / "mix")

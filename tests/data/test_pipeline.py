@@ -11,7 +11,7 @@ from toy_stages import example_maker
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Part, Record, make_batches, open_records, unique_documents
+from clara_jax.data import Part, Record, UniqueDocuments, make_batches, open_records
 from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 from tests.text.toy import toy_tokenizer
@@ -261,7 +261,7 @@ def test_paraphrases_are_drawn_anew_in_every_epoch(tokenizer):
 
 def test_vectors_replace_candidates(tokenizer):
     records = make_records()
-    unique = unique_documents(records)
+    unique = UniqueDocuments(records)
     assert len(unique) == 32
     table = np.random.default_rng(0).normal(size=(32, 2, 4)).astype(np.float32)
     settings = {"documents": unique, "vectors": table, "train": False}
@@ -281,7 +281,7 @@ def test_vectors_replace_candidates(tokenizer):
 
 
 def test_questions_about_a_corpus_come_as_with_cached_vectors(tokenizer):
-    unique = unique_documents(make_records())
+    unique = UniqueDocuments(make_records())
     table = np.zeros((len(unique), 2, 4), np.float32)
     iterator = iter(make(tokenizer, corpus=True))
     for other in take(make(tokenizer, documents=unique, vectors=table), 9):

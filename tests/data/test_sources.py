@@ -118,8 +118,8 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, er
     def full(*arguments, **options):
         raise error
 
-    builder = tensorflow_datasets.core.GeneratorBasedBuilder
-    monkeypatch.setattr(builder, "download_and_prepare", full)
+    writer = tensorflow_datasets.core.SequentialWriter
+    monkeypatch.setattr(writer, "add_examples", full)
     with pytest.raises(ClaraError, match="tfds: (the disk is full|cannot be written)"):
         write_tfds({"train": records}, tmp_path / "tfds")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clara_jax.data import Record, unique_documents
+from clara_jax.data import Record, UniqueDocuments
 
 
 def records(*documents):
@@ -9,7 +9,7 @@ def records(*documents):
 
 
 def test_documents_are_numbered_by_first_appearance():
-    unique = unique_documents(records("abc", "ca", "dd"))
+    unique = UniqueDocuments(records("abc", "ca", "dd"))
     assert len(unique) == 4
     assert list(unique) == ["a", "b", "c", "d"]
     assert unique[1:3] == ["b", "c"]

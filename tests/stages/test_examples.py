@@ -4,7 +4,7 @@ from toy_stages import example_maker as maker
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Record, check_records, supervise
+from clara_jax.data import Record, check_records, measure, supervise
 from clara_jax.errors import ClaraError
 from clara_jax.text import PARAPHRASES, ClaraTokenizer
 from tests.text.toy import toy_tokenizer
@@ -56,7 +56,7 @@ def test_scp_pairs(tokenizer):
     assert [r.tolist() for r in example.documents] == [row]
     slots = example.prompt[example.prompt >= tokenizer.text_vocab]
     assert slots.tolist() == [*tokenizer.memory_ids, tokenizer.sep_id]
-    assert example.num_tokens == len(example.prompt) + len(row)
+    assert measure(example)[0] == len(example.prompt) + len(row)
 
 
 def test_scp_paraphrase_draws_an_instruction(tokenizer):

@@ -6,8 +6,8 @@ import os
 import pytest
 from tqdm import tqdm
 
-from clara_jax.data import resuming
-from clara_jax.data.resuming import INPUTS, checksums, silent
+from clara_jax.data import work
+from clara_jax.data.work import INPUTS, checksums, silent
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
@@ -53,7 +53,7 @@ def test_what_is_known_is_not_read(tmp_path, monkeypatch):
     first, files = checksums(paths, silent, [known])
     (known / INPUTS).write_text(json.dumps(files))
     with monkeypatch.context() as patch:
-        patch.setattr(resuming, "checksum", lambda *_: pytest.fail("is read"))
+        patch.setattr(work, "checksum", lambda *_: pytest.fail("is read"))
         again = checksums(paths, silent, [tmp_path / "none", known])
     assert again == (first, files)
     # As long as before, but later.

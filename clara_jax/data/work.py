@@ -1,0 +1,250 @@
+"""Long work that goes on where it was killed.
+
+Its settings and the checksums of its inputs, of which none is read twice; a database
+that is committed step by step; and files that grow with the steps. A step is one
+transaction: killed within it, the work stands where the step began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clara_jax.errors import ClaraError
+from clara_jax.files import checksum, first_line, read_json, writable_folder
+
+Progress = Callable[..., Any]
+"""Makes a progress bar as tqdm does; `silent` makes one that shows nothing."""
+
+silent = functools.partial(tqdm, disable=True)
+
+INPUTS = "inputs.json"
+"""Where a folder made of inputs keeps what is known of them."""
+
+# The one process that works here holds the lock to the end. Cache: 256 MiB.
+_SETTINGS = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+PRAGMA cache_size = -262144;
+BEGIN EXCLUSIVE;
+CREATE TABLE IF NOT EXISTS notes(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+"""
+
+
+def checksums(
+    paths: Sequence[str | Path], progress: Progress, known: Sequence[Path] = ()
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the checksums of files and of TFDS folders.
+
+    Args:
+      paths: files and folders, with ``#split`` or without.
+      progress: makes the bar, of bytes.
+      known: folders with an `INPUTS`: what has its size and time of change from there
+        has its checksum, too, and is not read.
+
+    Returns:
+      One checksum a path; size, time of change and checksum of each file, for `INPUTS`.
+    """
+    before: dict[str, Any] = {}
+    for folder in known:
+        if (folder / INPUTS).is_file():
+            before |= read_json(folder / INPUTS)
+    roots = [Path(str(path).partition("#")[0]) for path in paths]
+    inside = [_files(root) for root in roots]
+    found: dict[str, Any] = {}
+    for file in {file: None for files in inside for file in files}:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise ClaraError(f"{file}: {error.strerror or error}") from error
+        found[str(file)] = [status.st_size, status.st_mtime_ns]
+    new = {name for name, times in found.items() if before.get(name, [])[:2] != times}
+    total = sum(found[name][0] for name in new)
+    with progress(desc="check inputs", total=total, unit="B", unit_scale=True) as bar:
+        for name in found:
+            if name in new:
+                found[name].append(checksum(Path(name), bar.update)[1])
+            else:
+                found[name] = before[name]
+    pairs = zip(roots, inside, strict=True)
+    return [_together(root, files, found) for root, files in pairs], found
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_dir():
+        return sorted(path for path in root.rglob("*") if path.is_file())
+    return [root]
+
+
+def _together(root: Path, files: Sequence[Path], found: Mapping[str, Any]) -> str:
+    if files == [root]:
+        return found[str(root)][2]
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        content = found[str(file)][2]
+        digest.update(f"{file.relative_to(root)}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the names of what differs, at most three; empty if nothing does."""
+    names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+class Work(sqlite3.Connection):
+    """An open database; see `open_work`.
+
+    Attributes:
+      folder: of the work.
+    """
+
+    folder: Path
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings of new work; refuse others than it was begun with."""
+        before = self.note("identity")
+        if before is None:
+            with self.step():
+                self.set_note("identity", settings)
+        elif different := differences(before, settings):
+            raise ClaraError(
+                f"{self.folder}: was begun with other settings or inputs "
+                f"({different}); delete it to start anew"
+            )
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Commit what the block does, or nothing of it."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self.rollback()
+            raise
+        self.commit()
+
+    def in_steps(
+        self,
+        note: str,
+        last: int,
+        size: int,
+        step: Callable[[int, int], object],
+        progress: Progress,
+    ) -> None:
+        """Do `last` things in steps of `size`, going on where it stopped.
+
+        Args:
+          note: name of the note of how many are done.
+          last: how many there are.
+          size: how many are a step.
+          step: does those from, to; returns True where no more are needed.
+          progress: called with `total` and `initial`.
+        """
+        done = self.note(note) or 0
+        with progress(total=last, initial=done) as bar:
+            while done < last:
+                end = min(done + size, last)
+                with self.step():
+                    if step(done, end) is True:
+                        end = last
+                    self.set_note(note, end)
+                bar.update(end - done)
+                done = end
+
+    def write_lines(
+        self,
+        path: Path,
+        name: str,
+        total: int,
+        size: int,
+        lines: Callable[[int, int], Iterable[Mapping[str, Any]]],
+        progress: Progress,
+    ) -> None:
+        """Write a file of JSON lines in steps, going on where it stopped.
+
+        Args:
+          path: the file; missing folders are made.
+          name: of the bar, and of the note of how many lines are written.
+          total: how many lines there are.
+          size: how many are a step.
+          lines: makes the objects of lines from, to.
+          progress: makes the bar.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            # What follows the size that was noted is half a step.
+            file.truncate(self.note(f"size of {name}") or 0)
+
+            def step(begin: int, end: int) -> None:
+                for line in lines(begin, end):
+                    text = json.dumps(line, ensure_ascii=False)
+                    file.write(f"{text}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+                self.set_note(f"size of {name}", file.tell())
+
+            bar = functools.partial(progress, desc=name, unit="rec")
+            self.in_steps(name, total, size, step, bar)
+
+    def insert(self, table: str, **values: Any) -> int:
+        """Insert a row, and return its number."""
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        query = f"INSERT INTO {table}({names}) VALUES ({marks})"
+        return self.execute(query, tuple(values.values())).lastrowid or 0
+
+    def row(self, query: str, values: Iterable[Any] = ()) -> Any:
+        """Return the first row of a query, None if there is none."""
+        return self.execute(query, tuple(values)).fetchone()
+
+    def note(self, name: str) -> Any:
+        """Return what was noted, None if nothing was."""
+        found = self.row("SELECT value FROM notes WHERE name = ?", (name,))
+        return None if found is None else json.loads(found[0])
+
+    def set_note(self, name: str, value: Any) -> None:
+        """Note a JSON value."""
+        text = json.dumps(value, ensure_ascii=False)
+        self.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, text))
+
+
+@contextlib.contextmanager
+def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]:
+    """Open the database in a folder, which is made if absent.
+
+    Args:
+      folder: of the work.
+      tables: SQL that makes tables if absent.
+      views: SQL that makes temporary views.
+
+    Raises:
+      ClaraError: another process has it open, it is damaged, or the disk is full; at
+        once, or in the block.
+    """
+    writable_folder(folder)
+    path = folder / "work.sqlite"
+    try:
+        base = sqlite3.connect(path, timeout=1, isolation_level=None, factory=Work)
+        with contextlib.closing(base) as work:
+            work.folder = folder
+            work.executescript(f"{_SETTINGS}{tables}COMMIT;{views}")
+            yield work
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        text = f"cannot be used ({first_line(error)}); delete {folder} to start anew"
+        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            text = "the disk is full; free space and try again"
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            text = "another process is at work here; wait for its end"
+        raise ClaraError(f"{path}: {text}") from error
