@@ -37,7 +37,7 @@ from clara_jax.data import Example
 from clara_jax.distributed import to_host
 from clara_jax.search import Store
 from clara_jax.search.searcher import Searcher
-from clara_jax.shapes import Array, Bool, Float, Int
+from clara_jax.shapes import Array, Float, Int
 from clara_jax.sharding import named_sharding
 from clara_jax.train.placement import Placer
 from clara_jax.train.state import TrainState
@@ -122,9 +122,8 @@ class CorpusFeed:
     def prime(self, state: TrainState) -> None:
         """Begin the first two batches, as after the step that `state` stopped at.
 
-        Args:
-          state: that the next step starts from. Where `set_state` has told the next
-            batch's candidates, only those of the batch after it are searched for.
+        Where `set_state` has given the first one's candidates, only those of the second
+        are searched for.
         """
         rows, self._restored = self._restored, None
         self._begin(state, rows)
@@ -176,14 +175,13 @@ class CorpusFeed:
             assert batch.question is not None
             # Dispatched now: the next step takes over the memory of these weights.
             queries = self._encode(state, batch.question)
-            rows = self._pool.submit(self._nearest, queries)
+            rows = self._pool.submit(
+                lambda: self._search(to_host(queries), self._candidates)[1]
+            )
         else:
             rows = self._pool.submit(np.asarray, restored, np.int64)
         whole = self._pool.submit(self._complete, batch, examples, rows)
         self._coming.append(_Coming(position, rows, whole))
-
-    def _nearest(self, queries: Array) -> Int[np.ndarray, "B C"]:
-        return self._search(to_host(queries), self._candidates)[1]
 
     def _complete(
         self,
@@ -197,24 +195,15 @@ class CorpusFeed:
             rows = rows[self._own]
         distinct, places = np.unique(rows, return_inverse=True)
         vectors = self._store.vectors(distinct).astype(self._dtype)
+        numbers = iter(self._store.find([text for e in examples for text in e.gold]))
+        gold = [[next(numbers) for _ in example.gold] for example in examples]
+        positives = np.stack([np.isin(*pair) for pair in zip(rows, gold, strict=True)])
         return dataclasses.replace(
             batch,
             vectors=vectors[places.reshape(rows.shape)],
             candidate_mask=np.ones(rows.shape, bool),
-            positives=self._positives(examples, rows),
+            positives=positives,
         )
-
-    def _positives(
-        self, examples: Sequence[Example], rows: Int[np.ndarray, "b C"]
-    ) -> Bool[np.ndarray, "b C"]:
-        numbers = self._store.find([text for e in examples for text in e.gold])
-        positives = np.zeros(rows.shape, bool)
-        start = 0
-        for i, example in enumerate(examples):
-            gold = numbers[start : start + len(example.gold)]
-            start += len(example.gold)
-            positives[i] = np.isin(rows[i], gold)
-        return positives
 
 
 def question_encoder(

@@ -21,7 +21,6 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
-import math
 import os
 import re
 import sys
@@ -78,7 +77,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
     argv = ["train", *(_checked(text, config) for text in overrides)]
     values = flags.FlagValues()
     try:
-        # The file is loaded above: errors in it are told better from here.
+        # The file is loaded above, where errors in it are reported better.
         config_flags.DEFINE_config_dict(
             "config", config, "", flag_values=values, sys_argv=argv
         )
@@ -133,9 +132,6 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
 def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     """Turn a config into validated runs.
 
-    Args:
-      config: as the module says.
-
     Raises:
       ClaraError: a field that is unknown, missing or wrong.
     """
@@ -154,36 +150,27 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
         raise ClaraError(f"config field 'workdir' must be str, not {workdir!r}")
     if not workdir:
         raise ClaraError(
-            "config field 'workdir' is empty; say where the run goes with "
+            "config field 'workdir' is empty; give the run's folder with "
             "--config.workdir=DIR"
         )
-    workdir = os.path.normpath(workdir)  # DIR/ is DIR
-    values["workdir"] = workdir
+    workdir = values["workdir"] = os.path.normpath(workdir)  # DIR/ is DIR
     places = {"workdir": workdir}
     groups = _fill(groups, places)
     places["mix"] = str((groups["mix"] or {}).get("folder", ""))
     values = _fill(values, places)
     if not stages:
         return Experiment(Path(workdir), (_checked_run(values),), **groups)
-    minutes = values.pop("minutes", 0.0)
-    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
-        raise ClaraError(f"config field 'minutes' must be float, not {minutes!r}")
-    if not 0 <= minutes < math.inf:
-        raise ClaraError(
-            f"config field 'minutes' must not be negative, and finite: {minutes}"
-        )
     runs: list[RunConfig] = []
     shares: dict[str, float] = {}
     for number, stage in enumerate(stages):
         stage = dict(stage)
         name = stage.pop("name", "")
-        names = [Path(run.workdir).name for run in runs]
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise ClaraError(
                 f"config field 'stages[{number}].name' is {name!r}; give a name for "
                 "its folder"
             )
-        if name in names:
+        if name in shares:
             raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
         shares[name] = _share(stage.pop("share", 1.0), f"stages[{number}].share")
         merged = _merge(values, _fill(stage, places), f"stages[{number}]")
@@ -198,9 +185,10 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     if groups["report"]:
         share = groups["report"].pop("share", 1.0)
         shares["report"] = _share(share, "report.share")
-    return Experiment(
-        Path(workdir), tuple(runs), **groups, minutes=float(minutes), shares=shares
-    )
+    # The time of the whole, which `Budget` shares out.
+    minutes = runs[0].minutes
+    each = tuple(dataclasses.replace(run, minutes=0.0) for run in runs)
+    return Experiment(Path(workdir), each, **groups, minutes=minutes, shares=shares)
 
 
 def _checked_run(values: dict[str, Any]) -> RunConfig:
@@ -216,7 +204,7 @@ def _share(value: Any, field: str) -> float:
 
 
 def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
-    """Config file, what follows its colon, and the other arguments."""
+    """Return the config file, what follows its colon, and the other arguments."""
     for i, text in enumerate(arguments):
         found = re.fullmatch(r"--?config(?:=(.*))?", text)
         if found:
@@ -272,7 +260,7 @@ def _checked(text: str, config: ConfigDict) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """ConfigDicts to dicts, all the way down."""
+    """Turn ConfigDicts into dicts, all the way down."""
     if isinstance(value, Mapping | ConfigDict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -292,7 +280,7 @@ def _fill(value: Any, places: Mapping[str, str]) -> Any:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
-    """`over` into a copy of `base`, groups field by field."""
+    """Put `over` into a copy of `base`, groups field by field."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):

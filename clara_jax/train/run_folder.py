@@ -117,15 +117,7 @@ class RunFolder:
         return self.summary.exists()
 
     def write_summary(self, config: RunConfig, **facts: Any) -> dict[str, Any]:
-        """Write ``summary.json``: results, time, speed, sizes, versions.
-
-        Args:
-          config: of the run.
-          **facts: further entries.
-
-        Returns:
-          What was written.
-        """
+        """Write ``summary.json``, with `facts` as further entries, and return it."""
         lines = read_lines(self.metrics)
         final: dict[str, Any] = {}
         for line in lines:
@@ -144,18 +136,14 @@ class RunFolder:
                 "kind": jax.devices()[0].device_kind,
                 "count": jax.device_count(),
             },
-            "versions": versions(),
+            "versions": {
+                "clara_jax": __version__,
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            },
         }
         write_json(self.summary, summary)
         return summary
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the package and of what its numbers depend on."""
-    found = {"clara_jax": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:
@@ -164,7 +152,7 @@ def _fields(config: RunConfig) -> dict[str, Any]:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups to dotted names."""
+    """Turn nested groups into dotted names."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

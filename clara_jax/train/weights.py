@@ -41,7 +41,7 @@ from clara_jax.stages import STAGES
 from clara_jax.text import load_tokenizer
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Start:
     """All that a run is made of, before its first step.
 
@@ -125,25 +125,25 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
     model = Transformer(
         shape, text_vocab=text_vocab, lora=lora, attention=config.attention
     )
-    start = Start(
-        network=Network(model, {"params": None}, {}),
-        trainable={},
+    if stage.trains_backbone:
+        backbone: dict[str, Any] = {"params": None}
+        adapters = {"backbone": _put(base.params, placement)}
+    else:
+        adapters, rows = make_adapters(
+            config, model, base.params, earlier, key, placement
+        )
+        params = quantize_params(base.params, config.quantize)
+        backbone = _put({"params": params, "rows": rows}, placement)
+        adapters = _put(adapters, placement)
+    trains = stage.trained(config)
+    frozen = {k: v for k, v in adapters.items() if k not in trains}
+    return Start(
+        network=Network(model, backbone, frozen),
+        trainable={name: adapters[name] for name in trains},
         tokenizer=base.tokenizer,
         eos_ids=base.eos_ids,
         reference=_reference(config, earlier),
     )
-    if stage.trains_backbone:
-        start.trainable = {"backbone": _put(base.params, placement)}
-        return start
-    adapters, rows = make_adapters(config, model, base.params, earlier, key, placement)
-    params = quantize_params(base.params, config.quantize)
-    backbone = _put({"params": params, "rows": rows}, placement)
-    trains = stage.trained(config)
-    adapters = _put(adapters, placement)
-    start.trainable = {name: adapters[name] for name in trains}
-    frozen = {k: v for k, v in adapters.items() if k not in trains}
-    start.network = Network(model, backbone, frozen)
-    return start
 
 
 def _put(tree: Any, placement: Placement) -> Any:
@@ -169,13 +169,11 @@ def make_adapters(
 ) -> tuple[dict[str, Params], dict[str, Any]]:
     """Take adapters and rows from an earlier run, or start them.
 
-    New memory tokens and marks (and, untied, their rows of the head) are drawn with the
-    mean and standard deviation of the text vocabulary's rows; see ``clara.init_rows``.
-
     Args:
       config: stage, ``reinit``, memory and LoRA settings.
       model: for the shapes of adapters.
-      params: the backbone, whose tables new rows resemble. Shapes will do under
+      params: the backbone, whose tables new memory tokens, marks and (untied) rows of
+        the head resemble; see ``clara.init_rows``. Shapes will do under
         ``jax.eval_shape``.
       earlier: what ``init_from`` holds, or None.
       key: root of all draws; each name has its own.
@@ -187,8 +185,8 @@ def make_adapters(
     Raises:
       ClaraError: an adapter that this stage needs is in neither, or does not fit.
     """
-    stage = STAGES[config.stage]
-    have = dict(earlier.adapters or {}) if earlier is not None else {}
+    stage, copies = STAGES[config.stage], STAGES[config.stage].copies
+    have = (earlier.adapters if earlier is not None else None) or {}
     fresh = {*stage.fresh, *config.reinit}
     num_memory = config.memory.num_memory
     # A copy of what this stage trains would go stale: the original drops it as well.
@@ -196,12 +194,10 @@ def make_adapters(
     kept = {n: tree for n, tree in have.items() if n not in fresh | stale}
     if earlier is not None and earlier.clara is not None and kept:
         _check_settings(config, earlier.clara, "memory" in kept)
-    copies = stage.copies
     if not stage.compresses(config) and "memory" not in kept:
         fresh.add("memory")
-    needed = stage.needs(config)
     adapters = dict(kept)
-    for name in sorted(needed - set(kept), key=lambda n: n in copies):
+    for name in sorted(stage.needs(config) - set(kept), key=lambda n: n in copies):
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         if name in copies and name not in fresh and copies[name] in adapters:
             adapters[name] = adapters[copies[name]]
@@ -240,14 +236,13 @@ def _base(
 ) -> ModelFolder:
     name = config.backbone
     if name.startswith("random:"):
-        base = _random_base(config, name.removeprefix("random:"), key, placement)
-    elif earlier is not None and (earlier.clara is not None or not name):
+        return _random_base(config, name.removeprefix("random:"), key, placement)
+    if earlier is not None and (earlier.clara is not None or not name):
         base = earlier
     else:
-        base = load_model(
-            name, config.param_dtype, placement=_read_to(config, placement)
-        )
-    if config.tokenizer and not name.startswith("random:"):
+        where = _read_to(config, placement)
+        base = load_model(name, config.param_dtype, placement=where)
+    if config.tokenizer:
         base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     return base
 
@@ -261,21 +256,22 @@ def _random_base(
     config: RunConfig, preset: str, key: Key, placement: Placement
 ) -> ModelFolder:
     if preset not in PRESETS:
+        names = ", ".join(PRESETS)
         raise ClaraError(
-            f"config field 'backbone': no preset '{preset}'; use one of "
-            f"{', '.join(PRESETS)}"
+            f"config field 'backbone': no preset '{preset}'; use one of {names}"
         )
     if not config.tokenizer:
         raise ClaraError(
             f"config field 'tokenizer' is empty, and the backbone random:{preset} "
             "brings none; name a tokenizer folder"
         )
-    shape: ModelConfig = PRESETS[preset]
-    if config.param_dtype:
-        shape = dataclasses.replace(shape, param_dtype=config.param_dtype)
     tokenizer = load_tokenizer(config.tokenizer)
-    rows = max(shape.vocab_size, len(tokenizer))
-    shape = dataclasses.replace(shape, vocab_size=rows)
+    shape: ModelConfig = PRESETS[preset]
+    shape = dataclasses.replace(
+        shape,
+        param_dtype=config.param_dtype or shape.param_dtype,
+        vocab_size=max(shape.vocab_size, len(tokenizer)),
+    )
     key = jax.random.fold_in(key, zlib.crc32(b"backbone"))
     model = Transformer(shape, text_vocab=shape.vocab_size)
     params = init_backbone(model, key, placement)

@@ -184,7 +184,7 @@ def test_a_single_run_ends_at_its_own_deadline(tmp_path, monkeypatch, capsys):
         (["mix.recipe="], "'mix.recipe' is empty, and"),
         (["mix.folder="], "'mix.folder': is empty; give a path"),
         (["mix.data=/nowhere/at/all"], "no such file or folder"),
-        (["minutes=-1"], "'minutes' must not be negative"),
+        (["minutes=-1"], "'minutes': must not be negative"),
         (["report.questions=0"], "'report.questions': must be above 0"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_pipeline_has_shares_of_its_time_and_values_that_refer_to_others(write
     assert one.data.train == ("w/mix/a.jsonl",) and one.minutes == 0
     assert two.data.prompt_max_length == 74
     for wrong, message in (
-        ("minutes=-1", "'minutes' must not be negative"),
+        ("minutes=-1", "'minutes': must not be negative"),
         ("report.share=0", "'report.share' must be above 0"),
     ):
         with pytest.raises(ClaraError, match=message):
