@@ -23,7 +23,8 @@ class AnswerConfig:
 
     Attributes:
       max_new_tokens: longest answer.
-      sampling: greedy by default. seed: of the draws, and of paraphrase instructions.
+      sampling: greedy by default.
+      seed: of the draws, and of paraphrase instructions.
       eos_ids: end tokens; empty takes the tokenizer's.
       batch_size: rows read together.
       prompt_max_length: longest prompt with document slots, in tokens.
@@ -48,7 +49,7 @@ class AnswerConfig:
             raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
 
     def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
-        """The static settings of decoding with this tokenizer."""
+        """Return the static settings of decoding with this tokenizer."""
         return DecodeConfig(
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.eos_ids or (tokenizer.eos_id,),
@@ -86,9 +87,6 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
     Args:
       texts: documents or questions.
       name: what the error calls them; ``{}`` stands for the number, counted from 1.
-
-    Raises:
-      ClaraError: at the first such text.
     """
     for i, text in enumerate(texts):
         if not plain(text).strip():
@@ -98,11 +96,7 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
 def refuse_long(
     tokenizer: ClaraTokenizer, questions: Sequence[str], limit: int
 ) -> None:
-    """Refuse questions of more than `limit` tokens.
-
-    Raises:
-      ClaraError: at the first such question.
-    """
+    """Refuse questions of more than `limit` tokens."""
     for i, question in enumerate(questions):
         found = tokenizer.document_length(question)
         if found > limit:
