@@ -13,8 +13,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate import curves
 from clara_jax.quickstart import BASE, prepare, report, world, write_base
 from clara_jax.quickstart.__main__ import main
-from clara_jax.quickstart.outputs import table
-from clara_jax.quickstart.toy_base import random_base
+from clara_jax.quickstart.outputs import random_base, table
 from clara_jax.text import ClaraTokenizer, load_tokenizer
 from clara_jax.train import expand, load_config, run
 

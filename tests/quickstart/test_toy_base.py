@@ -16,7 +16,7 @@ from clara_jax.evaluate import TextAnswers, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
 from clara_jax.quickstart import BASE, prepare, world, write_base
-from clara_jax.quickstart.toy_base import random_base
+from clara_jax.quickstart.outputs import random_base
 from clara_jax.text import (
     PARAPHRASES,
     ClaraTokenizer,
