@@ -17,7 +17,6 @@ import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -131,12 +130,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if stream is None:
         stream = sys.stdout.isatty() and not arguments.json
     asked = [] if arguments.file is None else read_questions(arguments.file)
-    bar = tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
     tell = functools.partial(print, end="", flush=True) if stream else None
     session = _stored(arguments) if arguments.store else _given(arguments)
     if not session.selects:
         _note("this model has no reasoner; all documents are read in the order given")
     failed = 0
+    bar = tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
     for question, place in itertools.chain(bar, _questions(arguments.questions)):
         try:
             if arguments.explain and not arguments.json:
@@ -165,7 +164,16 @@ def _given(arguments: argparse.Namespace) -> Session:
         raise ClaraError("no --model given; give a run's folder, or a --store")
     if arguments.hybrid or arguments.search != "auto":
         raise ClaraError("--search and --hybrid are ways to search a --store; give one")
-    documents = read_documents(_document_files(arguments))
+    files = arguments.documents
+    if not files:
+        default = named_folder(arguments.model) / DOCUMENTS
+        if not default.is_file():
+            raise ClaraError(
+                f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give "
+                "a file with --documents"
+            )
+        files = [default]
+    documents = read_documents(files)
     clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
     pieces = session.pieces - len(documents)
@@ -218,18 +226,6 @@ def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
         if question != "-":
             check_question(clara, question)
     return clara
-
-
-def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
-    if arguments.documents:
-        return arguments.documents
-    default = named_folder(arguments.model) / DOCUMENTS
-    if not default.is_file():
-        raise ClaraError(
-            f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
-            "file with --documents"
-        )
-    return [default]
 
 
 def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -151,48 +151,58 @@ def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
     return found
 
 
-_Gathered = tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]
-
-
 @dataclasses.dataclass
-class CompressedAnswers:
-    """Answers decoded from the vectors of the gold documents.
-
-    Attributes:
-      clara: the model, with the frozen adapters.
-      questions: held out.
-    """
+class _Asked:
+    """Held-out questions, and the model with the frozen adapters that is asked."""
 
     clara: Clara
     questions: Sequence[Question]
-    _kept: _Gathered | None = dataclasses.field(default=None, init=False)
+    _kept: tuple[Any, Any] | None = dataclasses.field(default=None, init=False)
+
+    @property
+    def texts(self) -> list[str]:
+        return [question.question for question in self.questions]
+
+    def gather(
+        self, clara: Clara, rows: Sequence[Sequence[str]], state: Trained
+    ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
+        """Compress documents; what is made by frozen adapters is kept between runs."""
+        if state.trainable.keys() & {"compressor", "memory", "backbone"}:
+            return clara.gather(rows)
+        if self._kept is None:
+            self._kept = clara.gather(rows)
+        return self._kept
+
+    def scores(self, prefix: str, answers: Sequence[str]) -> Iterator[Result]:
+        """Yield the scores of answers as ``prefix/name``."""
+        scores = score_answers(answers, [q.gold for q in self.questions])
+        yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
+
+
+@dataclasses.dataclass
+class CompressedAnswers(_Asked):
+    """Answers decoded from the vectors of the gold documents."""
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        rows = [q.gold_documents for q in self.questions]
-        self._kept = _gather(clara, rows, state, self._kept)
-        texts = [q.question for q in self.questions]
-        answers = clara.answer_from_vectors(texts, *self._kept)
-        yield from answer_results("gold", answers, self.questions)
+        rows = [question.gold_documents for question in self.questions]
+        vectors, mask = self.gather(clara, rows, state)
+        answers = clara.answer_from_vectors(self.texts, vectors, mask)
+        yield from self.scores("gold", answers)
 
 
 @dataclasses.dataclass
-class SelectedAnswers:
+class SelectedAnswers(_Asked):
     """What the reasoner chooses among the candidates, and the answers from that.
 
     Attributes:
-      clara: the model, with the frozen adapters.
-      questions: held out.
       ks: cut-offs of recall.
       decode: also answer from the chosen documents; costs most of the time.
     """
 
-    clara: Clara
-    questions: Sequence[Question]
     ks: Sequence[int] = (1, 5)
     decode: bool = True
-    _kept: _Gathered | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         refuse_top_k(self.clara.selection.top_k, self.questions)
@@ -202,12 +212,11 @@ class SelectedAnswers:
 
         Recall is measured on questions with known positives, and left out without any.
         """
-        clara = with_adapters(self.clara, state.trainable)
-        texts = [q.question for q in self.questions]
-        rows = [q.documents for q in self.questions]
-        self._kept = vectors, mask = _gather(clara, rows, state, self._kept)
+        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        rows = [question.documents for question in self.questions]
+        vectors, mask = self.gather(clara, rows, state)
         ranked, chosen = choose(clara, texts, vectors, mask, clara.selection.top_k)
-        positives = [q.positives for q in self.questions]
+        positives = [question.positives for question in self.questions]
         if any(positives):
             recall = score_retrieval(positives, ranked.tolist(), self.ks)
             yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
@@ -215,42 +224,25 @@ class SelectedAnswers:
             best = ranked[:, : chosen.shape[1]]
             picked = vectors[np.arange(len(texts))[:, None], best]
             answers = clara.answer_from_vectors(texts, picked, chosen)
-            yield from answer_results("selected", answers, self.questions)
-
-
-def _gather(
-    clara: Clara,
-    rows: Sequence[Sequence[str]],
-    state: Trained,
-    kept: _Gathered | None,
-) -> _Gathered:
-    """Compress rows of documents, unless what makes vectors is frozen, and they are."""
-    if kept is None or state.trainable.keys() & {"compressor", "memory", "backbone"}:
-        return clara.gather(rows)
-    return kept
+            yield from self.scores("selected", answers)
 
 
 @dataclasses.dataclass
-class TextAnswers:
+class TextAnswers(_Asked):
     """Answers from the gold documents' full text: the baseline without compression.
 
     Attributes:
-      clara: the model, with the frozen adapters.
-      questions: held out.
       role: ``generator``, or None for the plain backbone.
     """
 
-    clara: Clara
-    questions: Sequence[Question]
     role: str | None = None
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        texts = [q.question for q in self.questions]
-        rows = [q.gold_documents for q in self.questions]
-        answers = clara.answer_from_text(texts, rows, self.role)
-        yield from answer_results("text", answers, self.questions)
+        rows = [question.gold_documents for question in self.questions]
+        answers = clara.answer_from_text(self.texts, rows, self.role)
+        yield from self.scores("text", answers)
 
 
 def choose(
@@ -260,17 +252,10 @@ def choose(
     mask: Bool[np.ndarray, "B C"],
     top_k: int,
 ) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B J"]]:
-    """Rank every question's candidates, and return how many of the best it has.
+    """Rank every question's candidates, of which `mask` exist.
 
     Published files have questions with fewer candidates than the others: these are
     answered from all that they have.
-
-    Args:
-      clara: whose reasoner ranks.
-      questions: texts.
-      vectors: of the candidates.
-      mask: candidates that exist.
-      top_k: J, documents wanted.
 
     Returns:
       Candidates, best first; and which of the first J, or C if that is less, exist.
@@ -282,11 +267,7 @@ def choose(
 
 
 def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
-    """Refuse to choose more documents than any question has.
-
-    Raises:
-      ClaraError: `top_k` is below 1, or above every number of candidates.
-    """
+    """Refuse a `top_k` below 1, or above every question's number of candidates."""
     most = max((len(q.documents) for q in questions), default=0)
     if top_k < 1:
         raise ClaraError(f"top_k must be above 0, not {top_k}")
@@ -302,14 +283,6 @@ def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
     return dataclasses.replace(clara, network=clara.network.with_adapters(trainable))
 
 
-def answer_results(
-    prefix: str, answers: Sequence[str], questions: Sequence[Question]
-) -> Iterator[Result]:
-    """Yield scores of answers as ``prefix/name``."""
-    scores = score_answers(answers, [q.gold for q in questions])
-    yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
-
-
 Search = Callable[
     [Float[np.ndarray, "B W"], int],
     tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]],
@@ -320,73 +293,61 @@ _AT_ONCE = 256
 """Questions whose documents' vectors are in memory together."""
 
 
-class CorpusRetrieval:
+@dataclasses.dataclass
+class CorpusRetrieval(_Asked):
     """What the reasoner finds in a whole store, and the answers from the best of it.
 
     A question's right documents are known in the store by their text. Questions of
     which one is not there, or not known, do not count for recall.
 
-    Args:
-      clara: the model, with the frozen adapters; its compressor made the store.
-      questions: held out.
-      store: the corpus.
+    Attributes:
+      store: the corpus, made by the model's compressor.
       search: over it.
       ks: cut-offs of recall; those above the number of documents are left out.
       decode: also answer from the best ``clara.selection.top_k``; costs most of the
         time.
     """
 
-    def __init__(
-        self,
-        clara: Clara,
-        questions: Sequence[Question],
-        store: Store,
-        search: Search,
-        ks: Sequence[int] = (1, 5),
-        decode: bool = True,
-    ):
-        self._clara, self._questions = clara, list(questions)
-        self._store, self._search, self._decode = store, search, decode
-        self._top_k = min(clara.selection.top_k, len(store))
-        self._ks = sorted({k for k in ks if k <= len(store)})
-        self._gold = [
-            self._rows([q.documents[i] for i in q.positives]) for q in self._questions
-        ]
+    store: Store
+    search: Search
+    ks: Sequence[int] = (1, 5)
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        self.ks = sorted({k for k in self.ks if k <= len(self.store)})
+        rows = [[q.documents[i] for i in q.positives] for q in self.questions]
+        found = [self.store.find(texts).tolist() for texts in rows]
+        self._gold = [[] if -1 in numbers else numbers for numbers in found]
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``corpus/recall@k`` for each k and ``corpus/exact_match``, ``f1`` etc.
 
         ``corpus/left_out`` is the number of questions that do not count for recall.
         """
-        clara = with_adapters(self._clara, state.trainable)
-        texts = [q.question for q in self._questions]
+        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        top_k = min(clara.selection.top_k, len(self.store))
         chosen: list[list[int]] = []
         answers: list[str] = []
         for start in range(0, len(texts), _AT_ONCE):
             asked = texts[start : start + _AT_ONCE]
             queries = clara.reason(asked).reshape(len(asked), -1).astype(np.float32)
-            found = self._search(queries, max([self._top_k, *self._ks]))[1]
+            found = self.search(queries, max([top_k, *self.ks]))[1]
             chosen += self._lowest(found).tolist()
-            if self._decode:
-                best = found[:, : self._top_k]
-                shape = (*best.shape, self._store.num_memory, self._store.width)
-                vectors = self._store.vectors(best.ravel()).reshape(shape)
+            if self.decode:
+                best = found[:, :top_k]
+                shape = (*best.shape, self.store.num_memory, self.store.width)
+                vectors = self.store.vectors(best.ravel()).reshape(shape)
                 answers += clara.answer_from_vectors(asked, vectors)
-        recall = score_retrieval(self._gold, chosen, self._ks)
+        recall = score_retrieval(self._gold, chosen, self.ks)
         left_out = sum(not gold for gold in self._gold)
         if left_out < len(texts):
-            yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
+            yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
         yield "corpus/left_out", float(left_out)
-        if self._decode:
-            yield from answer_results("corpus", answers, self._questions)
-
-    def _rows(self, texts: Sequence[str]) -> list[int]:
-        """Return the rows of all these texts, or none at all."""
-        rows = self._store.find(texts).tolist()
-        return [] if -1 in rows else rows
+        if self.decode:
+            yield from self.scores("corpus", answers)
 
     def _lowest(self, rows: Int[np.ndarray, "B k"]) -> Int[np.ndarray, "B k"]:
         """Replace rows by the lowest with their text: a corpus may have one twice."""
         distinct, places = np.unique(rows, return_inverse=True)
-        lowest = self._store.find(self._store.strings(distinct, "text"))
+        lowest = self.store.find(self.store.strings(distinct, "text"))
         return lowest[places.reshape(rows.shape)]

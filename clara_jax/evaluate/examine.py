@@ -1,14 +1,10 @@
 """The same questions under several conditions, and the table of their scores.
 
-| condition | who answers | from what |
-|---|---|---|
-| model | generator | vectors of the chosen documents (oracle: of the gold ones) |
-| gold | generator | vectors of the gold documents |
-| none | generator | no documents |
-| shuffled | generator | gold vectors of the next question that shares none |
-| bm25 | generator | vectors of the documents that BM25 ranks first |
-| text | frozen backbone | full text of the documents that ``model`` reads |
-| closed_book | frozen backbone | no documents |
+The generator answers from vectors: of the documents that were chosen (``model``; an
+oracle: the right ones), of the right ones (``gold``), of none (``none``), of those of
+the next question that shares none (``shuffled``), and of what BM25 ranks first
+(``bm25``). The frozen backbone reads the documents of ``model`` as ``text``, or none
+(``closed_book``).
 
 What ``gold`` has above ``none`` and ``shuffled`` comes from the memory; what they have
 themselves comes from the weights, or from guessing.
@@ -121,7 +117,7 @@ class PredictionFile:
 
 
 def _changed(before: str, now: str) -> str:
-    """Names of the settings in which two heads differ."""
+    """Return the names of the settings in which two heads differ."""
     try:
         old, new = (json.loads(head)["settings"] for head in (before, now))
         names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
@@ -204,13 +200,7 @@ def conditions_of(
 def examine(
     clara: Clara, questions: Sequence[Question], exam: Exam, start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Answer every question under every condition.
-
-    Args:
-      clara: the model.
-      questions: with candidates, and their positives where known.
-      exam: what is asked.
-      start: questions done before.
+    """Answer every question under every condition; `start` of them are done before.
 
     Yields:
       Predictions, some questions at a time.
@@ -260,10 +250,7 @@ def other_documents(
 
 
 def _chunk(
-    clara: Clara,
-    chunk: Sequence[Question],
-    other: Sequence[Sequence[str]],
-    exam: Exam,
+    clara: Clara, chunk: Sequence[Question], other: Sequence[Sequence[str]], exam: Exam
 ) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
     """Return answers by condition and choices by ranking; `other`: shuffled gold."""
     asked = [question.question for question in chunk]
@@ -349,12 +336,7 @@ SHOWN = {"exact_match": "EM", "f1": "F1", "cover_em": "cover-EM"}
 def scores_of(
     predictions: Sequence[Prediction], top_k: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Score every condition, and every ranking.
-
-    Args:
-      predictions: of all questions.
-      top_k: J; rankings are cut at 1, 3, 5 and J, those that J allows.
-      seed: of the bootstrap.
+    """Score every condition, and every ranking, cut at J and those of 1, 3, 5 below.
 
     Returns:
       ``answers``: condition to metric to ``mean``, ``low``, ``high``; ``retrieval``:

@@ -186,12 +186,7 @@ def entities_kept(
 def paraphrase_scores(
     predictions: Sequence[Prediction], find: FindEntities | None, seed: int = 0
 ) -> dict[str, Any]:
-    """Score every condition.
-
-    Args:
-      predictions: of all passages.
-      find: of `entity_finder`; without it no entities are counted.
-      seed: of the bootstrap.
+    """Score every condition; entities are counted if `find` (`entity_finder`) is given.
 
     Returns:
       ``passages``, how many of them are ``with_entities``, and ``answers``: condition

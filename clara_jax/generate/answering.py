@@ -45,7 +45,6 @@ from clara_jax.generate.requests import (
     draw_instructions,
     encode_prompts,
     refuse_empty,
-    refuse_long,
     require_role,
 )
 from clara_jax.shapes import Bool, Float, Int, Params
@@ -112,8 +111,14 @@ class Clara:
         """
         refuse_empty(questions, "question {}")
         limit = self.question_limit
-        if self.config.too_long == "error":
-            refuse_long(self.tokenizer, questions, limit)
+        refused = self.config.too_long == "error"
+        for i, question in enumerate(questions if refused else ()):
+            found = self.tokenizer.document_length(question)
+            if found > limit:
+                raise ClaraError(
+                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
+                    "shorten it"
+                )
         with self.watch("reason"):
             return self._encode(questions, limit, "reasoner")
 
@@ -439,8 +444,8 @@ class Clara:
         return (network, role) if merged is None else (merged, None)
 
     def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        config, cut = self.config, self.config.too_long == "cut"
-        return encode_prompts(self.tokenizer, prompts, config.prompt_max_length, cut)
+        limit, cut = self.config.prompt_max_length, self.config.too_long == "cut"
+        return encode_prompts(self.tokenizer, prompts, limit, cut)
 
     def _slots(self, count: int) -> str:
         return self.tokenizer.slots(count, self.memory.separator)

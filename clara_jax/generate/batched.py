@@ -197,10 +197,7 @@ def _scores(
     if documents.ndim == 3:
         return cosine_scores(flat, documents)
 
-    def one(question: Float[Array, " W"]) -> Float[Array, " C"]:
-        return cosine_scores(question[None], documents[None])[0]
-
-    return jax.vmap(one)(flat)
+    return jax.vmap(lambda query: cosine_scores(query[None], documents[None])[0])(flat)
 
 
 @functools.partial(jax.jit, static_argnames="role")

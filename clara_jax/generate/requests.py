@@ -93,19 +93,6 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
 
 
-def refuse_long(
-    tokenizer: ClaraTokenizer, questions: Sequence[str], limit: int
-) -> None:
-    """Refuse questions of more than `limit` tokens."""
-    for i, question in enumerate(questions):
-        found = tokenizer.document_length(question)
-        if found > limit:
-            raise ClaraError(
-                f"question {i + 1} has {found} tokens, above the limit {limit}; "
-                "shorten it"
-            )
-
-
 def draw_instructions(seed: int, count: int) -> list[int]:
     """Draw which of `PARAPHRASES` asks for each of `count` paraphrases."""
     draw = random.Random(seed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jax
@@ -97,8 +98,10 @@ def report(
     given = parse(ReportSettings, settings, "report")
     last = last_of(runs)
     model, done = workdir / "adapters" / Path(last.workdir).name, workdir / "report.md"
-    asked = dataclasses.asdict(given)
-    if not done.exists() or _settings_of(workdir / "report.json") != asked:
+    made = None
+    with contextlib.suppress(ClaraError):
+        made = read_json(workdir / "report.json").get("settings")
+    if not done.exists() or made != dataclasses.asdict(given):
         with Interrupt().listen() as interrupt:
 
             def stop() -> None:
@@ -126,14 +129,6 @@ def report(
     print(f"  python -m clara_jax.answer --model {model} --documents FILE QUESTION")
 
 
-def _settings_of(path: Path) -> Any:
-    """Return the settings of a report that is there, or None."""
-    try:
-        return read_json(path).get("settings")
-    except ClaraError:
-        return None
-
-
 def _measure(
     workdir: Path,
     settings: ReportSettings,
@@ -145,9 +140,8 @@ def _measure(
     begin = time.monotonic()
 
     def left(share: float) -> float | None:
-        if seconds is None:
-            return None
-        return share * (seconds - (time.monotonic() - begin))
+        passed = time.monotonic() - begin
+        return None if seconds is None else share * (seconds - passed)
 
     models = Models.of(runs, settings)
     questions, sources = held_out(mix_folder, settings.questions)
@@ -164,11 +158,9 @@ def _measure(
         name: [p for p, own in zip(answered, names, strict=True) if own == name]
         for name in sorted(set(names))
     }
-    best = product_rate(runs[0].dtype)
-    clara = models.clara
-    layers = sum(
-        x.size for x in jax.tree.leaves(clara.network.backbone["params"]["layers"])
-    )
+    best, clara = product_rate(runs[0].dtype), models.clara
+    arrays = jax.tree.leaves(clara.network.backbone["params"]["layers"])
+    layers = sum(array.size for array in arrays)
     return {
         "settings": dataclasses.asdict(settings),
         "name": workdir.name,
@@ -233,9 +225,7 @@ def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
         "tokens_per_s": summary["tokens_per_s"],
         "seconds": summary["wall_seconds"],
         "product_share": flops / best if best else None,
-        "loss": [statistics.fmean(losses[:some]), statistics.fmean(losses[-some:])]
-        if losses
-        else None,
+        "loss": [fmean(losses[:some]), fmean(losses[-some:])] if losses else None,
         "held_out": {name: values[-1] for name, values in held.items() if values},
     }
 
@@ -274,11 +264,7 @@ RANKINGS = {
 
 
 def to_markdown(facts: Mapping[str, Any]) -> str:
-    """Return a report as Markdown.
-
-    Args:
-      facts: what `report` measures; see ``report.json``.
-    """
+    """Return what `report` has measured (``report.json``) as Markdown."""
     asked = facts["questions"]
     count = f"{asked['answered']} held-out questions"
     if asked["answered"] < asked["of"]:
@@ -290,17 +276,17 @@ def to_markdown(facts: Mapping[str, Any]) -> str:
         f"vectors a passage, the best {facts['top_k']} of {facts['candidates']} "
         "candidates in the prompt; answers decoded in full; 95% intervals by bootstrap "
         "over questions.",
-        *_answers(facts),
-        *_by_source(facts),
-        *_differences(facts),
-        *_retrieval(facts),
-        *_training(facts),
-        *_data(facts),
+        *_answers_table(facts),
+        *_by_source_table(facts),
+        *_differences_table(facts),
+        *_retrieval_table(facts),
+        *_training_table(facts),
+        *_data_table(facts),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _answers(facts: Mapping[str, Any]) -> list[str]:
+def _answers_table(facts: Mapping[str, Any]) -> list[str]:
     rows = [
         [NAMES[name], *(values[metric] for metric in SHOWN)]
         for name, values in facts["all"]["answers"].items()
@@ -308,7 +294,7 @@ def _answers(facts: Mapping[str, Any]) -> list[str]:
     return markdown_table(["answers", *SHOWN.values()], rows)
 
 
-def _by_source(facts: Mapping[str, Any]) -> list[str]:
+def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
     sources = facts["sources"].values()
     rows = [
         [NAMES[name], *(_means(s["answers"][name], SHOWN) for s in sources)]
@@ -328,7 +314,7 @@ def _means(values: Mapping[str, Any], names: Iterable[str]) -> str:
     return ", ".join(f"{values[name]['mean']:.3f}" for name in names)
 
 
-def _differences(facts: Mapping[str, Any]) -> list[str]:
+def _differences_table(facts: Mapping[str, Any]) -> list[str]:
     rows = [
         [NAMES[one], NAMES[other], f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"]
         for one, other, mean, low, high in facts["all"]["differences"]
@@ -336,22 +322,21 @@ def _differences(facts: Mapping[str, Any]) -> list[str]:
     return markdown_table(["this", "over that", "F1"], rows)
 
 
-def _retrieval(facts: Mapping[str, Any]) -> list[str]:
-    found = facts["all"]["retrieval"]
-    whole = facts["corpus"]
-    count = facts["candidates"]
-    columns = ["ranking", *(f"Recall@{k} of {count}" for k in (1, 5))]
-    if whole is not None:
-        columns += [f"Recall@{k} of {whole['passages']:,}" for k in (1, 5)]
-    rows: list[Any] = []
-    for name, label in RANKINGS.items():
-        if name in found:
-            row = [label, *found[name].values()]
-            if whole is not None:
-                row += whole["rankings"][name].values()
-            rows.append(row)
+def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
+    found, whole = facts["all"]["retrieval"], facts["corpus"]
+    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
+    rows = [
+        [label, *found[name].values()]
+        for name, label in RANKINGS.items()
+        if name in found
+    ]
     if not rows:
         return []
+    if whole is not None:
+        columns += [f"Recall@{k} of {whole['passages']:,}" for k in KS]
+        names = [name for name in RANKINGS if name in found]
+        for name, row in zip(names, rows, strict=True):
+            row += whole["rankings"][name].values()
     lines = markdown_table(columns, rows)
     if whole is None:
         why = "no gold document of these questions is in the part that was compressed"
@@ -363,24 +348,21 @@ def _retrieval(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"{note}."]
 
 
-def _training(facts: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for stage in facts["training"]:
-        steps, cut = f"{stage['steps']:,}", stage["cut"]
-        loss, held = stage["loss"], stage["held_out"]
-        share = stage["product_share"]
-        rows.append(
-            [
-                stage["name"],
-                f"{steps} of {cut['of']:,} (time)" if cut else steps,
-                f"{stage['seconds']:,.0f} s",
-                f"{stage['tokens']:,}",
-                f"{stage['tokens_per_s']:,.0f}",
-                f"{share:.1%}" if share else "",
-                f"{loss[0]:.3f} to {loss[1]:.3f}" if loss else "",
-                " / ".join(f"{value:.3f}" for value in held.values()),
-            ]
-        )
+def _training_table(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            stage["name"],
+            f"{stage['steps']:,}"
+            + (f" of {stage['cut']['of']:,} (time)" if stage["cut"] else ""),
+            f"{stage['seconds']:,.0f} s",
+            f"{stage['tokens']:,}",
+            f"{stage['tokens_per_s']:,.0f}",
+            f"{stage['product_share']:.1%}" if stage["product_share"] else "",
+            " to ".join(f"{value:.3f}" for value in stage["loss"] or ()),
+            " / ".join(f"{value:.3f}" for value in stage["held_out"].values()),
+        ]
+        for stage in facts["training"]
+    ]
     columns = [
         "training",
         "steps",
@@ -401,7 +383,7 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
     return [*markdown_table(columns, rows), "", note]
 
 
-def _data(facts: Mapping[str, Any]) -> list[str]:
+def _data_table(facts: Mapping[str, Any]) -> list[str]:
     sources = facts["mix"].get("sources", {})
     rows = [
         [

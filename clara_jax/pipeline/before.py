@@ -77,8 +77,7 @@ def prepare(settings: Mapping[str, Any], first: RunConfig) -> None:
 
     Args:
       settings: fields of `MixSettings`.
-      first: the run whose backbone reads the data, and cuts them to its documents'
-        length.
+      first: the run whose tokenizer and document length cut the data.
 
     Raises:
       ClaraError: the recipe, a source or the folder is wrong.
@@ -107,7 +106,7 @@ def export(
 
     Args:
       workdir: the experiment's folder.
-      run: the run.
+      run: whose adapters.
       settings: fields of `ReportSettings`, for what the card says.
       mix_folder: of its data, whose sources and licences the card names.
     """
@@ -118,12 +117,12 @@ def export(
     model = load_model(run.workdir)
     if model.clara is None or model.adapters is None:
         return  # a base of its own
+    given = parse(ReportSettings, settings, "report")
+    base = given.base or run.backbone or model.clara.backbone
     if not STAGES[run.stage].compresses(run):
         # The others are those that it started from, and read nothing here.
         own = {name: model.adapters[name] for name in ("generator", "memory")}
         model = dataclasses.replace(model, adapters=own)
-    given = parse(ReportSettings, settings, "report")
-    base = given.base or run.backbone or model.clara.backbone
     export_adapters(
         folder, model, base, describe(workdir, run, given, mix_folder, model)
     )

@@ -180,11 +180,11 @@ def compress_corpus(
     seconds: float | None,
     stop: Callable[[], None],
 ) -> Float[np.ndarray, "U M D"]:
-    """Compress passages, or as many of the first as there is time for.
+    """Compress distinct passages, or as many of the first as there is time for.
 
     Args:
       clara: the model.
-      corpus: distinct texts.
+      corpus: texts.
       folder: keeps them in ``vectors/``, for a command that goes on.
       seconds: that this may take; None for any time.
       stop: called between batches; raises to end.
@@ -228,8 +228,7 @@ def answer_all(
       questions: with candidates.
       sources: of each question; documents are exchanged within a source only.
       known: compresses documents.
-      folder: where ``predictions.jsonl`` is kept; one of other questions or models is
-        replaced.
+      folder: keeps ``predictions.jsonl``; one of other questions or models is replaced.
       seconds: after which no more are begun, once some are answered; None for no end.
       stop: called between batches; raises to end.
 
@@ -278,13 +277,9 @@ def answer_all(
 def corpus_recall(
     models: Models, questions: Sequence[Question], known: Known, seed: int = 0
 ) -> dict[str, Any] | None:
-    """Search a corpus for each question, with both reasoners and with BM25.
+    """Search the known corpus for each question, with both reasoners and with BM25.
 
-    Args:
-      models: whose compressor has read the corpus.
-      questions: those with a gold document that is not in it do not count.
-      known: the corpus.
-      seed: of the bootstrap.
+    Questions with a gold document that is not in it do not count.
 
     Returns:
       ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
