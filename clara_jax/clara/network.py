@@ -242,11 +242,13 @@ class Network:
           role: whose adapter reads.
           rng: key of the adapter's dropout; None switches it off.
         """
-        return self._apply(Compressor, role, tokens, rng=rng)
+        module = Compressor(self.model, self.num_memory)
+        return self._apply(module, role, tokens, rng=rng)
 
     def reason(self, tokens: Tokens, *, rng: Key | None = None) -> Float[Array, "B W"]:
         """Encode questions ``[B, S]`` in the documents' space, flat ``[B, M * D]``."""
-        return self._apply(Reasoner, "reasoner", tokens, rng=rng)
+        module = Reasoner(self.model, self.num_memory)
+        return self._apply(module, "reasoner", tokens, rng=rng)
 
     def generate_hidden(
         self,
@@ -257,13 +259,13 @@ class Network:
         rng: Key | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the last hidden states of prompts whose slots hold `vectors`."""
-        return self._apply(Generator, role, prompt, vectors, rng=rng)
+        return self._apply(Generator(self.model), role, prompt, vectors, rng=rng)
 
     def embed(
         self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
     ) -> Float[Array, "B T D"]:
         """Return the input embeddings of prompts whose slots hold `vectors`."""
-        return self._apply(Generator, None, prompt, vectors, method="embed")
+        return self._apply(Generator(self.model), None, prompt, vectors, method="embed")
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Return float32 scores of hidden states, special rows included."""
@@ -273,7 +275,5 @@ class Network:
     def _apply(
         self, module: Any, role: str | None, *inputs: Any, rng: Any = None, **how: Any
     ) -> Any:
-        count = () if module is Generator else (self.num_memory,)
         rngs = None if rng is None else {"dropout": rng}
-        bound = module(self.model, *count)
-        return bound.apply(self.variables(role), *inputs, rngs=rngs, **how)
+        return module.apply(self.variables(role), *inputs, rngs=rngs, **how)

@@ -171,7 +171,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     size = len(array)
     means = [array[rng.integers(0, size, size)].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return {"mean": sum(values) / size, "low": float(low), "high": float(high)}
 
 

@@ -150,11 +150,12 @@ def describe(
 _CARD = """\
 # {name}: CLaRa adapters for {base}
 
-LoRA adapters of rank {rank} in bfloat16: {roles}.
+LoRA adapters of rank {clara.lora.rank} in bfloat16: {roles}.
 {reads}
 
-- Stage `{stage}`: {steps:,} steps, {tokens:,} tokens, loss {loss}; on {device}, with
-  {versions}.{cut}
+- Stage `{run[stage]}`: {run[steps]:,} steps, {run[tokens]:,} tokens, loss {loss}; on \
+{run[device][kind]}, with
+  clara_jax {run[versions][clara_jax]} and jax {run[versions][jax]}.{cut}
 {scores}
 ## Data
 
@@ -163,11 +164,13 @@ LoRA adapters of rank {rank} in bfloat16: {roles}.
 
 A model of this size knows little and errs often: read its answers beside the sources it
 names. What it was trained on is listed above; other languages and domains were not
-measured. Texts beyond {length} tokens are cut, or split by the commands.
+measured. Texts beyond {clara.memory.doc_max_length} tokens are cut, or split by the \
+commands.
 """
 
 _READS = """\
-A document of up to {length} tokens becomes {vectors} vectors ({rate}x).
+A document of up to {clara.memory.doc_max_length} tokens becomes \
+{clara.memory.num_memory} vectors ({clara.memory.compression_rate}x).
 
     clara = clara_jax.load("{name}")"""
 
@@ -195,7 +198,6 @@ def card(
     clara = model.clara
     assert clara is not None and model.adapters is not None
     cut, compresses = summary.get("cut"), "compressor" in model.adapters
-    versions = summary["versions"]
     rows = [
         f"- {source}: {about['licence']}"
         + (f" ({about['origin']})" if about.get("origin") else "")
@@ -205,17 +207,10 @@ def card(
     return text.format(
         name=name,
         base=base,
+        clara=clara,
         roles=", ".join(sorted(set(model.adapters) - {"memory"})),
-        rank=clara.lora.rank,
-        length=clara.memory.doc_max_length,
-        vectors=clara.memory.num_memory,
-        rate=clara.memory.compression_rate,
-        stage=summary["stage"],
-        steps=summary["steps"],
-        tokens=summary["tokens"],
+        run=summary,
         loss=f"{summary['final'].get('loss', float('nan')):.3f}",
-        device=summary["device"]["kind"],
-        versions=f"clara_jax {versions['clara_jax']} and jax {versions['jax']}",
         cut=f" Cut by its deadline, of {cut['of']:,} steps." if cut else "",
         scores=f"\n## Scores\n\n{scores}" if scores else "",
         data="\n".join(rows) + "\n" if rows else "Not recorded.\n",

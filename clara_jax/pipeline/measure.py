@@ -144,9 +144,9 @@ class Known:
     """Vectors of a corpus, made beforehand, and of other documents, each made once.
 
     Attributes:
-      corpus: passages that have been compressed beforehand.
+      corpus: the passages that have vectors.
       vectors: theirs ``[U, M, D]``.
-      whole: how many passages there are in all.
+      whole: how many passages there are, those without vectors included.
       places: passage to its place in the corpus.
     """
 

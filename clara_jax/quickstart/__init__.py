@@ -1,5 +1,5 @@
 """The quickstart's invented encyclopedia, its tiny base model, and its report."""
 
-from clara_jax.quickstart.outputs import BASE, Settings, prepare, report, write_base
+from clara_jax.quickstart.outputs import BASE, Settings, prepare, report
 
-__all__ = ["BASE", "Settings", "prepare", "report", "write_base"]
+__all__ = ["BASE", "Settings", "prepare", "report"]

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import random
 import shlex
-import shutil
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -25,16 +24,8 @@ import numpy as np
 from clara_jax.checkpoint import replace_folder
 from clara_jax.config import check_choices, parse, require
 from clara_jax.config.parsing import not_negative, positive
-from clara_jax.convert import (
-    ModelFolder,
-    hf_from_model_config,
-    load_config,
-    load_model,
-)
+from clara_jax.convert import ModelFolder, load_config, load_model, write_hf_folder
 from clara_jax.convert.model_folder import new_folder
-from clara_jax.convert.names import hf_tensors
-from clara_jax.convert.safetensors_files import write_shards
-from clara_jax.convert.tensors import outgoing
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, curves, evaluators
@@ -135,26 +126,6 @@ def random_base(seed: int) -> ModelFolder:
     return ModelFolder(config, params, tokenizer)
 
 
-def write_base(model: ModelFolder, folder: Path) -> None:
-    """Write a base with the shipped one's tokenizer files, in float32.
-
-    Raises:
-      ClaraError: transformers has no such architecture, or the disk is full.
-      OSError: likewise.
-    """
-    described = hf_from_model_config(model.config)
-    for token in ("bos", "eos", "pad"):
-        described[f"{token}_token_id"] = getattr(model.tokenizer, f"{token}_token_id")
-    tensors = {
-        tensor.name: outgoing(model.params, tensor, "float32")
-        for tensor in hf_tensors(model.config)
-    }
-    write_json(folder / "config.json", described)
-    write_shards(folder, tensors)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(BASE / name, folder / name)
-
-
 def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
     """Write ``workdir/data`` unless it is there already, and return its path.
 
@@ -176,7 +147,7 @@ def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
             with (made / name).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
         if chosen.records == "pretraining":
-            write_base(random_base(chosen.seed), made / "start")
+            write_hf_folder(made / "start", random_base(chosen.seed), dtype="float32")
         write_json(made / kept.name, wanted)
     return data
 
@@ -232,7 +203,7 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     if settings.get("records") == "pretraining":
         model = load_model(workdir / "lm")
         with new_folder(workdir / "base", move=False) as made:
-            write_base(model, made)
+            write_hf_folder(made, model, dtype="float32")
             replace_folder(made, workdir / "base")
         print(f"the base is in {workdir / 'base'}")
         return
