@@ -80,14 +80,9 @@ class Given:
 
 
 class Stored:
-    """Documents of a store, found by a searcher.
+    """Documents of a store, found by a searcher over it; no empty store.
 
-    Args:
-      store: made by the model that is going to ask.
-      searcher: over this store.
-
-    Raises:
-      ClaraError: the store is empty.
+    The model that is going to ask must have made it.
     """
 
     def __init__(self, store: Store, searcher: Searcher | HybridSearcher):
@@ -243,11 +238,7 @@ class Session:
         return slots
 
     def ask(self, question: str, tell: Callable[[str], object] | None = None) -> Answer:
-        """Answer one question.
-
-        Args:
-          question: a text.
-          tell: is given the answer in pieces, as it is decoded.
+        """Answer one question; `tell` is given the answer in pieces, as it is decoded.
 
         Raises:
           ClaraError: it is empty, or longer than the model reads.
@@ -311,12 +302,9 @@ def as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
 
 
 def as_json(answer: Answer, session: Session, explain: int = 0) -> str:
-    """Return all of it as one JSON object.
+    """Return an answer of a session as one JSON object.
 
-    Args:
-      answer: of `session`.
-      session: is asked again for what the reasoner is near to.
-      explain: how many tokens of that; 0 leaves it out.
+    With `explain`, it holds so many tokens nearest to each of the reasoner's vectors.
     """
     before = ("id", "title", "part", "parts", "source", "start", "stop")
     documents = [

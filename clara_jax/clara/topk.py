@@ -13,14 +13,9 @@ _TAKEN = 1e-8
 def cosine_scores(
     queries: Float[Array, "B W"], documents: Float[Array, "B C W"]
 ) -> Scores:
-    """Return the cosine of each question with its candidates, in float32.
+    """Return the cosine of flat vectors of questions and of their candidates, float32.
 
-    Args:
-      queries: flat question vectors, ``W = M * D``.
-      documents: flat document vectors.
-
-    Returns:
-      Scores in [-1, 1]; 0 where a vector is all zero.
+    ``W = M * D``. The cosine is 0 where a vector is all zero.
     """
     # Accelerators would otherwise round the factors to half precision.
     return jnp.einsum(

@@ -39,13 +39,9 @@ from clara_jax.text.bm25 import Bm25
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was said to one question.
+    """What was said to one `Question`, by its number.
 
     Attributes:
-      index: of the question.
-      question: see `Question`.
-      gold: likewise.
-      positives: likewise.
       answers: condition to answer.
       chosen: ranking to the candidates taken, best first: ``model``, ``bm25``.
     """
@@ -233,12 +229,8 @@ def other_documents(
 ) -> Sequence[str]:
     """Return the next row of documents, round the end, that shares none with this one.
 
-    There are no documents where the next thousand rows all share some.
-
-    Args:
-      rows: documents of every question.
-      index: of this one.
-      groups: of every question: the other one is of the same; empty for one group.
+    It is of the same group, if there are groups. Where the next thousand rows all share
+    some, there are no documents.
     """
     own = set(rows[index])
     for step in range(1, min(len(rows), 1000)):

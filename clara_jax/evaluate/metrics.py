@@ -78,11 +78,8 @@ def best_scores(
 
     Args:
       metric: out of `ANSWER_METRICS`.
-      predictions: one string per row.
-      answers: per row one gold answer, or several that are equally good.
-
-    Raises:
-      ValueError: if the two sequences differ in length.
+      predictions: see `score_answers`.
+      answers: likewise.
     """
     score = ANSWER_METRICS[metric]
     rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
@@ -158,14 +155,9 @@ def score_retrieval(
 def bootstrap(
     values: Sequence[float], seed: int = 0, draws: int = 1000
 ) -> dict[str, float]:
-    """Return a ``mean`` and its 95% interval, ``low`` to ``high``.
+    """Return the ``mean`` of rows' scores and its 95% interval, ``low`` to ``high``.
 
-    The ends are percentiles of means over resampled rows (Efron, 1979).
-
-    Args:
-      values: one score per row.
-      seed: of the draws.
-      draws: resamples.
+    The ends are percentiles of means over rows drawn anew `draws` times (Efron, 1979).
     """
     array = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
@@ -181,16 +173,13 @@ def recall_of(
     ks: Sequence[int],
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Return ``recall@k`` with its interval, over questions with known positives.
+    """Return ``recall@k`` as of `bootstrap`, over questions with known positives.
 
     Args:
       positives: right documents of each question.
       chosen: documents as ranked, best first.
       ks: cut-offs.
       seed: of the bootstrap.
-
-    Returns:
-      Values of `bootstrap`; empty where no question counts.
     """
     rows = [(set(g), list(c)) for g, c in zip(positives, chosen, strict=True) if g]
     return {

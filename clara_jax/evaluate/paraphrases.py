@@ -131,10 +131,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def entity_finder(name: str) -> FindEntities:
-    """Return a function from texts to the named entities of each, by a spaCy model.
-
-    Args:
-      name: of an installed model, or its folder.
+    """Return a finder of named entities: a spaCy model by name, or its folder.
 
     Raises:
       ClaraError: there is no such model, or it finds no entities.
@@ -167,12 +164,7 @@ def entity_finder(name: str) -> FindEntities:
 def entities_kept(
     predictions: Sequence[str], entities: Sequence[set[str]]
 ) -> list[float]:
-    """Return the share of each source's distinct entities that its paraphrase names.
-
-    Args:
-      predictions: one text per row.
-      entities: of the rows' sources; NaN stands for one without.
-    """
+    """Return the share of each source's entities that its paraphrase names, or NaN."""
     shares = []
     for text, names in zip(predictions, entities, strict=True):
         said = " ".join(text.casefold().split())

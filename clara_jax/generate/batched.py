@@ -140,9 +140,6 @@ def encode_rows(
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
       tell: called after each batch.
-
-    Returns:
-      ``[n, M, D]`` vectors in the rows' order.
     """
     shape = network.model.config
     size = (len(rows), network.num_memory, shape.width)
@@ -227,14 +224,8 @@ def text_pieces(
     """Yield text as tokens complete it.
 
     A token may end in the middle of a character, or change how the one before it is
-    spelled; a piece is held back until its text is final.
-
-    Args:
-      tokens: ids.
-      decode: ids to text.
-
-    Yields:
-      Pieces that join to the decoded whole, white space around it left out.
+    spelled; a piece is held back until its text is final. Pieces join to what `decode`
+    makes of the whole, white space around it left out.
     """
     ids: list[int] = []
     told = ""

@@ -115,9 +115,6 @@ def encode_prompts(
       cut: cut longer prompts on the right, as the original does, unless that would
         cut off a document.
 
-    Returns:
-      Token ids per prompt.
-
     Raises:
       ClaraError: a prompt above the limit.
     """

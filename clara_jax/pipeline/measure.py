@@ -182,12 +182,8 @@ def compress_corpus(
 ) -> Float[np.ndarray, "U M D"]:
     """Compress distinct passages, or as many of the first as there is time for.
 
-    Args:
-      clara: the model.
-      corpus: texts.
-      folder: keeps them in ``vectors/``, for a command that goes on.
-      seconds: that this may take; None for any time.
-      stop: called between batches; raises to end.
+    ``folder/vectors`` keeps them for a command that goes on; `seconds` and `stop` are
+    as of `answer_all`.
     """
     begin = time.monotonic()
 
