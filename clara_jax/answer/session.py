@@ -80,9 +80,9 @@ class Given:
 
 
 class Stored:
-    """Documents of a store, found by a searcher over it; no empty store.
+    """Documents of a store, at least one, found by a searcher over it.
 
-    The model that is going to ask must have made it.
+    The model that is going to ask must have made the store.
     """
 
     def __init__(self, store: Store, searcher: Searcher | HybridSearcher):
