@@ -12,17 +12,23 @@ meets a new length.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from clara_jax import commands
-from clara_jax.answer import Session, Stored, check_question
-from clara_jax.answer.session import as_json, as_text, as_tokens
+from clara_jax.answer.session import (
+    Session,
+    Stored,
+    as_json,
+    as_text,
+    as_tokens,
+    check_question,
+)
 from clara_jax.clara import vector_fingerprint
 from clara_jax.compress import find_model
 from clara_jax.convert import named_folder
@@ -40,27 +46,19 @@ _UNKNOWN = "that the model's tokenizer does not know"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's arguments."""
     parser = commands.Parser(
-        prog="python -m clara_jax.answer",
-        description="Ask a model about documents.",
+        "python -m clara_jax.answer", description="Ask a model about documents."
     )
     add = parser.add_argument
     add("questions", nargs="*", help="questions; - reads them from standard input")
-    add(
-        "--model",
-        help=f"{commands.MODEL}; default: that of the store",
-    )
-    add(
-        "--store",
-        help="folder of documents that python -m clara_jax.compress has compressed",
-    )
+    add("--model", help=f"{commands.MODEL}; default: that of the store")
+    add("--store", help="folder that python -m clara_jax.compress has made")
     add(
         "--search",
         choices=SEARCHES,
         default="auto",
-        help="how to search the store; auto: its ScaNN index where it has one, else "
-        "exact",
+        help="how to search the store; auto: by its ScaNN index, if any, else exact",
     )
     add(
         "--hybrid",
@@ -76,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     add("--max-new-tokens", type=int, default=64, help="longest answer")
     add("--temperature", type=float, default=0.0, help="0 takes the best token")
-    add(
-        "--top-p", type=float, default=1.0, help="share of the probability to draw from"
-    )
+    add("--top-p", type=float, default=1.0, help="share of probability to draw from")
     add("--seed", type=int, default=0, help="of the draws")
     add("--json", action="store_true", help="print one JSON object per question")
     add(
@@ -111,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its result is the exit status."""
+    """Run the command and return its exit status."""
     arguments = parser().parse_args(_spelled(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
@@ -134,15 +130,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if stream is None:
         stream = sys.stdout.isatty() and not arguments.json
     asked = [] if arguments.file is None else read_questions(arguments.file)
+    tell = functools.partial(print, end="", flush=True) if stream else None
     session = _stored(arguments) if arguments.store else _given(arguments)
     if not session.selects:
         _note("this model has no reasoner; all documents are read in the order given")
     failed = 0
-    for question, place in _progress(asked, _questions(arguments.questions)):
+    bar = tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
+    for question, place in itertools.chain(bar, _questions(arguments.questions)):
         try:
             if arguments.explain and not arguments.json:
                 print(as_tokens(session.explain(question, arguments.explain)))
-            answer = session.ask(question, _tell if stream else None)
+            answer = session.ask(question, tell)
         except ClaraError as error:
             if not place:
                 raise
@@ -161,12 +159,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _given(arguments: argparse.Namespace) -> Session:
-    """A session over documents that are compressed now."""
+    """Compress documents now."""
     if not arguments.model:
         raise ClaraError("no --model given; give a run's folder, or a --store")
     if arguments.hybrid or arguments.search != "auto":
         raise ClaraError("--search and --hybrid are ways to search a --store; give one")
-    documents = read_documents(_document_files(arguments))
+    files = arguments.documents
+    if not files:
+        default = named_folder(arguments.model) / DOCUMENTS
+        if not default.is_file():
+            raise ClaraError(
+                f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give "
+                "a file with --documents"
+            )
+        files = [default]
+    documents = read_documents(files)
     clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
     pieces = session.pieces - len(documents)
@@ -187,7 +194,7 @@ def _given(arguments: argparse.Namespace) -> Session:
 
 
 def _stored(arguments: argparse.Namespace) -> Session:
-    """A session over the documents of a store."""
+    """Open a store, and the model that made it."""
     if arguments.documents or arguments.whole:
         raise ClaraError("--store brings its own documents; leave --documents out")
     store = Store.open(arguments.store)
@@ -212,11 +219,7 @@ def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
         seed=arguments.seed,
     )
     options = commands.model_options(arguments)
-    clara = load(
-        model,
-        config,
-        **{**options, "base": arguments.base or base},
-    )
+    clara = load(model, config, **{**options, "base": arguments.base or base})
     if arguments.explain and "reasoner" not in clara.network.adapters:
         raise ClaraError("--explain: this model has no reasoner to look at")
     for question in arguments.questions:
@@ -225,32 +228,8 @@ def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
     return clara
 
 
-def _tell(piece: str) -> None:
-    print(piece, end="", flush=True)
-
-
-def _progress(
-    asked: Sequence[tuple[str, str]], more: Iterator[tuple[str, str]]
-) -> Iterator[tuple[str, str]]:
-    """Questions of a file, with a bar when they take long, then the others."""
-    yield from tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
-    yield from more
-
-
-def _document_files(arguments: argparse.Namespace) -> list[str | Path]:
-    if arguments.documents:
-        return list(arguments.documents)
-    default = named_folder(arguments.model) / DOCUMENTS
-    if not default.is_file():
-        raise ClaraError(
-            f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
-            "file with --documents"
-        )
-    return [default]
-
-
 def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Questions, each with the line of standard input that it came from, if any."""
+    """Yield questions, each with the line of standard input it came from, if any."""
     for question in given:
         if question != "-":
             yield question, ""

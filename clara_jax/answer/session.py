@@ -1,4 +1,8 @@
-"""A loaded model with compressed documents, to be asked any number of questions."""
+"""A loaded model with compressed documents, to be asked any number of questions.
+
+Documents are compressed now and kept in memory (`Given`), or lie in a store (`Stored`).
+Both number them, search, and give vectors and texts by number.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from clara_jax.answer.shelves import Given, Shelf, Stored
+import numpy as np
+from tqdm import tqdm
+
 from clara_jax.data import split_documents
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
-from clara_jax.generate import Clara
-from clara_jax.generate.explain import Spoken
+from clara_jax.generate import Clara, Spoken
+from clara_jax.generate.batched import AnyArray
+from clara_jax.search.hybrid import HybridSearcher
+from clara_jax.search.searcher import Searcher
+from clara_jax.search.store import Store
+from clara_jax.shapes import Float
+
+Found = tuple[list[int], tuple[float, ...]]
+"""Numbers of documents, best first, and their cosines with the question."""
 
 
 class Stopwatch:
@@ -30,6 +43,80 @@ class Stopwatch:
         yield
         passed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + passed
+
+
+class Given:
+    """Documents, at least one, compressed now and kept in memory."""
+
+    def __init__(self, clara: Clara, documents: Sequence[Document]):
+        self._documents = tuple(documents)
+        step = 8 * clara.config.batch_size
+        parts = []
+        with tqdm(desc="compress", total=len(documents), unit="doc", delay=2) as bar:
+            for begin in range(0, len(documents), step):
+                texts = [document.text for document in documents[begin : begin + step]]
+                parts.append(clara.compress(texts))
+                bar.update(len(texts))
+        self._vectors = np.concatenate(parts)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all documents, in order."""
+        return list(range(len(self._documents)))
+
+    def search(self, clara: Clara, question: str, top_k: int) -> Found:
+        """Compare the question with every document."""
+        query = clara.reason([question])
+        indices, cosines = clara.select(query, self._vectors, top_k)
+        chosen = indices[0].tolist()
+        return chosen, tuple(cosines[0, chosen].tolist())
+
+    def vectors(self, clara: Clara, chosen: Sequence[int]) -> Float[AnyArray, "J M D"]:
+        """Return the vectors of documents."""
+        return self._vectors[list(chosen)]
+
+    def documents(self, chosen: Sequence[int]) -> tuple[Document, ...]:
+        """Return documents by number."""
+        return tuple(self._documents[i] for i in chosen)
+
+
+class Stored:
+    """Documents of a store, at least one, found by a searcher over it.
+
+    The model that is going to ask must have made the store.
+    """
+
+    def __init__(self, store: Store, searcher: Searcher | HybridSearcher):
+        if not len(store):
+            raise ClaraError(f"{store.path}: holds no documents; compress some into it")
+        self._store, self._searcher = store, searcher
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all documents, in order."""
+        return np.flatnonzero(self._store.live).tolist()
+
+    def search(self, clara: Clara, question: str, top_k: int) -> Found:
+        """Search the store."""
+        query = clara.reason([question])
+        flat = np.asarray(query, np.float32).reshape(1, -1)
+        with clara.watch("search"):
+            if isinstance(self._searcher, HybridSearcher):
+                scores, rows = self._searcher(flat, top_k, [question])
+            else:
+                scores, rows = self._searcher(flat, top_k)
+        return rows[0].tolist(), tuple(scores[0].tolist())
+
+    def vectors(self, clara: Clara, chosen: Sequence[int]) -> Float[AnyArray, "J M D"]:
+        """Read the vectors of documents, in the model's compute type."""
+        with clara.watch("gather"):
+            found = self._store.vectors(np.asarray(chosen, np.int64))
+        return found.astype(clara.network.model.config.dtype)
+
+    def documents(self, chosen: Sequence[int]) -> tuple[Document, ...]:
+        """Read documents by number."""
+        return tuple(self._store.pieces(np.asarray(chosen, np.int64)))
 
 
 def check_question(clara: Clara, question: str) -> None:
@@ -58,7 +145,8 @@ class Answer:
     """An answer and where it comes from.
 
     Attributes:
-      question, answer: texts.
+      question: the text.
+      answer: the text.
       documents: what it was answered from, in the prompt's order.
       scores: their cosines with the question; None where nothing was selected.
       seconds: by part.
@@ -83,7 +171,8 @@ class Session:
         not, where the reasoner can choose among them.
 
     Attributes:
-      top_k: J. pieces: how many documents there are, long ones counted in pieces.
+      top_k: J.
+      pieces: how many documents there are, long ones counted in pieces.
       selects: whether the reasoner chooses. Without one, all documents are read in the
         order given, if they are no more than `top_k`.
       seconds: what compressing took.
@@ -102,9 +191,10 @@ class Session:
         *,
         split: bool = True,
     ):
+        self._clara = clara
         self.selects = _selects(clara)
+        limit = clara.memory.doc_max_length
         if not isinstance(documents, Stored) and split and self.selects:
-            limit = clara.memory.doc_max_length
             documents = split_documents(documents, clara.tokenizer, limit)
         self.pieces = count = len(documents)
         if not count:
@@ -121,20 +211,17 @@ class Session:
                 f"documents, or read all with --top-k {count}"
             )
         watch = Stopwatch()
-        self._clara = clara
-        self.cut_documents = 0
-        self._shelf: Shelf
+        self.seconds, self.cut_documents = watch.seconds, 0
+        self._shelf: Given | Stored
         if isinstance(documents, Stored):
             self._shelf = documents
         else:
-            limit = clara.memory.doc_max_length
             length = clara.tokenizer.document_length
             self.cut_documents = sum(length(d.text) > limit for d in documents)
             self._shelf = Given(dataclasses.replace(clara, watch=watch), documents)
-        self.seconds = watch.seconds
 
     def unknown(self, texts: Sequence[str]) -> int:
-        """How many of the texts hold words that the tokenizer has no token for."""
+        """Return how many texts hold words that the tokenizer has no token for."""
         base = self._clara.tokenizer.base
         missing = base.unk_token_id
         if missing is None:
@@ -145,17 +232,13 @@ class Session:
         )
 
     def explain(self, question: str, count: int = 10) -> list[list[Spoken]]:
-        """What the reasoner makes of a question; see `Clara.explain`."""
+        """Return what the reasoner makes of a question; see `Clara.explain`."""
         check_question(self._clara, question)
         (slots,) = self._clara.explain([question], count)
         return slots
 
     def ask(self, question: str, tell: Callable[[str], object] | None = None) -> Answer:
-        """Answer one question.
-
-        Args:
-          question: a text.
-          tell: is given the answer in pieces, as it is decoded.
+        """Answer one question; `tell` is given the answer in pieces, as it is decoded.
 
         Raises:
           ClaraError: it is empty, or longer than the model reads.
@@ -189,21 +272,25 @@ _SHOWN = 160
 
 
 def as_text(answer: Answer) -> str:
-    """Question, answer, documents with scores and beginnings, and times."""
+    """Return question, answer, documents with scores and beginnings, and times."""
     lines = [f"\nquestion: {answer.question}", f"answer:   {answer.answer}"]
     for i, document in enumerate(answer.documents):
         score = "" if answer.scores is None else f"{answer.scores[i]:7.4f}  "
         place = document.source
         if document.parts > 1:
             place = f"{place}, characters {document.start}-{document.stop}".lstrip(", ")
+        beginning = " ".join(document.text[: 4 * _SHOWN].split())
+        if len(beginning) > _SHOWN:
+            beginning = beginning[: _SHOWN - 3].rstrip() + "..."
         lines.append(f"  {i + 1}. {score}{document.label}  ({place})")
-        lines.append(f"     {_beginning(document.text)}")
-    times = [f"{name} {answer.seconds[name]:.2f} s" for name in _parts(answer)]
+        lines.append(f"     {beginning}")
+    seconds = answer.seconds
+    times = [f"{name} {seconds[name]:.2f} s" for name in PARTS if name in seconds]
     return "\n".join([*lines, "  " + ", ".join(times)])
 
 
 def as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
-    """The tokens nearest to each vector, with their shares of the probability."""
+    """Return the tokens nearest to each vector, with their probabilities."""
     lines = ["\nwhat the reasoner's vectors are near to:"]
     for i, slot in enumerate(slots):
         # A token of white space alone is shown as what it is.
@@ -215,22 +302,14 @@ def as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
 
 
 def as_json(answer: Answer, session: Session, explain: int = 0) -> str:
-    """All of it as one JSON object.
+    """Return an answer of a session as one JSON object.
 
-    Args:
-      answer: of `session`.
-      session: is asked again for what the reasoner is near to.
-      explain: how many tokens of that; 0 leaves it out.
+    With `explain`, it holds so many tokens nearest to each of the reasoner's vectors.
     """
+    before = ("id", "title", "part", "parts", "source", "start", "stop")
     documents = [
         {
-            "id": document.id,
-            "title": document.title,
-            "part": document.part,
-            "parts": document.parts,
-            "source": document.source,
-            "start": document.start,
-            "stop": document.stop,
+            **{name: getattr(document, name) for name in before},
             "score": None if answer.scores is None else answer.scores[i],
             "text": document.text,
             "metadata": document.metadata,
@@ -248,13 +327,3 @@ def as_json(answer: Answer, session: Session, explain: int = 0) -> str:
         slots = session.explain(answer.question, explain)
         values["reasoner"] = [[list(token) for token in slot] for slot in slots]
     return json.dumps(values, ensure_ascii=False)
-
-
-def _parts(answer: Answer) -> list[str]:
-    return [name for name in PARTS if name in answer.seconds]
-
-
-def _beginning(text: str) -> str:
-    """The first words of a text on one line."""
-    line = " ".join(text[: 4 * _SHOWN].split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 3].rstrip() + "..."

@@ -1,4 +1,4 @@
-"""CLaRa itself: memory slots, the three roles, soft top-k, losses and stages."""
+"""CLaRa itself: memory slots, the three roles, soft top-k and losses."""
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
 from clara_jax.clara.fingerprint import vector_fingerprint
@@ -14,13 +14,10 @@ from clara_jax.clara.losses import (
 from clara_jax.clara.network import (
     ROLES,
     Compressor,
-    Encoding,
     Generator,
     Network,
     Reasoner,
-    fill_slots,
     init_rows,
-    memory_slots,
     positions_in_rows,
 )
 from clara_jax.clara.topk import cosine_scores, soft_topk
@@ -31,7 +28,6 @@ __all__ = [
     "Batch",
     "CompressionLoss",
     "Compressor",
-    "Encoding",
     "EndToEndLoss",
     "Generator",
     "Loss",
@@ -42,9 +38,7 @@ __all__ = [
     "Tokens",
     "candidate_vectors",
     "cosine_scores",
-    "fill_slots",
     "init_rows",
-    "memory_slots",
     "positions_in_rows",
     "question_scores",
     "soft_topk",

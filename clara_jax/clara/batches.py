@@ -15,13 +15,13 @@ class Tokens:
     """Rows of token ids with padding.
 
     Attributes:
-      ids: ``[..., T]`` int32.
-      mask: ``[..., T]`` bool, True on real tokens, which must be one unbroken run.
+      ids: int32.
+      mask: True on real tokens, which must be one unbroken run.
       right_padded: static promise that every run starts at position 0. It lets
         attention work from causality alone, without a dense mask. False is always
         right, and slower.
-      positions: ``[..., T]`` positions to use instead of each token's place in its own
-        run (the original counts padding on the left; only parity tests need that).
+      positions: to use instead of each token's place in its own run (the original
+        counts padding on the left; only parity tests need that).
     """
 
     ids: Int[Array, "*rows T"]

@@ -30,7 +30,7 @@ _TURN = 0x9E3779B97F4A7C15
 
 
 def vector_fingerprint(network: Network) -> str:
-    """Digest of everything that a document's vectors depend on.
+    """Return a digest of everything that a document's vectors depend on.
 
     The compressor, memory rows and marks go in whole. Of every backbone array go in at
     most `SAMPLE` numbers, rounded to bfloat16, which tells models apart without reading
@@ -43,10 +43,6 @@ def vector_fingerprint(network: Network) -> str:
 
     Returns:
       32 hexadecimal digits.
-
-    Example::
-
-      vector_fingerprint(clara.network)
     """
     model, backbone, adapters = network.model, network.backbone, network.adapters
     shape = {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME}
@@ -85,22 +81,19 @@ def _add(digest: Any, name: str, shape: tuple[int, ...], numbers: np.ndarray) ->
 
 
 def _sample(leaf: Any) -> np.ndarray:
-    """Numbers of an array at places that depend on its shape alone."""
+    """Return numbers of an array at places that depend on its shape alone."""
     places = np.unravel_index(_places(leaf.size), leaf.shape)
     if isinstance(leaf, np.ndarray):
         found = leaf[places]
     else:
         found = to_host(_take(leaf, tuple(map(jnp.asarray, places))))
-    return found.astype(jnp.bfloat16) if _is_float(found) else found
-
-
-def _is_float(x: np.ndarray) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+    is_float = jnp.issubdtype(found.dtype, jnp.floating)
+    return found.astype(jnp.bfloat16) if is_float else found
 
 
 @functools.cache
 def _places(size: int) -> np.ndarray:
-    """At most `SAMPLE` places below `size`, spread by the golden ratio."""
+    """Return at most `SAMPLE` places below `size`, spread by the golden ratio."""
     if size <= SAMPLE:
         return np.arange(size)
     turns = ((i * _TURN) % 2**64 for i in range(1, SAMPLE + 1))

@@ -37,7 +37,7 @@ class Loss(Protocol):
     """What a training step minimises."""
 
     def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
-        """Sums and weights of the loss's terms, and its metrics."""
+        """Return sums and weights of the loss's terms, and its metrics."""
         ...
 
 
@@ -46,12 +46,12 @@ def answer_terms(
     hidden: Float[Array, "B T D"],
     labels: Int[Array, "B T"],
 ) -> Outcome:
-    """Cross-entropy of the labels, each predicted by the position before it.
+    """Return the cross-entropy of labels, each predicted by the position before it.
 
     Args:
       network: for the output head.
-      hidden: ``[B, T, D]`` last hidden states.
-      labels: ``[B, T]``, `IGNORE` where nothing is supervised.
+      hidden: last hidden states.
+      labels: `IGNORE` where nothing is supervised.
 
     Returns:
       The term ``answer`` (nats, weight: supervised tokens) and the metric
@@ -104,15 +104,12 @@ class CompressionLoss:
     Cross-entropy plus ``mse_weight`` times the mean squared difference between each
     document's mean memory state and its mean text state; gradients reach both means.
     Source: paper section 3.1.
-
-    Attributes:
-      mse_weight: coefficient of the MSE term.
     """
 
     mse_weight: float = 0.1
 
     def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
-        """Terms ``answer`` and ``mse``; see `Loss`."""
+        """Return the terms ``answer`` and ``mse``; see `Loss`."""
         prompt, labels, documents = batch.prompt, batch.labels, batch.documents
         assert prompt is not None and labels is not None and documents is not None
         keys = (None, None) if rng is None else tuple(jax.random.split(rng))
@@ -140,34 +137,22 @@ class EndToEndLoss:
     The compressor is frozen; candidates come as vectors or are compressed on the way.
     Gradients reach the reasoner through the differentiable top-k (paper section 3.3).
     Gold positions, when a batch has them, only feed the metric ``recall``.
-
-    Attributes:
-      selection: how many documents, and how they are chosen.
     """
 
     selection: SelectionConfig = SelectionConfig()
 
     def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
-        """The term ``answer``; see `Loss`."""
+        """Return the term ``answer``; see `Loss`."""
         prompt, labels = batch.prompt, batch.labels
         assert prompt is not None and labels is not None
         keys = (None, None) if rng is None else tuple(jax.random.split(rng))
         vectors = candidate_vectors(network, batch)
         scores = question_scores(network, batch, vectors, keys[0])
-        choice = self.selection
-        weights, indices = soft_topk(
-            scores,
-            choice.top_k,
-            choice.temperature,
-            choice.exclusion,
-            batch.candidate_mask,
-        )
-        selected = jnp.einsum(
-            "bjc,bcmd->bjmd",
-            weights.astype(vectors.dtype),
-            vectors,
-            precision="highest",
-        )
+        k, mask = self.selection.top_k, batch.candidate_mask
+        temperature, exclusion = self.selection.temperature, self.selection.exclusion
+        weights, indices = soft_topk(scores, k, temperature, exclusion, mask)
+        weights = weights.astype(vectors.dtype)
+        selected = jnp.einsum("bjc,bcmd->bjmd", weights, vectors, precision="highest")
         hidden = network.generate_hidden(prompt, selected, rng=keys[1])
         sums, totals, metrics = answer_terms(network, hidden, labels)
         if batch.positives is not None:
@@ -189,7 +174,7 @@ class RerankLoss:
     selection: SelectionConfig = SelectionConfig()
 
     def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
-        """The term ``rerank``; see `Loss`."""
+        """Return the term ``rerank``; see `Loss`."""
         positives = batch.positives
         assert positives is not None
         vectors = candidate_vectors(network, batch)
@@ -219,22 +204,15 @@ class TextLoss:
     role: str | None = "generator"
 
     def __call__(self, network: Network, batch: Batch, rng: Key | None) -> Outcome:
-        """The term ``answer`` over every labelled token; see `Loss`."""
+        """Return the term ``answer`` over every labelled token; see `Loss`."""
         prompt, labels = batch.prompt, batch.labels
         assert prompt is not None and labels is not None
         hidden = network.generate_hidden(prompt, None, role=self.role, rng=rng)
         return answer_terms(network, hidden, labels)
 
 
-def candidate_vectors(
-    network: Network,
-    batch: Batch,
-) -> Float[Array, "B C M D"]:
-    """The candidates' vectors: those of the batch, or compressed now; always frozen.
-
-    Returns:
-      ``[B, C, M, D]``, cut off from gradients.
-    """
+def candidate_vectors(network: Network, batch: Batch) -> Float[Array, "B C M D"]:
+    """Return the batch's vectors, or compress its candidates, without gradients."""
     if batch.vectors is not None:
         vectors = batch.vectors.astype(network.model.config.dtype)
     else:
@@ -251,7 +229,7 @@ def question_scores(
     vectors: Float[Array, "B C M D"],
     rng: Key | None = None,
 ) -> Scores:
-    """Cosine ``[B, C]`` of each question with its candidates."""
+    """Return the cosine of each question with its candidates."""
     assert batch.question is not None
     queries = network.reason(batch.question, rng=rng)
     return cosine_scores(queries, vectors.reshape(*vectors.shape[:2], -1))
@@ -272,7 +250,4 @@ def _recall(indices: Int[Array, "B J"], positives: Bool[Array, "B C"]) -> Metric
         hits = jnp.sum(found[:, :k], axis=-1)
         return jnp.sum(hits / jnp.maximum(gold, 1), dtype=jnp.float32)
 
-    metrics = {"recall@1": (at(1), rows)}
-    if indices.shape[1] > 1:
-        metrics[f"recall@{indices.shape[1]}"] = (at(indices.shape[1]), rows)
-    return metrics
+    return {f"recall@{k}": (at(k), rows) for k in sorted({1, indices.shape[1]})}

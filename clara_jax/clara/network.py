@@ -21,18 +21,10 @@ ROLES = ("compressor", "reasoner", "generator")
 def init_rows(
     table: Float[Array, "V D"], count: int, key: Key
 ) -> Float[Array, "{count} D"]:
-    """New rows for a table: draws with its rows' mean and standard deviation.
+    """Draw float32 rows for a table, with its rows' mean and standard deviation.
 
     The original draws from a full-covariance normal; a diagonal one needs no
     decomposition of a ``[D, D]`` matrix and starts memory tokens as well.
-
-    Args:
-      table: embedding or output rows of the text vocabulary.
-      count: how many rows.
-      key: random key.
-
-    Returns:
-      ``[count, D]`` float32.
     """
     wide = table.astype(jnp.float32)
     mean, std = jnp.mean(wide, axis=0), jnp.std(wide, axis=0)
@@ -41,7 +33,7 @@ def init_rows(
 
 
 def positions_in_rows(mask: Bool[Array, "*rows T"]) -> Int[Array, "*rows T"]:
-    """Position of every token in its own row, padding not counted.
+    """Return the position of every token in its own row, padding not counted.
 
     Padding takes its left neighbour's position, so a row's largest position is that of
     its last token.
@@ -51,7 +43,7 @@ def positions_in_rows(mask: Bool[Array, "*rows T"]) -> Int[Array, "*rows T"]:
 
 
 def memory_slots(mask: Bool[Array, "B T"], num_memory: int) -> Int[Array, "B M"]:
-    """Where each encoder row's memory tokens stand: its last M real positions.
+    """Return where each row's memory tokens stand: its last M real positions.
 
     Rows without any token (absent documents) point somewhere harmless.
     """
@@ -73,13 +65,10 @@ def fill_slots(
     vector ``(i // M, i % M)``. Memory tokens beyond ``J * M`` keep their own embedding.
 
     Args:
-      embeddings: input embeddings of the prompt.
-      prompt: its ids, ``[B, T]``.
+      embeddings: of the prompt.
+      prompt: its ids.
       vectors: J documents of M vectors for each row.
       text_vocab: the first memory token's id.
-
-    Returns:
-      Embeddings with the slots filled.
     """
     batch, documents, num_memory, width = vectors.shape
     is_memory = (prompt.ids >= text_vocab) & (prompt.ids < text_vocab + num_memory)
@@ -97,8 +86,8 @@ class Encoding(NamedTuple):
     """What the compressor makes of documents.
 
     Attributes:
-      memory: ``[B, M, D]`` last hidden states at the memory tokens: the document.
-      memory_mean: ``[B, D]`` float32 mean of the hidden states over memory tokens.
+      memory: last hidden states at the memory tokens: the document.
+      memory_mean: float32 mean of the hidden states over memory tokens.
       text_mean: the same over all other tokens, for the MSE term.
     """
 
@@ -164,7 +153,7 @@ class Generator(nn.Module):
     def __call__(
         self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
     ) -> Float[Array, "B T D"]:
-        """Last hidden states ``[B, T, D]``; `Transformer.logits` scores them."""
+        """Return last hidden states; `Transformer.logits` scores them."""
         return _hidden(self.transformer, self.embed(prompt, vectors), prompt)
 
 
@@ -229,29 +218,22 @@ class Network:
 
         Args:
           role: out of `ROLES`, or None for no adapter at all.
-
-        Returns:
-          A dict for ``model.apply``.
         """
         adapters = self.adapters
         variables = {"params": adapters.get("backbone", self.backbone["params"])}
         if "memory" in adapters:
             frozen, memory = self.backbone["rows"], adapters["memory"]
             marks = frozen["marks"].astype(memory.dtype)
-            variables["rows"] = {
-                **{name: rows for name, rows in frozen.items() if name == "head"},
-                "embedding": jnp.concatenate((memory, marks), axis=0),
-            }
+            rows = {"embedding": jnp.concatenate((memory, marks), axis=0)}
+            if "head" in frozen:
+                rows["head"] = frozen["head"]
+            variables["rows"] = rows
         if role is not None:
             variables["lora"] = adapters[role]
         return variables
 
     def compress(
-        self,
-        tokens: Tokens,
-        *,
-        role: str | None = "compressor",
-        rng: Key | None = None,
+        self, tokens: Tokens, *, role: str | None = "compressor", rng: Key | None = None
     ) -> Encoding:
         """Compress documents (paper section 3.1).
 
@@ -260,11 +242,13 @@ class Network:
           role: whose adapter reads.
           rng: key of the adapter's dropout; None switches it off.
         """
-        return self._apply(Compressor, role, tokens, rng=rng)
+        module = Compressor(self.model, self.num_memory)
+        return self._apply(module, role, tokens, rng=rng)
 
     def reason(self, tokens: Tokens, *, rng: Key | None = None) -> Float[Array, "B W"]:
         """Encode questions ``[B, S]`` in the documents' space, flat ``[B, M * D]``."""
-        return self._apply(Reasoner, "reasoner", tokens, rng=rng)
+        module = Reasoner(self.model, self.num_memory)
+        return self._apply(module, "reasoner", tokens, rng=rng)
 
     def generate_hidden(
         self,
@@ -275,13 +259,13 @@ class Network:
         rng: Key | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the last hidden states of prompts whose slots hold `vectors`."""
-        return self._apply(Generator, role, prompt, vectors, rng=rng)
+        return self._apply(Generator(self.model), role, prompt, vectors, rng=rng)
 
     def embed(
         self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
     ) -> Float[Array, "B T D"]:
         """Return the input embeddings of prompts whose slots hold `vectors`."""
-        return self._apply(Generator, None, prompt, vectors, method="embed")
+        return self._apply(Generator(self.model), None, prompt, vectors, method="embed")
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Return float32 scores of hidden states, special rows included."""
@@ -291,7 +275,5 @@ class Network:
     def _apply(
         self, module: Any, role: str | None, *inputs: Any, rng: Any = None, **how: Any
     ) -> Any:
-        count = () if module is Generator else (self.num_memory,)
         rngs = None if rng is None else {"dropout": rng}
-        bound = module(self.model, *count)
-        return bound.apply(self.variables(role), *inputs, rngs=rngs, **how)
+        return module.apply(self.variables(role), *inputs, rngs=rngs, **how)

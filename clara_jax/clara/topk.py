@@ -13,14 +13,9 @@ _TAKEN = 1e-8
 def cosine_scores(
     queries: Float[Array, "B W"], documents: Float[Array, "B C W"]
 ) -> Scores:
-    """Cosine of each question with its candidates, in float32.
+    """Return the cosine of flat vectors of questions and of their candidates, float32.
 
-    Args:
-      queries: flat question vectors, ``W = M * D``.
-      documents: flat document vectors.
-
-    Returns:
-      ``[B, C]`` scores in [-1, 1]; 0 where a vector is all zero.
+    ``W = M * D``. The cosine is 0 where a vector is all zero.
     """
     # Accelerators would otherwise round the factors to half precision.
     return jnp.einsum(
@@ -53,7 +48,7 @@ def soft_topk(
     * ``exact`` leaves them out altogether.
 
     Args:
-      scores: ``[B, C]``, higher is better.
+      scores: higher is better.
       k: J, documents to choose; at most C.
       temperature: divides the scores, 1e-6 at least.
       exclusion: ``reference`` or ``exact``.
@@ -61,7 +56,7 @@ def soft_topk(
       indices: take these choices instead of the best (their order matters for ties).
 
     Returns:
-      Weights ``[B, J, C]`` and the chosen indices ``[B, J]``, best first.
+      Weights and the chosen indices, best first.
 
     Raises:
       ValueError: k above C.

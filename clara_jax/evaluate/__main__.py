@@ -27,29 +27,31 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
 from clara_jax.evaluate.examine import (
     BASELINES,
+    Exam,
     Prediction,
     PredictionFile,
     conditions_of,
     examine,
-    need,
+    markdown,
+    scores_of,
 )
 from clara_jax.evaluate.paraphrases import (
     entity_finder,
+    need,
     paraphrase_all,
     paraphrase_markdown,
     paraphrase_scores,
     passages_of,
 )
-from clara_jax.evaluate.scores import markdown, scores_of
 from clara_jax.files import write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's arguments."""
     parser = commands.Parser(
-        prog="python -m clara_jax.evaluate",
+        "python -m clara_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,24 +67,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--limit", type=int, default=0, help="first so many questions; 0 takes all")
     add("--top-k", type=int, help="documents to answer from; default: as trained")
-    add(
-        "--baselines",
-        default=",".join(BASELINES),
-        help="comma-separated, out of %(default)s; empty for none",
-    )
+    listed = "comma-separated, out of %(default)s; empty for none"
+    add("--baselines", default=",".join(BASELINES), help=listed)
     commands.add_model_options(parser)
-    add(
-        "--paraphrase",
-        action="store_true",
-        help="paraphrase documents instead: ROUGE-L, and entities with --spacy-model",
-    )
+    what = "paraphrase documents instead: ROUGE-L, and entities with --spacy-model"
+    add("--paraphrase", action="store_true", help=what)
     add("--spacy-model", default="", help="name or folder, such as en_core_web_sm")
-    add(
-        "--max-new-tokens",
-        type=int,
-        default=0,
-        help="longest answer; default: 32, of paraphrases 256",
-    )
+    longest = "longest answer; default: 32, of paraphrases 256"
+    add("--max-new-tokens", type=int, default=0, help=longest)
     add("--batch-size", type=int, default=8, help="rows read together")
     add("--seed", type=int, default=0, help="of the bootstrap")
     add(
@@ -94,16 +86,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its result is the exit status."""
+    """Run the command and return its exit status."""
     arguments = parser().parse_args(argv)
     return commands.run(lambda: _run(arguments))
 
 
 class _Work(NamedTuple):
-    """What one task measures on how many of what, and how it is told."""
+    """What is measured: texts for a model, how, and what becomes of its predictions."""
 
     unit: str
-    count: int
+    texts: Sequence[Any]
+    clara: Clara
     settings: dict[str, Any]
     predict: Callable[[int], Iterator[list[Prediction]]]
     scores: Callable[[list[Prediction]], dict[str, Any]]
@@ -119,24 +112,31 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     work = _paraphrases(arguments) if arguments.paraphrase else _answers(arguments)
     out = Path(arguments.out or _default_out(arguments))
-    model = named_folder(arguments.model)
+    model, count = named_folder(arguments.model), len(work.texts)
+    content = hashlib.blake2b(repr(list(work.texts)).encode("utf-8"), digest_size=16)
     settings = {
         "model": os.path.realpath(model),
         "trained": _stamp(model),
         "data": [os.path.realpath(path) for path in arguments.data],
         "base": os.path.realpath(arguments.base) if arguments.base else "",
-        **_quantized(arguments),
         **work.settings,
+        f"{work.unit}s": count,
+        "max_new_tokens": work.clara.config.max_new_tokens,
+        "dtype": work.clara.network.model.config.dtype,
+        "content": content.hexdigest(),
     }
+    if arguments.quantize != "none":  # older files say nothing of whole weights
+        settings["quantize"] = arguments.quantize
     file = PredictionFile(out / "predictions.jsonl", settings)
-    del file.done[work.count :]
+    done = file.done
+    del done[count:]
     with tqdm(
-        desc=f"{work.unit}s", total=work.count, initial=len(file.done), unit=work.unit
+        desc=f"{work.unit}s", total=count, initial=len(done), unit=work.unit
     ) as bar:
-        for predictions in work.predict(len(file.done)):
+        for predictions in work.predict(len(done)):
             file.add(predictions)
             bar.update(len(predictions))
-    scores = work.scores(file.done)
+    scores = work.scores(done)
     names = ", ".join(Path(path).name for path in arguments.data)
     text = work.table(scores, f"{Path(arguments.model).name} on {names}")
     write_json(out / "scores.json", {"settings": settings, **scores})
@@ -145,34 +145,23 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _answers(arguments: argparse.Namespace) -> _Work:
-    baselines = [name for name in arguments.baselines.split(",") if name]
     records = open_records(arguments.data, arguments.format)
     questions = questions_of(records, arguments.limit)
     if not questions:
         raise ClaraError(f"{arguments.data[0]}: holds no questions")
     clara = _load(arguments, max_new_tokens=32)
+    baselines = [name for name in arguments.baselines.split(",") if name]
     conditions = conditions_of(clara, arguments.setting, baselines)
     top_k = clara.selection.top_k if arguments.top_k is None else arguments.top_k
     if arguments.setting == "normal":
         refuse_top_k(top_k, questions)
+    exam = Exam(arguments.setting, top_k, conditions)
     return _Work(
-        unit="question",
-        count=len(questions),
-        settings={
-            "setting": arguments.setting,
-            "top_k": top_k,
-            "conditions": conditions,
-            "questions": len(questions),
-            **_fixed(clara, questions),
-        },
-        predict=lambda start: examine(
-            clara,
-            questions,
-            setting=arguments.setting,
-            top_k=top_k,
-            conditions=conditions,
-            start=start,
-        ),
+        "question",
+        questions,
+        clara,
+        {"setting": exam.setting, "top_k": top_k, "conditions": conditions},
+        predict=lambda start: examine(clara, questions, exam, start),
         scores=lambda done: scores_of(done, top_k, arguments.seed),
         table=markdown,
     )
@@ -196,27 +185,14 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
             file=sys.stderr,
         )
     return _Work(
-        unit="passage",
-        count=len(passages),
-        settings={
-            "setting": "paraphrase",
-            "passages": len(passages),
-            **_fixed(clara, passages),
-        },
+        "passage",
+        passages,
+        clara,
+        {"setting": "paraphrase"},
         predict=lambda start: paraphrase_all(clara, passages, start),
         scores=lambda done: paraphrase_scores(done, find, arguments.seed),
         table=paraphrase_markdown,
     )
-
-
-def _fixed(clara: Clara, asked: Sequence[Any]) -> dict[str, Any]:
-    """What else every prediction depends on."""
-    digest = hashlib.blake2b(repr(list(asked)).encode("utf-8"), digest_size=16)
-    return {
-        "max_new_tokens": clara.config.max_new_tokens,
-        "dtype": clara.network.model.config.dtype,
-        "content": digest.hexdigest(),
-    }
 
 
 def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
@@ -229,14 +205,8 @@ def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
     return load(arguments.model, config, **commands.model_options(arguments))
 
 
-def _quantized(arguments: argparse.Namespace) -> dict[str, str]:
-    """Predictions of whole weights are told as before there were others."""
-    kind = arguments.quantize
-    return {} if kind == "none" else {"quantize": kind}
-
-
 def _stamp(model: Path) -> int:
-    """When the adapters were written: another training makes other predictions."""
+    """Return when the adapters were written: another training predicts otherwise."""
     peft = model.glob("*/adapter_model.safetensors")
     places = (model / "adapters", model / "adapters.pth", *peft)
     return max((p.stat().st_mtime_ns for p in places if p.exists()), default=0)

@@ -9,16 +9,15 @@ from typing import Any
 
 from clara_jax.files import write_error
 
+LOSSES = {
+    "eval/loss": "held out",
+    "eval/shuffled/loss": "held out, another document's vectors",
+}
 MEASURES = {
     "eval/gold/exact_match": "answers from the right document's vectors",
     "eval/selected/exact_match": "answers from the chosen document",
     "eval/recall@1": "Recall@1",
     "eval/recall@5": "Recall@5",
-}
-
-LOSSES = {
-    "eval/loss": "held out",
-    "eval/shuffled/loss": "held out, another document's vectors",
 }
 
 
@@ -42,27 +41,19 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
         2, len(stages), figsize=(4 * len(stages), 6), squeeze=False, sharex="col"
     )
     for column, stage in enumerate(stages):
-        lines = _lines(workdir / stage / "metrics.jsonl")
+        path = workdir / stage / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        values = [json.loads(line) for line in lines]
         above, below = axes[0][column], axes[1][column]
-        above.plot(*_series(lines, "loss"), color="tab:gray", label="training")
-        for name, label in LOSSES.items():
-            steps, values = _series(lines, name)
-            if steps:
-                above.plot(steps, values, marker="o", markersize=3, label=label)
-                above.legend(fontsize=7, loc="best")
+        above.plot(*_series(values, "loss"), color="tab:gray", label="training")
+        if _plot(above, values, LOSSES):
+            above.legend(fontsize=7, loc="best")
         above.set_title(stage)
         above.set_ylabel("loss" if column == 0 else "")
         above.set_ylim(bottom=0)
-        measured = False
-        for name, label in MEASURES.items():
-            steps, values = _series(lines, name)
-            if steps:
-                below.plot(steps, values, marker="o", markersize=3, label=label)
-                measured = True
-        if not measured:
-            below.plot(
-                *_series(lines, "token_accuracy"), label="right tokens in training"
-            )
+        if not _plot(below, values, MEASURES):
+            accuracy = _series(values, "token_accuracy")
+            below.plot(*accuracy, label="right tokens in training")
         below.set_ylabel("share" if column == 0 else "")
         below.set_ylim(0, 1.02)
         below.set_xlabel("steps")
@@ -79,12 +70,15 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
         pyplot.close(figure)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _plot(axes: Any, values: Sequence[dict[str, Any]], labels: dict[str, str]) -> bool:
+    """Plot the series that have values; return whether any has."""
+    found = {name: _series(values, name) for name in labels}
+    for name, (steps, numbers) in found.items():
+        if steps:
+            axes.plot(steps, numbers, marker="o", markersize=3, label=labels[name])
+    return any(steps for steps, _ in found.values())
 
 
-def _series(lines: Sequence[dict[str, Any]], name: str) -> tuple[list, list]:
-    pairs = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
-    return [step for step, _ in pairs], [value for _, value in pairs]
+def _series(values: Sequence[dict[str, Any]], name: str) -> tuple[list, list]:
+    found = [line for line in values if line.get(name) is not None]
+    return [line["step"] for line in found], [line[name] for line in found]

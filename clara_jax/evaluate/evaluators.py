@@ -2,8 +2,7 @@
 
 An evaluator's ``run(state)`` yields (name, value) pairs. It is built with everything
 that training does not change, the compiled programs included, and reads only
-``state.trainable`` from the state, so the same object serves every evaluation of a run
-and any other place where adapters are at hand.
+``state.trainable``, so the same object serves every evaluation of a run.
 """
 
 from __future__ import annotations
@@ -65,11 +64,8 @@ class HeldOutLoss:
         put: Callable[[Batch], Batch] = jax.device_put,
         shuffled: bool = False,
     ):
-        self._eval_step = jax.jit(eval_step)
-        self._change = shuffle_documents if shuffled else lambda batch: batch
-        self._prefix = "shuffled/" if shuffled else ""
-        self._network = network
-        self._batches, self._put = batches, put
+        self._eval_step, self._network = jax.jit(eval_step), network
+        self._batches, self._put, self._shuffled = batches, put, shuffled
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``loss``, ``loss/<term>`` and the loss's ``held_out/<metric>``.
@@ -78,7 +74,9 @@ class HeldOutLoss:
         does not depend on how rows fall into batches.
         """
         totals: dict[tuple[str, str], np.ndarray] = {}
-        for batch in map(self._change, self._batches()):
+        for batch in self._batches():
+            if self._shuffled:
+                batch = shuffle_documents(batch)
             sums, weights, metrics = self._eval_step(
                 dict(state.trainable), self._network, self._put(batch)
             )
@@ -92,9 +90,10 @@ class HeldOutLoss:
             if weight > 0
         }
         terms = [v for name, v in means.items() if name.startswith("loss/")]
+        prefix = "shuffled/" if self._shuffled else ""
         if terms:
-            yield f"{self._prefix}loss", sum(terms)
-        yield from ((f"{self._prefix}{name}", mean) for name, mean in means.items())
+            yield f"{prefix}loss", sum(terms)
+        yield from ((f"{prefix}{name}", mean) for name, mean in means.items())
 
 
 def shuffle_documents(batch: Batch) -> Batch:
@@ -131,19 +130,16 @@ class Question:
 
     @property
     def gold_documents(self) -> tuple[str, ...]:
-        """The documents that hold the answer; all where that is unknown."""
+        """Return the documents that hold the answer; all where that is unknown."""
         return tuple(self.documents[i] for i in self.positives) or self.documents
 
 
 def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
-    """Every question of the records, with its own answers.
+    """Return every question of the records, with its own answers, in their order.
 
     Args:
-      records: records of any kind; those without questions are passed over.
+      records: of any kind; those without questions are passed over.
       limit: stop after so many questions; 0 takes all.
-
-    Returns:
-      Questions in the records' order.
     """
     found: list[Question] = []
     for record in records:
@@ -155,98 +151,98 @@ def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
     return found
 
 
-class CompressedAnswers:
-    """Answers decoded from the vectors of the gold documents.
+@dataclasses.dataclass
+class _Asked:
+    """Held-out questions, and the model with the frozen adapters that is asked."""
 
-    Args:
-      clara: the model, with the frozen adapters.
-      questions: held out.
-    """
+    clara: Clara
+    questions: Sequence[Question]
+    _kept: tuple[Any, Any] | None = dataclasses.field(default=None, init=False)
 
-    def __init__(self, clara: Clara, questions: Sequence[Question]):
-        self._clara, self._questions = clara, list(questions)
-        self._vectors = _VectorCache()
+    @property
+    def texts(self) -> list[str]:
+        return [question.question for question in self.questions]
+
+    def gather(
+        self, clara: Clara, rows: Sequence[Sequence[str]], state: Trained
+    ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
+        """Compress documents; what is made by frozen adapters is kept between runs."""
+        if state.trainable.keys() & {"compressor", "memory", "backbone"}:
+            return clara.gather(rows)
+        if self._kept is None:
+            self._kept = clara.gather(rows)
+        return self._kept
+
+    def scores(self, prefix: str, answers: Sequence[str]) -> Iterator[Result]:
+        """Yield the scores of answers as ``prefix/name``."""
+        scores = score_answers(answers, [q.gold for q in self.questions])
+        yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
+
+
+@dataclasses.dataclass
+class CompressedAnswers(_Asked):
+    """Answers decoded from the vectors of the gold documents."""
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
-        clara = with_adapters(self._clara, state.trainable)
-        rows = [q.gold_documents for q in self._questions]
-        vectors, mask = self._vectors.gather(clara, rows, state.trainable)
-        answers = clara.answer_from_vectors(
-            [q.question for q in self._questions], vectors, mask
-        )
-        yield from answer_results("gold", answers, self._questions)
+        clara = with_adapters(self.clara, state.trainable)
+        rows = [question.gold_documents for question in self.questions]
+        vectors, mask = self.gather(clara, rows, state)
+        answers = clara.answer_from_vectors(self.texts, vectors, mask)
+        yield from self.scores("gold", answers)
 
 
-class SelectedAnswers:
+@dataclasses.dataclass
+class SelectedAnswers(_Asked):
     """What the reasoner chooses among the candidates, and the answers from that.
 
-    Args:
-      clara: the model, with the frozen adapters.
-      questions: held out.
-      top_k: J; by default the model's.
+    Attributes:
       ks: cut-offs of recall.
       decode: also answer from the chosen documents; costs most of the time.
     """
 
-    def __init__(
-        self,
-        clara: Clara,
-        questions: Sequence[Question],
-        top_k: int | None = None,
-        ks: Sequence[int] = (1, 5),
-        decode: bool = True,
-    ):
-        self._clara, self._questions = clara, list(questions)
-        self._top_k = clara.selection.top_k if top_k is None else top_k
-        refuse_top_k(self._top_k, self._questions)
-        self._ks, self._decode = tuple(ks), decode
-        self._vectors = _VectorCache()
+    ks: Sequence[int] = (1, 5)
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        refuse_top_k(self.clara.selection.top_k, self.questions)
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``recall@k`` for each k and ``selected/exact_match``, ``f1`` etc.
 
         Recall is measured on questions with known positives, and left out without any.
         """
-        clara = with_adapters(self._clara, state.trainable)
-        texts = [q.question for q in self._questions]
-        rows = [q.documents for q in self._questions]
-        vectors, mask = self._vectors.gather(clara, rows, state.trainable)
-        ranked, chosen = choose(clara, texts, vectors, mask, self._top_k)
-        positives = [q.positives for q in self._questions]
+        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        rows = [question.documents for question in self.questions]
+        vectors, mask = self.gather(clara, rows, state)
+        ranked, chosen = choose(clara, texts, vectors, mask, clara.selection.top_k)
+        positives = [question.positives for question in self.questions]
         if any(positives):
-            recall = score_retrieval(positives, ranked.tolist(), self._ks)
-            yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
-        if self._decode:
+            recall = score_retrieval(positives, ranked.tolist(), self.ks)
+            yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
+        if self.decode:
             best = ranked[:, : chosen.shape[1]]
             picked = vectors[np.arange(len(texts))[:, None], best]
             answers = clara.answer_from_vectors(texts, picked, chosen)
-            yield from answer_results("selected", answers, self._questions)
+            yield from self.scores("selected", answers)
 
 
-class TextAnswers:
+@dataclasses.dataclass
+class TextAnswers(_Asked):
     """Answers from the gold documents' full text: the baseline without compression.
 
-    Args:
-      clara: the model, with the frozen adapters.
-      questions: held out.
+    Attributes:
       role: ``generator``, or None for the plain backbone.
     """
 
-    def __init__(
-        self, clara: Clara, questions: Sequence[Question], role: str | None = None
-    ):
-        self._clara, self._questions, self._role = clara, list(questions), role
+    role: str | None = None
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
-        clara = with_adapters(self._clara, state.trainable)
-        answers = clara.answer_from_text(
-            [q.question for q in self._questions],
-            [q.gold_documents for q in self._questions],
-            self._role,
-        )
-        yield from answer_results("text", answers, self._questions)
+        clara = with_adapters(self.clara, state.trainable)
+        rows = [question.gold_documents for question in self.questions]
+        answers = clara.answer_from_text(self.texts, rows, self.role)
+        yield from self.scores("text", answers)
 
 
 def choose(
@@ -256,16 +252,10 @@ def choose(
     mask: Bool[np.ndarray, "B C"],
     top_k: int,
 ) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B J"]]:
-    """Rank every question's candidates, and say how many of the best it has.
+    """Rank every question's candidates, of which `mask` exist.
 
     Published files have questions with fewer candidates than the others: these are
     answered from all that they have.
-
-    Args:
-      clara: the model.
-      questions: texts.
-      vectors, mask: candidates, and which of them exist.
-      top_k: J, documents wanted.
 
     Returns:
       Candidates, best first; and which of the first J, or C if that is less, exist.
@@ -277,11 +267,7 @@ def choose(
 
 
 def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
-    """Refuse to choose more documents than any question has.
-
-    Raises:
-      ClaraError: `top_k` is below 1, or above every number of candidates.
-    """
+    """Refuse a `top_k` below 1, or above every question's number of candidates."""
     most = max((len(q.documents) for q in questions), default=0)
     if top_k < 1:
         raise ClaraError(f"top_k must be above 0, not {top_k}")
@@ -293,35 +279,8 @@ def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
 
 
 def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
-    """The same model with some adapters replaced."""
+    """Return the same model with some adapters replaced."""
     return dataclasses.replace(clara, network=clara.network.with_adapters(trainable))
-
-
-def answer_results(
-    prefix: str, answers: Sequence[str], questions: Sequence[Question]
-) -> Iterator[Result]:
-    """Scores of answers as ``prefix/name``."""
-    scores = score_answers(answers, [q.gold for q in questions])
-    yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
-
-
-class _VectorCache:
-    """Document vectors, kept between runs while what makes them is frozen."""
-
-    def __init__(self):
-        self._kept: tuple[Float[np.ndarray, "B C M D"], np.ndarray] | None = None
-
-    def gather(
-        self,
-        clara: Clara,
-        rows: Sequence[Sequence[str]],
-        trainable: Mapping[str, Params],
-    ) -> tuple[Float[np.ndarray, "B C M D"], np.ndarray]:
-        if trainable.keys() & {"compressor", "memory", "backbone"}:
-            return clara.gather(rows)
-        if self._kept is None:
-            self._kept = clara.gather(rows)
-        return self._kept
 
 
 Search = Callable[
@@ -334,80 +293,61 @@ _AT_ONCE = 256
 """Questions whose documents' vectors are in memory together."""
 
 
-class CorpusRetrieval:
+@dataclasses.dataclass
+class CorpusRetrieval(_Asked):
     """What the reasoner finds in a whole store, and the answers from the best of it.
 
     A question's right documents are known in the store by their text. Questions of
-    which one is not there, or not told, do not count for recall.
+    which one is not there, or not known, do not count for recall.
 
-    Args:
-      clara: the model, with the frozen adapters; its compressor made the store.
-      questions: held out.
-      store: the corpus.
+    Attributes:
+      store: the corpus, made by the model's compressor.
       search: over it.
       ks: cut-offs of recall; those above the number of documents are left out.
       decode: also answer from the best ``clara.selection.top_k``; costs most of the
         time.
     """
 
-    def __init__(
-        self,
-        clara: Clara,
-        questions: Sequence[Question],
-        store: Store,
-        search: Search,
-        ks: Sequence[int] = (1, 5),
-        decode: bool = True,
-    ):
-        self._clara, self._questions = clara, list(questions)
-        self._store, self._search, self._decode = store, search, decode
-        self._top_k = min(clara.selection.top_k, len(store))
-        self._ks = sorted({k for k in ks if k <= len(store)})
-        self._gold = [
-            self._rows([q.documents[i] for i in q.positives]) for q in self._questions
-        ]
+    store: Store
+    search: Search
+    ks: Sequence[int] = (1, 5)
+    decode: bool = True
 
-    @property
-    def left_out(self) -> int:
-        """Questions that do not count for recall."""
-        return sum(not gold for gold in self._gold)
+    def __post_init__(self) -> None:
+        self.ks = sorted({k for k in self.ks if k <= len(self.store)})
+        rows = [[q.documents[i] for i in q.positives] for q in self.questions]
+        found = [self.store.find(texts).tolist() for texts in rows]
+        self._gold = [[] if -1 in numbers else numbers for numbers in found]
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``corpus/recall@k`` for each k and ``corpus/exact_match``, ``f1`` etc.
 
         ``corpus/left_out`` is the number of questions that do not count for recall.
         """
-        clara = with_adapters(self._clara, state.trainable)
-        texts = [q.question for q in self._questions]
+        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        top_k = min(clara.selection.top_k, len(self.store))
         chosen: list[list[int]] = []
         answers: list[str] = []
         for start in range(0, len(texts), _AT_ONCE):
             asked = texts[start : start + _AT_ONCE]
-            found = self._find(clara, asked)
+            queries = clara.reason(asked).reshape(len(asked), -1).astype(np.float32)
+            found = self.search(queries, max([top_k, *self.ks]))[1]
             chosen += self._lowest(found).tolist()
-            if self._decode:
-                best = found[:, : self._top_k]
-                shape = (*best.shape, self._store.num_memory, self._store.width)
-                vectors = self._store.vectors(best.ravel()).reshape(shape)
+            if self.decode:
+                best = found[:, :top_k]
+                shape = (*best.shape, self.store.num_memory, self.store.width)
+                vectors = self.store.vectors(best.ravel()).reshape(shape)
                 answers += clara.answer_from_vectors(asked, vectors)
-        recall = score_retrieval(self._gold, chosen, self._ks)
-        if self.left_out < len(texts):
-            yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self._ks)
-        yield "corpus/left_out", float(self.left_out)
-        if self._decode:
-            yield from answer_results("corpus", answers, self._questions)
-
-    def _find(self, clara: Clara, texts: Sequence[str]) -> Int[np.ndarray, "B k"]:
-        queries = clara.reason(texts).reshape(len(texts), -1).astype(np.float32)
-        return self._search(queries, max([self._top_k, *self._ks]))[1]
-
-    def _rows(self, texts: Sequence[str]) -> list[int]:
-        """Rows of all these texts, or none at all."""
-        rows = self._store.find(texts).tolist()
-        return [] if -1 in rows else rows
+        recall = score_retrieval(self._gold, chosen, self.ks)
+        left_out = sum(not gold for gold in self._gold)
+        if left_out < len(texts):
+            yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
+        yield "corpus/left_out", float(left_out)
+        if self.decode:
+            yield from self.scores("corpus", answers)
 
     def _lowest(self, rows: Int[np.ndarray, "B k"]) -> Int[np.ndarray, "B k"]:
-        """Of each row the lowest one with its text: a corpus may have a text twice."""
+        """Replace rows by the lowest with their text: a corpus may have one twice."""
         distinct, places = np.unique(rows, return_inverse=True)
-        lowest = self._store.find(self._store.strings(distinct, "text"))
+        lowest = self.store.find(self.store.strings(distinct, "text"))
         return lowest[places.reshape(rows.shape)]

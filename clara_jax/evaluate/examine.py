@@ -1,14 +1,10 @@
-"""The same questions under several conditions, so that a score can be trusted.
+"""The same questions under several conditions, and the table of their scores.
 
-| condition | who answers | from what |
-|---|---|---|
-| model | generator | vectors of the chosen documents (oracle: of the gold ones) |
-| gold | generator | vectors of the gold documents |
-| none | generator | no documents |
-| shuffled | generator | gold vectors of the next question that shares none |
-| bm25 | generator | vectors of the documents that BM25 ranks first |
-| text | frozen backbone | full text of the documents that ``model`` reads |
-| closed_book | frozen backbone | no documents |
+The generator answers from vectors: of the documents that were chosen (``model``; an
+oracle: the right ones), of the right ones (``gold``), of none (``none``), of those of
+the next question that shares none (``shuffled``), and of what BM25 ranks first
+(``bm25``). The frozen backbone reads the documents of ``model`` as ``text``, or none
+(``closed_book``).
 
 What ``gold`` has above ``none`` and ``shuffled`` comes from the memory; what they have
 themselves comes from the weights, or from guessing.
@@ -17,7 +13,6 @@ themselves comes from the weights, or from guessing.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +23,14 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question, choose
-from clara_jax.files import write_error
+from clara_jax.evaluate.metrics import (
+    ANSWER_METRICS,
+    best_scores,
+    bootstrap,
+    score_answers,
+    score_retrieval,
+)
+from clara_jax.files import write_error, write_text
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import number_texts
 from clara_jax.shapes import Bool, Float
@@ -37,11 +39,9 @@ from clara_jax.text.bm25 import Bm25
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was said to one question.
+    """What was said to one `Question`, by its number.
 
     Attributes:
-      index: of the question.
-      question, gold, positives: see `Question`.
       answers: condition to answer.
       chosen: ranking to the candidates taken, best first: ``model``, ``bm25``.
     """
@@ -90,48 +90,36 @@ class PredictionFile:
         kept = [head]
         for line in lines[1:]:
             try:
-                self.done.append(_prediction(json.loads(line)))
+                values = json.loads(line)
+                lists = {name: tuple(values[name]) for name in ("gold", "positives")}
+                self.done.append(Prediction(**{**values, **lists}))
             except (ValueError, KeyError, TypeError):
                 break
             kept.append(line)
         whole = "\n".join(kept) + "\n"
-        if whole == before:
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_text(whole, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise write_error(path, error) from error
+        if whole != before:
+            write_text(path, whole)
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Append predictions and flush them."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 for prediction in predictions:
-                    text = json.dumps(
-                        dataclasses.asdict(prediction), ensure_ascii=False
-                    )
-                    file.write(text + "\n")
+                    values = dataclasses.asdict(prediction)
+                    file.write(json.dumps(values, ensure_ascii=False) + "\n")
         except OSError as error:
             raise write_error(self.path, error) from error
         self.done.extend(predictions)
 
 
 def _changed(before: str, now: str) -> str:
-    """Names of the settings in which two heads differ."""
+    """Return the names of the settings in which two heads differ."""
     try:
         old, new = (json.loads(head)["settings"] for head in (before, now))
         names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
     except (ValueError, KeyError, TypeError):
         names = []
     return ", ".join(names) or "everything"
-
-
-def _prediction(values: dict[str, Any]) -> Prediction:
-    lists = {name: tuple(values[name]) for name in ("gold", "positives")}
-    return Prediction(**{**values, **lists})
 
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
@@ -159,28 +147,34 @@ class Reader:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extras:
-    """What an examination may have besides.
+class Exam:
+    """How questions are put.
 
     Attributes:
-      readers: further conditions by name; in ``conditions`` they are named too.
+      setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
+      top_k: J, documents chosen; all of a question that has fewer.
+      conditions: of `conditions_of`, and those of `readers`.
+      readers: further conditions by name.
       rankers: models whose reasoners rank the candidates too, by the ranking's name.
       ranked: candidates of a ranking that are kept, if more than top_k.
       compress: documents to vectors, where these are at hand.
       groups: of each question; ``shuffled`` exchanges documents within a group only.
     """
 
+    setting: Setting
+    top_k: int
+    conditions: Sequence[str]
     readers: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
     rankers: Mapping[str, Clara] = dataclasses.field(default_factory=dict)
     ranked: int = 0
     compress: Callable[[Sequence[str]], Float[np.ndarray, "n M D"]] | None = None
-    groups: tuple[str, ...] = ()
+    groups: Sequence[str] = ()
 
 
 def conditions_of(
     clara: Clara, setting: Setting, baselines: Sequence[str]
 ) -> list[str]:
-    """Conditions that apply: ``gold`` is ``model`` itself in the oracle setting.
+    """Return the conditions that apply: an oracle's ``gold`` is ``model`` itself.
 
     Raises:
       ClaraError: an unknown baseline, or documents to choose without a reasoner.
@@ -200,25 +194,9 @@ def conditions_of(
 
 
 def examine(
-    clara: Clara,
-    questions: Sequence[Question],
-    *,
-    setting: Setting,
-    top_k: int,
-    conditions: Sequence[str],
-    start: int = 0,
-    extras: Extras | None = None,
+    clara: Clara, questions: Sequence[Question], exam: Exam, start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Answer every question under every condition.
-
-    Args:
-      clara: the model.
-      questions: with candidates, and their positives where known.
-      setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
-      top_k: J, documents chosen; all of a question that has fewer.
-      conditions: of `conditions_of`, and those of `extras`.
-      start: questions done before.
-      extras: further readers and rankings.
+    """Answer every question under every condition; `start` of them are done before.
 
     Yields:
       Predictions, some questions at a time.
@@ -227,22 +205,19 @@ def examine(
       ClaraError: a question cannot be read.
     """
     step = max(CHUNK, clara.config.batch_size)
-    extras = extras or Extras()
     gold = [question.gold_documents for question in questions]
     for begin in range(start, len(questions), step):
         numbers = range(begin, min(begin + step, len(questions)))
         chunk = [questions[i] for i in numbers]
-        others = [other_documents(gold, i, extras.groups) for i in numbers]
-        answers, chosen = _chunk(
-            clara, chunk, others, setting, top_k, conditions, extras
-        )
+        others = [other_documents(gold, i, exam.groups) for i in numbers]
+        answers, chosen = _chunk(clara, chunk, others, exam)
         yield [
             Prediction(
                 index=i,
                 question=question.question,
                 gold=question.gold,
                 positives=question.positives,
-                answers={name: answers[name][row] for name in conditions},
+                answers={name: answers[name][row] for name in exam.conditions},
                 chosen={name: chosen[name][row] for name in chosen},
             )
             for row, (i, question) in enumerate(zip(numbers, chunk, strict=True))
@@ -252,15 +227,10 @@ def examine(
 def other_documents(
     rows: Sequence[Sequence[str]], index: int, groups: Sequence[str] = ()
 ) -> Sequence[str]:
-    """The documents of the next row, round the end, that shares none with this one.
+    """Return the next row of documents, round the end, that shares none with this one.
 
-    Args:
-      rows: documents of every question.
-      index: of this one.
-      groups: of every question: the other one is of the same; empty for one group.
-
-    Returns:
-      Another row; no documents where the next thousand all share some.
+    It is of the same group, if there are groups. Where the next thousand rows all share
+    some, there are no documents.
     """
     own = set(rows[index])
     for step in range(1, min(len(rows), 1000)):
@@ -272,53 +242,46 @@ def other_documents(
 
 
 def _chunk(
-    clara: Clara,
-    chunk: Sequence[Question],
-    other: Sequence[Sequence[str]],
-    setting: Setting,
-    top_k: int,
-    conditions: Sequence[str],
-    extras: Extras,
+    clara: Clara, chunk: Sequence[Question], other: Sequence[Sequence[str]], exam: Exam
 ) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
+    """Return answers by condition and choices by ranking; `other`: shuffled gold."""
     asked = [question.question for question in chunk]
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]
     chosen: dict[str, list[list[int]]] = {}
-    most = max(top_k, extras.ranked)
+    most = max(exam.top_k, exam.ranked)
     readers = {
         "text": Reader(clara),
         "closed_book": Reader(clara, reads="none"),
-        **extras.readers,
+        **exam.readers,
     }
-    if "bm25" in {*conditions, *(r.reads for r in extras.readers.values())}:
-        chosen["bm25"] = [
-            bm25_ranking(question.question, question.documents)[:most]
-            for question in chunk
-        ]
     read: dict[str, Sequence[Sequence[str]]] = {
         "gold": gold,
         "model": gold,
         "none": [()] * len(chunk),
         "shuffled": other,
     }
-
-    if "bm25" in chosen:
-        read["bm25"] = _picked(candidates, chosen["bm25"], top_k)
-    offered = candidates if setting == "normal" else read.get("bm25", ())
+    if "bm25" in {*exam.conditions, *(r.reads for r in exam.readers.values())}:
+        chosen["bm25"] = [
+            Bm25(question.documents).ranking(question.question)[:most].tolist()
+            for question in chunk
+        ]
+        read["bm25"] = _picked(candidates, chosen["bm25"], exam.top_k)
+    offered = candidates if exam.setting == "normal" else read.get("bm25", ())
     texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
-    compress = extras.compress or clara.compress
+    compress = exam.compress or clara.compress
     known = dict(zip(texts, compress(texts), strict=True))
-    if setting == "normal":
+    if exam.setting == "normal":
         vectors, mask = _stacked(candidates, known)
-        for name, ranker in {"model": clara, **extras.rankers}.items():
+        for name, ranker in {"model": clara, **exam.rankers}.items():
             ranked, best = choose(ranker, asked, vectors, mask, most)
             chosen[name] = [
                 row[:count].tolist()
                 for row, count in zip(ranked, best.sum(axis=1), strict=True)
             ]
-        read["model"] = _picked(candidates, chosen["model"], top_k)
+        read["model"] = _picked(candidates, chosen["model"], exam.top_k)
     answers: dict[str, list[str]] = {}
-    for name in conditions:
+    for name in exam.conditions:
         if name in readers:
             reader = readers[name]
             texts = read[reader.reads]
@@ -342,7 +305,7 @@ def _picked(
 def _stacked(
     rows: Sequence[Sequence[str]], known: Mapping[str, Float[np.ndarray, "M D"]]
 ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
-    """Vectors of ragged rows of documents, and which places hold one."""
+    """Stack the vectors of ragged rows of documents; also which places hold one."""
     distinct, places, mask = number_texts(rows)
     example = next(iter(known.values()))
     if not distinct:
@@ -350,16 +313,96 @@ def _stacked(
     return np.stack([known[text] for text in distinct])[places], mask
 
 
-def bm25_ranking(question: str, documents: Sequence[str]) -> list[int]:
-    """Candidates by BM25 (see `clara_jax.text.bm25`), best first."""
-    return Bm25(documents).ranking(question).tolist()
+LABELS = {
+    "model": "the model",
+    "gold": "gold documents' vectors",
+    "none": "no documents",
+    "shuffled": "another question's vectors",
+    "bm25": "BM25 chooses",
+    "text": "frozen backbone, full text",
+    "closed_book": "frozen backbone, closed book",
+}
+SHOWN = {"exact_match": "EM", "f1": "F1", "cover_em": "cover-EM"}
 
 
-def need(module: str, package: str = "") -> Any:
-    """Import a library of the extra ``eval``; `package`: its name where it differs."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ClaraError(
-            f"this needs the package {package or module}: pip install 'clara_jax[eval]'"
-        ) from error
+def scores_of(
+    predictions: Sequence[Prediction], top_k: int, seed: int = 0
+) -> dict[str, Any]:
+    """Score every condition, and every ranking, cut at J and those of 1, 3, 5 below.
+
+    Returns:
+      ``answers``: condition to metric to ``mean``, ``low``, ``high``; ``retrieval``:
+      ranking to ``recall@k`` and ``precision@k`` of the questions with known positives;
+      ``memory``: what gold vectors add to none and to shuffled ones.
+    """
+    answers: dict[str, Any] = {}
+    golds = [p.gold for p in predictions]
+    for condition in predictions[0].answers:
+        said = [p.answers[condition] for p in predictions]
+        length = score_answers(said, golds)["output_length"]
+        answers[condition] = {"output_length": {"mean": length}} | {
+            name: bootstrap(best_scores(name, said, golds), seed)
+            for name in ANSWER_METRICS
+        }
+    positives = [p.positives for p in predictions]
+    ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
+    retrieval = {
+        name: score_retrieval(positives, [p.chosen[name] for p in predictions], ks)
+        for name in (predictions[0].chosen if any(positives) else ())
+    }
+    gold = answers.get("gold", answers["model"])
+    memory = {
+        f"{name} over {other}": gold[name]["mean"] - answers[other][name]["mean"]
+        for other in ("none", "shuffled")
+        for name in SHOWN
+    }
+    return {
+        "questions": len(predictions),
+        "answers": answers,
+        "retrieval": retrieval,
+        "memory": memory,
+    }
+
+
+def markdown(scores: Mapping[str, Any], title: str) -> str:
+    """Return what `scores_of` gives as Markdown, means with their 95% intervals."""
+    answers = [
+        [LABELS[condition], *(values[name] for name in SHOWN)]
+        for condition, values in scores["answers"].items()
+    ]
+    added = [
+        [
+            f"gold vectors over: {LABELS[other]}",
+            *(f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN),
+        ]
+        for other in ("none", "shuffled")
+    ]
+    lines = [
+        f"# {title}",
+        "",
+        f"{scores['questions']} questions; 95% intervals by bootstrap over questions.",
+        *markdown_table(["answers", *SHOWN.values()], answers),
+        *markdown_table(["what the memory adds", *SHOWN.values()], added),
+    ]
+    if scores["retrieval"]:
+        columns = list(next(iter(scores["retrieval"].values())))
+        ranked = [
+            [LABELS[ranking], *(f"{values[c]:.3f}" for c in columns)]
+            for ranking, values in scores["retrieval"].items()
+        ]
+        lines += markdown_table(["ranking", *columns], ranked)
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str | Mapping[str, float]]]
+) -> list[str]:
+    """Return the lines of a table, an empty one first; values of `bootstrap` whole."""
+    lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+    return ["", *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _cell(value: str | Mapping[str, float]) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

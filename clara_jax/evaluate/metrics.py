@@ -13,6 +13,8 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _BOOLEANS = {"True": "yes", "False": "no"}
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -25,34 +27,21 @@ def normalize_answer(text: str) -> str:
     In this order: ``True``/``False`` become ``yes``/``no``; lower case; ASCII
     punctuation is deleted (not replaced by spaces; Unicode quotes and dashes stay); the
     words a, an, the go; white space collapses.
-
-    Args:
-      text: a predicted or gold answer.
-
-    Returns:
-      The normalised string, possibly empty.
     """
     text = _BOOLEANS.get(text, text).lower().translate(_DELETE_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if both strings normalise to the same string, else 0.0."""
+    """Return 1.0 if both strings normalise to the same string, else 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of token precision and recall, counting repeated tokens.
+    """Return the harmonic mean of token precision and recall; repeated tokens count.
 
     Where either side is yes, no or noanswer and they differ, the score is 0: half a
     verdict is no verdict. Two empty strings score 0 as well.
-
-    Args:
-      prediction: what the model said.
-      answer: one gold answer.
-
-    Returns:
-      A number in [0, 1].
     """
     found, gold = normalize_answer(prediction), normalize_answer(answer)
     if found != gold and (found in _VERDICTS or gold in _VERDICTS):
@@ -67,16 +56,9 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def cover_exact_match(prediction: str, answer: str) -> float:
-    """1.0 if every token of the answer is among the prediction's tokens, else 0.0.
+    """Return 1.0 if the prediction holds every token of the answer, else 0.0.
 
     Neither order nor multiplicity counts, and an empty answer is always covered.
-
-    Args:
-      prediction: what the model said.
-      answer: one gold answer.
-
-    Returns:
-      1.0 or 0.0.
     """
     found = set(normalize_answer(prediction).split())
     return float(found.issuperset(normalize_answer(answer).split()))
@@ -89,10 +71,28 @@ ANSWER_METRICS: Mapping[str, Callable[[str, str], float]] = {
 }
 
 
+def best_scores(
+    metric: str, predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
+) -> list[float]:
+    """Score each prediction by its best gold answer; 0 where there is none.
+
+    Args:
+      metric: out of `ANSWER_METRICS`.
+      predictions: see `score_answers`.
+      answers: likewise.
+    """
+    score = ANSWER_METRICS[metric]
+    rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
+    return [
+        max((score(prediction, answer) for answer in gold), default=0.0)
+        for prediction, gold in zip(predictions, rows, strict=True)
+    ]
+
+
 def score_answers(
     predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
 ) -> dict[str, float]:
-    """Mean of every answer metric; the best gold answer of each row counts.
+    """Return the mean of every answer metric, each row by its best gold answer.
 
     Args:
       predictions: one string per row.
@@ -105,16 +105,13 @@ def score_answers(
     Raises:
       ValueError: if the two sequences differ in length.
     """
-    rows = list(zip(predictions, map(_as_list, answers), strict=True))
-    if not rows:
+    count = len(predictions)
+    each = {name: best_scores(name, predictions, answers) for name in ANSWER_METRICS}
+    if not count:
         return {}
-    scores = {
-        name: sum(max((metric(p, a) for a in gold), default=0.0) for p, gold in rows)
-        / len(rows)
-        for name, metric in ANSWER_METRICS.items()
-    }
-    words = sum(len(prediction.split()) for prediction, _ in rows)
-    return {**scores, "output_length": words / len(rows)}
+    words = sum(len(prediction.split()) for prediction in predictions)
+    scores = {name: sum(values) / count for name, values in each.items()}
+    return {**scores, "output_length": words / count}
 
 
 def score_retrieval(
@@ -124,7 +121,7 @@ def score_retrieval(
     *,
     rows_without_gold: Literal["skip", "zero"] = "skip",
 ) -> dict[str, float]:
-    """Recall and precision of the first k chosen documents.
+    """Return recall and precision of the first k chosen documents.
 
     Recall divides by the number of distinct gold documents, precision by k even where
     fewer than k were chosen.
@@ -155,5 +152,37 @@ def score_retrieval(
     return scores
 
 
-def _as_list(answers: str | Sequence[str]) -> Sequence[str]:
-    return [answers] if isinstance(answers, str) else answers
+def bootstrap(
+    values: Sequence[float], seed: int = 0, draws: int = 1000
+) -> dict[str, float]:
+    """Return the ``mean`` of rows' scores and its 95% interval, ``low`` to ``high``.
+
+    The ends are percentiles of means over rows drawn anew `draws` times (Efron, 1979).
+    """
+    array = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    size = len(array)
+    means = [array[rng.integers(0, size, size)].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    return {"mean": sum(values) / size, "low": float(low), "high": float(high)}
+
+
+def recall_of(
+    positives: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    ks: Sequence[int],
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Return ``recall@k`` as of `bootstrap`, over questions with known positives.
+
+    Args:
+      positives: right documents of each question.
+      chosen: documents as ranked, best first.
+      ks: cut-offs.
+      seed: of the bootstrap.
+    """
+    rows = [(set(g), list(c)) for g, c in zip(positives, chosen, strict=True) if g]
+    return {
+        f"recall@{k}": bootstrap([len(g & set(c[:k])) / len(g) for g, c in rows], seed)
+        for k in (ks if rows else ())
+    }

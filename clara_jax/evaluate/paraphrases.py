@@ -1,31 +1,33 @@
 """How much of a document its vectors keep: the paraphrase held against the document.
 
-| condition | who writes | from what |
-|---|---|---|
-| model | generator | the document's own vectors |
-| none | generator | no document |
-| shuffled | generator | vectors of the next passage that shares no document |
-
-What ``model`` has above the other two was in the vectors (paper section 4.5).
+The generator writes from the document's own vectors (condition ``model``), from no
+document (``none``), and from the vectors of the next passage that shares no document
+(``shuffled``). What ``model`` has above the other two was in the vectors (paper section
+4.5).
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.data.records import Record, RecordSource
+from clara_jax.data.records import RecordSource
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.examine import CHUNK, Prediction, need, other_documents
-from clara_jax.evaluate.scores import bootstrap, markdown_table
+from clara_jax.evaluate.examine import (
+    CHUNK,
+    Prediction,
+    markdown_table,
+    other_documents,
+)
+from clara_jax.evaluate.metrics import bootstrap
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
 from clara_jax.generate.requests import draw_instructions
 
-CONDITIONS = ("model", "none", "shuffled")
 _LABELS = {
     "model": "the model",
     "none": "no document",
@@ -50,45 +52,34 @@ class Passage(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All that the vectors were made of."""
+        """Return all that the vectors were made of."""
         return "\n\n".join(self.documents)
 
 
 def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
-    """What records hold to paraphrase.
+    """Return what records hold to paraphrase, each passage once, in the order met.
 
     Args:
       records: of kind ``paraphrase``, whose text to give back counts; of any other,
         each distinct document counts for itself.
       limit: first so many; 0 takes all.
-
-    Returns:
-      Distinct passages in the order met.
     """
     found: dict[Passage, None] = {}
     for i in range(len(records)):
-        found.update(dict.fromkeys(_passages(records[i])))
+        record = records[i]
+        if record.kind == "paraphrase":
+            found[Passage(record.documents, record.answers[0])] = None
+        else:
+            found.update((Passage((text,), text), None) for text in record.documents)
         if limit and len(found) >= limit:
             break
-    passages = list(found)
-    return passages[:limit] if limit else passages
-
-
-def _passages(record: Record) -> list[Passage]:
-    if record.kind == "paraphrase":
-        return [Passage(record.documents, record.answers[0])]
-    return [Passage((text,), text) for text in record.documents]
+    return list(found)[: limit or None]
 
 
 def paraphrase_all(
     clara: Clara, passages: Sequence[Passage], start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Paraphrase every passage under every condition.
-
-    Args:
-      clara: the model.
-      passages: of `passages_of`.
-      start: passages done before.
+    """Paraphrase every passage under every condition; `start` of them are done before.
 
     Yields:
       Predictions, some passages at a time; their question is the passage, their gold
@@ -106,7 +97,7 @@ def paraphrase_all(
         }
         said = {
             name: clara.paraphrase(read[name], [instructions[i] for i in numbers])
-            for name in CONDITIONS
+            for name in read
         }
         yield [
             Prediction(
@@ -114,7 +105,7 @@ def paraphrase_all(
                 question=passages[i].text,
                 gold=(passages[i].reference,),
                 positives=(),
-                answers={name: said[name][row] for name in CONDITIONS},
+                answers={name: said[name][row] for name in read},
                 chosen={},
             )
             for row, i in enumerate(numbers)
@@ -122,16 +113,10 @@ def paraphrase_all(
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F-measure of the longest common subsequence of words (Lin, 2004).
+    """Return each row's F-measure of the longest common subsequence (Lin, 2004).
 
     By the library rouge-score, with its Porter stemmer, as the published figures are.
     It knows words of Latin letters and digits only: texts in other scripts score 0.
-
-    Args:
-      predictions, references: one text each per row.
-
-    Returns:
-      Numbers in [0, 1].
 
     Raises:
       ClaraError: the library is missing.
@@ -146,13 +131,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def entity_finder(name: str) -> FindEntities:
-    """Named entities by a spaCy model.
-
-    Args:
-      name: of an installed model, or its folder.
-
-    Returns:
-      A function from texts to the entities of each.
+    """Return a finder of named entities: a spaCy model by name, or its folder.
 
     Raises:
       ClaraError: there is no such model, or it finds no entities.
@@ -185,15 +164,7 @@ def entity_finder(name: str) -> FindEntities:
 def entities_kept(
     predictions: Sequence[str], entities: Sequence[set[str]]
 ) -> list[float]:
-    """Share of a source's distinct entities that its paraphrase names.
-
-    Args:
-      predictions: one text per row.
-      entities: of the rows' sources, as of `entity_finder`.
-
-    Returns:
-      Numbers in [0, 1]; NaN for a source without entities.
-    """
+    """Return the share of each source's entities that its paraphrase names, or NaN."""
     shares = []
     for text, names in zip(predictions, entities, strict=True):
         said = " ".join(text.casefold().split())
@@ -207,12 +178,7 @@ def entities_kept(
 def paraphrase_scores(
     predictions: Sequence[Prediction], find: FindEntities | None, seed: int = 0
 ) -> dict[str, Any]:
-    """Every condition's scores.
-
-    Args:
-      predictions: of all passages.
-      find: of `entity_finder`; without it no entities are counted.
-      seed: of the bootstrap.
+    """Score every condition; entities are counted if `find` (`entity_finder`) is given.
 
     Returns:
       ``passages``, how many of them are ``with_entities``, and ``answers``: condition
@@ -226,12 +192,9 @@ def paraphrase_scores(
         if entities is not None:
             kept = entities_kept(said, entities)
             values["entities"] = [share for share in kept if not np.isnan(share)]
-        answers[condition] = {}
-        for name, each in values.items():
-            if each:
-                low, high = bootstrap(each, seed)
-                mean = {"mean": float(np.mean(each)), "low": low, "high": high}
-                answers[condition][name] = mean
+        answers[condition] = {
+            name: bootstrap(each, seed) for name, each in values.items() if each
+        }
     return {
         "passages": len(predictions),
         "with_entities": None if entities is None else sum(map(bool, entities)),
@@ -240,7 +203,7 @@ def paraphrase_scores(
 
 
 def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
-    """The scores as Markdown, means with their 95% intervals."""
+    """Return the scores as Markdown, means with their 95% intervals."""
     shown = {n: t for n, t in _SHOWN.items() if n in scores["answers"]["model"]}
     rows = [
         [_LABELS[condition], *(values[name] for name in shown)]
@@ -250,7 +213,6 @@ def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
         f"# {title}",
         "",
         f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
-        "",
         *markdown_table(["paraphrases from", *shown.values()], rows),
     ]
     named = scores["with_entities"]
@@ -259,3 +221,13 @@ def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
     elif named < scores["passages"]:
         lines += ["", f"Entities are those of {named} passages; the others have none."]
     return "\n".join(lines) + "\n"
+
+
+def need(module: str, package: str = "") -> Any:
+    """Import a library of the extra ``eval``; `package`: its name where it differs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ClaraError(
+            f"this needs the package {package or module}: pip install 'clara_jax[eval]'"
+        ) from error

@@ -9,10 +9,9 @@ stay in host memory between the parts, so that only padded shapes are ever compi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,8 @@ import numpy as np
 
 from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.distributed import to_host
-from clara_jax.generate.decode import (
-    DecodeConfig,
-    jit_decode_loop,
-    jit_decode_step,
-    jit_prefill,
-    row_keys,
-)
-from clara_jax.shapes import Array, Float, Int
+from clara_jax.model import Transformer
+from clara_jax.shapes import Array, Float, Int, Params
 from clara_jax.sharding import place
 
 _MANY = 4
@@ -37,16 +30,13 @@ _MANY = 4
 def length_bucket(
     length: int, largest: int | None = None, smallest: int = 16, steps: int = 2
 ) -> int:
-    """The padded length of a row: a power of two, or a step between two of them.
+    """Return the padded length of a row: a power of two, or a step between two.
 
     Args:
       length: tokens in the longest row.
-      largest: longest length that can occur, where it is known.
+      largest: longest length that can occur, where it is known: no result is above it.
       smallest: lower bound, which saves programs where short rows cost little.
       steps: from one power of two to the next; none is shorter than 8 tokens.
-
-    Returns:
-      The smallest such number that holds `length`; never above `largest`.
     """
     length = max(length, 1)
     wanted = max(length, smallest, 16)
@@ -56,23 +46,14 @@ def length_bucket(
 
 
 def row_bucket(rows: int, batch_size: int) -> int:
-    """The padded number of rows: the next power of two, `batch_size` at most."""
+    """Return the padded number of rows: a power of two, or `batch_size`."""
     return min(1 << max(rows - 1, 0).bit_length(), batch_size)
 
 
 def pad_rows(
     rows: Sequence[Sequence[int]], pad_id: int, count: int, length: int
 ) -> Tokens:
-    """Stack rows, padded on the right, below them empty rows.
-
-    Args:
-      rows: token ids.
-      pad_id: fills the rest.
-      count: rows of the result. length: its columns.
-
-    Returns:
-      `Tokens` of shape ``[count, length]``.
-    """
+    """Stack rows of ids, padded on the right and below to ``[count, length]``."""
     ids = np.full((count, length), pad_id, np.int32)
     mask = np.zeros((count, length), bool)
     for i, row in enumerate(rows):
@@ -89,12 +70,12 @@ def batches_by_length(
     smallest: int = 16,
     close: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tokens]]:
-    """Batches of rows of like length.
+    """Yield batches of rows of like length.
 
     Args:
       rows: token ids.
       pad_id: fills shorter rows.
-      batch_size: rows in a batch.
+      batch_size: rows in a batch, at most.
       largest, smallest: see `length_bucket`.
       close: lengths lie closer together once there are many rows.
 
@@ -115,10 +96,7 @@ def batches_by_length(
 def number_texts(
     rows: Sequence[Sequence[str]],
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Number the distinct texts of ragged rows.
-
-    Args:
-      rows: B rows of texts.
+    """Number the distinct texts of B ragged rows.
 
     Returns:
       The distinct texts in the order met; their numbers ``[B, C]``, C the longest row;
@@ -134,16 +112,10 @@ def number_texts(
     return list(number), places, mask
 
 
-Watch = Callable[[str], AbstractContextManager]
-"""Called with a part's name for a context around it, to take times."""
-
 AnyArray = Array | np.ndarray
 
 Tell = Callable[[int], object]
 """Told, as work goes on, how many rows more are done; what it raises ends the work."""
-
-_PROMPT = 64
-"""Shortest padded prompt: no real one is much shorter."""
 
 
 def encode_rows(
@@ -168,9 +140,6 @@ def encode_rows(
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
       tell: called after each batch.
-
-    Returns:
-      ``[n, M, D]`` vectors in the rows' order.
     """
     shape = network.model.config
     size = (len(rows), network.num_memory, shape.width)
@@ -194,67 +163,15 @@ def encode_rows(
     return vectors
 
 
-def continue_rows(
-    network: Network,
-    rows: Sequence[Sequence[int]],
-    vectors: Float[AnyArray, "n J M D"] | None,
-    *,
-    role: str | None,
-    config: DecodeConfig,
-    batch_size: int,
-    seed: int = 0,
-    watch: Watch = contextlib.nullcontext,
-) -> Int[np.ndarray, "n new"]:
-    """Decode what follows prompts, batch by batch.
-
-    Args:
-      network: which reads.
-      rows: token ids of each prompt.
-      vectors: fill the memory tokens from the left; None where there are none.
-      role: whose adapter writes; None where the weights hold it, or for no adapter.
-      config: how to decode.
-      batch_size: prompts decoded together.
-      seed: of the draws, which do not depend on how rows fall into batches.
-      watch: gets ``prefill`` and ``decode``.
-
-    Returns:
-      New tokens; a row ends with its end token, then pads.
-    """
-    model, variables = network.model, network.variables(role)
-    filled = None if vectors is None else np.asarray(vectors)
-    out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
-    batches = batches_by_length(rows, config.pad_id, batch_size, smallest=_PROMPT)
-    for chosen, prompt in batches:
-        padded = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
-        filling = None if filled is None else jnp.asarray(filled[padded])
-        with watch("prefill"):
-            embeddings = embed_prompts(network, prompt, filling)
-            keys = row_keys(seed, jnp.asarray(padded))
-            state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
-            jax.block_until_ready(state)
-        with watch("decode"):
-            state = jit_decode_loop(model, variables, state, config)
-            out[chosen] = to_host(state.tokens)[: len(chosen)]
-    return out
-
-
-def pad_prompt(row: Sequence[int], pad_id: int) -> Tokens:
-    """One prompt as a batch, at a length that few programs serve."""
-    return pad_rows([row], pad_id, 1, length_bucket(len(row), smallest=_PROMPT))
-
-
 def candidate_scores(
     questions: Float[AnyArray, "B M D"], vectors: Float[AnyArray, "*rows C M D"]
 ) -> Float[np.ndarray, "B C"]:
-    """Cosines of questions with their candidates, padded to few shapes.
+    """Return float32 cosines of questions with their candidates, padded to few shapes.
 
     Args:
-      questions: vectors of questions.
+      questions: their vectors.
       vectors: of each question's candidates ``[B, C, M, D]``, or ``[C, M, D]`` the same
         for all questions.
-
-    Returns:
-      ``[B, C]`` float32.
     """
     rows, candidates = questions.shape[0], vectors.shape[-3]
     more_rows = row_bucket(rows, 1 << 30) - rows
@@ -277,10 +194,7 @@ def _scores(
     if documents.ndim == 3:
         return cosine_scores(flat, documents)
 
-    def one(question: Float[Array, " W"]) -> Float[Array, " C"]:
-        return cosine_scores(question[None], documents[None])[0]
-
-    return jax.vmap(one)(flat)
+    return jax.vmap(lambda query: cosine_scores(query[None], documents[None])[0])(flat)
 
 
 @functools.partial(jax.jit, static_argnames="role")
@@ -289,7 +203,7 @@ def compress_batch(
     tokens: Tokens,
     role: str | None,
 ) -> Float[Array, "B M D"]:
-    """Vectors of one padded batch of documents or questions."""
+    """Return the vectors of one padded batch of documents or questions."""
     tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
     return network.compress(tokens, role=role).memory
 
@@ -300,45 +214,8 @@ def embed_prompts(
     prompt: Tokens,
     vectors: Float[Array, "B J M D"] | None,
 ) -> Float[Array, "B T D"]:
-    """Input embeddings of prompts, their memory tokens filled with `vectors`."""
+    """Return the input embeddings of prompts whose slots hold `vectors`."""
     return network.embed(prompt, vectors)
-
-
-def stream_tokens(
-    network: Network,
-    row: Sequence[int],
-    vectors: Float[AnyArray, "J M D"],
-    role: str | None,
-    config: DecodeConfig,
-    seed: int = 0,
-    watch: Watch = contextlib.nullcontext,
-) -> Iterator[int]:
-    """Yield the tokens that `continue_rows` gives, each as soon as it is known.
-
-    Args:
-      network, role, config, seed, watch: as of `continue_rows`.
-      row: token ids of one prompt.
-      vectors: fill its memory tokens.
-
-    Yields:
-      New tokens of the generator, the end token left out.
-    """
-    model, variables = network.model, network.variables(role)
-    with watch("prefill"):
-        prompt = pad_prompt(row, config.pad_id)
-        filling = jnp.asarray(vectors)[None]
-        embeddings = embed_prompts(network, prompt, filling)
-        keys = row_keys(seed, jnp.arange(1))
-        state = jit_prefill(model, variables, embeddings, prompt.mask, config, keys)
-        token = int(state.tokens[0, 0])
-    for step in range(1, config.max_new_tokens + 1):
-        if token in config.eos_ids:
-            return
-        yield token
-        if step < config.max_new_tokens:
-            with watch("decode"):
-                state = jit_decode_step(model, variables, state, config)
-                token = int(state.tokens[0, step])
 
 
 def text_pieces(
@@ -347,13 +224,8 @@ def text_pieces(
     """Yield text as tokens complete it.
 
     A token may end in the middle of a character, or change how the one before it is
-    spelled; a piece is held back until its text is final.
-
-    Args:
-      tokens: ids. decode: ids to text.
-
-    Yields:
-      Pieces that join to the decoded whole, white space around it left out.
+    spelled; a piece is held back until its text is final. Pieces join to what `decode`
+    makes of the whole, white space around it left out.
     """
     ids: list[int] = []
     told = ""
@@ -369,3 +241,30 @@ def text_pieces(
     rest = decode(ids).strip()[len(told) :]
     if rest:
         yield rest
+
+
+class Spoken(NamedTuple):
+    """A token that a memory vector is close to.
+
+    Attributes:
+      token: its text.
+      probability: its share of the softmax over the text vocabulary.
+    """
+
+    token: str
+    probability: float
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count"))
+def nearest_tokens(
+    model: Transformer, params: Params, vectors: Float[Array, "M D"], count: int
+) -> tuple[Int[Array, "M count"], Float[Array, "M count"]]:
+    """Read vectors through the output head, without adapters (the logit lens).
+
+    Returns:
+      Ids and probabilities of the text tokens with the largest logits, best first.
+    """
+    apply: Any = model.apply
+    logits = apply({"params": params}, vectors[None], method="logits")[0]
+    chances, ids = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), count)
+    return ids, chances

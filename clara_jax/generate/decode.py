@@ -42,7 +42,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the best token is always taken."""
+        """Return whether the best token is always taken."""
         return self.temperature == 0.0
 
 
@@ -51,13 +51,6 @@ def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Float[Array, "*B V"]:
 
     The nucleus is the smallest set of tokens whose probabilities sum to at least
     `top_p`; the best token is always in it (Holtzman et al., arXiv 1904.09751).
-
-    Args:
-      logits: ``[..., V]``, temperature already applied.
-      top_p: share of the probability to keep, in (0, 1].
-
-    Returns:
-      Logits of the same shape.
     """
     order = jnp.argsort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
@@ -72,13 +65,10 @@ def sample(
     """Draw one token per row.
 
     Args:
-      logits: ``[B, V]`` float32.
+      logits: float32.
       keys: one key per row, ``[B]``, so that a row's draws do not depend on the rows
         beside it; None is greedy sampling.
       sampling: static settings.
-
-    Returns:
-      ``[B]`` int32 token ids.
     """
     if sampling.greedy or keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -90,13 +80,13 @@ def sample(
 
 @jax.jit
 def row_keys(seed: int | Int[Array, ""], rows: Int[Array, " B"]) -> Key:
-    """One key per row number, ``[B]``: a row's draws depend on it and the seed only."""
+    """Return a key per row ``[B]``: draws depend on its number and the seed alone."""
     key = jax.random.key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def fold_step(keys: Key, step: Int[Array, ""]) -> Key:
-    """Keys for one decoding step, ``[B]``."""
+    """Return the keys ``[B]`` of one decoding step."""
     return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
 
 
@@ -160,8 +150,8 @@ def prefill(
     Args:
       model: the backbone.
       variables: its variables with the generator's role, as of `Network.variables`.
-      embeddings: ``[B, T, D]`` prompt embeddings.
-      mask: ``[B, T]`` True on real positions; padding may be anywhere.
+      embeddings: of the prompts.
+      mask: True on real positions; padding may be anywhere.
       config: static settings.
       keys: one key per row, as of `row_keys`; not needed when greedy.
 
@@ -197,18 +187,11 @@ def prefill(
 def decode_step(
     model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
 ) -> DecodeState:
-    """Feed the tokens drawn last and draw the next ones.
-
-    Rows that are done draw the pad token.
+    """Feed the tokens drawn last and draw the next ones; rows that are done draw pads.
 
     Args:
-      model: the backbone.
-      variables: the variables that `prefill` was given.
-      state: a state with at least one drawn token and room for one more.
-      config: static settings.
-
-    Returns:
-      The state one token later.
+      model, variables, config: those that `prefill` was given.
+      state: a state with room for one more token.
     """
     token = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
     slots = jnp.arange(state.visible.shape[1])
@@ -249,42 +232,8 @@ jit_decode_loop = jax.jit(
 )
 
 
-def generate(
-    model: Transformer,
-    variables: Params,
-    embeddings: Float[Array, "B T D"],
-    mask: Bool[Array, "B T"],
-    config: DecodeConfig,
-    seed: int = 0,
-) -> Int[Array, "B new"]:
-    """Continue every prompt, compiled once per shape and config.
-
-    Args:
-      model: the backbone.
-      variables: its variables with the generator's role.
-      embeddings: ``[B, T, D]`` prompt embeddings.
-      mask: ``[B, T]`` True on real positions.
-      config: static settings.
-      seed: of the draws; the same seed gives the same tokens.
-
-    Returns:
-      ``[B, max_new_tokens]`` new tokens; a row ends with its end token, then pads.
-    """
-    keys = row_keys(seed, jnp.arange(mask.shape[0]))
-    state = jit_prefill(model, variables, embeddings, mask, config, keys)
-    return jit_decode_loop(model, variables, state, config).tokens
-
-
 def trim(tokens: Any, eos_ids: Sequence[int]) -> list[list[int]]:
-    """New tokens of each row without its end token and what follows it.
-
-    Args:
-      tokens: ``[B, max_new_tokens]`` as of `generate`.
-      eos_ids: end tokens.
-
-    Returns:
-      One list of ids per row.
-    """
+    """Return each row of ``[B, new]`` tokens, cut off before its first end token."""
     rows = []
     for row in tokens.tolist():
         ends = [i for i, token in enumerate(row) if token in eos_ids]

@@ -23,7 +23,8 @@ class AnswerConfig:
 
     Attributes:
       max_new_tokens: longest answer.
-      sampling: greedy by default. seed: of the draws, and of paraphrase instructions.
+      sampling: greedy by default.
+      seed: of the draws, and of paraphrase instructions.
       eos_ids: end tokens; empty takes the tokenizer's.
       batch_size: rows read together.
       prompt_max_length: longest prompt with document slots, in tokens.
@@ -48,7 +49,7 @@ class AnswerConfig:
             raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
 
     def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
-        """The static settings of decoding with this tokenizer."""
+        """Return the static settings of decoding with this tokenizer."""
         return DecodeConfig(
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.eos_ids or (tokenizer.eos_id,),
@@ -86,30 +87,10 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
     Args:
       texts: documents or questions.
       name: what the error calls them; ``{}`` stands for the number, counted from 1.
-
-    Raises:
-      ClaraError: at the first such text.
     """
     for i, text in enumerate(texts):
         if not plain(text).strip():
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
-
-
-def refuse_long(
-    tokenizer: ClaraTokenizer, questions: Sequence[str], limit: int
-) -> None:
-    """Refuse questions of more than `limit` tokens.
-
-    Raises:
-      ClaraError: at the first such question.
-    """
-    for i, question in enumerate(questions):
-        found = tokenizer.document_length(question)
-        if found > limit:
-            raise ClaraError(
-                f"question {i + 1} has {found} tokens, above the limit {limit}; "
-                "shorten it"
-            )
 
 
 def draw_instructions(seed: int, count: int) -> list[int]:
@@ -133,9 +114,6 @@ def encode_prompts(
       limit: longest prompt in tokens; None for no limit.
       cut: cut longer prompts on the right, as the original does, unless that would
         cut off a document.
-
-    Returns:
-      Token ids per prompt.
 
     Raises:
       ClaraError: a prompt above the limit.

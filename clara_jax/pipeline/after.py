@@ -1,13 +1,13 @@
-"""The last word of an experiment: its tables, its curves, its numbers as JSON."""
+"""The report of an experiment: its tables, its curves, its numbers as JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jax
@@ -15,11 +15,17 @@ import numpy as np
 
 from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, parse
+from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import curves
-from clara_jax.evaluate.examine import Prediction
-from clara_jax.evaluate.metrics import ANSWER_METRICS
-from clara_jax.evaluate.scores import bootstrap, recall_of, scores_of
+from clara_jax.evaluate.examine import (
+    LABELS,
+    SHOWN,
+    Prediction,
+    markdown_table,
+    scores_of,
+)
+from clara_jax.evaluate.metrics import best_scores, bootstrap, recall_of
 from clara_jax.files import read_json, write_json, write_text
 from clara_jax.pipeline.before import ReportSettings, describe
 from clara_jax.pipeline.measure import (
@@ -33,7 +39,6 @@ from clara_jax.pipeline.measure import (
     held_out,
     last_of,
 )
-from clara_jax.pipeline.pages import to_markdown
 from clara_jax.train import Experiment, read_lines
 
 DIFFERENCES = (
@@ -47,10 +52,7 @@ DIFFERENCES = (
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse what could not be reported in the end, before anything is trained.
-
-    Args:
-      experiment: with a group ``report``.
+    """Refuse an experiment that could not be reported, before anything is trained.
 
     Raises:
       ClaraError: a setting is unknown or wrong, or no run could be measured.
@@ -94,44 +96,37 @@ def report(
       Interrupted: SIGINT or SIGTERM; what was measured is kept.
     """
     given = parse(ReportSettings, settings, "report")
-    done = workdir / "report.md"
-    asked = dataclasses.asdict(given)
-    if not done.exists() or _settings_of(workdir / "report.json") != asked:
-        with _stoppable(workdir) as stop:
+    last = last_of(runs)
+    model, done = workdir / "adapters" / Path(last.workdir).name, workdir / "report.md"
+    made = None
+    with contextlib.suppress(ClaraError):
+        made = read_json(workdir / "report.json").get("settings")
+    if not done.exists() or made != dataclasses.asdict(given):
+        with Interrupt().listen() as interrupt:
+
+            def stop() -> None:
+                if interrupt.signal:
+                    raise Interrupted(
+                        interrupt.signal,
+                        f"{interrupt.signal}: what was measured is kept in "
+                        f"{workdir / 'report'}; start the same command again to go on",
+                    )
+
             facts = _measure(workdir, given, runs, mix_folder, seconds, stop)
         names = [Path(run.workdir).name for run in runs]
         curves.draw(workdir, names, workdir / "curves.png")
         write_json(workdir / "report.json", facts)
         text = to_markdown(facts)
-        _card(workdir, settings, runs, mix_folder, text)
+        path = model / "README.md"
+        if path.exists():  # the card of the model that was measured
+            scores = text.split("\n", 2)[2].strip()  # its heading left out
+            read = load_model(last.workdir)
+            card = describe(workdir, last, given, str(mix_folder), read, scores)
+            write_text(path, card)
         write_text(done, text)
     print(f"\n{done.read_text(encoding='utf-8')}")
     print(f"written to {done}; curves: {workdir / 'curves.png'}\nask your own:")
-    model = workdir / "adapters" / Path(last_of(runs).workdir).name
     print(f"  python -m clara_jax.answer --model {model} --documents FILE QUESTION")
-
-
-def _settings_of(path: Path) -> Any:
-    """The settings of a report that is there; None if it must be made anew."""
-    try:
-        return read_json(path).get("settings")
-    except ClaraError:
-        return None
-
-
-def _card(
-    workdir: Path,
-    settings: Mapping[str, Any],
-    runs: Sequence[RunConfig],
-    mix_folder: Path,
-    text: str,
-) -> None:
-    """Put what was measured into the card of the model that it was measured of."""
-    last = last_of(runs)
-    path = workdir / "adapters" / Path(last.workdir).name / "README.md"
-    if path.exists():
-        scores = text.split("\n", 2)[2].strip()  # its heading left out
-        write_text(path, describe(workdir, last, settings, str(mix_folder), scores))
 
 
 def _measure(
@@ -140,14 +135,13 @@ def _measure(
     runs: Sequence[RunConfig],
     mix_folder: Path,
     seconds: float | None,
-    stop: Any,
+    stop: Callable[[], None],
 ) -> dict[str, Any]:
     begin = time.monotonic()
 
     def left(share: float) -> float | None:
-        if seconds is None:
-            return None
-        return share * (seconds - (time.monotonic() - begin))
+        passed = time.monotonic() - begin
+        return None if seconds is None else share * (seconds - passed)
 
     models = Models.of(runs, settings)
     questions, sources = held_out(mix_folder, settings.questions)
@@ -164,11 +158,9 @@ def _measure(
         name: [p for p, own in zip(answered, names, strict=True) if own == name]
         for name in sorted(set(names))
     }
-    best = product_rate(runs[0].dtype)
-    clara = models.clara
-    layers = sum(
-        x.size for x in jax.tree.leaves(clara.network.backbone["params"]["layers"])
-    )
+    best, clara = product_rate(runs[0].dtype), models.clara
+    arrays = jax.tree.leaves(clara.network.backbone["params"]["layers"])
+    layers = sum(array.size for array in arrays)
     return {
         "settings": dataclasses.asdict(settings),
         "name": workdir.name,
@@ -190,32 +182,31 @@ def _measure(
 
 
 def _scores(predictions: list[Prediction], seed: int) -> dict[str, Any]:
-    """Scores of `scores_of`, and the differences of F1 with their intervals."""
+    """Return scores of `scores_of`, and differences of F1 with their intervals."""
     found = scores_of(predictions, max(KS), seed)
     positives = [p.positives for p in predictions]
     found["retrieval"] = {
         name: recall_of(positives, [p.chosen[name] for p in predictions], KS, seed)
         for name in found["retrieval"]
     }
+    gold = [p.gold for p in predictions]
     each = {
-        name: [
-            max((ANSWER_METRICS["f1"](p.answers[name], g) for g in p.gold), default=0.0)
-            for p in predictions
-        ]
+        name: best_scores("f1", [p.answers[name] for p in predictions], gold)
         for name in predictions[0].answers
     }
-    found["differences"] = []
-    for one, other in DIFFERENCES:
-        if one in each and other in each:
-            gaps = np.subtract(each[one], each[other]).tolist()
-            low, high = bootstrap(gaps, seed)
-            mean = statistics.fmean(gaps)
-            found["differences"].append([one, other, mean, low, high])
+    found["differences"] = [
+        [
+            *(one, other),
+            *bootstrap(np.subtract(each[one], each[other]).tolist(), seed).values(),
+        ]
+        for one, other in DIFFERENCES
+        if one in each and other in each
+    ]
     return found
 
 
 def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
-    """What a run's summary and its curve say."""
+    """Return what a run's summary and its curve say."""
     summary = read_json(Path(run.workdir) / "summary.json")
     lines = read_lines(Path(run.workdir) / "metrics.jsonl")
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
@@ -234,20 +225,13 @@ def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
         "tokens_per_s": summary["tokens_per_s"],
         "seconds": summary["wall_seconds"],
         "product_share": flops / best if best else None,
-        "loss": [statistics.fmean(losses[:some]), statistics.fmean(losses[-some:])]
-        if losses
-        else None,
+        "loss": [fmean(losses[:some]), fmean(losses[-some:])] if losses else None,
         "held_out": {name: values[-1] for name, values in held.items() if values},
     }
 
 
 def product_rate(dtype: str, rounds: int = 5) -> float:
-    """Measure the best matrix product of the first device, in FLOP/s.
-
-    Args:
-      dtype: of the factors.
-      rounds: timed runs; the fastest counts.
-    """
+    """Return the FLOP/s of the first device's matrix product, the fastest of rounds."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     factor = jax.numpy.full((size, size), 0.5, dtype)
     multiply = jax.jit(lambda a, b: a @ b)
@@ -260,17 +244,155 @@ def product_rate(dtype: str, rounds: int = 5) -> float:
     return 2.0 * size**3 / min(times)
 
 
-@contextlib.contextmanager
-def _stoppable(workdir: Path) -> Iterator[Any]:
-    """What raises `Interrupted` when called after a signal."""
-    with Interrupt().listen() as interrupt:
+NAMES = {
+    **LABELS,
+    "model": "CLaRa: vectors of what the reasoner chooses",
+    "gold": "CLaRa: vectors of the gold documents",
+    "none": "the same generator, no documents",
+    "shuffled": "the same, another question's vectors",
+    "bm25": "CLaRa: vectors of what BM25 chooses",
+    "tuned_text": "text baseline (own LoRA): gold documents",
+    "tuned_text_bm25": "text baseline (own LoRA): what BM25 chooses",
+    "tuned_closed_book": "closed book (own LoRA)",
+    "frozen_text": "backbone as it is: text of the gold documents",
+}
+RANKINGS = {
+    "model": "reasoner, after stage 3",
+    "before": "reasoner, before stage 3",
+    "bm25": "BM25",
+}
 
-        def stop() -> None:
-            if interrupt.signal:
-                raise Interrupted(
-                    interrupt.signal,
-                    f"{interrupt.signal}: what was measured is kept in "
-                    f"{workdir / 'report'}; start the same command again to go on",
-                )
 
-        yield stop
+def to_markdown(facts: Mapping[str, Any]) -> str:
+    """Return what `report` has measured (``report.json``) as Markdown."""
+    asked = facts["questions"]
+    count = f"{asked['answered']} held-out questions"
+    if asked["answered"] < asked["of"]:
+        count += f" (of {asked['of']}, for which there was time)"
+    lines = [
+        f"# {facts['name']}: {facts['backbone']} at {facts['rate']}x",
+        "",
+        f"{count} about passages that no stage was trained on; {facts['vectors']} "
+        f"vectors a passage, the best {facts['top_k']} of {facts['candidates']} "
+        "candidates in the prompt; answers decoded in full; 95% intervals by bootstrap "
+        "over questions.",
+        *_answers_table(facts),
+        *_by_source_table(facts),
+        *_differences_table(facts),
+        *_retrieval_table(facts),
+        *_training_table(facts),
+        *_data_table(facts),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _answers_table(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [NAMES[name], *(values[metric] for metric in SHOWN)]
+        for name, values in facts["all"]["answers"].items()
+    ]
+    return markdown_table(["answers", *SHOWN.values()], rows)
+
+
+def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
+    sources = facts["sources"].values()
+    rows = [
+        [NAMES[name], *(_means(s["answers"][name], SHOWN) for s in sources)]
+        for name in facts["all"]["answers"]
+    ]
+    for name, label in RANKINGS.items():
+        if name in facts["all"]["retrieval"]:
+            found = [s["retrieval"].get(name, {}) for s in sources]
+            cells = [_means(recalls, recalls) for recalls in found]
+            rows.append([f"{label}: Recall@1, @5", *cells])
+    columns = [f"{name} ({s['questions']})" for name, s in facts["sources"].items()]
+    title = "EM, F1, cover-EM by source (questions)"
+    return markdown_table([title, *columns], rows)
+
+
+def _means(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(f"{values[name]['mean']:.3f}" for name in names)
+
+
+def _differences_table(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [NAMES[one], NAMES[other], f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"]
+        for one, other, mean, low, high in facts["all"]["differences"]
+    ]
+    return markdown_table(["this", "over that", "F1"], rows)
+
+
+def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
+    found, whole = facts["all"]["retrieval"], facts["corpus"]
+    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
+    rows = [
+        [label, *found[name].values()]
+        for name, label in RANKINGS.items()
+        if name in found
+    ]
+    if not rows:
+        return []
+    if whole is not None:
+        columns += [f"Recall@{k} of {whole['passages']:,}" for k in KS]
+        names = [name for name in RANKINGS if name in found]
+        for name, row in zip(names, rows, strict=True):
+            row += whole["rankings"][name].values()
+    lines = markdown_table(columns, rows)
+    if whole is None:
+        why = "no gold document of these questions is in the part that was compressed"
+        return [*lines, "", f"Recall over the whole corpus is not known: {why}."]
+    count, of = whole["questions"], facts["questions"]["answered"]
+    note = f"Over the corpus: {count} of {of} questions, whose gold documents are in it"
+    if whole["passages"] < whole["of"]:
+        note += f"; of its {whole['of']:,} passages there was time for the first"
+    return [*lines, "", f"{note}."]
+
+
+def _training_table(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            stage["name"],
+            f"{stage['steps']:,}"
+            + (f" of {stage['cut']['of']:,} (time)" if stage["cut"] else ""),
+            f"{stage['seconds']:,.0f} s",
+            f"{stage['tokens']:,}",
+            f"{stage['tokens_per_s']:,.0f}",
+            f"{stage['product_share']:.1%}" if stage["product_share"] else "",
+            " to ".join(f"{value:.3f}" for value in stage["loss"] or ()),
+            " / ".join(f"{value:.3f}" for value in stage["held_out"].values()),
+        ]
+        for stage in facts["training"]
+    ]
+    columns = [
+        "training",
+        "steps",
+        "time",
+        "tokens",
+        "tokens/s",
+        "of the product",
+        "loss, first to last tenth",
+        "held out, stage 1: gold / another's vectors",
+    ]
+    best = facts["product_flops"] / 1e12
+    note = (
+        f"On {facts['device']}, whose best matrix product in this run made {best:.3g} "
+        "TFLOP/s; operations are counted as 4 a token and weight of the layers, "
+        "padding, adapters, head and attention left out. Time includes start-up, "
+        "compilation and evaluations."
+    )
+    return [*markdown_table(columns, rows), "", note]
+
+
+def _data_table(facts: Mapping[str, Any]) -> list[str]:
+    sources = facts["mix"].get("sources", {})
+    rows = [
+        [
+            name,
+            source["licence"],
+            f"{source['passages']['train']:,} / {source['passages']['held_out']:,}",
+            f"{source['questions']['train']:,} / {source['questions']['held_out']:,}",
+        ]
+        for name, source in sources.items()
+    ]
+    columns = ["data", "licence", "passages: train / held out", "questions"]
+    return markdown_table(columns, rows)

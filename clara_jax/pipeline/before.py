@@ -1,4 +1,4 @@
-"""What comes before a run, the data, and right after it, its adapters."""
+"""What comes before a run, its data, and right after it: its adapters with a card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from clara_jax.convert import (
 from clara_jax.data import is_mixed, mix, read_recipe
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
-from clara_jax.pipeline.pages import card
 from clara_jax.stages import STAGES
 from clara_jax.text import ClaraTokenizer
 
@@ -52,10 +51,12 @@ class ReportSettings:
       questions: held-out ones, evenly from all sources; fewer where time is over.
       corpus: passages of the mix that are searched through, held-out ones first; 0
         takes all.
-      batch_size: rows read together. max_new_tokens: longest answer.
+      batch_size: rows read together.
+      max_new_tokens: longest answer.
       seed: of the bootstrap.
-      name, base: what the cards of exported adapters call the model and its backbone;
-        empty takes the folder's name, and what the backbone was read from.
+      name: what the cards of exported adapters call the model; empty takes the
+        folder's name.
+      base: what they call its backbone; empty takes what it was read from.
     """
 
     questions: int = 1200
@@ -72,12 +73,11 @@ class ReportSettings:
 
 
 def prepare(settings: Mapping[str, Any], first: RunConfig) -> None:
-    """Mix the data of an experiment, unless it is there already.
+    """Mix the data of an experiment, unless they are there already.
 
     Args:
       settings: fields of `MixSettings`.
-      first: the run whose backbone reads the data, and cuts them to its documents'
-        length.
+      first: the run whose tokenizer and document length cut the data.
 
     Raises:
       ClaraError: the recipe, a source or the folder is wrong.
@@ -106,7 +106,7 @@ def export(
 
     Args:
       workdir: the experiment's folder.
-      run: the run.
+      run: whose adapters.
       settings: fields of `ReportSettings`, for what the card says.
       mix_folder: of its data, whose sources and licences the card names.
     """
@@ -117,38 +117,101 @@ def export(
     model = load_model(run.workdir)
     if model.clara is None or model.adapters is None:
         return  # a base of its own
-    backbone = model.clara.backbone
+    given = parse(ReportSettings, settings, "report")
+    base = given.base or run.backbone or model.clara.backbone
     if not STAGES[run.stage].compresses(run):
         # The others are those that it started from, and read nothing here.
         own = {name: model.adapters[name] for name in ("generator", "memory")}
         model = dataclasses.replace(model, adapters=own)
-    base = parse(ReportSettings, settings, "report").base or run.backbone or backbone
-    text = describe(workdir, run, settings, mix_folder, model=model)
-    export_adapters(folder, model, base, text)
+    export_adapters(
+        folder, model, base, describe(workdir, run, given, mix_folder, model)
+    )
 
 
 def describe(
     workdir: Path,
     run: RunConfig,
-    settings: Mapping[str, Any],
+    settings: ReportSettings,
     mix_folder: str,
+    model: ModelFolder,
     scores: str = "",
-    model: ModelFolder | None = None,
 ) -> str:
-    """Return the card of a run's adapters; see `card`.
-
-    Args:
-      workdir, run, settings, mix_folder: as of `export`.
-      scores: Markdown with what was measured, if anything was.
-      model: the run's result, if it has been read.
-    """
-    given = parse(ReportSettings, settings, "report")
-    model = model or load_model(run.workdir)
+    """Return the card of a run's adapters; see `export` and `card`."""
     assert model.clara is not None
-    base = given.base or run.backbone or model.clara.backbone
+    base = settings.base or run.backbone or model.clara.backbone
     summary = read_json(Path(run.workdir) / "summary.json")
     manifest = read_json(Path(mix_folder) / "manifest.json") if mix_folder else {}
-    name = given.name or workdir.name
+    name = settings.name or workdir.name
     if not STAGES[run.stage].retrieves(run):
         name += f"-{Path(run.workdir).name}"
     return card(name, base, model, summary, manifest, scores)
+
+
+_CARD = """\
+# {name}: CLaRa adapters for {base}
+
+LoRA adapters of rank {clara.lora.rank} in bfloat16: {roles}.
+{reads}
+
+- Stage `{run[stage]}`: {run[steps]:,} steps, {run[tokens]:,} tokens, loss {loss}; on \
+{run[device][kind]}, with
+  clara_jax {run[versions][clara_jax]} and jax {run[versions][jax]}.{cut}
+{scores}
+## Data
+
+{data}
+## Limits
+
+A model of this size knows little and errs often: read its answers beside the sources it
+names. What it was trained on is listed above; other languages and domains were not
+measured. Texts beyond {clara.memory.doc_max_length} tokens are cut, or split by the \
+commands.
+"""
+
+_READS = """\
+A document of up to {clara.memory.doc_max_length} tokens becomes \
+{clara.memory.num_memory} vectors ({clara.memory.compression_rate}x).
+
+    clara = clara_jax.load("{name}")"""
+
+_TEXT = "A baseline: it reads documents as text, or none at all."
+
+
+def card(
+    name: str,
+    base: str,
+    model: ModelFolder,
+    summary: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    scores: str = "",
+) -> str:
+    """Return the card of adapters as Markdown.
+
+    Args:
+      name: what the model is called.
+      base: its backbone.
+      model: with its settings.
+      summary: of the run that trained it.
+      manifest: of the data that were mixed for it; may be empty.
+      scores: Markdown with what was measured, if anything was.
+    """
+    clara = model.clara
+    assert clara is not None and model.adapters is not None
+    cut, compresses = summary.get("cut"), "compressor" in model.adapters
+    rows = [
+        f"- {source}: {about['licence']}"
+        + (f" ({about['origin']})" if about.get("origin") else "")
+        for source, about in manifest.get("sources", {}).items()
+    ]
+    text = _CARD.replace("{reads}", _READS if compresses else _TEXT)
+    return text.format(
+        name=name,
+        base=base,
+        clara=clara,
+        roles=", ".join(sorted(set(model.adapters) - {"memory"})),
+        run=summary,
+        loss=f"{summary['final'].get('loss', float('nan')):.3f}",
+        cut=f" Cut by its deadline, of {cut['of']:,} steps." if cut else "",
+        scores=f"\n## Scores\n\n{scores}" if scores else "",
+        data="\n".join(rows) + "\n" if rows else "Not recorded.\n",
+    )

@@ -34,13 +34,13 @@ from clara_jax.evaluate import Question, questions_of
 from clara_jax.evaluate.evaluators import with_adapters
 from clara_jax.evaluate.examine import (
     DIAGNOSTICS,
-    Extras,
+    Exam,
     Prediction,
     PredictionFile,
     Reader,
     examine,
 )
-from clara_jax.evaluate.scores import recall_of
+from clara_jax.evaluate.metrics import recall_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
 from clara_jax.pipeline.before import ReportSettings
@@ -94,22 +94,18 @@ class Models:
 
     @property
     def before(self) -> Clara:
-        """The model with the reasoner that stage 3 began with."""
+        """Return the model with the reasoner that stage 3 began with."""
         start = self.clara.network.adapters["compressor"]
         return with_adapters(self.clara, {"reasoner": start})
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions under which questions are answered."""
+        """Return all conditions under which questions are answered."""
         return ["model", *DIAGNOSTICS, "bm25", *self.readers]
 
 
 def last_of(runs: Sequence[RunConfig]) -> RunConfig:
-    """Return the run whose model is measured.
-
-    Raises:
-      ClaraError: there is none.
-    """
+    """Return the run whose model is measured, or refuse that there is none."""
     found = [run for run in runs if STAGES[run.stage].retrieves(run)]
     if not found:
         raise ClaraError(
@@ -122,12 +118,8 @@ def last_of(runs: Sequence[RunConfig]) -> RunConfig:
 def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
     """Read held-out questions of a mix, evenly from all sources, one by one in turn.
 
-    Args:
-      folder: of the mix.
-      count: so many at most.
-
     Returns:
-      Questions, and the source of each.
+      Questions, `count` at most, and the source of each.
 
     Raises:
       ClaraError: there are none.
@@ -135,10 +127,9 @@ def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
     files = sorted((folder / "held_out").glob("*.jsonl"))
     files = [file for file in files if file.stat().st_size]
     sources = {file.stem: questions_of(open_records(file), count) for file in files}
-    turns = itertools.zip_longest(*sources.values())
     found = [
         (question, name)
-        for turn in turns
+        for turn in itertools.zip_longest(*sources.values())
         for question, name in zip(turn, sources, strict=True)
         if question is not None
     ][:count]
@@ -150,12 +141,13 @@ def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
 
 
 class Known:
-    """Compresses documents, those of a corpus and those that come again only once.
+    """Vectors of a corpus, made beforehand, and of other documents, each made once.
 
     Attributes:
-      corpus: passages that have been compressed beforehand.
+      corpus: the passages that have vectors.
       vectors: theirs ``[U, M, D]``.
-      whole: how many passages there are in all.
+      whole: how many passages there are, those without vectors included.
+      places: passage to its place in the corpus.
     """
 
     def __init__(
@@ -174,12 +166,11 @@ class Known:
         if missing:
             found = self._clara.compress(missing)
             self._others.update(zip(missing, found, strict=True))
-
-        def vector(text: str) -> Any:
-            place = self.places.get(text)
-            return self._others[text] if place is None else self.vectors[place]
-
-        return np.stack([vector(text) for text in texts])
+        found = [
+            self.vectors[self.places[t]] if t in self.places else self._others[t]
+            for t in texts
+        ]
+        return np.stack(found)
 
 
 def compress_corpus(
@@ -189,14 +180,10 @@ def compress_corpus(
     seconds: float | None,
     stop: Callable[[], None],
 ) -> Float[np.ndarray, "U M D"]:
-    """Compress passages, or as many of the first as there is time for.
+    """Compress distinct passages, or as many of the first as there is time for.
 
-    Args:
-      clara: the model.
-      corpus: distinct texts.
-      folder: keeps them in ``vectors/``, for a command that goes on.
-      seconds: that this may take; None for any time.
-      stop: called between batches; raises to end.
+    ``folder/vectors`` keeps them for a command that goes on; `seconds` and `stop` are
+    as of `answer_all`.
     """
     begin = time.monotonic()
 
@@ -204,9 +191,9 @@ def compress_corpus(
         stop()
         return False
 
-    late = None
-    if seconds is not None:
-        late = lambda _: time.monotonic() - begin >= seconds  # noqa: E731
+    def late(_: int) -> bool:
+        return seconds is not None and time.monotonic() - begin >= seconds
+
     found = cached_vectors(
         folder / "vectors",
         clara.network,
@@ -215,7 +202,7 @@ def compress_corpus(
         list(corpus),
         batch_size=clara.config.batch_size,
         stop=stopped,
-        late=late,
+        late=None if seconds is None else late,
     )
     assert found is not None, "stop raises"
     return found
@@ -237,8 +224,7 @@ def answer_all(
       questions: with candidates.
       sources: of each question; documents are exchanged within a source only.
       known: compresses documents.
-      folder: where ``predictions.jsonl`` is kept; one of other questions or models is
-        replaced.
+      folder: keeps ``predictions.jsonl``; one of other questions or models is replaced.
       seconds: after which no more are begun, once some are answered; None for no end.
       stop: called between batches; raises to end.
 
@@ -247,12 +233,15 @@ def answer_all(
     """
     begin = time.monotonic()
     clara = models.clara
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(clara.network.adapters):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     texts = repr([(q.question, q.gold, q.documents, q.positives) for q in questions])
     settings = {
         "content": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
         "conditions": models.conditions,
         "max_new_tokens": clara.config.max_new_tokens,
-        "adapters": _digest(clara.network.adapters),
+        "adapters": digest.hexdigest(),
     }
     path = folder / "predictions.jsonl"
     try:
@@ -260,20 +249,19 @@ def answer_all(
     except ClaraError:
         path.unlink()
         file = PredictionFile(path, settings)
-    extras = Extras(
-        models.readers, {"before": models.before}, max(KS), known, tuple(sources)
+    exam = Exam(
+        setting="normal",
+        top_k=clara.selection.top_k,
+        conditions=models.conditions,
+        readers=models.readers,
+        rankers={"before": models.before},
+        ranked=max(KS),
+        compress=known,
+        groups=sources,
     )
-    bar = tqdm(desc="evaluate", total=len(questions), initial=len(file.done), unit="q")
-    with bar:
-        for predictions in examine(
-            clara,
-            questions,
-            setting="normal",
-            top_k=clara.selection.top_k,
-            conditions=models.conditions,
-            start=len(file.done),
-            extras=extras,
-        ):
+    count, start = len(questions), len(file.done)
+    with tqdm(desc="evaluate", total=count, initial=start, unit="q") as bar:
+        for predictions in examine(clara, questions, exam, start):
             file.add(predictions)
             bar.update(len(predictions))
             stop()
@@ -285,13 +273,9 @@ def answer_all(
 def corpus_recall(
     models: Models, questions: Sequence[Question], known: Known, seed: int = 0
 ) -> dict[str, Any] | None:
-    """Search a corpus for each question, with both reasoners and with BM25.
+    """Search the known corpus for each question, with both reasoners and with BM25.
 
-    Args:
-      models: whose compressor has read the corpus.
-      questions: those with a gold document that is not in it do not count.
-      known: the corpus.
-      seed: of the bootstrap.
+    Questions with a gold document that is not in it do not count.
 
     Returns:
       ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
@@ -341,15 +325,8 @@ def nearest(
     return np.concatenate(found)[: len(queries)]
 
 
-def _digest(adapters: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(adapters):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()
-
-
 def corpus_of(folder: Path, count: int) -> list[str]:
-    """Distinct passages of a mix, held-out ones first; `count` at most, 0 takes all."""
+    """Read distinct passages of a mix, held-out ones first; 0 as `count` takes all."""
     found: dict[str, None] = {}
     with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
         for line in file:

@@ -1,4 +1,10 @@
-"""What the quickstart writes beside its runs: data before them, a report after them."""
+"""What the quickstart writes beside its runs: a base, data, and a report at the end.
+
+The base is a tiny language model as a Hugging Face folder. The one that comes with the
+package is trained again by ``configs/quickstart_base.py``. Its tokenizer has one token
+per word of the encyclopedia, and one for each fixed sentence of the prompts;
+``tests/quickstart/word_tokenizer.py`` builds its file.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,19 @@ import dataclasses
 import json
 import random
 import shlex
-import tempfile
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
+
 from clara_jax.checkpoint import replace_folder
 from clara_jax.config import check_choices, parse, require
 from clara_jax.config.parsing import not_negative, positive
-from clara_jax.convert import load_model
+from clara_jax.convert import ModelFolder, load_config, load_model, write_hf_folder
 from clara_jax.convert.model_folder import new_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
@@ -24,8 +32,12 @@ from clara_jax.evaluate import Question, curves, evaluators
 from clara_jax.files import read_json, write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
+from clara_jax.model import Transformer, init_backbone
 from clara_jax.quickstart import world
-from clara_jax.quickstart.toy_base import random_base, write_base
+from clara_jax.text import load_tokenizer
+
+BASE = Path(__file__).parent / "base"
+"""Folder of the shipped base, of 156 thousand weights."""
 
 SHOWN = 5
 """Questions printed with their answers."""
@@ -99,15 +111,26 @@ class Settings:
         )
 
 
+def random_base(seed: int) -> ModelFolder:
+    """Make a base of the shipped one's shape, untrained, with its tokenizer.
+
+    Its embeddings start large (standard deviation 0.25), so that tokens do not drown in
+    what the first layers add: it learns several times faster than from 0.02.
+    """
+    config, tokenizer = load_config(BASE), load_tokenizer(BASE)
+    model = Transformer(config, text_vocab=len(tokenizer))
+    params = jax.device_get(init_backbone(model, jax.random.key(seed)))
+    draw = np.random.default_rng(seed)
+    table = draw.normal(0.0, 0.25, (config.vocab_size, config.width))
+    params["embed"]["embedding"] = table.astype(np.float32)
+    return ModelFolder(config, params, tokenizer)
+
+
 def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
     """Write ``workdir/data`` unless it is there already, and return its path.
 
     The folder appears whole or not at all, and holds the same bytes for the same
-    settings, so that a run that was killed goes on with the same data.
-
-    Args:
-      workdir: the pipeline's folder.
-      settings: fields of `Settings`.
+    settings, which are fields of `Settings`.
 
     Raises:
       ClaraError: it holds data of other settings, or cannot be written.
@@ -124,13 +147,13 @@ def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
             with (made / name).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
         if chosen.records == "pretraining":
-            write_base(random_base(chosen.seed), made / "start")
+            write_hf_folder(made / "start", random_base(chosen.seed), dtype="float32")
         write_json(made / kept.name, wanted)
     return data
 
 
 def _contents(settings: Settings) -> dict[str, Iterable[world.Row]]:
-    """File name to rows; each file has its own source of chance."""
+    """Return rows by file name; each file has its own source of chance."""
 
     def rng(name: str) -> random.Random:
         return random.Random(f"{settings.seed} {name}")
@@ -173,19 +196,15 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     After ``records="stages"``: ``report.json``, ``report.txt`` and ``curves.png`` in
     the folder. After ``"pretraining"``: the backbone as a Hugging Face folder ``base``.
 
-    Args:
-      workdir: the pipeline's folder.
-      settings: fields of `Settings`.
-
     Raises:
-      ClaraError, OSError: a run is missing, or nothing can be written.
+      ClaraError: a run is missing, or nothing can be written.
     """
     workdir, data = Path(workdir), Path(workdir) / "data"
     if settings.get("records") == "pretraining":
         model = load_model(workdir / "lm")
-        with tempfile.TemporaryDirectory(dir=workdir, prefix=".base.") as made:
-            write_base(model, Path(made) / "base")
-            replace_folder(Path(made) / "base", workdir / "base")
+        with new_folder(workdir / "base", move=False) as made:
+            write_hf_folder(made, model, dtype="float32")
+            replace_folder(made, workdir / "base")
         print(f"the base is in {workdir / 'base'}")
         return
     short = AnswerConfig(max_new_tokens=6, batch_size=50)
@@ -193,13 +212,21 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     after = load(workdir / "end_to_end", short)
     questions = evaluators.questions_of(open_records(data / "held_out.jsonl"))
     numbers = _measure(before, after, questions)
-    examples = _answer(after, questions[:SHOWN])
-    text = table(numbers) + "\n"
-    for item in examples:
-        right = item["answer"] == item["gold"]
-        verdict = "" if right else f"   (it is {item['gold']})"
-        text += f"{item['question']}  {item['answer']}{verdict}\n"
-        text += f"    from the vectors of: {item['document']}\n"
+    shown = questions[:SHOWN]
+    chosen = after.select_and_answer(
+        [question.question for question in shown],
+        [question.documents for question in shown],
+    )
+    text, examples = table(numbers) + "\n", []
+    for question, answer, row in zip(
+        shown, chosen.answers, chosen.indices.tolist(), strict=True
+    ):
+        gold, document = question.gold[0], question.documents[row[0]]
+        verdict = "" if answer == gold else f"   (it is {gold})"
+        text += f"{question.question}  {answer}{verdict}\n"
+        text += f"    from the vectors of: {document}\n"
+        item = {"question": question.question, "answer": answer}
+        examples.append({**item, "gold": gold, "document": document})
     write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
     write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
@@ -240,25 +267,8 @@ def _measure(
     return found
 
 
-def _answer(clara: Clara, questions: Sequence[Question]) -> list[dict[str, str]]:
-    chosen = clara.select_and_answer(
-        [question.question for question in questions],
-        [question.documents for question in questions],
-    )
-    best = [int(indices[0]) for indices in chosen.indices]
-    return [
-        {
-            "question": question.question,
-            "answer": answer,
-            "gold": question.gold[0],
-            "document": question.documents[i],
-        }
-        for question, answer, i in zip(questions, chosen.answers, best, strict=True)
-    ]
-
-
 def table(numbers: Mapping[str, float]) -> str:
-    """Lay the numbers of ``report.json`` out for people."""
+    """Return the numbers of ``report.json`` as a table for people."""
     count = f"{numbers['vectors']:.0f}"
     ratio = f"{numbers['document_tokens'] / numbers['vectors']:.1f}"
     return TABLE.format(

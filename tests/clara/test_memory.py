@@ -4,13 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.clara import (
-    Tokens,
-    fill_slots,
-    init_rows,
-    memory_slots,
-    positions_in_rows,
-)
+from clara_jax.clara import Tokens, init_rows, positions_in_rows
+from clara_jax.clara.network import fill_slots, memory_slots
 
 N, M = 61, 2
 

@@ -11,15 +11,15 @@ import clara_jax
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question, choose, with_adapters
 from clara_jax.evaluate.examine import (
-    Extras,
+    Exam,
     Prediction,
     PredictionFile,
     Reader,
-    bm25_ranking,
     conditions_of,
     examine,
     other_documents,
 )
+from clara_jax.text.bm25 import Bm25
 
 DOCUMENTS = (
     "Ada Bell was born in Corin",
@@ -39,10 +39,10 @@ def clara(tmp_path_factory):
     return clara_jax.load(folder, clara_jax.AnswerConfig(max_new_tokens=4))
 
 
-def _all(clara, setting, baselines=("bm25", "text", "closed_book"), **options):
+def _all(clara, setting, baselines=("bm25", "text", "closed_book"), top_k=1, start=0):
     conditions = conditions_of(clara, setting, baselines)
-    given = {"top_k": 1, "conditions": conditions, **options}
-    parts = examine(clara, QUESTIONS, setting=setting, **given)
+    exam = Exam(setting, top_k, conditions)
+    parts = examine(clara, QUESTIONS, exam, start)
     return [prediction for part in parts for prediction in part]
 
 
@@ -98,6 +98,10 @@ def test_conditions_that_cannot_be_had(clara, tmp_path):
     with pytest.raises(ClaraError, match="no reasoner .* --setting oracle"):
         conditions_of(unfinished, "normal", [])
     assert conditions_of(unfinished, "oracle", [])[0] == "model"
+
+
+def bm25_ranking(question, documents):
+    return Bm25(documents).ranking(question).tolist()
 
 
 def test_bm25_of_odd_texts():
@@ -165,19 +169,17 @@ def test_other_readers_and_rankings_stand_beside(clara):
         "own": Reader(own, "generator", "gold"),
         "words": Reader(own, "generator", "bm25"),
     }
-    extras = Extras(readers, {"before": before}, ranked=2, compress=compress)
-    found = [
-        prediction
-        for part in examine(
-            clara,
-            QUESTIONS,
-            setting="normal",
-            top_k=1,
-            conditions=["model", "own", "words"],
-            extras=extras,
-        )
-        for prediction in part
-    ]
+    exam = Exam(
+        "normal",
+        1,
+        ["model", "own", "words"],
+        readers,
+        {"before": before},
+        ranked=2,
+        compress=compress,
+    )
+    parts = examine(clara, QUESTIONS, exam)
+    found = [prediction for part in parts for prediction in part]
     texts = [q.question for q in QUESTIONS]
     gold = clara.answer_from_text(
         texts, [q.gold_documents for q in QUESTIONS], "generator"

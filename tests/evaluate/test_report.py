@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from clara_jax.evaluate.examine import Prediction
-from clara_jax.evaluate.scores import bootstrap, markdown, recall_of, scores_of
+from clara_jax.evaluate.examine import Prediction, markdown, scores_of
+from clara_jax.evaluate.metrics import bootstrap, recall_of
 
 
 def _prediction(index, answers, positives=(0,), chosen=None):
@@ -16,10 +16,10 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     inside = 0
     for trial in range(100):
         sample = [float(x) for x in rng.random(60) < 0.3]
-        low, high = bootstrap(sample, trial, draws=300)
-        inside += low <= 0.3 <= high
+        found = bootstrap(sample, trial, draws=300)
+        inside += found["low"] <= 0.3 <= found["high"]
     assert 88 <= inside <= 100
-    assert bootstrap([1.0] * 5) == (1.0, 1.0)
+    assert bootstrap([1.0] * 5) == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
 def test_scores_and_table():

@@ -69,7 +69,9 @@ def embed(variables, ids):
 
 def run(model, variables, ids, mask, config=GREEDY, seed=0):
     embeddings = embed(variables, ids)
-    return np.array(decode.generate(model, variables, embeddings, mask, config, seed))
+    keys = decode.row_keys(seed, jnp.arange(len(mask)))
+    state = decode.jit_prefill(model, variables, embeddings, mask, config, keys)
+    return np.array(decode.jit_decode_loop(model, variables, state, config).tokens)
 
 
 @pytest.mark.parametrize("window", [None, 4])

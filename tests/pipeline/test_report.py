@@ -5,8 +5,8 @@ from toy_folder import write_toy
 
 from clara_jax.convert import load_model
 from clara_jax.evaluate.examine import Prediction
-from clara_jax.pipeline.after import _scores, product_rate
-from clara_jax.pipeline.pages import NAMES, card, to_markdown
+from clara_jax.pipeline.after import NAMES, _scores, product_rate, to_markdown
+from clara_jax.pipeline.before import card
 
 SAID = {
     "model": "Corin",

@@ -7,14 +7,13 @@ import pytest
 from toy_stages import example_maker
 
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.convert import load_model
+from clara_jax.convert import load_model, write_hf_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import curves
-from clara_jax.quickstart import BASE, prepare, report, world, write_base
+from clara_jax.quickstart import BASE, prepare, report, world
 from clara_jax.quickstart.__main__ import main
-from clara_jax.quickstart.outputs import table
-from clara_jax.quickstart.toy_base import random_base
+from clara_jax.quickstart.outputs import random_base, table
 from clara_jax.text import ClaraTokenizer, load_tokenizer
 from clara_jax.train import expand, load_config, run
 
@@ -159,8 +158,8 @@ def test_table_names_every_number():
 
 
 def test_a_trained_base_takes_the_place_of_the_one_before(tmp_path, capsys):
-    write_base(load_model(BASE), tmp_path / "lm")
-    write_base(random_base(0), tmp_path / "base")
+    write_hf_folder(tmp_path / "lm", load_model(BASE), dtype="float32")
+    write_hf_folder(tmp_path / "base", random_base(0), dtype="float32")
     for _ in range(2):
         report(tmp_path, {"records": "pretraining"})
         assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lm"]

@@ -10,13 +10,13 @@ from safetensors.numpy import load_file
 
 from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig
-from clara_jax.convert import load_model
+from clara_jax.convert import load_model, write_hf_folder
 from clara_jax.data import open_records
 from clara_jax.evaluate import TextAnswers, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer
-from clara_jax.quickstart import BASE, prepare, world, write_base
-from clara_jax.quickstart.toy_base import random_base
+from clara_jax.quickstart import BASE, prepare, world
+from clara_jax.quickstart.outputs import random_base
 from clara_jax.text import (
     PARAPHRASES,
     ClaraTokenizer,
@@ -87,7 +87,7 @@ def test_unknown_words_are_tokens_of_their_own(tokenizer):
 
 def test_base_round_trip(tmp_path):
     model = load_model(BASE)
-    write_base(model, tmp_path / "base")
+    write_hf_folder(tmp_path / "base", model, dtype="float32")
     assert load_model(tmp_path / "base").config == model.config
     before = load_file(BASE / "model.safetensors")
     after = load_file(tmp_path / "base" / "model.safetensors")
@@ -99,7 +99,7 @@ def test_base_round_trip(tmp_path):
 
 def test_random_base_follows_from_its_seed(tmp_path):
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
-        write_base(random_base(seed), tmp_path / name)
+        write_hf_folder(tmp_path / name, random_base(seed), dtype="float32")
     a, again, b = (load_model(tmp_path / name) for name in ("a", "again", "b"))
     assert a.config == load_model(BASE).config
     tables = [model.params["embed"]["embedding"] for model in (a, again, b)]

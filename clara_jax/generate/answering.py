@@ -9,35 +9,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.clara import Network
+from clara_jax.clara import Network, Tokens
 from clara_jax.config import MemoryConfig, SelectionConfig
+from clara_jax.distributed import to_host
 from clara_jax.errors import ClaraError
 from clara_jax.generate.batched import (
     AnyArray,
-    Watch,
+    Spoken,
+    batches_by_length,
     candidate_scores,
-    continue_rows,
+    embed_prompts,
     encode_rows,
+    nearest_tokens,
     number_texts,
-    stream_tokens,
     text_pieces,
 )
-from clara_jax.generate.decode import trim
-from clara_jax.generate.explain import Spoken, explain_vectors
+from clara_jax.generate.decode import (
+    DecodeState,
+    jit_decode_loop,
+    jit_decode_step,
+    jit_prefill,
+    row_keys,
+    trim,
+)
 from clara_jax.generate.requests import (
     AnswerConfig,
     Selection,
     draw_instructions,
     encode_prompts,
     refuse_empty,
-    refuse_long,
     require_role,
 )
-from clara_jax.shapes import Bool, Float, Int
+from clara_jax.shapes import Bool, Float, Int, Params
 from clara_jax.text import (
     ClaraTokenizer,
     Prompt,
@@ -45,6 +55,9 @@ from clara_jax.text import (
     paraphrase_prompt,
     plain,
 )
+
+_PROMPT = 64
+"""Shortest padded prompt: no real one is much shorter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +86,10 @@ class Clara:
     selection: SelectionConfig = SelectionConfig()
     config: AnswerConfig = AnswerConfig()
     merged: Mapping[str, Network] = dataclasses.field(default_factory=dict)
-    watch: Watch = contextlib.nullcontext
+    watch: Callable[[str], AbstractContextManager] = contextlib.nullcontext
 
     def compress(self, documents: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Compress documents; text beyond ``doc_max_length`` tokens is not read.
-
-        Args:
-          documents: texts, none empty.
-
-        Returns:
-          ``[n, M, D]`` vectors.
 
         Raises:
           ClaraError: a document is empty, or the model has no compressor.
@@ -93,25 +100,25 @@ class Clara:
 
     @property
     def question_limit(self) -> int:
-        """Longest question for the reasoner, in tokens."""
+        """Return the length of the longest question for the reasoner, in tokens."""
         return self.config.question_max_length or self.memory.doc_max_length
 
     def reason(self, questions: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Encode questions into the documents' space.
-
-        Args:
-          questions: texts, none empty.
-
-        Returns:
-          ``[n, M, D]`` vectors.
 
         Raises:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
         refuse_empty(questions, "question {}")
         limit = self.question_limit
-        if self.config.too_long == "error":
-            refuse_long(self.tokenizer, questions, limit)
+        refused = self.config.too_long == "error"
+        for i, question in enumerate(questions if refused else ()):
+            found = self.tokenizer.document_length(question)
+            if found > limit:
+                raise ClaraError(
+                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
+                    "shorten it"
+                )
         with self.watch("reason"):
             return self._encode(questions, limit, "reasoner")
 
@@ -180,23 +187,15 @@ class Clara:
           questions: texts, none empty.
           vectors: J documents each, in the order in which the prompt holds them.
           mask: documents that exist, the first ones of each row; by default all.
-
-        Returns:
-          One answer per question.
         """
         return self._texts(self.answer_prompts(questions, vectors, mask), vectors)
 
     def answer(
         self, questions: Sequence[str], documents: Sequence[Sequence[str]]
     ) -> list[str]:
-        """Answer each question from its own documents, in the order given.
+        """Answer each question from its own documents, of any number, in their order.
 
-        Args:
-          questions: texts, none empty.
-          documents: per question any number of texts, none empty.
-
-        Returns:
-          One answer per question.
+        No text may be empty.
         """
         return self.answer_from_vectors(questions, *self.gather(documents))
 
@@ -212,9 +211,6 @@ class Clara:
           questions: texts, none empty.
           candidates: per question at least `top_k` documents; numbers may differ.
           top_k: J; the trained number by default.
-
-        Returns:
-          A `Selection`.
 
         Raises:
           ClaraError: `top_k` above the number of candidates; see also `reason`.
@@ -238,9 +234,6 @@ class Clara:
           questions: texts, none empty.
           documents: per question any number of texts.
           role: ``generator``, or None for the plain backbone.
-
-        Returns:
-          One answer per question.
         """
         refuse_empty(questions, "question {}")
         prompts = [
@@ -261,9 +254,6 @@ class Clara:
         Args:
           documents: per row one or more texts, none empty.
           instructions: per row which of `PARAPHRASES`; by default drawn with the seed.
-
-        Returns:
-          One text per row.
         """
         vectors, mask = self.gather(documents)
         rows = self.paraphrase_prompts(mask.sum(axis=1).tolist(), instructions)
@@ -275,7 +265,7 @@ class Clara:
         vectors: Float[AnyArray, "B J M D"],
         mask: Bool[np.ndarray, "B J"] | None = None,
     ) -> list[list[int]]:
-        """Token ids of the prompts of `answer_from_vectors`."""
+        """Return the token ids of the prompts of `answer_from_vectors`."""
         refuse_empty(questions, "question {}")
         counts = [vectors.shape[1]] * len(questions)
         if mask is not None:
@@ -289,7 +279,7 @@ class Clara:
     def paraphrase_prompts(
         self, counts: Sequence[int], instructions: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """Token ids of the prompts of `paraphrase`, for so many documents each."""
+        """Return the token ids of the prompts of `paraphrase` of so many documents."""
         if instructions is None:
             instructions = draw_instructions(self.config.seed, len(counts))
         prompts = [
@@ -301,24 +291,41 @@ class Clara:
     def continue_prompts(
         self,
         rows: Sequence[Sequence[int]],
-        vectors: Float[AnyArray, "B J M D"] | None,
+        vectors: Float[AnyArray, "n J M D"] | None,
         role: str | None = "generator",
-    ) -> Int[np.ndarray, "B new"]:
-        """Decode what follows prompts; see `continue_rows`."""
+    ) -> Int[np.ndarray, "n new"]:
+        """Decode what follows prompts, batch by batch.
+
+        Draws do not depend on how rows fall into batches.
+
+        Args:
+          rows: token ids of each prompt.
+          vectors: fill the memory tokens from the left; None where there are none.
+          role: whose adapter writes; None for the plain backbone.
+
+        Returns:
+          New tokens; a row ends with its end token, then pads.
+        """
         network, role = self._player(role)
-        return continue_rows(
-            network,
-            rows,
-            vectors,
-            role=role,
-            config=self.config.decoding(self.tokenizer),
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            watch=self.watch,
-        )
+        variables = network.variables(role)
+        config = self.config.decoding(self.tokenizer)
+        filled = None if vectors is None else np.asarray(vectors)
+        out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
+        size = self.config.batch_size
+        batches = batches_by_length(rows, config.pad_id, size, smallest=_PROMPT)
+        for chosen, prompt in batches:
+            places = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
+            filling = None if filled is None else filled[places]
+            with self.watch("prefill"):
+                state = self._prefill(network, variables, prompt, filling, places)
+                jax.block_until_ready(state)
+            with self.watch("decode"):
+                state = jit_decode_loop(network.model, variables, state, config)
+                out[chosen] = to_host(state.tokens)[: len(chosen)]
+        return out
 
     def merge(self, role: str = "generator") -> Clara:
-        """The same model, `role` faster: its adapter merged into a copy of the weights.
+        """Return the model with `role` faster: its adapter merged into the weights.
 
         The sum is made in float32. Each merged role keeps weights of its own.
         """
@@ -328,32 +335,77 @@ class Clara:
 
     def stream(self, question: str, vectors: Float[AnyArray, "J M D"]) -> Iterator[str]:
         """Yield the answer of `answer_from_vectors` in pieces, as it is decoded."""
-        network, role = self._player("generator")
         (row,) = self.answer_prompts([question], vectors[None])
-        tokens = stream_tokens(
-            network,
-            row,
-            vectors,
-            role,
-            self.config.decoding(self.tokenizer),
-            self.config.seed,
-            self.watch,
+        return text_pieces(self._tokens(row, vectors), self.tokenizer.decode)
+
+    def _tokens(
+        self, row: Sequence[int], vectors: Float[AnyArray, "J M D"]
+    ) -> Iterator[int]:
+        """Yield what `continue_prompts` gives for one prompt, without its end token."""
+        network, role = self._player("generator")
+        variables = network.variables(role)
+        config = self.config.decoding(self.tokenizer)
+        with self.watch("prefill"):
+            batches = batches_by_length([row], config.pad_id, 1, smallest=_PROMPT)
+            ((places, prompt),) = batches
+            filling = vectors[None]
+            state = self._prefill(network, variables, prompt, filling, places)
+            token = int(state.tokens[0, 0])
+        for step in range(1, config.max_new_tokens + 1):
+            if token in config.eos_ids:
+                return
+            yield token
+            if step < config.max_new_tokens:
+                with self.watch("decode"):
+                    state = jit_decode_step(network.model, variables, state, config)
+                    token = int(state.tokens[0, step])
+
+    def _prefill(
+        self,
+        network: Network,
+        variables: Params,
+        prompt: Tokens,
+        vectors: Float[AnyArray, "B J M D"] | None,
+        places: Int[np.ndarray, " B"],
+    ) -> DecodeState:
+        """Read prompts; `places` are the rows' numbers, of which their draws are."""
+        filling = None if vectors is None else jnp.asarray(vectors)
+        embeddings = embed_prompts(network, prompt, filling)
+        keys = row_keys(self.config.seed, jnp.asarray(places))
+        config = self.config.decoding(self.tokenizer)
+        return jit_prefill(
+            network.model, variables, embeddings, prompt.mask, config, keys
         )
-        return text_pieces(tokens, self.tokenizer.decode)
 
     def explain(
         self, questions: Sequence[str], count: int = 10
     ) -> list[list[list[Spoken]]]:
-        """What the reasoner thinks: tokens nearest to each vector of a question.
+        """Return, for each vector of each question, the `count` tokens nearest to it.
 
-        Returns, per question and memory vector, `count` tokens, most probable first.
+        The paper looks at the reasoner in this way: among them are words that the
+        question does not hold and its documents do.
+
+        Raises:
+          ClaraError: `count` is below 1, or above the vocabulary; see also `reason`.
         """
-        return explain_vectors(
-            self.network,
-            self.reason(questions),
-            self.tokenizer.decode,
-            count,
-        )
+        vectors, model = self.reason(questions), self.network.model
+        if not 1 <= count <= model.text_vocab:
+            raise ClaraError(
+                f"{count} tokens per vector were asked for; take 1 to "
+                f"{model.text_vocab}"
+            )
+        params, decode = self.network.backbone["params"], self.tokenizer.decode
+        found = []
+        for vector in vectors:
+            near = nearest_tokens(model, params, jnp.asarray(vector), count)
+            ids, chances = (part.tolist() for part in near)
+            found.append(
+                [
+                    [Spoken(decode([i]), p) for i, p in zip(*slot, strict=True)]
+                    for slot in zip(ids, chances, strict=True)
+                ]
+            )
+        return found
 
     def _texts(
         self,
@@ -375,7 +427,7 @@ class Clara:
             role=adapter,
             pad_id=self.tokenizer.pad_id,
             batch_size=self.config.batch_size,
-            largest=max_length + 3 + self.memory.num_memory,
+            largest=self.memory.row_length(max_length),
         )
 
     def _player(self, role: str | None) -> tuple[Network, str | None]:
@@ -392,8 +444,8 @@ class Clara:
         return (network, role) if merged is None else (merged, None)
 
     def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        config, cut = self.config, self.config.too_long == "cut"
-        return encode_prompts(self.tokenizer, prompts, config.prompt_max_length, cut)
+        limit, cut = self.config.prompt_max_length, self.config.too_long == "cut"
+        return encode_prompts(self.tokenizer, prompts, limit, cut)
 
     def _slots(self, count: int) -> str:
         return self.tokenizer.slots(count, self.memory.separator)
