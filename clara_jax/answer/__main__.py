@@ -24,7 +24,7 @@ from clara_jax import commands
 from clara_jax.answer import Session, Stored, check_question
 from clara_jax.answer.session import as_json, as_text, as_tokens
 from clara_jax.clara import vector_fingerprint
-from clara_jax.compress import find_model
+from clara_jax.compress.stores import find_model
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError

@@ -1,16 +1,15 @@
 """Exact search: the cosine of a question with every document of a store.
 
 Documents lie as codes on the local devices, split among them by rows, and are decoded
-tile by tile inside one compiled program. A store too large for the devices is streamed
-from disk through the same program, the next block being read meanwhile.
+tile by tile in one compiled program. A store too large for the devices is streamed from
+disk through the same program, the next block being read meanwhile.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int32, Shaped
 
+from clara_jax.files import read_ahead
 from clara_jax.search.codecs import code_type, decode
 from clara_jax.search.searcher import Flat, Found, best_of, check_queries
 from clara_jax.search.store import Store
@@ -62,9 +62,7 @@ class Scan(NamedTuple):
 
 
 class ExactSearcher:
-    """The search that all others are measured by; a ``Searcher``, for any thread.
-
-    Float32 throughout, at the highest precision of matrix products.
+    """A ``Searcher``, for any thread, in float32 at the highest precision.
 
     Args:
       store: what is searched, as it is now.
@@ -85,10 +83,8 @@ class ExactSearcher:
         self.store = store
         self.start = start
         devices = list(jax.local_devices() if devices is None else devices)
-        kind = devices[0].platform
-        self._live = store.live
-        self.documents = int(np.count_nonzero(self._live[start:]))
-        count = store.rows - start
+        kind, count = devices[0].platform, store.rows - start
+        self.documents = int(np.count_nonzero(store.live[start:]))
         codes, length = code_type(store.dtype, store.width)
         per_row = store.num_memory * length * codes.itemsize
         limit = free_memory(devices) if memory_limit is None else memory_limit
@@ -112,12 +108,11 @@ class ExactSearcher:
     def __call__(self, queries: Flat, k: int) -> Found:
         """Return cosines and row numbers of the `k` nearest documents."""
         units = check_queries(queries, k, self.store)
-        scores, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
+        found = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
         for begin in range(0, len(units), LARGEST_BATCH):
-            found = self._search(units[begin : begin + LARGEST_BATCH], k)
-            scores.append(found[0])
-            rows.append(found[1])
-        return np.concatenate(scores), np.concatenate(rows)
+            found.append(self._search(units[begin : begin + LARGEST_BATCH], k))
+        scores, rows = map(np.concatenate, zip(*found, strict=True))
+        return scores, rows
 
     def _search(self, units: Flat, k: int) -> Found:
         # Filled up to powers of two, as is `k`, so that few programs are compiled.
@@ -146,18 +141,11 @@ class ExactSearcher:
         scores, rows = (x.transpose(1, 0, 2).reshape(flat) for x in (scores, rows))
         return best_of(scores[: len(units)], rows[: len(units)], k)
 
-    def _walk(self) -> Iterator[Block]:
-        """All blocks, on the devices; when streaming, the next is read meanwhile."""
+    def _walk(self) -> Iterable[Block]:
+        """All blocks, on the devices."""
         if self._resident is not None:
-            yield from self._resident
-            return
-        with concurrent.futures.ThreadPoolExecutor(1, "read_block") as thread:
-            coming = thread.submit(self._read, 0)
-            for number in range(self._blocks):
-                block = self._put(coming.result())
-                if number + 1 < self._blocks:
-                    coming = thread.submit(self._read, number + 1)
-                yield block
+            return self._resident
+        return map(self._put, read_ahead(self._read, range(self._blocks)))
 
     def _read(self, number: int) -> Block:
         """Copy one block out of the store's files; its last row fills it up."""
@@ -167,7 +155,7 @@ class ExactSearcher:
         rows = np.minimum(numbers, store.rows - 1)
         norms = store.norms(rows)
         inverse = 1 / np.where(norms > 0, norms, np.float32(np.inf))
-        inverse[~self._live[rows] | (numbers != rows)] = -1
+        inverse[~store.live[rows] | (numbers != rows)] = -1
         return *store.codes(rows), inverse
 
     def _put(self, block: Block) -> Block:
@@ -204,7 +192,7 @@ def _scan(
     """Merge a block's best rows into those found so far, on each device its own.
 
     With the queries come their products with the store's center; `first` is the place
-    of the block's first row among those of each device.
+    of the block's first row on each device.
     """
 
     def on_device(queries, block, first, best):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.codecs import decode
+from clara_jax.search.codecs import decode_parts
 from clara_jax.search.store import Store
 
 Flat = Float[np.ndarray, "n W"]
@@ -18,9 +18,6 @@ Flat = Float[np.ndarray, "n W"]
 Found = tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]
 """For each question exact cosines (float32) of the full vectors, descending, and row
 numbers of the store (int64). Deleted rows are never among them."""
-
-_AT_ONCE = 1 << 18
-"""Numbers decoded together: 1 MB stays in the cache."""
 
 
 @runtime_checkable
@@ -31,8 +28,7 @@ class Searcher(Protocol):
         """Return the `k` best rows of each question, a vector of any length.
 
         Raises:
-          ClaraError: the queries do not fit the store, or it holds fewer than `k`
-            documents.
+          ClaraError: the store holds other vectors, or fewer than `k` documents.
         """
         ...
 
@@ -83,19 +79,14 @@ def rescore(
 ) -> list[Float[np.ndarray, "_"]]:
     """Return exact cosines of each question, of length 1, with rows of its own.
 
-    Of the store only these rows are read. For a vector of zeros the cosine is 0.
+    Only these rows are read. For a vector of zeros the cosine is 0.
     """
-    width = units.shape[1]
-    step = max(1, _AT_ONCE // width)
     found = []
     for query, candidates in zip(units, rows, strict=True):
         products = np.empty(len(candidates), np.float32)
         codes, scales = store.codes(candidates)
-        for start in range(0, len(codes), step):
-            part = slice(start, start + step)
-            scale = None if scales is None else scales[part]
-            vectors = decode(codes[part], scale, store.dtype, store.width)
-            products[part] = vectors.reshape(-1, width) @ query
+        for part, vectors in decode_parts(codes, scales, store.dtype, store.width):
+            products[part] = vectors.reshape(len(vectors), -1) @ query
         if store.center is not None:
             products += store.center.reshape(-1) @ query
         norms = store.norms(candidates)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
-from clara_jax.compress.edits import megabytes, size_of
-from clara_jax.compress.reading import Reader
-from clara_jax.compress.writing import (
-    Compressor,
-    Counts,
-    Task,
-    model_place,
-    own_part,
-    parse_part,
-)
+from clara_jax.compress.shards import Compressor, Counts, Part, Reader, write_shards
+from clara_jax.compress.stores import megabytes, model_place, size_of
 from clara_jax.data import Corpus, find_files
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
@@ -37,6 +29,7 @@ from clara_jax.search.writer import check_folder
 from clara_jax.sharding import batch_parts, make_mesh
 
 T = TypeVar("T")
+Watched = Callable[[Iterable[T]], Iterator[T]]
 
 PER_DEVICE = 32
 """Documents that a device reads together by default."""
@@ -46,27 +39,77 @@ SAMPLE = 64
 
 _AT_ONCE = 4096
 
+_NUMBERS = (
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+"""Environment variables with the number of a process, from 0, and how many there are;
+the first pair that is set counts."""
+
+
+def parse_part(text: str) -> Part:
+    """Read ``I/N``, where I counts from 1."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
+        raise ClaraError(
+            f"--part is '{text}', but must be I/N, such as 1/4 for the first of four"
+        )
+    return Part(int(index) - 1, int(count))
+
+
+def own_part(environment: Mapping[str, str] = os.environ) -> Part:
+    """Return this process's part: what a cluster's variables or JAX say, or all."""
+    for names in _NUMBERS:
+        if all(name in environment for name in names):
+            index, count = (environment[name] for name in names)
+            numbers = index.isdecimal() and count.isdecimal()
+            if not numbers or int(index) >= int(count):
+                raise ClaraError(
+                    f"environment: {names[0]} is '{index}' of {names[1]} '{count}'; "
+                    "give the part with --part, such as --part 1/1"
+                )
+            return Part(int(index), int(count))
+    return Part(jax.process_index(), jax.process_count())
+
 
 def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
-    """Compress a corpus into a store, or what is missing of it.
+    """Compress a corpus into a store, or what is missing of it; return an exit status.
 
     Args:
       arguments: of the command.
       interrupt: notes signals; the command ends after the batch at hand.
 
-    Returns:
-      The exit status.
-
     Raises:
       ClaraError: bad input. Interrupted: a signal arrived.
     """
     path = Path(arguments.store)
+
+    def check(left: int | None = None) -> None:
+        """End in order after a signal, naming how many shards are left."""
+        if interrupt.signal is not None:
+            shards = "" if left is None else f", {left} shards are left"
+            raise Interrupted(
+                interrupt.signal,
+                f"{interrupt.signal}: {path} is not finished{shards}; start the same "
+                "command again to go on",
+            )
+
+    def watched(entries: Iterable[T]) -> Iterator[T]:
+        """A bar for a loop over the corpus's entries, which a signal ends."""
+        for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
+            check()
+            yield entry
+
     part = parse_part(arguments.part) if arguments.part else own_part()
-    mesh = _mesh(arguments.mesh)
-    _tell_others(find_files(arguments.corpus)[1])
-    clara = _load(arguments, mesh)
-    _check(interrupt, path)
-    corpus = Corpus(arguments.corpus, _watched(interrupt, path))
+    sizes = parse_mesh(arguments.mesh, ("data", "fsdp", "tensor"))
+    # Other hosts have work of their own: nothing is asked of their devices.
+    mesh = make_mesh(**sizes, devices=jax.local_devices())
+    _report_others(find_files(arguments.corpus)[1])
+    clara = load(arguments.model, mesh=mesh, **model_options(arguments))
+    require_role(clara.network, "compressor")
+    check()
+    corpus = Corpus(arguments.corpus, watched)
     reader = Reader(
         corpus,
         clara.tokenizer,
@@ -74,48 +117,53 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
         arguments.shard_size,
         split=not arguments.whole,
     )
-    settings = _settings(arguments, clara, path)
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
-    if (path / MANIFEST).is_file():
-        Store.open(path, settings.fingerprint)  # refuses another model, naming both
-    goes_on = (path / JOB).is_file()
+    settings = _settings(arguments, clara, path)
     size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
+
+    def make_compressor() -> Compressor:
+        return Compressor(clara, mesh, size, merge=not arguments.no_merge)
+
     compressor = None
-    begins = not goes_on and not (path / MANIFEST).is_file()
-    if settings.dtype != "bfloat16" and begins:
+    begun = (path / JOB).is_file() or (path / MANIFEST).is_file()
+    if settings.dtype != "bfloat16" and not begun:
         check_folder(path, mode)
-        compressor = Compressor(clara, mesh, size, merge=not arguments.no_merge)
-        vectors = compressor(reader.sample(SAMPLE), lambda _: _check(interrupt, path))
+        compressor = make_compressor()
+        vectors = compressor(reader.sample(SAMPLE), lambda _: check())
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
+    identity = {
+        "files": len(corpus.files),
+        "bytes": corpus.size,
+        "documents": corpus.documents,
+        "digest": corpus.digest,
+        "shard_size": arguments.shard_size,
+        "whole": arguments.whole,
+    }
     counts = Counts()
     searches = "reasoner" in clara.network.adapters
-    identity = _identity(corpus, arguments)
     with Job.begin(path, settings, len(reader), identity, mode) as job:
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
         else:
             if mode == "add":
                 try:
-                    _refuse_known(Store.open(path), corpus, _watched(interrupt, path))
+                    _refuse_known(Store.open(path), corpus, watched)
                 except (ClaraError, Interrupted):
                     job.abandon()
                     raise
-            if compressor is None:
-                merge = not arguments.no_merge
-                compressor = Compressor(clara, mesh, size, merge=merge)
+            compressor = compressor or make_compressor()
             del clara  # and with it the weights that were merged, and other adapters
-            task = Task(job, reader, compressor, lambda: _check(interrupt, path, task))
-            counts = task.run(*part)
+            counts = write_shards(job, reader, compressor, part, check)
         store = job.commit()
-    _tell(counts)
+    _report_counts(counts)
     if store is None:
         print(
             f"{part} is written; {path} is finished by the part that ends last, so "
             "start the others, too"
         )
         return 0
-    _report(store, corpus.documents if mode == "new" else 0)
+    _report_store(store, corpus.documents if mode == "new" else 0)
     if searches:
         print(
             f'next: python -m clara_jax.answer --store {path} "question"\n'
@@ -130,73 +178,27 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     return 0
 
 
-def _check(interrupt: Interrupt, store: Path, task: Task | None = None) -> None:
-    """End in order after a signal."""
-    if interrupt.signal is None:
-        return
-    left = "" if task is None else f", {len(task.left)} shards are left"
-    raise Interrupted(
-        interrupt.signal,
-        f"{interrupt.signal}: {store} is not finished{left}; start the same command "
-        "again to go on",
-    )
-
-
-def _watched(interrupt: Interrupt, store: Path) -> Any:
-    """A bar for the loop over the corpus's entries, which a signal ends."""
-
-    def watched(entries: Iterable[T]) -> Iterator[T]:
-        for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
-            _check(interrupt, store)
-            yield entry
-
-    return watched
-
-
-def _mesh(text: str) -> Mesh:
-    """The mesh of this host's devices: ``fsdp=2,tensor=2``; data takes the rest."""
-    sizes = parse_mesh(text, ("data", "fsdp", "tensor"))
-    # Other hosts have work of their own: nothing is asked of their devices.
-    return make_mesh(**sizes, devices=jax.local_devices())
-
-
-def _load(arguments: argparse.Namespace, mesh: Mesh) -> Clara:
-    clara = load(arguments.model, mesh=mesh, **model_options(arguments))
-    require_role(clara.network, "compressor")
-    return clara
-
-
 def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreSettings:
-    codec = arguments.codec
-    if codec is None and (path / MANIFEST).is_file():
-        codec = Store.open(path).dtype
-    compute = clara.network.model.config.dtype
+    """Settings of the store; refuses a store that another model has made."""
+    fingerprint, config = vector_fingerprint(clara.network), clara.network.model.config
+    codec, compute = arguments.codec, config.dtype
+    if (path / MANIFEST).is_file():
+        store = Store.open(path, fingerprint)
+        codec = codec or store.dtype
     if arguments.quantize != "none":
         compute += f", {arguments.quantize}"
     return StoreSettings(
-        fingerprint=vector_fingerprint(clara.network),
+        fingerprint=fingerprint,
         model=model_place(arguments.model, path),
         base=model_place(arguments.base, path),
         memory=clara.memory,
-        width=clara.network.model.config.width,
+        width=config.width,
         dtype=codec or "bfloat16",
         compute=compute,
     )
 
 
-def _identity(corpus: Corpus, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is compressed, to refuse another corpus when a job goes on."""
-    return {
-        "files": len(corpus.files),
-        "bytes": corpus.size,
-        "documents": corpus.documents,
-        "digest": corpus.digest,
-        "shard_size": arguments.shard_size,
-        "whole": arguments.whole,
-    }
-
-
-def _refuse_known(store: Store, corpus: Corpus, progress: Any) -> None:
+def _refuse_known(store: Store, corpus: Corpus, watched: Watched) -> None:
     """Refuse documents that the store has, before any work is done."""
     found: dict[str, str] = {}
 
@@ -210,15 +212,15 @@ def _refuse_known(store: Store, corpus: Corpus, progress: Any) -> None:
                 )
         found.clear()
 
-    for i in progress(range(len(corpus))):
+    for i in watched(range(len(corpus))):
         found.update({document.id: corpus.place(i) for document in corpus[i]})
         if len(found) >= _AT_ONCE:
             look()
     look()
 
 
-def _tell_others(others: Sequence[Path]) -> None:
-    """Say which files of a folder are not taken."""
+def _report_others(others: Sequence[Path]) -> None:
+    """Note which files of a folder are left out."""
     if not others:
         return
     names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
@@ -226,8 +228,7 @@ def _tell_others(others: Sequence[Path]) -> None:
     _note(f"{len(others)} {what} and left out: {', '.join(names)}")
 
 
-def _tell(counts: Counts) -> None:
-    """Say what this command did."""
+def _report_counts(counts: Counts) -> None:
     if counts.cut:
         _note(
             f"{counts.cut:,} of {counts.documents:,} documents are longer than the "
@@ -238,18 +239,17 @@ def _tell(counts: Counts) -> None:
             f"{counts.unknown:,} of {counts.pieces:,} pieces hold words that the "
             "model's tokenizer does not know"
         )
-    if not counts.documents:
-        return
-    seconds = max(counts.seconds, 1e-9)
-    print(
-        f"compressed {counts.documents:,} documents in {counts.pieces:,} pieces: "
-        f"{counts.seconds:,.1f} s, {counts.documents / seconds:,.1f} documents/s, "
-        f"{counts.tokens / seconds:,.0f} tokens/s"
-    )
+    if counts.documents:
+        seconds = max(counts.seconds, 1e-9)
+        print(
+            f"compressed {counts.documents:,} documents in {counts.pieces:,} pieces: "
+            f"{seconds:,.1f} s, {counts.documents / seconds:,.1f} documents/s, "
+            f"{counts.tokens / seconds:,.0f} tokens/s"
+        )
 
 
-def _report(store: Store, documents: int) -> None:
-    """Say what the store holds, with what a document takes if their number is known."""
+def _report_store(store: Store, documents: int) -> None:
+    """Print what the store holds, by document too if their number is known."""
     size = size_of(store)
     each = f"{megabytes(size / max(store.rows, 1))} a piece"
     if documents:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from toy_folder import toy_parts
 
-from clara_jax.compress import Reader, ahead, shard_bounds
+from clara_jax.compress.shards import Reader, shard_bounds
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Corpus
+from clara_jax.files import read_ahead
 from clara_jax.text import ClaraTokenizer
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -34,11 +35,11 @@ def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place():
             raise ValueError("three")
         return number
 
-    assert list(ahead(read, [])) == []
-    assert list(ahead(read, [2, 1, 5])) == [2, 1, 5]
+    assert list(read_ahead(read, [])) == []
+    assert list(read_ahead(read, [2, 1, 5])) == [2, 1, 5]
     found = []
     with pytest.raises(ValueError, match="three"):
-        for number in ahead(read, range(9)):
+        for number in read_ahead(read, range(9)):
             found.append(number)
     assert found == [0, 1, 2]
 
