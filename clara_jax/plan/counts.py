@@ -1,11 +1,10 @@
-"""What a program does, counted: operations of all devices, bytes that one device sends.
+"""Operations of all devices, and bytes that one device sends, by our own count.
 
-`useful` operations are what the method needs, by formula: a matrix of n numbers costs 2n
+`useful` is what the method needs, by formula: a matrix of n numbers costs 2n operations
 per token forwards and 2n for the gradient of its input; frozen weights need no gradient
 of their own, so LoRA costs 4N per token where full training costs 6N, and the adapters'
 own 6 per number; attention comes on top. MFU is measured by it. `performed` adds up the
-matrix products of the traced program, recomputation included. `traffic` reads the
-collectives of the compiled program.
+matrix products of the traced program, `traffic` the collectives of the compiled one.
 
 Loops are multiplied everywhere. XLA's cost analysis counts a loop's body once, and this
 package's layers are a loop, so it is never used.

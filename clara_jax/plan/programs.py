@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -92,17 +93,15 @@ def run_of(case: Case) -> AbstractRun:
 
 
 def _train(case: Case, run: AbstractRun) -> Program:
-    counted: dict[str, float] = {}
-    read, shape = readings(case.config), run.network.model.config
+    read, counted = readings(case.config), collections.Counter()
     for reading in read:
-        for name, value in useful(reading, case.config, shape).items():
-            counted[name] = counted.get(name, 0.0) + value
+        counted.update(useful(reading, case.config, run.network.model.config))
     return Program(
         name="train step",
         lower=lambda mesh, before: run.lower(mesh),
         function=run.step,
         arguments=run.arguments,
-        useful=counted,
+        useful=dict(counted),
         tokens=sum(reading.tokens for reading in read),
     )
 
