@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from clara_jax.search.searcher import Flat, unit
+from clara_jax.search.exact import Flat, unit
 from clara_jax.search.store import Progress, Store
 
 Short = Float[np.ndarray, "n Q"]

@@ -93,7 +93,7 @@ class ShardInfo:
 
     name: str
     rows: int
-    sizes: Mapping[str, int]
+    sizes: dict
     digest: str
 
 
@@ -150,11 +150,7 @@ def read_manifest(store: Path) -> Manifest:
         "bring back a copy of the file, or compress the documents again",
     )
     del values["format"]
-    values["memory"] = parse(MemoryConfig, values["memory"], str(path))
-    values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])
-    if values["deleted"] is not None:
-        values["deleted"] = DeletedInfo(**values["deleted"])
-    return Manifest(**values)
+    return parse(Manifest, values, str(path))
 
 
 def replace_manifest(

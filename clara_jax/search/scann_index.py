@@ -23,7 +23,16 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.exact import ExactSearcher
+from clara_jax.search.exact import (
+    ExactSearcher,
+    Flat,
+    Found,
+    Searcher,
+    best_of,
+    check_queries,
+    rescore,
+    unit,
+)
 from clara_jax.search.index_files import (
     IndexFolder,
     Settings,
@@ -34,15 +43,6 @@ from clara_jax.search.index_files import (
     scann_at_work,
 )
 from clara_jax.search.keys import Keys, Short, learn_keys, unit_vectors
-from clara_jax.search.searcher import (
-    Flat,
-    Found,
-    Searcher,
-    best_of,
-    check_queries,
-    rescore,
-    unit,
-)
 from clara_jax.search.store import Progress, Store
 
 SEARCHES = ("auto", "exact", "scann")

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
-from clara_jax.config import MemoryConfig, parse
+from clara_jax.config import parse
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.search.codecs import center_of
@@ -83,8 +83,7 @@ class Job(contextlib.AbstractContextManager):
         self.finished = False
         self._mode: str = values["mode"]
         self._generation: int = values["generation"]
-        memory = parse(MemoryConfig, values["settings"]["memory"], str(store / JOB))
-        self._settings = StoreSettings(**{**values["settings"], "memory": memory})
+        self._settings = parse(StoreSettings, values["settings"], str(store / JOB))
         self._digest = digest_of(_identity(values))
         self._part: Lock | None = None
 

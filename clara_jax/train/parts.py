@@ -25,9 +25,8 @@ from clara_jax.evaluate import Evaluator, HeldOutLoss, Question, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import logical_axes
 from clara_jax.search import Store
-from clara_jax.search.exact import free_memory
+from clara_jax.search.exact import Searcher, free_memory
 from clara_jax.search.scann_index import open_searcher
-from clara_jax.search.searcher import Searcher
 from clara_jax.sharding import (
     batch_parts,
     make_mesh,

@@ -5,7 +5,7 @@ import pytest
 from toy_store import make_toy, toy_pieces, toy_settings, toy_vectors
 
 from clara_jax.search import CODECS, codecs, write_store
-from clara_jax.search.searcher import rescore, unit
+from clara_jax.search.exact import rescore, unit
 
 
 @pytest.mark.parametrize("dtype", CODECS)
