@@ -21,7 +21,6 @@ from clara_jax.data import Corpus, split_documents
 from clara_jax.documents import Document
 from clara_jax.files import read_ahead
 from clara_jax.generate import Clara, encode_rows
-from clara_jax.generate.requests import require_role
 from clara_jax.search import Job
 from clara_jax.shapes import Float, Int
 from clara_jax.text import ClaraTokenizer
@@ -166,16 +165,12 @@ class Compressor:
       batch_size: rows read together, on all devices.
       merge: put the adapter into the weights: one product per matrix in place of
         three. Quantized weights are left as they are.
-
-    Raises:
-      ClaraError: the model has no compressor.
     """
 
     def __init__(
         self, clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool = True
     ):
         network = clara.network
-        require_role(network, "compressor")
         self._role: str | None = "compressor"
         if merge and not _is_quantized(network.backbone["params"]):
             with jax.set_mesh(mesh):
@@ -210,14 +205,7 @@ def _is_quantized(params: dict) -> bool:
 
 @dataclasses.dataclass
 class Counts:
-    """What one command has done.
-
-    Attributes:
-      documents, pieces, tokens: read by the model.
-      cut: documents whose ends were left out.
-      unknown: pieces with words that the tokenizer has no token for.
-      seconds: from the first shard's begin to the last one's end.
-    """
+    """What one command has read; for `cut` and `unknown` see `Texts`."""
 
     documents: int = 0
     pieces: int = 0

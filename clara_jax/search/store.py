@@ -30,13 +30,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error
-from clara_jax.search.codecs import (
-    code_type,
-    decode,
-    decode_parts,
-    encode,
-    read_center,
-)
+from clara_jax.search.codecs import code_type, decode, decode_parts, encode, read_center
 from clara_jax.search.manifest import (
     SHARDS,
     Manifest,
