@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -87,15 +88,14 @@ def compact(
                 for finding in _check_shard(store.path, shard):
                     raise ClaraError(f"{finding}; nothing was compacted")
         shards: list[ShardInfo] = []
-        generation, done, written = store.generation + 1, 0, 0
+        generation, done, new = store.generation + 1, 0, itertools.count()
         for group in plan:
-            if isinstance(group, ShardInfo):
-                shards.append(group)
-                continue
-            folder = shard_folder(store.path, generation, written)
-            shards.append(write_shard(folder, store.arrays(group), store.table(group)))
-            done, written = done + len(group), written + 1
-            progress(done, todo)
+            if not isinstance(group, ShardInfo):
+                folder = shard_folder(store.path, generation, next(new))
+                done += len(group)
+                group = write_shard(folder, store.arrays(group), store.table(group))
+                progress(done, todo)
+            shards.append(group)
         manifest = dataclasses.replace(
             store.manifest,
             epoch=store.epoch + 1,

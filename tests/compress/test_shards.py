@@ -7,7 +7,6 @@ from toy_folder import toy_parts
 from clara_jax.compress.shards import Reader, shard_bounds
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Corpus
-from clara_jax.files import read_ahead
 from clara_jax.text import ClaraTokenizer
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -27,21 +26,6 @@ MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
 def test_shards_are_bounded_in_entries_and_in_characters(entries, characters, expected):
     lengths = np.asarray([1, 1, 1, 90, 1])
     assert shard_bounds(lengths, entries, characters).tolist() == expected
-
-
-def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place():
-    def read(number):
-        if number == 3:
-            raise ValueError("three")
-        return number
-
-    assert list(read_ahead(read, [])) == []
-    assert list(read_ahead(read, [2, 1, 5])) == [2, 1, 5]
-    found = []
-    with pytest.raises(ValueError, match="three"):
-        for number in read_ahead(read, range(9)):
-            found.append(number)
-    assert found == [0, 1, 2]
 
 
 @pytest.mark.parametrize("split", [True, False])
