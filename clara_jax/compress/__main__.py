@@ -28,8 +28,6 @@ from clara_jax.compress.stores import (
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS
 
-_NEEDED = "--store DIR with --model DIR --corpus PATH..., or --check, --compact, ..."
-
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
@@ -104,12 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    store = Path(arguments.store)
-    edits = arguments.delete or arguments.compact or arguments.check
+    store, given = Path(arguments.store), vars(arguments)
+    edits = ("delete", "compact", "check")
     plain = vars(parser().parse_args(["--store", arguments.store]))
-    own = ("delete", "compact", "check")
-    more = [n for n, v in vars(arguments).items() if n not in own and v != plain[n]]
-    if edits and more:
+    more = [n for n, v in given.items() if n not in edits and v != plain[n]]
+    if any(given[name] for name in edits) and more:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
         raise ClaraError(
             "--delete, --compact and --check take a --store and nothing else; leave "
@@ -123,7 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return check_store(store)
     for name in ("model", "corpus"):
         if not getattr(arguments, name):
-            raise ClaraError(f"--{name} is missing; give {_NEEDED}")
+            raise ClaraError(
+                f"--{name} is missing; give --store DIR with --model DIR --corpus "
+                "PATH..., or --check, --compact, ..."
+            )
     with commands.Interrupt().listen() as interrupt:
         return compress_corpus(arguments, interrupt)
 

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
-from clara_jax.compress.shards import Compressor, Counts, Part, Reader, write_shards
+from clara_jax.compress.shards import Compressor, Part, Reader, write_shards
 from clara_jax.compress.stores import megabytes, model_place, size_of
 from clara_jax.data import Corpus, find_files
 from clara_jax.errors import ClaraError
@@ -140,7 +142,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
         "shard_size": arguments.shard_size,
         "whole": arguments.whole,
     }
-    counts = Counts()
+    counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
     with Job.begin(path, settings, len(reader), identity, mode) as job:
         if job.finished:
@@ -154,9 +156,11 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
                     raise
             compressor = compressor or make_compressor()
             del clara  # and with it the weights that were merged, and other adapters
+            begin = time.perf_counter()
             counts = write_shards(job, reader, compressor, part, check)
+            seconds = time.perf_counter() - begin
         store = job.commit()
-    _report_counts(counts)
+    _report_counts(counts, seconds)
     if store is None:
         print(
             f"{part} is written; {path} is finished by the part that ends last, so "
@@ -228,23 +232,23 @@ def _report_others(others: Sequence[Path]) -> None:
     _note(f"{len(others)} {what} and left out: {', '.join(names)}")
 
 
-def _report_counts(counts: Counts) -> None:
-    if counts.cut:
+def _report_counts(counts: Counter[str], seconds: float) -> None:
+    documents, pieces = counts["documents"], counts["pieces"]
+    if counts["cut"]:
         _note(
-            f"{counts.cut:,} of {counts.documents:,} documents are longer than the "
-            "model reads; their ends are left out"
+            f"{counts['cut']:,} of {documents:,} documents are longer than the model "
+            "reads; their ends are left out"
         )
-    if counts.unknown:
+    if counts["unknown"]:
         _note(
-            f"{counts.unknown:,} of {counts.pieces:,} pieces hold words that the "
-            "model's tokenizer does not know"
+            f"{counts['unknown']:,} of {pieces:,} pieces hold words that the model's "
+            "tokenizer does not know"
         )
-    if counts.documents:
-        seconds = max(counts.seconds, 1e-9)
+    if documents:
         print(
-            f"compressed {counts.documents:,} documents in {counts.pieces:,} pieces: "
-            f"{seconds:,.1f} s, {counts.documents / seconds:,.1f} documents/s, "
-            f"{counts.tokens / seconds:,.0f} tokens/s"
+            f"compressed {documents:,} documents in {pieces:,} pieces: "
+            f"{seconds:,.1f} s, {documents / seconds:,.1f} documents/s, "
+            f"{counts['tokens'] / seconds:,.0f} tokens/s"
         )
 
 

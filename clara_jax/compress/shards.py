@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,17 +48,14 @@ class Texts:
       shard: its number.
       pieces: in the corpus's order.
       rows: of token ids, one a piece, as the compressor reads them.
-      documents: how many the pieces make.
-      cut: how many of them are longer than the model reads.
-      unknown: how many pieces hold words that the tokenizer has no token for.
+      counts: ``documents``, ``pieces`` and ``tokens``; ``cut``, documents longer than
+        the model reads; ``unknown``, pieces with words that have no token.
     """
 
     shard: int
     pieces: list[Document]
     rows: list[list[int]]
-    documents: int
-    cut: int
-    unknown: int
+    counts: dict[str, int]
 
 
 def shard_bounds(
@@ -152,8 +150,14 @@ class Reader:
             cut = sum(length > limit for length in lengths)
         rows = tokenizer.encode_documents([piece.text for piece in pieces], limit)
         missing = tokenizer.base.unk_token_id
-        unknown = 0 if missing is None else sum(missing in row for row in rows)
-        return Texts(shard, pieces, rows, len(documents), cut, unknown)
+        counts = {
+            "documents": len(documents),
+            "pieces": len(pieces),
+            "tokens": sum(map(len, rows)),
+            "cut": cut,
+            "unknown": 0 if missing is None else sum(missing in row for row in rows),
+        }
+        return Texts(shard, pieces, rows, counts)
 
 
 class Compressor:
@@ -203,26 +207,14 @@ def _is_quantized(params: dict) -> bool:
     return any(getattr(path[-1], "key", "") == "codes" for path in paths)
 
 
-@dataclasses.dataclass
-class Counts:
-    """What one command has read; for `cut` and `unknown` see `Texts`."""
-
-    documents: int = 0
-    pieces: int = 0
-    tokens: int = 0
-    cut: int = 0
-    unknown: int = 0
-    seconds: float = 0.0
-
-
 def write_shards(
     job: Job,
     reader: Reader,
     compressor: Compressor,
     part: Part,
     check: Callable[[int], object],
-) -> Counts:
-    """Write the shards of a part that are missing, with a bar that counts the others.
+) -> Counter[str]:
+    """Write the shards of a part that are missing; return the sums of their counts.
 
     Args:
       job: begun.
@@ -235,20 +227,16 @@ def write_shards(
     missing = job.missing(*part)
     total = sum(map(reader.entries, range(part.index, len(reader), part.count)))
     there = total - sum(map(reader.entries, missing))
-    counts, begin = Counts(), time.perf_counter()
+    counts, begin = Counter(), time.perf_counter()
     with tqdm(desc="compress", total=total, initial=there, unit=reader.unit) as bar:
         for done, texts in enumerate(read_ahead(reader.read, missing)):
             still = functools.partial(check, len(missing) - done)
             tell = _meter(bar, reader.entries(texts.shard), len(texts.rows), still)
             vectors = compressor(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
-            counts.tokens += sum(map(len, texts.rows))
-            counts.pieces += len(texts.pieces)
-            counts.documents += texts.documents
-            counts.cut += texts.cut
-            counts.unknown += texts.unknown
-            counts.seconds = time.perf_counter() - begin
-            bar.set_postfix_str(f"{counts.tokens / counts.seconds:,.0f} tokens/s")
+            counts.update(texts.counts)
+            seconds = time.perf_counter() - begin
+            bar.set_postfix_str(f"{counts['tokens'] / seconds:,.0f} tokens/s")
     return counts
 
 

@@ -35,7 +35,7 @@ def test_pieces_and_rows_of_a_shard(corpus, split):
     reader = Reader(found, tokenizer, MEMORY, entries=6, split=split)
     texts = [reader.read(k) for k in range(len(reader))]
     assert [t.shard for t in texts] == list(range(len(reader)))
-    assert sum(t.documents for t in texts) == found.documents
+    assert sum(t.counts["documents"] for t in texts) == found.documents
     assert sum(map(reader.entries, range(len(reader)))) == len(found)
     pieces = [piece for t in texts for piece in t.pieces]
     rows = [row for t in texts for row in t.rows]
@@ -46,10 +46,10 @@ def test_pieces_and_rows_of_a_shard(corpus, split):
         whole = (corpus / "more" / "long.md").read_text()
         assert [piece.part for piece in long] == list(range(1, len(long) + 1))
         assert all(p.text == whole[p.start : p.stop] for p in long) and len(long) > 7
-        assert sum(t.cut for t in texts) == 0
+        assert sum(t.counts["cut"] for t in texts) == 0
     else:
         assert len(long) == 1 and len(pieces) == found.documents
-        assert sum(t.cut for t in texts) == 4
+        assert sum(t.counts["cut"] for t in texts) == 4
     first = next(piece for piece in pieces if piece.id == "d0")
     assert (first.source, first.metadata) == ("lines.jsonl:1", {"year": 0})
-    assert sum(t.unknown for t in texts) == 1
+    assert sum(t.counts["unknown"] for t in texts) == 1
