@@ -69,20 +69,31 @@ def count(text: str) -> int:
 
 
 def parse_mesh(text: str, axes: Sequence[str]) -> dict[str, int]:
-    """Read ``--mesh``, such as ``fsdp=2,tensor=2``.
+    """Read the sizes of ``--mesh``, such as ``fsdp=2,tensor=2``.
 
     Raises:
-      ClaraError: an axis that is not one of `axes`, or a size that is no number.
+      ClaraError: an axis is not one of `axes`, or is named twice; a size is not a
+        number above 0 (or -1, for the devices left).
     """
+
+    def refuse(why: str) -> NoReturn:
+        example = "write for example fsdp=4 or fsdp=2,tensor=2"
+        raise ClaraError(f"--mesh is '{text}': {why}; {example}")
+
     sizes: dict[str, int] = {}
-    for item in filter(None, text.split(",")):
-        name, _, size = item.partition("=")
-        if name not in axes or not size.isdecimal() or int(size) < 1:
-            raise ClaraError(
-                f"--mesh is '{text}', but must be such as fsdp=4 or fsdp=2,tensor=2 "
-                f"with the axes {', '.join(axes)}"
-            )
+    for part in filter(None, text.replace(" ", ",").split(",")):
+        name, _, size = part.partition("=")
+        if name not in axes:
+            refuse(f"no axis '{name}'; there are {', '.join(axes)}")
+        if not size.removeprefix("-").isdecimal():
+            refuse(f"'{part}' must be {name}=NUMBER")
+        if int(size) < 1 and int(size) != -1:
+            refuse(f"mesh.{name} must be above 0, or -1 for the devices left")
+        if name in sizes:
+            refuse(f"names {name} twice")
         sizes[name] = int(size)
+    if text and not sizes:
+        refuse("names no axis")
     return sizes
 
 

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 try:
     import fcntl
@@ -18,6 +19,8 @@ except ImportError:  # Windows
     fcntl = None
 
 from clara_jax.errors import ClaraError
+
+T = TypeVar("T")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -86,6 +89,18 @@ def checksum(
     except OSError as error:
         raise ClaraError(f"{path}: {error.strerror or error}") from error
     return size, digest.hexdigest()
+
+
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """Yield what `read` returns for each number, called in a thread, one ahead."""
+    with ThreadPoolExecutor(1, "read") as thread:
+        coming: list[Future[T]] = []
+        for number in numbers:
+            coming.append(thread.submit(read, number))
+            if len(coming) > 1:
+                yield coming.pop(0).result()
+        for last in coming:
+            yield last.result()
 
 
 def reserve(path: Path, size: int) -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from clara_jax import files
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, read_json, told, write_error, write_json
+from clara_jax.files import (
+    first_line,
+    read_ahead,
+    read_json,
+    told,
+    write_error,
+    write_json,
+)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -94,3 +101,18 @@ def test_where_nothing_can_be_locked_nobody_is_kept_out(tmp_path, monkeypatch):
 def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ClaraError, match=r"none/lock: cannot be written"):
         files.lock_file(tmp_path / "none" / "lock", "busy")
+
+
+def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place():
+    def read(number):
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    assert list(read_ahead(read, [])) == []
+    assert list(read_ahead(read, [2, 1, 5])) == [2, 1, 5]
+    found = []
+    with pytest.raises(ValueError, match="three"):
+        for number in read_ahead(read, range(9)):
+            found.append(number)
+    assert found == [0, 1, 2]

@@ -30,7 +30,7 @@ from clara_jax.answer.session import (
     check_question,
 )
 from clara_jax.clara import vector_fingerprint
-from clara_jax.compress import find_model
+from clara_jax.compress.stores import find_model
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError

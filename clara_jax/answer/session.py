@@ -21,8 +21,8 @@ from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, Spoken
 from clara_jax.generate.batched import AnyArray
+from clara_jax.search.exact import Searcher
 from clara_jax.search.hybrid import HybridSearcher
-from clara_jax.search.searcher import Searcher
 from clara_jax.search.store import Store
 from clara_jax.shapes import Float
 

@@ -17,17 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clara_jax import commands
-from clara_jax.compress.command import compress_corpus
-from clara_jax.compress.edits import check_store, compact_store, delete_documents
-from clara_jax.compress.index import add_index_arguments, index_store
+from clara_jax.compress.corpus import compress_corpus
+from clara_jax.compress.stores import (
+    check_store,
+    compact_store,
+    delete_documents,
+    index_parser,
+    index_store,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS
 
-_NEEDED = "--store DIR with --model DIR --corpus PATH..., or --check, --compact, ..."
-
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's arguments."""
     parser = commands.Parser(
         prog="python -m clara_jax.compress",
         description="Compress a corpus into a store of document vectors.",
@@ -87,38 +90,23 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def index_parser() -> argparse.ArgumentParser:
-    """The arguments of ``index``."""
-    parser = commands.Parser(
-        prog="python -m clara_jax.compress index",
-        description="Build or update the index of a store, and measure it.",
-    )
-    add_index_arguments(parser)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-      The exit status: 0 done, 1 bad input or findings of --check, 2 a wrong argument,
-      130 after Ctrl-C, 75 after SIGTERM: start the same command again.
-    """
+    """Run the command and return its exit status, see ``clara_jax.commands``."""
     given = list(sys.argv[1:] if argv is None else argv)
     index = given[:1] == ["index"]
     arguments = (index_parser() if index else parser()).parse_args(given[index:])
     work = index_store if index else _run
-    goes_on = "start the same command again to go on"
-    return commands.run(lambda: work(arguments), goes_on)
+    return commands.run(
+        lambda: work(arguments), "start the same command again to go on"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    store = Path(arguments.store)
-    edits = arguments.delete or arguments.compact or arguments.check
+    store, given = Path(arguments.store), vars(arguments)
+    edits = ("delete", "compact", "check")
     plain = vars(parser().parse_args(["--store", arguments.store]))
-    own = ("delete", "compact", "check")
-    more = [n for n, v in vars(arguments).items() if n not in own and v != plain[n]]
-    if edits and more:
+    more = [n for n, v in given.items() if n not in edits and v != plain[n]]
+    if any(given[name] for name in edits) and more:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
         raise ClaraError(
             "--delete, --compact and --check take a --store and nothing else; leave "
@@ -132,7 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return check_store(store)
     for name in ("model", "corpus"):
         if not getattr(arguments, name):
-            raise ClaraError(f"--{name} is missing; give {_NEEDED}")
+            raise ClaraError(
+                f"--{name} is missing; give --store DIR with --model DIR --corpus "
+                "PATH..., or --check, --compact, ..."
+            )
     with commands.Interrupt().listen() as interrupt:
         return compress_corpus(arguments, interrupt)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from clara_jax.commands import parse_mesh
 from clara_jax.config import REMAT_POLICIES, MeshConfig, ModelConfig, RunConfig
 from clara_jax.convert import load_config
 from clara_jax.errors import ClaraError
@@ -92,7 +93,7 @@ def make_case(
     if arguments.mesh:
         if given := [name for name in names if name.startswith("config.mesh")]:
             raise ClaraError(f"--mesh and --{given[0]} say the same thing; give one")
-        config = dataclasses.replace(config, mesh=parse_mesh(arguments.mesh))
+        config = dataclasses.replace(config, mesh=mesh_config(arguments.mesh))
     shape, vocab, notes = backbone_shape(config, arguments.backbone, arguments.config)
     if arguments.show_sharding:
         sizes = dataclasses.astuple(config.mesh)
@@ -147,9 +148,9 @@ def sweep_settings(
     """Return the meshes, microbatches and remat policies that a sweep is to try."""
     if case.work != "train":
         raise ClaraError("--sweep is of training; leave --work out")
-    if texts := [text for text in arguments.sweep_meshes.split(";") if text]:
-        meshes = [_with_mesh(case, parse_mesh(text)) for text in texts]
-    else:
+    texts = filter(None, arguments.sweep_meshes.split(";"))
+    meshes = [_with_mesh(case, mesh_config(text)) for text in texts]
+    if not meshes:
         meshes = [case] if arguments.mesh else list(likely_meshes(case))
     remats = [name for name in arguments.sweep_remat.split(",") if name]
     for name in remats:
@@ -193,23 +194,9 @@ def mesh_text(sizes: Mapping[str, int]) -> str:
     return ",".join(named) or "data=1"
 
 
-def parse_mesh(text: str) -> MeshConfig:
+def mesh_config(text: str) -> MeshConfig:
     """Read ``fsdp=8,tensor=2``; axes not named are 1, ``data`` takes what is left."""
-    sizes: dict[str, int] = {}
-    for part in filter(None, text.replace(" ", ",").split(",")):
-        name, _, size = part.partition("=")
-        if name not in MESH_AXES:
-            raise ClaraError(
-                f"--mesh: no axis '{name}'; there are {', '.join(MESH_AXES)}"
-            )
-        if not size.lstrip("-").isdigit():
-            raise ClaraError(f"--mesh: '{part}' must be {name}=NUMBER")
-        if name in sizes:
-            raise ClaraError(f"--mesh: names {name} twice")
-        sizes[name] = int(size)
-    if not sizes:
-        raise ClaraError("--mesh: names no axis; write for example fsdp=16")
-    return MeshConfig(**sizes)
+    return MeshConfig(**parse_mesh(text, MESH_AXES))
 
 
 def settle(

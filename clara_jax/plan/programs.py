@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -31,14 +32,13 @@ from clara_jax.generate.decode import DecodeConfig, jit_decode_step, jit_prefill
 from clara_jax.model import logical_axes, zeros_cache
 from clara_jax.model.attention import CACHE_AXES
 from clara_jax.plan.cases import Case, mesh_text
-from clara_jax.plan.collectives import traffic
-from clara_jax.plan.flops import Reading, performed, readings, useful
+from clara_jax.plan.counts import Reading, performed, readings, traffic, useful
 from clara_jax.sharding import MESH_AXES, make_mesh, tree_shardings
 from clara_jax.train.abstract import AbstractRun, abstract_run, placed
 
 _SOURCES = (
     "config shapes.py sharding.py model clara stages train generate "
-    "plan/cases.py plan/collectives.py plan/flops.py plan/programs.py"
+    "plan/cases.py plan/counts.py plan/programs.py"
 ).split()
 """What compiled programs and their figures are made by."""
 
@@ -58,7 +58,7 @@ class Program(NamedTuple):
       name: what it does.
       lower: lowers it on a mesh; takes also the compiled program before it, if any.
       function, arguments: to be traced for counting.
-      useful: operations by formula; see `flops.useful`.
+      useful: operations by formula; see `counts.useful`.
       tokens: that it reads or writes in one call.
       repeats: calls per unit of work.
     """
@@ -93,36 +93,32 @@ def run_of(case: Case) -> AbstractRun:
 
 
 def _train(case: Case, run: AbstractRun) -> Program:
-    counted: dict[str, float] = {}
-    read, shape = readings(case.config), run.network.model.config
+    read, counted = readings(case.config), collections.Counter()
     for reading in read:
-        for name, value in useful(reading, case.config, shape).items():
-            counted[name] = counted.get(name, 0.0) + value
+        counted.update(useful(reading, case.config, run.network.model.config))
     return Program(
         name="train step",
         lower=lambda mesh, before: run.lower(mesh),
         function=run.step,
         arguments=run.arguments,
-        useful=counted,
+        useful=dict(counted),
         tokens=sum(reading.tokens for reading in read),
     )
 
 
 def _compress(case: Case, run: AbstractRun) -> Program:
     memory = case.config.memory
-    length = memory.doc_max_length + 3 + memory.num_memory
+    length = memory.row_length(memory.doc_max_length)
     reading = Reading("compressor", case.rows, length, trained=False)
     ids: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
     mask: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
     given = run.only("compressor", "memory"), Tokens(ids, mask, right_padded=True)
-
-    def call(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: function(*arguments, "compressor")
-
     return Program(
         name="compress a batch of documents",
-        lower=lambda mesh, before: call(compress_batch.lower)(*on_mesh(mesh, given)),
-        function=call(compress_batch),
+        lower=lambda mesh, before: compress_batch.lower(
+            *on_mesh(mesh, given), "compressor"
+        ),
+        function=lambda *arguments: compress_batch(*arguments, "compressor"),
         arguments=given,
         useful=useful(reading, case.config, run.network.model.config),
         tokens=reading.tokens,
@@ -184,11 +180,7 @@ def _decode(case: Case, run: AbstractRun) -> list[Program]:
 
 
 def arrays(case: Case) -> dict[str, Any]:
-    """Return the placed shapes of every array of a case, by what they are for.
-
-    The work does not matter: these are what a train step takes, and the cache of a
-    decoding batch.
-    """
+    """Return the placed shapes of what a train step takes, and of a decoding cache."""
     sizes = tuple(case.sizes.values())
     mesh = AbstractMesh(sizes, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
     run, config = run_of(case).on(mesh), case.config
@@ -212,12 +204,13 @@ def arrays(case: Case) -> dict[str, Any]:
 def show(case: Case) -> str:
     """Return the table of every array, and of what each device holds of it."""
     header = ("array", "shape", "dtype", "mesh axes", "bytes", "per device", "holds")
-    tables = {name: [header, *_rows(tree)] for name, tree in arrays(case).items()}
+    trees = arrays(case)
+    tables = {name: [header, *_rows(tree)] for name, tree in trees.items()}
     columns = zip(*(row for rows in tables.values() for row in rows), strict=True)
     widths = [max(map(len, column)) for column in columns]
     sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items())
     lines = [f"mesh {sizes}: {case.devices} devices"]
-    for name, tree in arrays(case).items():
+    for name, tree in trees.items():
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         here = bytes_per_device(tree)
         lines += ["", f"{name}: {total:,} bytes, {here:,} per device"]
@@ -276,9 +269,9 @@ def kept(case: Case, folder: Path) -> dict[str, Any] | None:
 
 
 def measure_apart(case: Case, folder: Path) -> dict[str, Any]:
-    """`measure` in a process of its own, which ends with this call however it ends.
+    """Call `measure` in a process of its own, which ends with this call.
 
-    A compiler runs for minutes, in which Python hears of no signal, and may crash.
+    A compiler runs for minutes, in which Python handles no signal, and may crash.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -308,28 +301,26 @@ def _send_result(sender: Connection, case: Case, folder: Path) -> None:
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    """Compile a case and keep its figures in `folder`.
+    """Compile a case, after `topology.prepare`, and keep its figures in `folder`.
 
-    `topology.prepare` has set the environment for it. A program that the compiler
-    refuses for its memory is a result.
+    A program that the compiler refuses for its memory is a result.
 
     Raises:
       ClaraError: machine, mesh and rows do not fit each other, or the compiler fails.
     """
-    path = (
-        folder / f"{key(case)}.json"
-    )  # now: sources may be edited while this compiles
+    # Now: sources may be edited while this compiles.
+    path = folder / f"{key(case)}.json"
     mesh = make_mesh(**case.sizes, devices=machines.devices(case.topology))
     arguments = {name: bytes_per_device(tree) for name, tree in arrays(case).items()}
     needed = sum(v for k, v in arguments.items() if not k.startswith("cache"))
     limit, found, before = case.topology.chip.memory, [], None
-    if case.work == "train" and 0 < limit < needed:
-        text = (
-            f"the arguments alone need {needed / 2**30:.2f} GiB: nothing was compiled"
-        )
+    hopeless = case.work == "train" and 0 < limit < needed
+    if hopeless:
+        gib = needed / machines.GIB
+        text = f"the arguments alone need {gib:.2f} GiB: nothing was compiled"
         refused = {"message": text, "needed": float(needed), "limit": float(limit)}
         found = [{"name": "train step", "refused": refused, "compile_seconds": 0.0}]
-    for program in [] if found else programs(case):
+    for program in () if hopeless else programs(case):
         what = f"{program.name}, {case.topology.name}, {mesh_text(case.sizes)}"
         print(f"compiling: {what}", file=sys.stderr, flush=True)
         values, before = _compile(program, case, mesh, before)

@@ -27,10 +27,9 @@ from clara_jax.plan.topology import CHIPS, GIB, GPUS, Chip
 def memory_of(result: dict[str, Any]) -> dict[str, Any]:
     """Return the bytes that the hungriest program of a result needs on one device.
 
-    ``arguments`` lie there before, used by the program or not; ``temporaries``,
-    ``outputs`` (those that do not take the place of arguments) and ``code`` are added;
-    ``peak`` is the sum, as far as known. ``fits`` is None where no ``limit`` is known.
-    ``refused`` is what the compiler said instead of compiling.
+    ``arguments``, used or not, ``temporaries``, ``outputs`` (those that do not take the
+    place of arguments) and ``code`` add up to ``peak``, as far as known. ``fits`` is
+    None where no ``limit`` is known; ``refused`` is what the compiler said instead.
     """
     limit = _chip(result).memory
     exact = sum(v for k, v in result["arguments"].items() if not k.startswith("cache"))
@@ -61,8 +60,8 @@ def memory_of(result: dict[str, Any]) -> dict[str, Any]:
 def floor_of(result: dict[str, Any], program: dict[str, Any]) -> dict[str, Any]:
     """Return the least seconds that one run of a program takes, by what they go to.
 
-    ``seconds_best`` is the largest of them, if all goes on at once. Nothing else is
-    there where chip or program are not known, and it is None.
+    ``seconds_best`` is the largest of them, if all goes on at once; None, and nothing
+    else, where chip or program are not known.
     """
     chip = _chip(result)
     if not chip.flops or program["refused"]:
@@ -110,7 +109,8 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 def _cells(line: dict[str, Any]) -> dict[str, str]:
     """A `summary` as text, by column."""
     temporaries, limit = line["temporaries_gib"], line["limit_gib"]
-    cells = {
+    known = line["seconds_best"] is not None
+    return {
         "mesh": line["mesh"],
         "microbatches": str(line["accumulate"]),
         "remat": line["remat"],
@@ -119,17 +119,11 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
         "peak of memory": f"{line['peak_gib']:.2f}"
         + (f" of {limit:.2f} GiB" if limit else " GiB"),
         "fits": {True: "yes", False: "no", None: "-"}[line["fits"]],
+        "step, at least": f"{line['seconds_best']:.2f} s" if known else "-",
+        "tokens/s, at most": f"{line['tokens_per_s_best']:,.0f}" if known else "-",
+        "MFU, at most": f"{line['mfu_best']:.0%}" if known else "-",
+        "bound by": line["bound"] if known else "-",
     }
-    times = ("step, at least", "tokens/s, at most", "MFU, at most", "bound by")
-    if line["seconds_best"] is None:
-        return cells | dict.fromkeys(times, "-")
-    said = (
-        f"{line['seconds_best']:.2f} s",
-        f"{line['tokens_per_s_best']:,.0f}",
-        f"{line['mfu_best']:.0%}",
-        line["bound"],
-    )
-    return cells | dict(zip(times, said, strict=True))
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -198,10 +192,9 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
         for name, size in result["arguments"].items()
         if size and not name.startswith(("cache", "rest"))
     )
-    said = {
-        "arguments": f"  exact: {exact}" if result["work"] == "train" else "",
-        "temporaries": f"  {compiler}",
-    }
+    said = {"temporaries": f"  {compiler}"}
+    if result["work"] == "train":
+        said["arguments"] = f"  exact: {exact}"
     lines = [f"memory of one device ({_chip(result).source})"]
     if memory["refused"]:
         lines.append(f"  refused: {memory['refused']}")
@@ -262,26 +255,23 @@ def _program_lines(result: dict[str, Any], program: dict[str, Any]) -> list[str]
 def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
     """What the figures mean for a corpus, or for answers."""
     seconds = [floor_of(result, one)["seconds_best"] for one in result["programs"]]
-    lines = []
+    lines, estimate = [], ""
     if result["work"] == "compress" and documents:
-        size = result["vector_bytes"] * documents
-        lines += ["", f"a corpus of {documents:,} documents: {_gib(size)} of vectors"]
+        size = _gib(result["vector_bytes"] * documents)
+        lines = ["", f"a corpus of {documents:,} documents: {size} of vectors"]
         if None not in seconds:
             rate = result["rows"] / seconds[0]
-            lines.append(
-                f"  ESTIMATE: at most {rate:,.0f} documents/s, at least "
-                f"{documents / rate / 3600:.2g} hours"
-            )
+            hours = documents / rate / 3600
+            estimate = f"at most {rate:,.0f} documents/s, at least {hours:.2g} hours"
     if result["work"] == "decode":
-        more = result["programs"][-1]["repeats"]
-        cache = next(v for k, v in result["arguments"].items() if k.startswith("cache"))
-        lines += ["", f"cache of keys and values: {_gib(cache)} per device"]
+        more, held = result["programs"][-1]["repeats"], result["arguments"]
+        cache = next(size for name, size in held.items() if name.startswith("cache"))
+        lines = ["", f"cache of keys and values: {_gib(cache)} per device"]
         if None not in seconds:
-            lines.append(
-                f"  ESTIMATE: {result['rows']} answers of {more + 1} tokens in at "
-                f"least {seconds[0] + more * seconds[1]:.3g} s"
-            )
-    return lines
+            least = seconds[0] + more * seconds[1]
+            answers = f"{result['rows']} answers of {more + 1} tokens"
+            estimate = f"{answers} in at least {least:.3g} s"
+    return lines + ([f"  ESTIMATE: {estimate}"] if estimate else [])
 
 
 def _gib(size: int | float) -> str:
@@ -305,13 +295,15 @@ def advice(result: dict[str, Any]) -> list[str]:
     room = memory["limit"] - (memory["peak"] - temporaries)
     if temporaries > 0 and room > 0:
         fill = int(room / temporaries * (rows // accumulate)) // parts * parts
+
+    def mesh_of(**sizes: int) -> str:
+        return f"--mesh {mesh_text({**mesh, **sizes})}"
+
     hints = []
     if not memory["fits"]:
         if data > 1 and memory["arguments"] > memory["limit"] / 4:
-            wanted = mesh_text({**mesh, "data": 1, "fsdp": fsdp * data})
-            hints.append(
-                f"--mesh {wanted}: weights cut {fsdp * data} ways instead of {fsdp}"
-            )
+            wanted = mesh_of(data=1, fsdp=fsdp * data)
+            hints.append(f"{wanted}: weights cut {fsdp * data} ways instead of {fsdp}")
         if result["remat"] != "full":
             hints.append("--config.remat=full: keep only each layer's input")
         if rows // accumulate // parts > 1:
@@ -321,10 +313,9 @@ def advice(result: dict[str, Any]) -> list[str]:
                 f"about half the temporaries{known}"
             )
         if fsdp % 2 == 0:
-            wanted = mesh_text({**mesh, "fsdp": fsdp // 2, "tensor": tensor * 2})
+            wanted = mesh_of(fsdp=fsdp // 2, tensor=tensor * 2)
             hints.append(
-                f"--mesh {wanted}: each device holds a part of every activation inside "
-                "a layer"
+                f"{wanted}: each device holds a part of every activation inside a layer"
             )
         return hints or ["a larger machine: nothing is left to split"]
     if memory["peak"] < memory["limit"] / 2:
@@ -345,8 +336,8 @@ def advice(result: dict[str, Any]) -> list[str]:
                 "again (" + ", ".join(REMAT_POLICIES) + ")"
             )
         if tensor > 1 and rows % (parts * tensor) == 0:
-            wanted = mesh_text({**mesh, "tensor": 1, "fsdp": fsdp * tensor})
-            hints.append(f"--mesh {wanted}: no sums inside layers")
+            wanted = mesh_of(tensor=1, fsdp=fsdp * tensor)
+            hints.append(f"{wanted}: no sums inside layers")
     return hints
 
 
@@ -358,9 +349,9 @@ def sweep(
 ) -> str:
     """Measure many cases; return their table, what fits first, then what is fast.
 
-    With microbatches or remat policies given: every combination. Otherwise every mesh
-    as the config is, and then more and fewer microbatches and other remat policies on
-    the best of them. Writes ``sweep.csv`` after every case, and ``sweep.png`` at last.
+    With microbatches or remat policies given, every combination is tried; otherwise
+    every mesh, and then other microbatches and remat policies on the best of them.
+    ``sweep.csv`` is written after every case, ``sweep.png`` at last.
 
     Args:
       case: the config as it is.

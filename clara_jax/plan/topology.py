@@ -124,9 +124,9 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def prepare(topology: Topology, libtpu: str = "") -> None:
-    """Set the environment that compiling for `topology` needs; see `find_libtpu`.
+    """Set the environment for compiling; call it before jax is imported.
 
-    Call it before jax is imported: jax never looks for an accelerator then.
+    jax never looks for an accelerator then. For errors see `find_libtpu`.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     if topology.is_tpu:

@@ -1,13 +1,14 @@
 """How document vectors are kept: bfloat16, int8 or int4, with a scale per vector.
 
-Vectors of one model have much in common, in which the few steps of int8 and int4 would
-be spent; so these keep what a vector has besides a store's `center`.
+int8 and int4 keep a vector less the store's `center`, which all vectors of a model have
+in common.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +24,11 @@ CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Where int4 may cut a vector's numbers off, in parts of the largest of them."""
 
 _AT_ONCE = 1 << 17
-"""Numbers quantized together: few enough for the caches."""
+_DECODED = 1 << 18
+"""Numbers quantized, and decoded, together: few enough for the caches."""
+
+Codes = Shaped[np.ndarray, "*n W"]
+Scales = Float[np.ndarray, "*n"]
 
 
 def check_codec(dtype: str) -> None:
@@ -46,10 +51,7 @@ def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
-    """Return what vectors have in common: their mean in bfloat16, as text for JSON.
-
-    A few dozen of the vectors to keep will do. For bfloat16 the text is empty.
-    """
+    """Return the mean of some dozens of vectors as text; empty for bfloat16."""
     _check_finite(vectors)
     if dtype == "bfloat16" or not len(vectors):
         return ""
@@ -58,7 +60,7 @@ def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
 
 
 def read_center(text: str, shape: Sequence[int]) -> Float[np.ndarray, "M D"] | None:
-    """Read a text of `center_of`; None for an empty one."""
+    """Read what `center_of` returned; None for an empty text."""
     if not text:
         return None
     bits = np.frombuffer(base64.b64decode(text), ml_dtypes.bfloat16)
@@ -69,16 +71,15 @@ def encode(
     vectors: Float[np.ndarray, "*n D"],
     dtype: str,
     center: Float[np.ndarray, "M D"] | None = None,
-) -> tuple[Shaped[np.ndarray, "*n W"], Float[np.ndarray, "*n"] | None]:
-    """Turn vectors into codes.
+) -> tuple[Codes, Scales | None]:
+    """Turn vectors, less the `center`, into codes.
 
-    bfloat16 rounds to the nearest; int8 divides by a scale that makes the largest
-    number 127; int4 tries `CLIPS` of the largest number and keeps the one with the
-    least squared error. Before, int8 and int4 subtract the `center`.
+    bfloat16 rounds to the nearest; int8 makes the largest number 127; int4 keeps the
+    one of `CLIPS` with the least squared error.
 
     Returns:
       Codes (uint16: bits of bfloat16; int8; uint8: numbers ``j`` and ``j + ceil(D/2)``
-      in the low and high half of byte ``j``) and float32 scales, None for bfloat16.
+      in the low and high half of byte ``j``) and scales, None for bfloat16.
 
     Raises:
       ClaraError: there is no such codec, or a number is not finite.
@@ -106,10 +107,7 @@ def decode(
     xp: Any = np,
     center: Float[Any, "M D"] | None = None,
 ) -> Float[Any, "*n D"]:
-    """Turn codes back into float32 vectors of a width; see `encode`.
-
-    `xp` is ``numpy`` or ``jax.numpy``, whose arrays the codes are.
-    """
+    """Turn codes, arrays of `xp` (``numpy`` or ``jax.numpy``), back into vectors."""
     if dtype == "bfloat16":
         return (codes.astype(xp.uint32) << 16).view(xp.float32)
     if dtype == "int8":
@@ -122,6 +120,17 @@ def decode(
     return vectors if center is None else vectors + center
 
 
+def decode_parts(
+    codes: Codes, scales: Scales | None, dtype: str, width: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "n M D"]]]:
+    """Decode consecutive rows, few enough for the caches; the center is not added."""
+    step = max(1, _DECODED // max(1, math.prod(codes.shape[1:-1]) * width))
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        scale = None if scales is None else scales[part]
+        yield part, decode(codes[part], scale, dtype, width)
+
+
 def _check_finite(vectors: Float[np.ndarray, "..."]) -> None:
     if not np.isfinite(vectors).all():
         raise ClaraError(
@@ -130,17 +139,13 @@ def _check_finite(vectors: Float[np.ndarray, "..."]) -> None:
         )
 
 
-def _int8(
-    vectors: Float[np.ndarray, "*n D"],
-) -> tuple[Shaped[np.ndarray, "*n W"], Float[np.ndarray, "*n"]]:
+def _int8(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:
     scales = np.abs(vectors).max(-1, initial=0) / np.float32(127)
     codes = np.rint(vectors / _divisor(scales)[..., None])
     return np.clip(codes, -127, 127).astype(np.int8), scales
 
 
-def _int4(
-    vectors: Float[np.ndarray, "*n D"],
-) -> tuple[Shaped[np.ndarray, "*n W"], Float[np.ndarray, "*n"]]:
+def _int4(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:
     """Codes -7 to 7, kept as 1 to 15."""
     largest = np.abs(vectors).max(-1, initial=0)
     # In parts of the largest number, so that no square overflows.
@@ -167,5 +172,5 @@ def _int4(
     return low | high << 4, scales
 
 
-def _divisor(values: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+def _divisor(values: Scales) -> Scales:
     return np.where(values > 0, values, np.float32(1))

@@ -1,26 +1,26 @@
-"""Exact search: the cosine of a question with every document of a store.
+"""Exact search: cosines of questions with all documents of a store, or chosen ones.
 
 Documents lie as codes on the local devices, split among them by rows, and are decoded
-tile by tile inside one compiled program. A store too large for the devices is streamed
-from disk through the same program, the next block being read meanwhile.
+tile by tile in one compiled program. A store too large for the devices is streamed from
+disk through the same program, the next block being read meanwhile.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int32, Shaped
+from jaxtyping import Float, Int, Int32, Shaped
 
-from clara_jax.search.codecs import code_type, decode
-from clara_jax.search.searcher import Flat, Found, best_of, check_queries
+from clara_jax.errors import ClaraError
+from clara_jax.files import read_ahead
+from clara_jax.search.codecs import code_type, decode, decode_parts
 from clara_jax.search.store import Store
 from clara_jax.shapes import Array
 
@@ -38,6 +38,14 @@ _CPU_TILE, _TILE = 4 << 20, 64 << 20
 
 _ROWS = PartitionSpec("rows")
 
+Flat = Float[np.ndarray, "n W"]
+"""Flat vectors, ``W = M * D``."""
+
+Found = tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]
+"""For each question exact cosines (float32) of the full vectors, descending, and row
+numbers of the store (int64). Deleted rows are never among them."""
+
+
 Block = tuple[
     Shaped[Array | np.ndarray, "rows M _"],
     Float[Array | np.ndarray, "rows M"] | None,
@@ -51,6 +59,19 @@ Best = tuple[Float[Array, "devices B k"], Int32[Array, "devices B k"]]
 that of the lower row first; and places, rows among those of the device."""
 
 
+@runtime_checkable
+class Searcher(Protocol):
+    """Finds the documents nearest to questions."""
+
+    def __call__(self, queries: Flat, k: int) -> Found:
+        """Return the `k` best rows of each question, a vector of any length.
+
+        Raises:
+          ClaraError: the store holds other vectors, or fewer than `k` documents.
+        """
+        ...
+
+
 class Scan(NamedTuple):
     """How the compiled program reads a block, `tile` rows of a device at a time."""
 
@@ -62,9 +83,7 @@ class Scan(NamedTuple):
 
 
 class ExactSearcher:
-    """The search that all others are measured by; a ``Searcher``, for any thread.
-
-    Float32 throughout, at the highest precision of matrix products.
+    """A ``Searcher``, for any thread, in float32 at the highest precision.
 
     Args:
       store: what is searched, as it is now.
@@ -85,10 +104,8 @@ class ExactSearcher:
         self.store = store
         self.start = start
         devices = list(jax.local_devices() if devices is None else devices)
-        kind = devices[0].platform
-        self._live = store.live
-        self.documents = int(np.count_nonzero(self._live[start:]))
-        count = store.rows - start
+        kind, count = devices[0].platform, store.rows - start
+        self.documents = int(np.count_nonzero(store.live[start:]))
         codes, length = code_type(store.dtype, store.width)
         per_row = store.num_memory * length * codes.itemsize
         limit = free_memory(devices) if memory_limit is None else memory_limit
@@ -112,12 +129,11 @@ class ExactSearcher:
     def __call__(self, queries: Flat, k: int) -> Found:
         """Return cosines and row numbers of the `k` nearest documents."""
         units = check_queries(queries, k, self.store)
-        scores, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
+        found = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
         for begin in range(0, len(units), LARGEST_BATCH):
-            found = self._search(units[begin : begin + LARGEST_BATCH], k)
-            scores.append(found[0])
-            rows.append(found[1])
-        return np.concatenate(scores), np.concatenate(rows)
+            found.append(self._search(units[begin : begin + LARGEST_BATCH], k))
+        scores, rows = map(np.concatenate, zip(*found, strict=True))
+        return scores, rows
 
     def _search(self, units: Flat, k: int) -> Found:
         # Filled up to powers of two, as is `k`, so that few programs are compiled.
@@ -146,18 +162,11 @@ class ExactSearcher:
         scores, rows = (x.transpose(1, 0, 2).reshape(flat) for x in (scores, rows))
         return best_of(scores[: len(units)], rows[: len(units)], k)
 
-    def _walk(self) -> Iterator[Block]:
-        """All blocks, on the devices; when streaming, the next is read meanwhile."""
+    def _walk(self) -> Iterable[Block]:
+        """All blocks, on the devices."""
         if self._resident is not None:
-            yield from self._resident
-            return
-        with concurrent.futures.ThreadPoolExecutor(1, "read_block") as thread:
-            coming = thread.submit(self._read, 0)
-            for number in range(self._blocks):
-                block = self._put(coming.result())
-                if number + 1 < self._blocks:
-                    coming = thread.submit(self._read, number + 1)
-                yield block
+            return self._resident
+        return map(self._put, read_ahead(self._read, range(self._blocks)))
 
     def _read(self, number: int) -> Block:
         """Copy one block out of the store's files; its last row fills it up."""
@@ -167,12 +176,73 @@ class ExactSearcher:
         rows = np.minimum(numbers, store.rows - 1)
         norms = store.norms(rows)
         inverse = 1 / np.where(norms > 0, norms, np.float32(np.inf))
-        inverse[~self._live[rows] | (numbers != rows)] = -1
+        inverse[~store.live[rows] | (numbers != rows)] = -1
         return *store.codes(rows), inverse
 
     def _put(self, block: Block) -> Block:
         split = NamedSharding(self._mesh, _ROWS)
         return jax.tree.map(lambda x: jax.device_put(x, split), block)
+
+
+def check_queries(queries: Flat, k: int, store: Store) -> Flat:
+    """Bring queries to length 1, in float32; refuse what no search can answer."""
+    width = store.num_memory * store.width
+    if queries.shape[1] != width:
+        raise ClaraError(
+            f"{store.path}: its documents are {store.num_memory} x {store.width} = "
+            f"{width} numbers, but the question vectors have {queries.shape[1]}; "
+            "encode questions with the model that made the store"
+        )
+    if k < 1:
+        raise ClaraError(f"{k} documents per question were asked for; take 1 or more")
+    if k > len(store):
+        raise ClaraError(
+            f"{store.path}: holds {len(store)} documents, but {k} per question were "
+            "asked for; ask for fewer"
+        )
+    units = unit(queries)
+    wrong = np.flatnonzero(~np.isfinite(units).all(1))
+    if len(wrong):
+        raise ClaraError(
+            f"question vector {wrong[0]} holds numbers that are not finite; look at "
+            "the model that made it"
+        )
+    return units
+
+
+def unit(vectors: Flat) -> Flat:
+    """Return float32 rows of length 1; rows of zeros stay."""
+    wide = np.asarray(vectors, np.float32)
+    norms = np.sqrt(np.einsum("nw,nw->n", wide, wide))
+    return wide / np.where(norms > 0, norms, 1)[:, None]
+
+
+def best_of(
+    scores: Float[np.ndarray, "*B n"], rows: Int[np.ndarray, "*B n"], k: int
+) -> tuple[Float[np.ndarray, "*B k"], Int[np.ndarray, "*B k"]]:
+    """Return the `k` highest scores and their rows, of equal scores the lower row."""
+    order = np.lexsort((rows, -scores), axis=-1)[..., :k]
+    return np.take_along_axis(scores, order, -1), np.take_along_axis(rows, order, -1)
+
+
+def rescore(
+    store: Store, units: Flat, rows: Sequence[Int[np.ndarray, "_"]]
+) -> list[Float[np.ndarray, "_"]]:
+    """Return exact cosines of each question, of length 1, with rows of its own.
+
+    Only these rows are read. For a vector of zeros the cosine is 0.
+    """
+    found = []
+    for query, candidates in zip(units, rows, strict=True):
+        products = np.empty(len(candidates), np.float32)
+        codes, scales = store.codes(candidates)
+        for part, vectors in decode_parts(codes, scales, store.dtype, store.width):
+            products[part] = vectors.reshape(len(vectors), -1) @ query
+        if store.center is not None:
+            products += store.center.reshape(-1) @ query
+        norms = store.norms(candidates)
+        found.append(products / np.where(norms > 0, norms, 1))
+    return found
 
 
 def free_memory(devices: Sequence[Any]) -> int:
@@ -204,7 +274,7 @@ def _scan(
     """Merge a block's best rows into those found so far, on each device its own.
 
     With the queries come their products with the store's center; `first` is the place
-    of the block's first row among those of each device.
+    of the block's first row on each device.
     """
 
     def on_device(queries, block, first, best):

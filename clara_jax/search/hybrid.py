@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
+from clara_jax.search.exact import Flat, Found, Searcher, check_queries, rescore
 from clara_jax.search.index_files import ROWS, IndexFolder
-from clara_jax.search.searcher import Flat, Found, Searcher, check_queries, rescore
 from clara_jax.search.store import Progress, Store
 from clara_jax.text.bm25 import best_of, library, tokenize
 

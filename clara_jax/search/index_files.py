@@ -3,8 +3,8 @@
 index/KIND/meta.json    what is indexed, and checksums; names the folder in use
 index/KIND/NUMBER/      the files
 
-A new index is written beside the old one; replacing ``meta.json`` by rename is what
-makes it the index. What a killed command left is removed by the next one.
+A new index is written beside the old one, and is the index once ``meta.json`` is
+replaced by rename. What a killed command left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum, first_line, read_json, write_error
-from clara_jax.search.keys import Keys
-from clara_jax.search.locks import Lock
-from clara_jax.search.manifest import digest_of, json_bytes, replace_file, wrong_file
+from clara_jax.search.keys import DIMS, SAMPLE, Keys
+from clara_jax.search.manifest import (
+    Lock,
+    digest_of,
+    json_bytes,
+    replace_file,
+    wrong_file,
+)
 from clara_jax.search.store import Store
 
 FORMAT = 1
@@ -131,14 +136,13 @@ class IndexFolder:
             folder.mkdir()
             try:
                 write(folder)
-                files = {path.name: _synced(path) for path in sorted(folder.iterdir())}
                 whole = {
                     **note,
                     "fingerprint": self.store.fingerprint,
                     "epoch": self.store.epoch,
                     "rows": self.store.rows,
                     "folder": number,
-                    "files": files,
+                    "files": {path.name: _synced(path) for path in folder.iterdir()},
                 }
                 self.write_note(whole)
             except BaseException:
@@ -178,9 +182,9 @@ class Settings:
     Attributes:
       method: ``brute_force``: all keys compared; ``hashing``: all hashed keys;
         ``tree``: hashed keys of the nearest leaves.
-      dims: principal directions of a key.
       leaves: of the tree.
       leaves_to_search: of them, for a question.
+      dims: principal directions of a key.
       soar: put each key into a second leaf, chosen to err otherwise than the first.
       candidates: that are rescored exactly, for a question.
       sample: documents that keys are learnt from, at most.
@@ -188,13 +192,13 @@ class Settings:
     """
 
     method: str
-    dims: int
     leaves: int
     leaves_to_search: int
-    soar: bool
-    candidates: int
-    sample: int
-    seed: int
+    dims: int = DIMS
+    soar: bool = True
+    candidates: int = 200
+    sample: int = SAMPLE
+    seed: int = 0
 
 
 def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) -> None:

@@ -10,11 +10,11 @@ the product of ``Pᵀq`` and the key ``Pᵀ(u - m)`` ranks documents as the cosi
 
 All vectors of a model lie in a narrow cone: questions are nearly parallel to ``m``, and
 documents differ least along it. A hash that treats all directions alike gets wrong what
-is then multiplied by the largest number of the question (on 100,000 vectors made of
-real ones, 26% of questions' best five were among ScaNN's 200 candidates). So keys are
-balanced: along the mean, documents are stretched until they vary as much as along the
-first principal direction, and questions shrunk by as much; and they are turned at
-random, so that every number varies alike. That changes no product, and makes it 100%.
+is then multiplied by the largest number of the question (only 26% of questions' best
+five were among ScaNN's 200 candidates). So keys are balanced: along the mean, documents
+are stretched until they vary as much as along the first principal direction, and
+questions shrunk by as much; and they are turned at random, so that every number varies
+alike. That changes no product, and makes it 100%.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from clara_jax.search.searcher import Flat, unit
+from clara_jax.search.exact import Flat, unit
 from clara_jax.search.store import Progress, Store
 
 Short = Float[np.ndarray, "n Q"]
@@ -97,10 +97,16 @@ def learn_keys(
 ) -> Keys:
     """Learn keys from a sample of a store, by randomized subspace iteration.
 
-    The sample, of at most so many rows that are not left out, is read `PASSES` + 1
-    times, 64 MB at a time, and no matrix has more than W rows of `dims` + 16 columns.
-    The same seed gives the same keys. There are `dims` principal directions, the mean's
-    besides; fewer where the vectors are narrow, or few.
+    The sample is read `PASSES` + 1 times, and no matrix has more than W rows of
+    `dims` + 16 columns. The same seed gives the same keys.
+
+    Args:
+      store: of documents.
+      dims: principal directions, the mean's besides; fewer where there are not as many.
+      sample: rows that are read, at most.
+      seed: of the sample, and of what is random besides.
+      leave_out: rows that are not read.
+      progress: called with a line for each step.
     """
     rows = np.flatnonzero(store.live)
     if leave_out is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,19 +15,20 @@ from jaxtyping import Int64
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
 from clara_jax.search.codecs import code_type
-from clara_jax.search.locks import hold_store, sweep
 from clara_jax.search.manifest import (
     JOB,
     MANIFEST,
     SHARDS,
     ShardInfo,
     find_strays,
+    hold_store,
     read_deleted,
     read_job,
     read_manifest,
     remove_strays,
     replace_manifest,
     shard_folder,
+    sweep,
     wrong_file,
 )
 from clara_jax.search.store import NOTE, Store, read_shard, write_shard
@@ -36,9 +38,9 @@ SHARD_BYTES, SHARD_ROWS = 1 << 26, 8192
 
 
 def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:
-    """Take documents out of a store, and return how many rows those were.
+    """Take documents out of a store; return how many rows those were.
 
-    They are found no more; the files stay as they are until `compact`.
+    The files stay as they are until `compact`.
 
     Raises:
       ClaraError: the store has no document of an id (then none is deleted), another
@@ -67,14 +69,12 @@ def compact(
 ) -> int:
     """Drop deleted rows for good, join small shards, and return how many were dropped.
 
-    Rows keep their order but get other numbers, so the epoch is raised. Killed at any
-    moment, the store is what it was before, or compacted. After each shard `progress`
-    is told how many rows are written, of how many.
+    Rows keep their order but get other numbers, so the epoch is raised. After each
+    shard `progress` is called with how many rows are written, of how many.
 
     Raises:
       ClaraError: another process is changing the store, a shard to be rewritten is
-        damaged, or the disk is full: the new shards need their room before the old ones
-        are removed.
+        damaged, or the disk is full: new shards need room beside the old ones.
     """
     with _alone(Path(path)) as store:
         plan = _plan(store)
@@ -88,15 +88,14 @@ def compact(
                 for finding in _check_shard(store.path, shard):
                     raise ClaraError(f"{finding}; nothing was compacted")
         shards: list[ShardInfo] = []
-        generation, done, written = store.generation + 1, 0, 0
+        generation, done, new = store.generation + 1, 0, itertools.count()
         for group in plan:
-            if isinstance(group, ShardInfo):
-                shards.append(group)
-                continue
-            folder = shard_folder(store.path, generation, written)
-            shards.append(write_shard(folder, store.arrays(group), store.table(group)))
-            done, written = done + len(group), written + 1
-            progress(done, todo)
+            if not isinstance(group, ShardInfo):
+                folder = shard_folder(store.path, generation, next(new))
+                done += len(group)
+                group = write_shard(folder, store.arrays(group), store.table(group))
+                progress(done, todo)
+            shards.append(group)
         manifest = dataclasses.replace(
             store.manifest,
             epoch=store.epoch + 1,
@@ -114,9 +113,8 @@ def check(
 ) -> list[str]:
     """Compare every file with its checksum; return a line for each thing that is wrong.
 
-    Of a job that is still under way, the shards that are written are looked at, too.
-    Search indexes are left out: they can be built again. After each shard `progress` is
-    told how many bytes are read, of how many.
+    So are the shards of a job under way; not search indexes, which can be built again.
+    After each shard `progress` is called with the bytes read, of how many.
 
     Raises:
       ClaraError: there is no store.
@@ -154,7 +152,7 @@ def check(
 
 
 def _check_shard(store: Path, shard: ShardInfo) -> Iterator[str]:
-    """Compare a shard's files with their checksums, and say what is wrong."""
+    """Compare a shard's files with their checksums; yield what is wrong."""
     folder = store / SHARDS / shard.name
     try:
         names = {path.name for path in folder.iterdir()}

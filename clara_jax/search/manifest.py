@@ -1,8 +1,12 @@
 """``store.json``: what a store of document vectors holds, and the step that changes it.
 
 A change writes new files beside the old ones and then replaces ``store.json`` by
-rename. Whenever a process is killed, the store is what it was before or after; what was
-left lying about is not named in the manifest, and the next change removes it.
+rename. Whenever a process is killed, the store is what it was before or after; what it
+left behind is not named in the manifest, and the next change removes it.
+
+Locks end with the process that holds them. Several processes may write one store
+together, each its own part of the shards; an edit wants the store for itself. Where the
+file system has no locks, nobody is kept out.
 """
 
 from __future__ import annotations
@@ -16,9 +20,15 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import numpy as np
 from jaxtyping import Int64
@@ -34,6 +44,10 @@ FORMAT = 1
 MANIFEST = "store.json"
 JOB = "job.json"
 SHARDS = "shards"
+LOCKS = ".locks"
+
+PATIENCE = 20.0
+"""Seconds that a job waits for another's beginning or end, or for an edit."""
 
 _HASH = functools.partial(hashlib.blake2b, digest_size=16)
 
@@ -44,14 +58,13 @@ class StoreSettings:
 
     Attributes:
       fingerprint: of everything that document vectors depend on.
-      model: how to load the model: a path relative to the store, an absolute one, or a
-        hub name.
+      model: a path relative to the store, an absolute one, or a hub name.
       base: the same for a backbone kept elsewhere; empty: none.
       memory: how a document became vectors.
       width: D.
       dtype: how vectors are kept, one of ``codecs.CODECS``.
       compute: type that the model computed in; for information.
-      center: that int8 and int4 vectors are kept without, see ``codecs.center_of``.
+      center: see ``codecs.center_of``.
     """
 
     fingerprint: str
@@ -80,7 +93,7 @@ class ShardInfo:
 
     name: str
     rows: int
-    sizes: Mapping[str, int]
+    sizes: dict
     digest: str
 
 
@@ -119,7 +132,7 @@ class Manifest(StoreSettings):
 
 
 def read_manifest(store: Path) -> Manifest:
-    """Read the manifest of a store; refuse what is unfinished, damaged or no store."""
+    """Read a manifest; refuse a store that is unfinished or damaged, or is none."""
     path = store / MANIFEST
     if not path.is_file():
         if (store / JOB).is_file():
@@ -137,11 +150,7 @@ def read_manifest(store: Path) -> Manifest:
         "bring back a copy of the file, or compress the documents again",
     )
     del values["format"]
-    values["memory"] = parse(MemoryConfig, values["memory"], str(path))
-    values["shards"] = tuple(ShardInfo(**shard) for shard in values["shards"])
-    if values["deleted"] is not None:
-        values["deleted"] = DeletedInfo(**values["deleted"])
-    return Manifest(**values)
+    return parse(Manifest, values, str(path))
 
 
 def replace_manifest(
@@ -171,10 +180,7 @@ def read_deleted(store: Path, manifest: Manifest) -> Int64[np.ndarray, "n"]:
 
 
 def read_job(store: Path, manifest: Manifest | None) -> dict[str, Any] | None:
-    """Read the job that is under way in a store; None: there is none.
-
-    A job that is part of the manifest was killed in the last step of its commit.
-    """
+    """Read the job that is under way in a store; None: there is none."""
     path = store / JOB
     if not path.is_file():
         return None
@@ -183,9 +189,9 @@ def read_job(store: Path, manifest: Manifest | None) -> dict[str, Any] | None:
         "finish it with the version that began it",
         "remove it to give up what is being written",
     )
-    if manifest is not None and values["generation"] <= manifest.generation:
-        return None
-    return values
+    # One that is in the manifest was killed in the last step of its commit.
+    done = manifest is not None and values["generation"] <= manifest.generation
+    return None if done else values
 
 
 def find_strays(store: Path, manifest: Manifest | None) -> list[Path]:
@@ -215,12 +221,12 @@ def remove_strays(store: Path, manifest: Manifest | None) -> None:
 
 
 def shard_folder(store: Path, generation: int, k: int) -> Path:
-    """Return the folder of shard `k` of what makes a generation of a store."""
+    """Return the folder of shard `k` of a generation."""
     return store / SHARDS / f"{generation:06d}-{k:06d}"
 
 
 def wrong_file(path: Path, size: int, checksum: str = "") -> str:
-    """Return what is wrong with a file: it or its size, or its checksum if given."""
+    """Return what is wrong with a file's size or checksum (if given), or nothing."""
     try:
         found = path.stat().st_size
         if found != size:
@@ -297,3 +303,98 @@ def write_bytes(path: Path, data: Any) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+class Lock(contextlib.AbstractContextManager):
+    """A file in `LOCKS` that this process holds until `release`, which removes it.
+
+    Args:
+      store: the store's folder.
+      name: of the file.
+      busy: what another holder is doing; the end of the error's sentence.
+      patience: seconds to wait; by default for a process that is just giving it back.
+    """
+
+    def __init__(self, store: Path, name: str, busy: str, patience: float = 0.5):
+        self._path = store / LOCKS / name
+        self._file: IO[bytes] | None = None
+        end = time.monotonic() + patience
+        while fcntl is not None and not self._take():
+            if time.monotonic() > end:
+                raise ClaraError(f"{store}: another process is {busy}")
+            time.sleep(0.025)
+
+    def _take(self) -> bool:
+        assert fcntl is not None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("ab")
+        except (FileNotFoundError, FileExistsError):  # the folder was just removed
+            return False
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The file may have been removed between opening and locking it.
+            if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                self._file = file
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError:  # a file system without locks
+            self._file = file
+            self.release()
+            return True
+        file.close()
+        return False
+
+    def release(self) -> None:
+        """Let others in; may be called again."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+                self._path.parent.rmdir()
+            self._file.close()
+            self._file = None
+
+    def __exit__(self, *error: Any) -> None:
+        self.release()
+
+
+def hold_store(store: Path) -> Lock:
+    """Hold a store alone: for an edit, or while a job begins or is committed."""
+    busy = "editing this store or beginning to write to it; wait until it has ended"
+    return Lock(store, "store", busy, PATIENCE)
+
+
+def hold_part(store: Path, part: int, parts: int) -> Lock:
+    """Hold one part of the shards; all holders must count as many parts."""
+    mine = Lock(
+        store,
+        f"part-{part}-of-{parts}",
+        f"writing part {part + 1} of {parts} of this store; wait until it has ended, "
+        "or give another --part",
+    )
+    for path in (store / LOCKS).glob("part-*-of-*"):
+        theirs = path.name.rpartition("-")[2]
+        if theirs != str(parts) and _is_held(path):
+            mine.release()
+            raise ClaraError(
+                f"{store}: another process shares this store out in {theirs} parts, "
+                f"this one in {parts}; give all the same number with --part"
+            )
+    return mine
+
+
+def sweep(store: Path) -> bool:
+    """Remove locks that killed processes left; return whether a part is held."""
+    held = [_is_held(path) for path in (store / LOCKS).glob("part-*-of-*")]
+    return any(held)
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        Lock(path.parent.parent, path.name, "", 0).release()
+    except ClaraError:
+        return True
+    return False

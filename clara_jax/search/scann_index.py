@@ -10,9 +10,12 @@ builds anew when much has changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import statistics
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +23,16 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.exact import ExactSearcher
+from clara_jax.search.exact import (
+    ExactSearcher,
+    Flat,
+    Found,
+    Searcher,
+    best_of,
+    check_queries,
+    rescore,
+    unit,
+)
 from clara_jax.search.index_files import (
     IndexFolder,
     Settings,
@@ -30,20 +42,11 @@ from clara_jax.search.index_files import (
     scann,
     scann_at_work,
 )
-from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short, learn_keys, unit_vectors
-from clara_jax.search.searcher import (
-    Flat,
-    Found,
-    Searcher,
-    best_of,
-    check_queries,
-    rescore,
-)
+from clara_jax.search.keys import Keys, Short, learn_keys, unit_vectors
 from clara_jax.search.store import Progress, Store
 
 SEARCHES = ("auto", "exact", "scann")
 METHODS = ("brute_force", "hashing", "tree")
-CANDIDATES = 200
 BRUTE_FORCE_BELOW, HASHING_BELOW = 20_000, 100_000
 """ScaNN's rules of thumb: documents from which on the next method is worth it."""
 
@@ -54,6 +57,16 @@ HELD_OUT = 200
 """Documents that keys are not learnt from, at most; a tenth of a small store."""
 
 _UPSERTED = 256  # keys that ScaNN takes in together
+_ENOUGH = 0.95  # recall below which a report warns
+
+OWN, OTHER, NOISE = 0.7, 0.3, 0.5
+MADE_UP = (
+    f"made up: {OWN:g} of a document that keys were not learnt from, {OTHER:g} of "
+    f"another one, and noise of {NOISE:g} of the typical distance of two documents"
+)
+
+_CLOSE = 1e-6
+_PATIENCE = 20.0  # seconds after which no further single questions are timed
 
 
 def open_searcher(
@@ -80,11 +93,14 @@ def open_searcher(
 
 
 class ScannSearcher:
-    """Search through a store's ScaNN index; a ``Searcher``, for any thread.
+    """Search through a store's ScaNN index, in memory; a ``Searcher``, for any thread.
 
-    The index is loaded into memory, after comparing its checksums. What it holds, see
-    `build_index`, is its `note`. Of documents that were added since, the exact search
-    keeps within the `memory_limit`.
+    Args:
+      store: with an index.
+      memory_limit: of the exact search among documents that were added since.
+
+    Attributes:
+      note: what the index holds, see `build_index`.
 
     Raises:
       ClaraError: there is no index, it is damaged, or of other vectors or row numbers.
@@ -156,14 +172,12 @@ class ScannSearcher:
 def choose(documents: int, **given: Any) -> Settings:
     """Choose what is not given, or None, of an index's settings, by ScaNN's rules.
 
-    Below 20,000 documents the method is ``brute_force``, below 100,000 ``hashing``,
-    else ``tree``, also where leaves are given: about the square root of the documents,
-    of which a fifth is searched, 20 at least.
+    A tree has about the square root of the documents as leaves, of which a fifth is
+    searched, 20 at least.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    usual = {"dims": DIMS, "candidates": CANDIDATES, "sample": SAMPLE}
-    for name, default in usual.items():
-        if given.setdefault(name, default) < 1:
+    for name in ("dims", "candidates", "sample"):
+        if given.get(name, 1) < 1:
             raise ClaraError(f"{name} {given[name]}: give 1 or more")
     method = "brute_force" if documents < BRUTE_FORCE_BELOW else "hashing"
     if "leaves" in given or documents >= HASHING_BELOW:
@@ -178,10 +192,9 @@ def choose(documents: int, **given: Any) -> Settings:
     searched = given.setdefault("leaves_to_search", fifth)
     if not 1 <= searched <= leaves:
         raise ClaraError(f"{searched} leaves to search: give 1 to {leaves}")
-    settings = Settings(**{"soar": True, "seed": 0, **given})
-    if method == "tree":
-        return settings
-    return dataclasses.replace(settings, leaves=0, leaves_to_search=0, soar=False)
+    if method != "tree":
+        given |= {"leaves": 0, "leaves_to_search": 0, "soar": False}
+    return Settings(**given)
 
 
 def build_index(
@@ -189,12 +202,11 @@ def build_index(
 ) -> dict[str, Any]:
     """Build the ScaNN index of a store, in place of the one that is there.
 
-    In memory are the keys (4 bytes x 129 a document) and ScaNN's own copy. Killed at
-    any moment, the old index stays whole.
+    In memory are the keys (4 bytes x 129 a document) and ScaNN's own copy.
 
     Args:
       store: what is indexed.
-      progress: is told each step.
+      progress: called with a line for each step.
       **given: fields of `Settings`; see `choose`.
 
     Returns:
@@ -219,14 +231,13 @@ def update_index(
     """Bring an index up to date with its store; see `build_index`.
 
     Added documents are put in with the keys and hashes that were learnt before. Where
-    it is damaged, the epoch or the model differs, more than a fifth of the documents
-    were added or deleted, or their number asks for another method, the index is built
-    anew, with the settings that were given then.
+    it is damaged, the epoch or the model differs, much has changed, or the number of
+    documents asks for another method, the index is built anew, with the settings that
+    were given then.
     """
     index = IndexFolder(store, "scann")
     with index.hold():
-        note: dict[str, Any] = {}
-        folder = index.path
+        note, folder = {}, index.path
         try:
             note = index.read()
             folder = index.files(note)
@@ -316,13 +327,141 @@ def _build(
 def _document_keys(
     store: Store, keys: Keys, rows: np.ndarray, progress: Progress
 ) -> Short:
-    """Keys of some rows, in ascending order, read once from front to back."""
+    """Keys of some rows, read once; reports every tenth of them."""
     found = np.empty((len(rows), keys.dims), np.float32)
-    told = end = 0
+    end = 0
     for units in unit_vectors(store, rows):
         begin, end = end, end + len(units)
         found[begin:end] = keys.of_documents(units)
-        if end * 10 // len(rows) > told:
-            told = end * 10 // len(rows)
+        if end * 10 // len(rows) > begin * 10 // len(rows):
             progress(f"keys: {end:,} of {len(rows):,} documents")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A comparison of ScaNN with the exact search.
+
+    Attributes:
+      recall: share of the best `k` documents, or ones as near as the last of them, that
+        ScaNN finds.
+      k: documents per question.
+      queries: how many questions.
+      source: where they are from.
+      documents: how many the store holds.
+      exact_seconds: median over questions asked one at a time.
+      scann_seconds: the same, rescoring included.
+      streamed: the exact search read its vectors from disk.
+    """
+
+    recall: float
+    k: int
+    queries: int
+    source: str
+    documents: int
+    exact_seconds: float
+    scann_seconds: float
+    streamed: bool
+
+    @property
+    def crossover(self) -> float:
+        """Documents from which on ScaNN is the faster, its time taken as constant."""
+        return self.documents * self.scann_seconds / self.exact_seconds
+
+    def lines(self) -> list[str]:
+        """Return what a command prints."""
+        faster = self.exact_seconds / self.scann_seconds
+        found = [
+            f"recall@{self.k} of scann: {self.recall:.3f} of what the exact search "
+            f"finds ({self.queries} questions {self.source})",
+            f"time per question: exact {1e3 * self.exact_seconds:.1f} ms"
+            f"{' (from disk)' if self.streamed else ''}, scann "
+            f"{1e3 * self.scann_seconds:.1f} ms: {faster:.1f} times as fast; at this "
+            f"rate scann is the faster from about {self.crossover:,.0f} documents on",
+        ]
+        if self.recall < _ENOUGH:
+            found.append(
+                f"warning: recall@{self.k} is below {_ENOUGH:g}; build the index with "
+                "more dims, candidates or leaves to search, or search exactly"
+            )
+        return found
+
+
+def report(
+    store: Store,
+    queries: Flat | None = None,
+    k: int = 5,
+    *,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Compare the ScaNN index of a store with the exact search, and note it there.
+
+    Args:
+      store: with an index.
+      queries: flat question vectors; None makes them up, see `made_up_queries`.
+      k: documents per question; fewer where the store holds fewer.
+      progress: called with a line for each step.
+    """
+    scann = ScannSearcher(store)
+    held_out = np.array(scann.note["held_out"], np.int64)
+    if not len(held_out if queries is None else queries):
+        raise ClaraError(
+            f"{store.path}: too few documents to make questions of; give questions"
+        )
+    source = MADE_UP if queries is None else "given"
+    if queries is None:
+        queries = made_up_queries(store, held_out)
+    k = min(k, len(store))
+    progress(f"exact search for {len(queries)} questions")
+    exact = ExactSearcher(store)
+    truth = exact(queries, k)[0]
+    progress("the same with scann")
+    found = scann(queries, k)[0]
+    result = Report(
+        recall=float(np.mean(found >= truth[:, -1:] - _CLOSE)),
+        k=k,
+        queries=len(queries),
+        source=source,
+        documents=len(store),
+        exact_seconds=statistics.median(single_times(exact, queries, k)),
+        scann_seconds=statistics.median(single_times(scann, queries, k)),
+        streamed=exact.streamed,
+    )
+    index = IndexFolder(store, "scann")
+    # Noted if nobody is changing the index, and it is still the one that was measured.
+    with contextlib.suppress(ClaraError), index.hold():
+        note = index.read()
+        if note["folder"] == scann.note["folder"]:
+            index.write_note({**note, "measured": dataclasses.asdict(result)})
+    return result
+
+
+def made_up_queries(store: Store, rows: Int[np.ndarray, "B"]) -> Flat:
+    """Make questions whose neighbours are not trivially known, of documents.
+
+    One is ``0.7 u + 0.3 u' + 0.5 d g``: unit vectors of a row and of another document,
+    and Gaussian noise of length about 1; ``d`` is the median distance of the two.
+    """
+    draw = np.random.default_rng([1, 0])
+    others = draw.choice(np.flatnonzero(store.live), len(rows))
+    own, other = (
+        unit(store.vectors(chosen).reshape(len(rows), -1)) for chosen in (rows, others)
+    )
+    typical = np.median(np.linalg.norm(own - other, axis=1))
+    noise = draw.standard_normal(own.shape, np.float32) / np.sqrt(own.shape[1])
+    made = OWN * own + OTHER * other + NOISE * typical * noise
+    return made.astype(np.float32)
+
+
+def single_times(search: Searcher, queries: Flat, k: int) -> list[float]:
+    """Return the seconds of each question, asked alone after one that compiles."""
+    search(queries[:1], k)
+    begin = time.perf_counter()
+    found = []
+    for i in range(len(queries)):
+        start = time.perf_counter()
+        search(queries[i : i + 1], k)
+        found.append(time.perf_counter() - start)
+        if time.perf_counter() - begin > _PATIENCE:
+            break
     return found

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_error
-from clara_jax.search.codecs import code_type, decode, encode, read_center
+from clara_jax.search.codecs import code_type, decode, decode_parts, encode, read_center
 from clara_jax.search.manifest import (
     SHARDS,
     Manifest,
@@ -64,17 +64,11 @@ Column = Literal["text", "id"]
 Progress = Callable[[str], None]
 
 OPEN_FILES = 8192
-"""That stay mapped: Linux allows a process about 65,000 maps, and a store may have more
-files."""
-
-_AT_ONCE = 1 << 17
-"""Codes decoded together."""
+"""That stay mapped; Linux allows a process about 65,000 maps."""
 
 
 class Store:
-    """A whole store at one moment; later changes show in one that is opened anew.
-
-    Safe to read from several threads. For other attributes see ``Manifest``.
+    """A whole store at one moment, for any thread; open it anew to see later changes.
 
     Attributes:
       path: the folder.
@@ -85,7 +79,7 @@ class Store:
     """
 
     def __init__(self, path: Path, manifest: Manifest):
-        """Take a manifest as it is; use `open`."""
+        """Take a manifest unchecked; use `open`."""
         self.path = path
         self.manifest = manifest
         self.rows = manifest.rows
@@ -99,7 +93,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> Store:
-        """Open a store; of vectors and documents nothing is read.
+        """Open a store, without reading vectors or documents.
 
         Args:
           path: the folder.
@@ -136,7 +130,7 @@ class Store:
 
     @functools.cached_property
     def center(self) -> Float[np.ndarray, "M D"] | None:
-        """What the codes of all vectors are kept without; None: nothing."""
+        """What all vectors are kept without; None: nothing."""
         return read_center(self.manifest.center, (self.num_memory, self.width))
 
     @functools.cached_property
@@ -195,10 +189,7 @@ class Store:
     def find(
         self, values: Sequence[str], column: Column = "text"
     ) -> Int64[np.ndarray, "n"]:
-        """Return the lowest row with each text or id, -1 where there is none.
-
-        Deleted rows are not found. The first call reads 8 bytes of every row.
-        """
+        """Return the lowest live row with each text or id, -1 where there is none."""
         found = self._rows_with(column, values)
         return np.array([found.get(value, [-1])[0] for value in values], np.int64)
 
@@ -212,7 +203,7 @@ class Store:
         return np.concatenate([np.empty(0, np.uint64), *map(self._map, files)])
 
     def _rows_with(self, column: Column, values: Sequence[str]) -> dict[str, list[int]]:
-        """Rows that are not deleted by what they hold: `values`, and perhaps others."""
+        """Live rows by what they hold: `values`, and perhaps others."""
         if column not in self._sorted:
             rows = np.flatnonzero(self.live)
             hashes = self.hashes(column)[rows]
@@ -277,15 +268,10 @@ def shard_arrays(
     center = read_center(settings.center, vectors.shape[1:])
     codes, scales = encode(vectors, settings.dtype, center)
     norms = np.empty(len(codes), np.float32)
-    step = max(1, _AT_ONCE // max(1, codes[:1].size))
-    for start in range(0, len(codes), step):
-        part = slice(start, start + step)
-        scale = None if scales is None else scales[part]
-        decoded = decode(
-            codes[part], scale, settings.dtype, settings.width, center=center
-        )
+    for part, decoded in decode_parts(codes, scales, settings.dtype, settings.width):
+        whole = decoded if center is None else decoded + center
         # Not a dot product, whose last bit depends on the number of threads.
-        norms[part] = np.sqrt(np.square(decoded, dtype=np.float64).sum(axis=(1, 2)))
+        norms[part] = np.sqrt(np.square(whole, dtype=np.float64).sum(axis=(1, 2)))
     arrays = {
         "vectors.npy": codes,
         "norms.npy": norms,
@@ -296,7 +282,7 @@ def shard_arrays(
 
 
 def text_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, "n"]:
-    """Return the first 8 bytes of blake2b of each text, to find it by."""
+    """Return 8 bytes of blake2b of each text, to find it by."""
     found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
 

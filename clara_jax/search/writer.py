@@ -1,7 +1,7 @@
 """Write a store: a job cut in numbered shards, which any process may write.
 
-Killed at any moment and begun again, a job loses the shard at hand at most, and the
-finished store is byte for byte the same, whoever wrote which shard and in what order.
+Killed at any moment and begun again, a job loses the shard at hand at most. A finished
+store is byte for byte the same, whoever wrote which shard and in what order.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
-from clara_jax.config import MemoryConfig, parse
+from clara_jax.config import parse
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.search.codecs import center_of
-from clara_jax.search.locks import Lock, hold_part, hold_store, sweep
 from clara_jax.search.manifest import (
     FORMAT,
     JOB,
     MANIFEST,
     SHARDS,
+    Lock,
     Manifest,
     ShardInfo,
     StoreSettings,
     digest_of,
+    hold_part,
+    hold_store,
     read_job,
     read_manifest,
     remove_strays,
     replace_manifest,
     shard_folder,
+    sweep,
     write_signed,
 )
 from clara_jax.search.store import (
@@ -49,8 +52,8 @@ from clara_jax.search.store import (
 )
 
 FREE = ("model", "base", "center")
-"""Settings in which a job that goes on may differ from the one that was begun, which
-are kept: places, which hosts may spell differently, and what one of them measured."""
+"""Settings in which a job that goes on may differ from what it began with, which is
+kept: places, which hosts may spell differently, and what one of them measured."""
 
 SAME = ("fingerprint", "memory", "width", "dtype")
 """Settings in which what is added to a store must agree with it."""
@@ -80,8 +83,7 @@ class Job(contextlib.AbstractContextManager):
         self.finished = False
         self._mode: str = values["mode"]
         self._generation: int = values["generation"]
-        memory = parse(MemoryConfig, values["settings"]["memory"], str(store / JOB))
-        self._settings = StoreSettings(**{**values["settings"], "memory": memory})
+        self._settings = parse(StoreSettings, values["settings"], str(store / JOB))
         self._digest = digest_of(_identity(values))
         self._part: Lock | None = None
 
@@ -98,12 +100,9 @@ class Job(contextlib.AbstractContextManager):
 
         Args:
           store: folder of the store.
-          settings: what its vectors have in common. Of a job that goes on, those in
-            `FREE` may differ; when documents are added, those not in `SAME` stay the
-            store's.
+          settings: what its vectors have in common; see also `FREE` and `SAME`.
           shards: how many shards the corpus makes.
-          corpus: a JSON object that says what is compressed, such as names, sizes and
-            checksums of files.
+          corpus: a JSON object that says what is compressed.
           mode: ``new`` makes a store; ``add`` puts documents into one and refuses ids
             that it has; ``replace`` takes out documents with the same ids.
 
@@ -124,49 +123,22 @@ class Job(contextlib.AbstractContextManager):
             "settings": dataclasses.asdict(settings),
         }
         with hold_store(path):
-            return cls._begin(path, values)
-
-    @classmethod
-    def _begin(cls, path: Path, values: dict[str, Any]) -> Job:
-        before = _manifest_of(path)
-        if before is not None:
-            values["generation"] = before.generation + 1
-            values["settings"]["center"] = before.center
-        job = cls(path, values)
-        begun = read_job(path, before)
-        if begun is None and before is not None and before.job == job._digest:
-            job._generation, job.finished = before.generation, True
-        elif before is not None:
-            job._check_added_to(before)
-        if begun is not None:
-            if changed := _differences(_identity(begun), _identity(values)):
-                way_out = f"remove {path / JOB}" if before else "remove the folder"
-                raise ClaraError(
-                    f"{path}: another job is under way here; it differs in {changed}; "
-                    f"finish it with the command that began it, or {way_out} to give "
-                    "it up"
-                )
-            return cls(path, begun)
-        remove_strays(path, before)
-        if not job.finished:
-            write_signed(path / JOB, values)
+            before = _manifest_of(path)
+            if before is not None:
+                values["generation"] = before.generation + 1
+                values["settings"]["center"] = before.center
+            job, begun = cls(path, values), read_job(path, before)
+            if begun is None and before is not None and before.job == job._digest:
+                job._generation, job.finished = before.generation, True
+            elif before is not None:
+                _check_added(path, before, values)
+            if begun is not None:
+                _check_same(path, before, begun, values)
+                return cls(path, begun)
+            remove_strays(path, before)
+            if not job.finished:
+                write_signed(path / JOB, values)
         return job
-
-    def _check_added_to(self, before: Manifest) -> None:
-        if self._mode == "new":
-            raise ClaraError(
-                f"{self.store}: holds a finished store of other documents or settings; "
-                "put these in with --add or --replace, or give another --store"
-            )
-        old, new = (
-            {name: dataclasses.asdict(settings)[name] for name in SAME}
-            for settings in (before, self._settings)
-        )
-        if changed := _differences(old, new):
-            raise ClaraError(
-                f"{self.store}: was made with another model or other settings: "
-                f"{changed}; add with what it was made with, or give another --store"
-            )
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
         """Take shards ``k % parts == part``, and return those not written yet."""
@@ -183,9 +155,7 @@ class Job(contextlib.AbstractContextManager):
     def write(
         self, k: int, vectors: Float[np.ndarray, "n M D"], documents: Sequence[Document]
     ) -> None:
-        """Write shard `k`, whole or not at all; nothing if it is there already.
-
-        All pieces of a document go into one shard.
+        """Write shard `k`, with all pieces of its documents, unless it is there.
 
         Raises:
           ClaraError: the disk is full, or a vector or a document cannot be kept.
@@ -229,7 +199,7 @@ class Job(contextlib.AbstractContextManager):
             (self.store / JOB).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others in; a job that is not finished can be begun again."""
+        """Release the part; a job that is not finished can be begun again."""
         if self._part is not None:
             self._part.release()
         sweep(self.store)
@@ -317,6 +287,33 @@ def check_folder(path: Path, mode: str) -> None:
     if files:
         raise ClaraError(
             f"{path}: holds other files and no store; give an empty folder with --store"
+        )
+
+
+def _check_added(path: Path, before: Manifest, values: Mapping[str, Any]) -> None:
+    """Refuse to add to a finished store what does not go with it."""
+    if values["mode"] == "new":
+        raise ClaraError(
+            f"{path}: holds a finished store of other documents or settings; put these "
+            "in with --add or --replace, or give another --store"
+        )
+    old, new = dataclasses.asdict(before), values["settings"]
+    if changed := _differences(*({k: x[k] for k in SAME} for x in (old, new))):
+        raise ClaraError(
+            f"{path}: was made with another model or other settings: {changed}; add "
+            "with what it was made with, or give another --store"
+        )
+
+
+def _check_same(
+    path: Path, before: Manifest | None, begun: Mapping[str, Any], now: dict[str, Any]
+) -> None:
+    """Refuse to go on with another job than the one that was begun."""
+    if changed := _differences(_identity(begun), _identity(now)):
+        way_out = f"remove {path / JOB}" if before else "remove the folder"
+        raise ClaraError(
+            f"{path}: another job is under way here; it differs in {changed}; finish "
+            f"it with the command that began it, or {way_out} to give it up"
         )
 
 

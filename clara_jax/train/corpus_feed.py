@@ -36,7 +36,7 @@ from clara_jax.clara import Batch, Network, Tokens
 from clara_jax.data import Example
 from clara_jax.distributed import to_host
 from clara_jax.search import Store
-from clara_jax.search.searcher import Searcher
+from clara_jax.search.exact import Searcher
 from clara_jax.shapes import Array, Float, Int
 from clara_jax.sharding import named_sharding
 from clara_jax.train.placement import Placer

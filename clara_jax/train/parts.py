@@ -16,9 +16,8 @@ from clara_jax.data import ExampleMaker, Record, Records, make_batches
 from clara_jax.evaluate import Evaluator, HeldOutLoss, Question, questions_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.search import Store
-from clara_jax.search.exact import free_memory
+from clara_jax.search.exact import Searcher, free_memory
 from clara_jax.search.scann_index import open_searcher
-from clara_jax.search.searcher import Searcher
 from clara_jax.stages import Stage
 from clara_jax.text import ClaraTokenizer
 from clara_jax.train.placement import Placer

@@ -28,8 +28,12 @@ import numpy as np
 
 from clara_jax.search import Store, StoreSettings
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.recall import made_up_queries, single_times
-from clara_jax.search.scann_index import ScannSearcher, build_index
+from clara_jax.search.scann_index import (
+    ScannSearcher,
+    build_index,
+    made_up_queries,
+    single_times,
+)
 
 K = 5
 SIZES = (10_000, 20_000, 50_000, 100_000)

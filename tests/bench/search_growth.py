@@ -27,8 +27,12 @@ import numpy as np
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.index_files import IndexFolder
-from clara_jax.search.recall import made_up_queries, single_times
-from clara_jax.search.scann_index import ScannSearcher, build_index
+from clara_jax.search.scann_index import (
+    ScannSearcher,
+    build_index,
+    made_up_queries,
+    single_times,
+)
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SHAPE = (4, 64)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from clara_jax.compress import Part, own_part, parse_part
+from clara_jax.compress.corpus import own_part, parse_part
+from clara_jax.compress.shards import Part
 from clara_jax.errors import ClaraError
 
 

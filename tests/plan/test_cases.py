@@ -12,9 +12,9 @@ from clara_jax.plan.cases import (
     Case,
     backbone_shape,
     likely_meshes,
+    mesh_config,
     mesh_text,
     microbatches,
-    parse_mesh,
     settle,
 )
 from clara_jax.plan.topology import parse_topology
@@ -51,13 +51,13 @@ def test_a_mesh_is_chosen_where_none_is_given(rows, count, slices, expected):
 
 
 def test_microbatches_are_made_to_fit():
-    config, notes = settle(run_config(mesh=parse_mesh("fsdp=16")), 16)
+    config, notes = settle(run_config(mesh=mesh_config("fsdp=16")), 16)
     assert config.optim.accumulate == 2
     assert "optim.accumulate 8" in notes[0]
-    config, notes = settle(run_config(mesh=parse_mesh("fsdp=4")), 16)
+    config, notes = settle(run_config(mesh=mesh_config("fsdp=4")), 16)
     assert (config.mesh.data, config.mesh.fsdp) == (4, 4)
     assert config.optim.accumulate == 2
-    config, notes = settle(run_config(mesh=parse_mesh("data=1,fsdp=4")), 4)
+    config, notes = settle(run_config(mesh=mesh_config("data=1,fsdp=4")), 4)
     assert config.optim.accumulate == 8 and not notes
 
 
@@ -93,7 +93,7 @@ def test_microbatches_that_the_user_set_are_not_changed():
 )
 def test_bad_meshes(text, message):
     with pytest.raises(ClaraError, match=message):
-        parse_mesh(text)
+        mesh_config(text)
 
 
 def planned(rows=32, accumulate=2, mesh="fsdp=16", slices=1, heads=8):
@@ -101,7 +101,7 @@ def planned(rows=32, accumulate=2, mesh="fsdp=16", slices=1, heads=8):
         PRESETS["tiny"], num_heads=2 * heads, num_kv_heads=heads
     )
     topology = parse_topology("v5e:4x4", slices)
-    config = run_config(rows, accumulate, parse_mesh(mesh), remat="full")
+    config = run_config(rows, accumulate, mesh_config(mesh), remat="full")
     config, _ = settle(config, 16 * slices, slices=slices)
     return Case("train", config, shape, 153, topology)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clara_jax.plan.collectives import array_bytes, groups_of, traffic
+from clara_jax.plan.counts import array_bytes, groups_of, traffic
 from clara_jax.sharding import make_mesh
 
 LAYERS, WIDTH = 5, 64

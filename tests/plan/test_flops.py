@@ -14,7 +14,7 @@ from clara_jax.config import (
     RunConfig,
 )
 from clara_jax.model import PRESETS
-from clara_jax.plan.flops import Reading, performed, readings, useful
+from clara_jax.plan.counts import Reading, performed, readings, useful
 from clara_jax.train.abstract import abstract_batch, abstract_run
 
 SHAPE = dataclasses.replace(PRESETS["smollm2_135m"], num_layers=4, vocab_size=4096)

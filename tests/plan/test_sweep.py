@@ -14,7 +14,7 @@ import pytest
 from clara_jax.config import DataConfig, OptimConfig, RunConfig
 from clara_jax.errors import ClaraError
 from clara_jax.model import PRESETS
-from clara_jax.plan.cases import Case, mesh_text, parse_mesh, settle
+from clara_jax.plan.cases import Case, mesh_config, mesh_text, settle
 from clara_jax.plan.summary import sweep
 from clara_jax.plan.topology import parse_topology
 
@@ -29,7 +29,7 @@ def planned(mesh, accumulate=1, remat="full"):
         remat=remat,
         data=DataConfig(batch_size=32),
         optim=OptimConfig(accumulate=accumulate),
-        mesh=parse_mesh(mesh),
+        mesh=mesh_config(mesh),
     )
     topology = parse_topology("v5e:4x4")
     return Case("train", settle(config, 16)[0], PRESETS["tiny"], 153, topology)

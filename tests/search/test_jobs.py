@@ -18,8 +18,8 @@ from toy_store import (
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Store, check, compact, delete, locks, write_store
-from clara_jax.search.locks import hold_store
+from clara_jax.search import Job, Store, check, compact, delete, manifest, write_store
+from clara_jax.search.manifest import hold_store
 
 
 def texts(store):
@@ -248,7 +248,7 @@ def test_a_job_that_another_part_has_finished_is_not_committed_twice(
     for k, job in enumerate(jobs):
         job.missing(k, 2)
         job.write(k, vectors[k * SHARD :][:SHARD], pieces[k * SHARD :][:SHARD])
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(manifest, "PATIENCE", 0.1)
     begun = hold_store(path)  # the other part is committing
     with pytest.raises(ClaraError, match="another process is .* beginning to write"):
         jobs[0].commit()

@@ -8,8 +8,8 @@ from toy_store import make_toy, toy_pieces, toy_settings
 
 from clara_jax.search import Store, delete, write_store
 from clara_jax.search import keys as keys_module
+from clara_jax.search.exact import unit
 from clara_jax.search.keys import Keys, learn_keys
-from clara_jax.search.searcher import unit
 
 
 def low_rank(n, rank=6, width=24, noise=0.02, seed=0):

@@ -276,7 +276,7 @@ def test_an_edit_beside_a_writer(tmp_path):
 
 
 def test_a_writer_and_an_edit_beside_an_edit(tmp_path, monkeypatch):
-    monkeypatch.setattr("clara_jax.search.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("clara_jax.search.manifest.PATIENCE", 0.1)
     path = prepare(tmp_path / "s")
     busy = start("compact_all", path, hold_at=12)
     try:

@@ -15,12 +15,14 @@ from clara_jax.errors import ClaraError
 from clara_jax.search import Store, compact, delete, scann_index
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.index_files import IndexFolder, has_index, quiet
-from clara_jax.search.recall import Report, made_up_queries, report
 from clara_jax.search.scann_index import (
+    Report,
     ScannSearcher,
     build_index,
     choose,
+    made_up_queries,
     open_searcher,
+    report,
     update_index,
 )
 

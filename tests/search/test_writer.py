@@ -211,13 +211,13 @@ def test_a_file_that_grows_too_large(tmp_path):
 
 def test_without_locks(tmp_path, monkeypatch):
     """As on Windows, and on file systems that have none."""
-    monkeypatch.setattr("clara_jax.search.locks.fcntl", None)
+    monkeypatch.setattr("clara_jax.search.manifest.fcntl", None)
     write_new(tmp_path / "a")
     monkeypatch.undo()
 
     def none(*arguments):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    monkeypatch.setattr("clara_jax.search.locks.fcntl.flock", none)
+    monkeypatch.setattr("clara_jax.search.manifest.fcntl.flock", none)
     write_new(tmp_path / "b")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")

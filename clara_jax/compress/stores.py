@@ -1,27 +1,33 @@
-"""Build or update the indexes of a store, and measure them against exact search."""
+"""What is done to a store that is there: delete, compact, check, index."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from clara_jax import commands
 from clara_jax.clara import vector_fingerprint
-from clara_jax.compress.writing import find_model
 from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
-from clara_jax.search import Store
+from clara_jax.search import Store, check, compact, delete
 from clara_jax.search.hybrid import build_bm25
 from clara_jax.search.index_files import has_index
-from clara_jax.search.recall import report
-from clara_jax.search.scann_index import METHODS, build_index, update_index
+from clara_jax.search.scann_index import METHODS, build_index, report, update_index
 from clara_jax.shapes import Float
+
+_NEAR = 2
+"""Folders up from a store to one that its model is looked for below."""
 
 _SETTINGS = (
     ("dims", "directions of a key (default 128)"),
@@ -34,8 +40,111 @@ _SETTINGS = (
 """Settings of ``search.scann_index.choose`` that are numbers."""
 
 
-def add_index_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``index`` to a parser."""
+def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
+    """Return how a store names the model, a folder, file or hub name, that made it.
+
+    Where both lie near each other, so that they may be moved together, this is a path
+    relative to the store; else an absolute one; a hub name stays as it is.
+
+    Example::
+
+      model_place("runs/a/end_to_end", "runs/a/store")  # "../end_to_end"
+    """
+    if not str(model) or not Path(model).exists():
+        return str(model)
+    place, origin = os.path.realpath(model), os.path.realpath(store)
+    relative = Path(os.path.relpath(place, origin))
+    shared = Path(os.path.commonpath((place, origin)))
+    near = relative.parts.count(os.pardir) <= _NEAR and shared != shared.parent
+    return relative.as_posix() if near else place
+
+
+def find_model(store: Store) -> tuple[str, str]:
+    """Return the model that made a store, and its base if that is kept elsewhere.
+
+    They are what ``clara_jax.load`` takes as ``path`` and ``base``; see `model_place`.
+    """
+
+    def place(name: str) -> str:
+        beside = store.path / name
+        return str(beside) if name and beside.exists() else name
+
+    return place(store.manifest.model), place(store.manifest.base)
+
+
+def delete_documents(store: Path, ids: Sequence[str]) -> int:
+    """Take documents out of a store; return an exit status."""
+    pieces = delete(store, ids)
+    count = len(dict.fromkeys(ids))
+    print(
+        f"deleted {count} document{'s' * (count > 1)} in {pieces} "
+        f"piece{'s' * (pieces > 1)}; {len(Store.open(store)):,} pieces are left. "
+        "Their room is given back by --compact"
+    )
+    return 0
+
+
+def compact_store(store: Path) -> int:
+    """Give back the room of deleted documents; return an exit status."""
+    before = size_of(Store.open(store))
+    with _bar("compact", "piece") as progress:
+        dropped = compact(store, progress)
+    opened = Store.open(store)
+    print(
+        f"dropped {dropped:,} deleted pieces; {len(opened):,} pieces are left in "
+        f"{megabytes(size_of(opened))}, before {megabytes(before)}"
+    )
+    return 0
+
+
+def check_store(store: Path) -> int:
+    """Compare all files with their checksums; return an exit status, 1 for damage."""
+    with _bar("check", "B") as progress:
+        findings = check(store, progress)
+    for finding in findings:
+        print(finding)
+    if findings:
+        return 1
+    opened = Store.open(store)
+    print(
+        f"{store}: whole: {len(opened):,} pieces, {opened.dtype}, "
+        f"{megabytes(size_of(opened))}"
+    )
+    return 0
+
+
+def size_of(store: Store) -> int:
+    """Return the bytes of all files of a store, its indexes not counted."""
+    return sum(sum(shard.sizes.values()) for shard in store.manifest.shards)
+
+
+def megabytes(size: int | float) -> str:
+    """Write a number of bytes in the unit that suits it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+@contextlib.contextmanager
+def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is given how much is done of how much; shown if it takes long."""
+    with tqdm(desc=name, unit=unit, unit_scale=unit == "B", delay=2) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def index_parser() -> argparse.ArgumentParser:
+    """Return the arguments of ``index``."""
+    parser = commands.Parser(
+        prog="python -m clara_jax.compress index",
+        description="Build or update the index of a store, and measure it.",
+    )
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="the store")
     add("--method", choices=METHODS, help="default: by the number of documents")
@@ -60,16 +169,11 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", default="", help="default: the one that the store names")
     commands.add_model_options(parser)
+    return parser
 
 
 def index_store(arguments: argparse.Namespace) -> int:
-    """Build or update the indexes of a store.
-
-    Args:
-      arguments: see `add_index_arguments`.
-
-    Returns:
-      The exit status.
+    """Build or update the indexes of a store, and measure them; return an exit status.
 
     Raises:
       ClaraError: there is no store, a setting makes no sense, or see
@@ -87,7 +191,10 @@ def index_store(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - begin
         print(f"BM25 index of {note['documents']:,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
-    given = _given(arguments)
+    names = ["method", *(name.replace("-", "_") for name, _ in _SETTINGS)]
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    given["soar"] = False if arguments.no_soar else None
+    given = {name: value for name, value in given.items() if value is not None}
     if has_index(store) and not given and not arguments.rebuild:
         note = update_index(store, progress=_say)
     else:
@@ -105,15 +212,6 @@ def index_store(arguments: argparse.Namespace) -> int:
         found = report(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
     return 0
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings that are not left to the rules."""
-    names = ["method", *(name.replace("-", "_") for name, _ in _SETTINGS)]
-    found = {name: getattr(arguments, name) for name in names}
-    if arguments.no_soar:
-        found["soar"] = False
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from toy_store import make_toy, toy_pieces, toy_settings, toy_vectors
 
-from clara_jax.search import CODECS, searcher, write_store
-from clara_jax.search.searcher import rescore, unit
+from clara_jax.search import CODECS, codecs, write_store
+from clara_jax.search.exact import rescore, unit
 
 
 @pytest.mark.parametrize("dtype", CODECS)
 @pytest.mark.parametrize("at_once", [1 << 18, 25, 1])
 def test_rows_of_each_question_in_their_order(tmp_path, dtype, at_once, monkeypatch):
-    monkeypatch.setattr(searcher, "_AT_ONCE", at_once)
+    monkeypatch.setattr(codecs, "_DECODED", at_once)
     store = make_toy(tmp_path / "s", 20, dtype)
     queries = unit(toy_vectors(3, seed=1).reshape(3, -1))
     rows = [np.array([19, 2, 2, 7, 0, 11, 5]), np.array([], int), np.array([4])]

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from toy_folder import QUESTION
 
-from clara_jax.compress import find_model, model_place
 from clara_jax.compress.__main__ import main
+from clara_jax.compress.stores import find_model, model_place
 from clara_jax.search import Store
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_folder import toy_parts
 
-from clara_jax.compress import Reader, ahead, shard_bounds
+from clara_jax.compress.shards import Reader, shard_bounds
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Corpus
 from clara_jax.text import ClaraTokenizer
@@ -28,21 +28,6 @@ def test_shards_are_bounded_in_entries_and_in_characters(entries, characters, ex
     assert shard_bounds(lengths, entries, characters).tolist() == expected
 
 
-def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place():
-    def read(number):
-        if number == 3:
-            raise ValueError("three")
-        return number
-
-    assert list(ahead(read, [])) == []
-    assert list(ahead(read, [2, 1, 5])) == [2, 1, 5]
-    found = []
-    with pytest.raises(ValueError, match="three"):
-        for number in ahead(read, range(9)):
-            found.append(number)
-    assert found == [0, 1, 2]
-
-
 @pytest.mark.parametrize("split", [True, False])
 def test_pieces_and_rows_of_a_shard(corpus, split):
     tokenizer = ClaraTokenizer(toy_parts()[0], 2)
@@ -50,7 +35,7 @@ def test_pieces_and_rows_of_a_shard(corpus, split):
     reader = Reader(found, tokenizer, MEMORY, entries=6, split=split)
     texts = [reader.read(k) for k in range(len(reader))]
     assert [t.shard for t in texts] == list(range(len(reader)))
-    assert sum(t.documents for t in texts) == found.documents
+    assert sum(t.counts["documents"] for t in texts) == found.documents
     assert sum(map(reader.entries, range(len(reader)))) == len(found)
     pieces = [piece for t in texts for piece in t.pieces]
     rows = [row for t in texts for row in t.rows]
@@ -61,10 +46,10 @@ def test_pieces_and_rows_of_a_shard(corpus, split):
         whole = (corpus / "more" / "long.md").read_text()
         assert [piece.part for piece in long] == list(range(1, len(long) + 1))
         assert all(p.text == whole[p.start : p.stop] for p in long) and len(long) > 7
-        assert sum(t.cut for t in texts) == 0
+        assert sum(t.counts["cut"] for t in texts) == 0
     else:
         assert len(long) == 1 and len(pieces) == found.documents
-        assert sum(t.cut for t in texts) == 4
+        assert sum(t.counts["cut"] for t in texts) == 4
     first = next(piece for piece in pieces if piece.id == "d0")
     assert (first.source, first.metadata) == ("lines.jsonl:1", {"year": 0})
-    assert sum(t.unknown for t in texts) == 1
+    assert sum(t.counts["unknown"] for t in texts) == 1

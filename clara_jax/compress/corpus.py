@@ -1,0 +1,268 @@
+"""A corpus into a store: the command from its arguments to its last line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+from tqdm import tqdm
+
+from clara_jax.clara import vector_fingerprint
+from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
+from clara_jax.compress.shards import Compressor, Part, Reader, write_shards
+from clara_jax.compress.stores import megabytes, model_place, size_of
+from clara_jax.data import Corpus, find_files
+from clara_jax.errors import ClaraError
+from clara_jax.generate import Clara
+from clara_jax.generate.requests import require_role
+from clara_jax.loading import load
+from clara_jax.search import Job, Store, StoreSettings
+from clara_jax.search.codecs import center_of
+from clara_jax.search.manifest import JOB, MANIFEST
+from clara_jax.search.writer import check_folder
+from clara_jax.sharding import batch_parts, make_mesh
+
+T = TypeVar("T")
+Watched = Callable[[Iterable[T]], Iterator[T]]
+
+PER_DEVICE = 32
+"""Documents that a device reads together by default."""
+
+SAMPLE = 64
+"""Documents that tell what all vectors have in common, see ``codecs.center_of``."""
+
+_AT_ONCE = 4096
+
+_NUMBERS = (
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+"""Environment variables with the number of a process, from 0, and how many there are;
+the first pair that is set counts."""
+
+
+def parse_part(text: str) -> Part:
+    """Read ``I/N``, where I counts from 1."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
+        raise ClaraError(
+            f"--part is '{text}', but must be I/N, such as 1/4 for the first of four"
+        )
+    return Part(int(index) - 1, int(count))
+
+
+def own_part(environment: Mapping[str, str] = os.environ) -> Part:
+    """Return this process's part: what a cluster's variables or JAX say, or all."""
+    for names in _NUMBERS:
+        if all(name in environment for name in names):
+            index, count = (environment[name] for name in names)
+            numbers = index.isdecimal() and count.isdecimal()
+            if not numbers or int(index) >= int(count):
+                raise ClaraError(
+                    f"environment: {names[0]} is '{index}' of {names[1]} '{count}'; "
+                    "give the part with --part, such as --part 1/1"
+                )
+            return Part(int(index), int(count))
+    return Part(jax.process_index(), jax.process_count())
+
+
+def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
+    """Compress a corpus into a store, or what is missing of it; return an exit status.
+
+    Args:
+      arguments: of the command.
+      interrupt: notes signals; the command ends after the batch at hand.
+
+    Raises:
+      ClaraError: bad input. Interrupted: a signal arrived.
+    """
+    path = Path(arguments.store)
+
+    def check(left: int | None = None) -> None:
+        """End in order after a signal, naming how many shards are left."""
+        if interrupt.signal is not None:
+            shards = "" if left is None else f", {left} shards are left"
+            raise Interrupted(
+                interrupt.signal,
+                f"{interrupt.signal}: {path} is not finished{shards}; start the same "
+                "command again to go on",
+            )
+
+    def watched(entries: Iterable[T]) -> Iterator[T]:
+        """A bar for a loop over the corpus's entries, which a signal ends."""
+        for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
+            check()
+            yield entry
+
+    part = parse_part(arguments.part) if arguments.part else own_part()
+    sizes = parse_mesh(arguments.mesh, ("data", "fsdp", "tensor"))
+    # Other hosts have work of their own: nothing is asked of their devices.
+    mesh = make_mesh(**sizes, devices=jax.local_devices())
+    _report_others(find_files(arguments.corpus)[1])
+    clara = load(arguments.model, mesh=mesh, **model_options(arguments))
+    require_role(clara.network, "compressor")
+    check()
+    corpus = Corpus(arguments.corpus, watched)
+    reader = Reader(
+        corpus,
+        clara.tokenizer,
+        clara.memory,
+        arguments.shard_size,
+        split=not arguments.whole,
+    )
+    mode = "add" if arguments.add else "replace" if arguments.replace else "new"
+    settings = _settings(arguments, clara, path)
+    size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
+
+    def make_compressor() -> Compressor:
+        return Compressor(clara, mesh, size, merge=not arguments.no_merge)
+
+    compressor = None
+    begun = (path / JOB).is_file() or (path / MANIFEST).is_file()
+    if settings.dtype != "bfloat16" and not begun:
+        check_folder(path, mode)
+        compressor = make_compressor()
+        vectors = compressor(reader.sample(SAMPLE), lambda _: check())
+        center = center_of(vectors, settings.dtype)
+        settings = dataclasses.replace(settings, center=center)
+    identity = {
+        "files": len(corpus.files),
+        "bytes": corpus.size,
+        "documents": corpus.documents,
+        "digest": corpus.digest,
+        "shard_size": arguments.shard_size,
+        "whole": arguments.whole,
+    }
+    counts, seconds = Counter(), 0.0
+    searches = "reasoner" in clara.network.adapters
+    with Job.begin(path, settings, len(reader), identity, mode) as job:
+        if job.finished:
+            _note(f"{path}: is finished already; there is nothing to do")
+        else:
+            if mode == "add":
+                try:
+                    _refuse_known(Store.open(path), corpus, watched)
+                except (ClaraError, Interrupted):
+                    job.abandon()
+                    raise
+            compressor = compressor or make_compressor()
+            del clara  # and with it the weights that were merged, and other adapters
+            begin = time.perf_counter()
+            counts = write_shards(job, reader, compressor, part, check)
+            seconds = time.perf_counter() - begin
+        store = job.commit()
+    _report_counts(counts, seconds)
+    if store is None:
+        print(
+            f"{part} is written; {path} is finished by the part that ends last, so "
+            "start the others, too"
+        )
+        return 0
+    _report_store(store, corpus.documents if mode == "new" else 0)
+    if searches:
+        print(
+            f'next: python -m clara_jax.answer --store {path} "question"\n'
+            f"from some thousands of pieces on, searching is faster with an index: "
+            f"python -m clara_jax.compress index --store {path}"
+        )
+    else:
+        _note(
+            "this model has no reasoner, which stage end_to_end trains, to search the "
+            "store with"
+        )
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreSettings:
+    """Settings of the store; refuses a store that another model has made."""
+    fingerprint, config = vector_fingerprint(clara.network), clara.network.model.config
+    codec, compute = arguments.codec, config.dtype
+    if (path / MANIFEST).is_file():
+        store = Store.open(path, fingerprint)
+        codec = codec or store.dtype
+    if arguments.quantize != "none":
+        compute += f", {arguments.quantize}"
+    return StoreSettings(
+        fingerprint=fingerprint,
+        model=model_place(arguments.model, path),
+        base=model_place(arguments.base, path),
+        memory=clara.memory,
+        width=config.width,
+        dtype=codec or "bfloat16",
+        compute=compute,
+    )
+
+
+def _refuse_known(store: Store, corpus: Corpus, watched: Watched) -> None:
+    """Refuse documents that the store has, before any work is done."""
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for id, row in zip(found, store.find(list(found), "id"), strict=True):
+            if row >= 0:
+                raise ClaraError(
+                    f"{found[id]}: {store.path} already has a document with the id "
+                    f"'{id}'; replace it with --replace, or give the new document "
+                    "another id"
+                )
+        found.clear()
+
+    for i in watched(range(len(corpus))):
+        found.update({document.id: corpus.place(i) for document in corpus[i]})
+        if len(found) >= _AT_ONCE:
+            look()
+    look()
+
+
+def _report_others(others: Sequence[Path]) -> None:
+    """Note which files of a folder are left out."""
+    if not others:
+        return
+    names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
+    what = "files are no documents" if len(others) > 1 else "file is no document"
+    _note(f"{len(others)} {what} and left out: {', '.join(names)}")
+
+
+def _report_counts(counts: Counter[str], seconds: float) -> None:
+    documents, pieces = counts["documents"], counts["pieces"]
+    if counts["cut"]:
+        _note(
+            f"{counts['cut']:,} of {documents:,} documents are longer than the model "
+            "reads; their ends are left out"
+        )
+    if counts["unknown"]:
+        _note(
+            f"{counts['unknown']:,} of {pieces:,} pieces hold words that the model's "
+            "tokenizer does not know"
+        )
+    if documents:
+        print(
+            f"compressed {documents:,} documents in {pieces:,} pieces: "
+            f"{seconds:,.1f} s, {documents / seconds:,.1f} documents/s, "
+            f"{counts['tokens'] / seconds:,.0f} tokens/s"
+        )
+
+
+def _report_store(store: Store, documents: int) -> None:
+    """Print what the store holds, by document too if their number is known."""
+    size = size_of(store)
+    each = f"{megabytes(size / max(store.rows, 1))} a piece"
+    if documents:
+        each = f"{megabytes(size / documents)} a document, {each}"
+    print(
+        f"{store.path}: {len(store):,} pieces of {store.num_memory} x {store.width} "
+        f"numbers in {store.dtype}, {megabytes(size)} ({each})"
+    )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
