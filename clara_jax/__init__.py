@@ -23,12 +23,20 @@ Nothing is imported before it is asked for.
 
 import importlib
 import os
+import signal
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
 
 # transformers would advise at every start to install PyTorch; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+if sys.argv[:1] == ["-m"] and any(x.startswith("clara_jax.") for x in sys.orig_argv):
+    # A command that is still importing has nothing to save; see `commands.start`.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 _ROOMS = {
     "answer": ("Session",),

@@ -199,6 +199,8 @@ def run(
 def start(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` as the program, and end with its status."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

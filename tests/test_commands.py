@@ -4,6 +4,7 @@ Run in processes of their own, without the guards of `conftest`.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,30 @@ def test_the_table_of_contents_is_right():
         assert f"`{name}`" in (clara_jax.__doc__ or "")
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
         _ = clara_jax.Missing
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+)
+# The planner reads its arguments before it imports anything.
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"plan"}))
+def test_a_signal_during_the_imports_ends_a_command_in_silence(
+    command, number, status, tmp_path
+):
+    # What every command imports first waits for the signal.
+    (tmp_path / "numpy.py").write_text("print('importing', flush=True)\ninput()")
+    (tmp_path / "jax.py").write_text("import numpy")
+    paths = f"{tmp_path}{os.pathsep}{ROOT}"
+    with subprocess.Popen(
+        [sys.executable, "-m", f"clara_jax.{command}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        assert process.wait() == status
+        assert process.stderr.read() == ""
