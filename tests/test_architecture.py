@@ -1,6 +1,7 @@
 """The floors hold, files stay short, and every room has its tests."""
 
 import ast
+import re
 from pathlib import Path
 
 import floors
@@ -106,3 +107,23 @@ def test_every_room_has_its_tests(room: str):
 
 def test_every_floor_is_inhabited():
     assert set(rooms()) <= set(floors.FLOORS)
+
+
+def test_the_design_names_every_room_on_its_floor():
+    page = (ROOT / "docs" / "design.md").read_text()
+    table = (
+        page.split("## Rooms and floors")[1].split("|---|---|\n")[1].split("\n\n")[0]
+    )
+    groups = [re.findall(r"`(\w+)(?:/|\.py)`", text) for text in table.split("| | |")]
+    groups = [sorted(set(group) & set(floors.FLOORS)) for group in groups]
+    numbers = sorted(set(floors.FLOORS.values()), reverse=True)
+    assert groups == [
+        sorted(room for room, floor in floors.FLOORS.items() if floor == number)
+        for number in numbers
+    ]
+
+
+def test_the_readme_names_every_folder():
+    named = (ROOT / "README.md").read_text().split("## Map")[1].split("\n## ")[0]
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= set(re.findall(r"`(\w+)/`", named))
