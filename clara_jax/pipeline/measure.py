@@ -196,9 +196,7 @@ def compress_corpus(
 
     found = cached_vectors(
         folder / "vectors",
-        clara.network,
-        clara.tokenizer,
-        clara.memory,
+        clara,
         list(corpus),
         batch_size=clara.config.batch_size,
         stop=stopped,

@@ -18,15 +18,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.clara import Network, vector_fingerprint
-from clara_jax.config import MemoryConfig, to_dict
+from clara_jax.clara import vector_fingerprint
+from clara_jax.config import to_dict
 from clara_jax.data import UniqueDocuments
 from clara_jax.distributed import first, is_first, report
 from clara_jax.files import read_json, reserve, write_json, writing
-from clara_jax.generate import encode_rows
+from clara_jax.generate import Clara, encode_rows
 from clara_jax.search import Store
 from clara_jax.shapes import Float, Int
-from clara_jax.text import ClaraTokenizer
 from clara_jax.train.parts import Parts
 
 CHUNK = 512
@@ -41,9 +40,7 @@ _ENOUGH = {"enough": True}
 
 def cached_vectors(
     folder: Path,
-    network: Network,
-    tokenizer: ClaraTokenizer,
-    memory: MemoryConfig,
+    clara: Clara,
     documents: Sequence[str] | UniqueDocuments,
     *,
     batch_size: int = 32,
@@ -54,8 +51,7 @@ def cached_vectors(
 
     Args:
       folder: holds ``vectors.bin`` and ``vectors.json``.
-      network: whose compressor reads.
-      tokenizer, memory: how documents become rows.
+      clara: whose compressor reads.
       documents: texts; distinct ones, as `UniqueDocuments` gives them.
       batch_size: documents compressed together.
       stop: asked after every chunk whether to end early.
@@ -68,6 +64,7 @@ def cached_vectors(
     Raises:
       ClaraError: the file cannot be written.
     """
+    network, memory = clara.network, clara.memory
     shape = (len(documents), memory.num_memory, network.model.config.width)
     dtype = np.dtype(network.model.config.dtype)  # bfloat16 too: JAX registers it
     digest = hashlib.blake2b(vector_fingerprint(network).encode(), digest_size=16)
@@ -110,9 +107,9 @@ def cached_vectors(
             texts = documents[begin : begin + chunk]
             found = encode_rows(
                 network,
-                tokenizer.encode_documents(list(texts), memory.doc_max_length),
+                clara.tokenizer.encode_documents(list(texts), memory.doc_max_length),
                 role="compressor",
-                pad_id=tokenizer.pad_id,
+                pad_id=clara.tokenizer.pad_id,
                 batch_size=batch_size,
                 largest=memory.row_length(memory.doc_max_length),
             )
@@ -215,9 +212,7 @@ def document_vectors(
     if len(compressed):
         vectors = cached_vectors(
             Path(config.workdir) / "vectors",
-            parts.network,
-            parts.tokenizer,
-            config.memory,
+            parts.clara,
             compressed,
             batch_size=max(32, config.data.eval_batch_size),
             stop=stop,
