@@ -103,7 +103,7 @@ _FIELDS: dict[str, Any] = {
 def apple_base(folder: Path) -> str:
     """Return the base model that a checkpoint names."""
     path = folder / "config.json"
-    name = Fields(read_json(path), str(path)).text("decoder_model_name")
+    name = Fields(read_json(path), str(path)).get("decoder_model_name", str)
     if not name:
         raise ClaraError(f"{path}: field 'decoder_model_name' is empty")
     return name

@@ -65,7 +65,7 @@ class GgufFile:
             ) from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._fields = Fields(values, f"{path}: metadata")
-        self._architecture = self._fields.text("general.architecture")
+        self._architecture = self._fields.get("general.architecture", str)
         if self._architecture not in ARCHITECTURES:
             raise ClaraError(
                 f"{path}: unknown architecture '{self._architecture}'; "
@@ -75,7 +75,9 @@ class GgufFile:
     @property
     def name(self) -> str:
         """Architecture and the name that the file gives itself."""
-        return f"{self._architecture} {self._fields.text('general.name', '')}".strip()
+        return (
+            f"{self._architecture} {self._fields.get('general.name', str, '')}".strip()
+        )
 
     def config(self, param_dtype: str = "") -> ModelConfig:
         """Return the backbone's shape, from metadata and the names of tensors.
@@ -138,23 +140,23 @@ class GgufFile:
     def eos_ids(self) -> tuple[int, ...]:
         """Return ids that end an answer."""
         keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        ids = (self._fields.integer(key, -1) for key in keys)
+        ids = (self._fields.get(key, int, -1) for key in keys)
         return tuple(dict.fromkeys(i for i in ids if i >= 0))
 
     def _whole(self, key: str, default: int | None = None) -> int:
         return int(self._number(key, default))
 
     def _number(self, key: str, default: int | float | None = None) -> float:
-        name = f"{self._architecture}.{key}"
-        value = self._fields.values.get(name)
+        fields, name = self._fields, f"{self._architecture}.{key}"
+        value = fields.values.get(name)
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ClaraError(
                     f"{self.path}: '{name}' differs between layers; "
                     "all layers must be alike"
                 )
-            return Fields({name: value[0]}, self._fields.where).number(name)
-        return self._fields.number(name, default)
+            fields = Fields({name: value[0]}, fields.where)
+        return fields.get(name, float, default)
 
     def _has(self, name: str) -> bool:
         return f"blk.0.{name}" in self._tensors
@@ -178,7 +180,7 @@ class GgufFile:
     def _rope(self, head_dim: int) -> RopeConfig:
         longest = self._whole("context_length")
         original = self._whole("rope.scaling.original_context_length", longest)
-        kind = self._fields.text(f"{self._architecture}.rope.scaling.type", "none")
+        kind = self._fields.get(f"{self._architecture}.rope.scaling.type", str, "none")
         factor = self._number("rope.scaling.factor", 0.0)
         rope: dict[str, Any] = {
             "theta": self._number("rope.freq_base", 10000.0),
@@ -280,8 +282,8 @@ def build_tokenizer(fields: Fields) -> Any:
         raise fields.error("tokenizer.ggml.token_type has a wrong length")
     while types and types[-1] == TokenType.UNUSED:
         del tokens[-1], types[-1]
-    model = fields.text("tokenizer.ggml.model")
-    pre = fields.text("tokenizer.ggml.pre", "default")
+    model = fields.get("tokenizer.ggml.model", str)
+    pre = fields.get("tokenizer.ggml.pre", str, "default")
     try:
         if model == "gpt2":
             tokenizer = _byte_level(fields, tokens, pre)
@@ -305,7 +307,7 @@ def build_tokenizer(fields: Fields) -> Any:
             tokenizer.add_tokens([added])
     special: dict[str, Any] = {}
     for name in ("bos", "eos", "unknown", "padding"):
-        index = fields.integer(f"tokenizer.ggml.{name}_token_id", -1)
+        index = fields.get(f"tokenizer.ggml.{name}_token_id", int, -1)
         if index >= len(tokens):
             raise fields.error(f"its {name} token {index} is not in its vocabulary")
         if index >= 0:
@@ -371,7 +373,7 @@ def _sentencepiece(fields: Fields, tokens: list[str], types: list[Any]) -> Token
         models.BPE(
             vocab=ids,
             merges=[(left, right) for *_, left, right in sorted(ranked)],
-            unk_token=tokens[fields.integer("tokenizer.ggml.unknown_token_id", 0)],
+            unk_token=tokens[fields.get("tokenizer.ggml.unknown_token_id", int, 0)],
             fuse_unk=True,
             byte_fallback=True,
         )

@@ -21,18 +21,16 @@ from clara_jax.config import LoraConfig, ModelConfig
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
 from clara_jax.convert.names import TensorName, hf_tensors
-from clara_jax.convert.safetensors_files import (
-    SHARD_BYTES,
-    SafetensorsFile,
-    write_shards,
-)
 from clara_jax.convert.tensors import (
+    SHARD_BYTES,
     Outgoing,
     Placement,
+    SafetensorsFile,
     build_tree,
     check_tensors,
     extract,
     outgoing,
+    write_shards,
 )
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
@@ -58,9 +56,10 @@ def read_hf_params(
 ) -> Params:
     """Load the weights of a folder into our tree, as of `build_tree`.
 
+    Every shape is checked before the first byte is copied.
+
     Raises:
-      ClaraError: a file is missing or truncated, a tensor is missing, unexpected or of
-        a wrong shape. Every shape is checked before the first byte is copied.
+      ClaraError: a file or tensor is missing or damaged, or does not fit the shape.
     """
     files: dict[str, SafetensorsFile] = {}
     for path in _weight_files(folder):
@@ -78,11 +77,13 @@ def read_hf_params(
     shapes = {name: file.shapes[name] for name, file in files.items()}
     paths = {name: file.path for name, file in files.items()}
     check_tensors(tensors, shapes, folder, paths)
-
-    def read(tensor: TensorName) -> Any:
-        return files[tensor.name].tensor(tensor.name)
-
-    return build_tree(tensors, read, config.param_dtype, placement, progress)
+    return build_tree(
+        tensors,
+        lambda tensor: files[tensor.name].tensor(tensor.name),
+        config.param_dtype,
+        placement,
+        progress,
+    )
 
 
 def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:

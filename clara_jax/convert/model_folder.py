@@ -187,10 +187,10 @@ def write_model_folder(
     """
     path = Path(path).absolute()
     if not update or not path.exists():
-        with new_folder(path, WRITE_ERRORS) as whole:
+        with new_folder(path) as whole:
             _write_parts(whole, model)
         return
-    with new_folder(path, WRITE_ERRORS, move=False) as whole:
+    with folder_beside(path) as whole:
         _write_parts(whole, model)
         # model.json last: a folder without it is no model folder yet.
         for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
@@ -209,24 +209,28 @@ def check_destination(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(
-    path: str | os.PathLike,
-    failures: tuple[type[Exception], ...] = (OSError,),
-    move: bool = True,
-) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give an empty folder to write to, which becomes `path` when all has gone well.
 
-    Args:
-      path: a new or empty folder.
-      failures: what is raised when the disk is full or cannot be written.
-      move: False leaves it to the caller to move what is written.
-
     Raises:
-      ClaraError: `path` is not empty, or one of the failures.
+      ClaraError: `path` is not empty, or cannot be written.
     """
     path = Path(path).absolute()
-    if move:
-        check_destination(path)
+    check_destination(path)
+    with folder_beside(path) as whole:
+        yield whole
+        if path.exists():
+            path.rmdir()
+        os.rename(whole, path)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, which is removed in the end.
+
+    Raises:
+      ClaraError: what was written could not be written; it names `path`.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,16 +238,10 @@ def new_folder(
         whole = temporary / "model"
         whole.mkdir()
         yield whole
-        if move:
-            if path.exists():
-                path.rmdir()
-            os.rename(whole, path)
-    except (*failures, ClaraError) as error:
-        if temporary is not None and failures == WRITE_ERRORS:
-            remove_folder(temporary)
+    except (OSError, ClaraError) as error:
         # `write_json` has named the temporary folder; users know the destination.
         cause = error.__cause__ if isinstance(error, ClaraError) else error
-        if isinstance(cause, failures):
+        if isinstance(cause, OSError):
             raise write_error(path, cause) from error
         raise
     finally:
@@ -255,12 +253,18 @@ def _write_parts(folder: Path, model: ModelFolder) -> None:
     values = {"format": FORMAT, **to_dict(model.config), "eos_ids": model.eos_ids}
     write_json(folder / "model.json", values)
     write_tokenizer(folder / "tokenizer", model.tokenizer)
-    if model.clara is None or model.clara.backbone == "backbone":
-        write_tree(folder / "backbone", model.params)
-    if model.clara is not None:
-        write_json(folder / "clara.json", to_dict(model.clara))
-        rows = {"rows": model.rows} if model.rows else {}
-        write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
+    try:
+        if model.clara is None or model.clara.backbone == "backbone":
+            write_tree(folder / "backbone", model.params)
+        if model.clara is not None:
+            write_json(folder / "clara.json", to_dict(model.clara))
+            rows = {"rows": model.rows} if model.rows else {}
+            write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
+    except WRITE_ERRORS as error:
+        remove_folder(folder)
+        if isinstance(error, OSError):
+            raise
+        raise OSError(first_line(error)) from error
 
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:

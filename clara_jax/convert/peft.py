@@ -32,17 +32,23 @@ from clara_jax.convert.model_folder import (
     ModelFolder,
     OriginalFiles,
     check_destination,
+    folder_beside,
     new_folder,
 )
-from clara_jax.convert.named import form_of
 from clara_jax.convert.names import (
     TensorName,
     covered_layers,
     linear_rows,
     lora_tensors,
 )
-from clara_jax.convert.safetensors_files import SafetensorsFile, write_safetensors
-from clara_jax.convert.tensors import build_tree, check_tensors, outgoing, stacked
+from clara_jax.convert.tensors import (
+    SafetensorsFile,
+    build_tree,
+    check_tensors,
+    outgoing,
+    stacked,
+    write_safetensors,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
@@ -50,6 +56,9 @@ from clara_jax.text.prompts import marker_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPECIAL, SETTINGS, README = "special_rows.safetensors", "clara.json", "README.md"
+FILES = (SETTINGS, SPECIAL)
+"""Files by which a folder of this form is known."""
+
 _PREFIX = "base_model.model."
 
 _TEXT = """\
@@ -112,9 +121,9 @@ def export_adapters(
       ClaraError: a base model; something else is there, or nothing can be written.
     """
     path = Path(path).absolute()
-    if form_of(path) != "peft":
+    if not all((path / name).is_file() for name in FILES):
         check_destination(path)
-    with new_folder(path, move=False) as folder:
+    with folder_beside(path) as folder:
         _write(folder, model, (), "bfloat16", base)
         (folder / README).write_text(card, encoding="utf-8")
         replace_folder(folder, path)
@@ -252,10 +261,10 @@ def _lora(fields: Fields) -> LoraConfig:
         fields.only(name, False, None)
     for name in ("rank_pattern", "alpha_pattern"):
         fields.only(name, {}, None)
-    rank, alpha = fields.positive("r"), fields.number("lora_alpha")
+    rank, alpha = fields.positive("r"), fields.get("lora_alpha", float)
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    return LoraConfig(rank, alpha, dropout=fields.number("lora_dropout", 0.0))
+    return LoraConfig(rank, alpha, dropout=fields.get("lora_dropout", float, 0.0))
 
 
 def _settings(folder: Path) -> ClaraSettings:

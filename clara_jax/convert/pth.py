@@ -10,8 +10,8 @@ Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 
 from __future__ import annotations
 
+import collections
 import io
-import itertools
 import math
 import pickle
 import pickletools
@@ -312,7 +312,7 @@ class Parameter(NamedTuple):
     requires_grad: bool = False
 
 
-def write_pth(path: Path, values: Mapping[str, Any]) -> None:
+def write_pth(path: Path, values: dict[str, Any]) -> None:
     """Write a ``.pth`` file, one storage in memory at a time.
 
     Args:
@@ -320,17 +320,18 @@ def write_pth(path: Path, values: Mapping[str, Any]) -> None:
       values: nested dicts of `Outgoing` and `Parameter`. An `Outgoing` that stands in
         several places becomes one storage.
     """
-    program = _Program()
-    program.add(pickle.PROTO + b"\x02", values, pickle.STOP)
+    program = io.BytesIO()
+    pickler = _Pickler(program)
+    pickler.dump(values)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (
-            ("data.pkl", bytes(program.code)),
+            ("data.pkl", program.getvalue()),
             (".format_version", b"1"),
             (".storage_alignment", str(_ALIGNMENT).encode()),
             ("byteorder", b"little"),
         ):
             _add(archive, f"{path.stem}/{name}", len(data), [data])
-        for key, tensor in enumerate(program.storages):
+        for key, tensor in enumerate(pickler.storages):
             entry = f"{path.stem}/data/{key}"
             _add(archive, entry, tensor.nbytes, tensor.blocks())
         _add(archive, f"{path.stem}/version", 2, [b"3\n"])
@@ -356,75 +357,40 @@ def _add(
             entry.write(block)
 
 
-class _Program:
-    """A pickle, put together instruction by instruction, and its storages.
-
-    Python's own pickler would have to import the names that it writes.
-    """
-
-    def __init__(self) -> None:
-        self.code = bytearray()
-        self.storages: list[Outgoing] = []
-        self._keys: dict[int, int] = {}
-        self._memo: dict[str | _Name, int] = {}
-
-    def add(self, *values: Any) -> None:
-        """Write values, one after the other; bytes are instructions."""
-        for value in values:
-            if isinstance(value, bytes):
-                self.code += value
-            elif isinstance(value, str | _Name):
-                self._remembered(value)
-            elif isinstance(value, bool):
-                self.code += pickle.NEWTRUE if value else pickle.NEWFALSE
-            elif isinstance(value, int):
-                self.code += _whole(value)
-            elif isinstance(value, Mapping):
-                items = itertools.chain.from_iterable(value.items())
-                self.add(pickle.EMPTY_DICT + pickle.MARK, *items, pickle.SETITEMS)
-            elif isinstance(value, Parameter):
-                self.add(_Name(PARAMETER), value.tensor, value.requires_grad)
-                self.add(*_NO_HOOKS, pickle.TUPLE3 + pickle.REDUCE)
-            else:
-                self._tensor(value)
-
-    def _tensor(self, tensor: Outgoing) -> None:
-        key = self._keys.setdefault(id(tensor), len(self.storages))
-        if key == len(self.storages):
-            self.storages.append(tensor)
-        strides = [1]
-        for size in tensor.shape[:0:-1]:
-            strides.insert(0, strides[0] * size)
-        mark, end = pickle.MARK, pickle.TUPLE
-        self.add(_Name(TENSOR), mark)
-        self.add(mark, "storage", _KINDS[tensor.dtype], str(key), "cpu")
-        self.add(math.prod(tensor.shape), end + pickle.BINPERSID)
-        self.add(0, mark, *tensor.shape, end, mark, *strides, end)
-        self.add(False, *_NO_HOOKS, end + pickle.REDUCE)
-
-    def _remembered(self, value: str | _Name) -> None:
-        """Write a text or name, or where it stands already a reference to it."""
-        if value in self._memo:
-            self.code += pickle.LONG_BINGET + struct.pack("<I", self._memo[value])
-            return
-        if isinstance(value, _Name):
-            module, _, member = value.text.rpartition(".")
-            self.code += pickle.GLOBAL + f"{module}\n{member}\n".encode()
-        else:
-            data = value.encode()
-            self.code += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-        index = self._memo[value] = len(self._memo)
-        self.code += pickle.LONG_BINPUT + struct.pack("<I", index)
-
-
 _KINDS = {dtype: _Name(name) for name, dtype in STORAGES.items()}
-_NO_HOOKS = (_Name(ORDERED_DICT), pickle.EMPTY_TUPLE + pickle.REDUCE)
+_TENSOR, _PARAMETER = _Name(TENSOR), _Name(PARAMETER)
 
 
-def _whole(value: int) -> bytes:
-    if value < 1 << 8:
-        return pickle.BININT1 + struct.pack("<B", value)
-    if value < 1 << 31:
-        return pickle.BININT + struct.pack("<i", value)
-    data = pickle.encode_long(value)
-    return pickle.LONG1 + struct.pack("<B", len(data)) + data
+class _Pickler(pickle._Pickler):
+    """Python's own writer of pickles, but names need not be there to be imported."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, protocol=2)
+        self.storages: list[Outgoing] = []
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, _Storage):
+            return None
+        return "storage", _KINDS[obj.dtype], obj.entry, "cpu", obj.length
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _Name):
+            return obj.text
+        hooks = collections.OrderedDict()
+        if isinstance(obj, Parameter):
+            return _PARAMETER, (obj.tensor, obj.requires_grad, hooks)
+        if not isinstance(obj, Outgoing):
+            return NotImplemented
+        # Asked once for each object: the next time it writes a reference.
+        key, length = str(len(self.storages)), math.prod(obj.shape)
+        self.storages.append(obj)
+        strides = [1]
+        for size in obj.shape[:0:-1]:
+            strides.insert(0, strides[0] * size)
+        storage = _Storage(key, obj.dtype, length)
+        return _TENSOR, (storage, 0, obj.shape, tuple(strides), False, hooks)
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module, _, member = (name or ORDERED_DICT).rpartition(".")
+        self.write(pickle.GLOBAL + f"{module}\n{member}\n".encode())
+        self.memoize(obj)

@@ -15,8 +15,7 @@ import numpy as np
 
 from clara_jax.convert import ModelFolder, hf_from_model_config, load_config
 from clara_jax.convert.names import hf_tensors
-from clara_jax.convert.safetensors_files import write_shards
-from clara_jax.convert.tensors import outgoing
+from clara_jax.convert.tensors import outgoing, write_shards
 from clara_jax.files import write_json
 from clara_jax.model import Transformer, init_backbone
 from clara_jax.text import load_tokenizer
