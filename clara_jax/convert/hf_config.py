@@ -163,7 +163,9 @@ def model_config_from_hf(
             "the weights are quantized (quantization_config); use the unquantized "
             "model or a GGUF file"
         )
-    sizes = {ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {
+        ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()
+    }
     heads = sizes["num_heads"]
     head_dim = fields.get("head_dim", int, 0) or sizes["width"] // max(heads, 1)
     bias = family in ("Llama", "Qwen3") and fields.get("attention_bias", bool, False)

@@ -2,8 +2,9 @@
 
 A file is a zip of raw storages, and of one pickle that says how tensors lie in them. A
 pickle is a program that calls what it names. Here no name is looked up: each of the
-dozen that tensors need stands for a description that does nothing, and any other ends
-the reading. Sizes are checked against the zip before anything is read.
+dozen that tensors need stands for a description that does nothing. Any other name, and
+any instruction that tensors do not need, ends the reading. Sizes are checked against
+the zip before anything is read.
 
 Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
@@ -44,10 +45,13 @@ _INSTRUCTIONS = set(
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST "
     "APPEND APPENDS GLOBAL STACK_GLOBAL BINPERSID REDUCE".split()
 )
+# Python's own, written in Python: what they do at each step can be replaced.
+_Pickler: Any = pickle._Pickler
+_Unpickler: Any = pickle._Unpickler
+
 _MAX_PICKLE = 16 << 20
 _MAX_ENTRIES = 200_000
 _MAX_DIMENSIONS = 8
-_MAX_NESTED = 8
 _ALIGNMENT = 64
 
 
@@ -62,9 +66,11 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
       The dict that was saved, and in it a read-only numpy array for every tensor.
 
     Raises:
-      ClaraError: the file is missing, truncated, compressed, in the old form; or its
-        pickle holds anything but tensors and plain containers.
+      ClaraError: it is missing, damaged, compressed or in the old form, or its pickle
+        holds anything but tensors and plain containers.
     """
+    damage = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+    damage += (ValueError, OverflowError, struct.error)
     try:
         with zipfile.ZipFile(path) as archive:
             sizes, folder = _checked_entries(archive, path.stat().st_size)
@@ -76,10 +82,7 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
         raise ClaraError(f"{path}: {error}; the file is refused") from error
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
-    except (
-        *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
-        *(ValueError, OverflowError, struct.error),
-    ) as error:
+    except damage as error:
         raise ClaraError(
             f"{path}: is truncated, damaged or not a zip file; fetch it again (files "
             "of before torch 1.6 must be saved again)"
@@ -160,48 +163,8 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _check(program: bytes) -> None:
-    """Refuse instructions that tensors do not need, and values that crash a reader.
-
-    Python's reader makes its memo as long as the largest index, and overflows the stack
-    on the hash of a tuple in a tuple in a tuple ... So the stack is followed, as
-    pickletools declares it; kept are how deep tuples are nested, and None for a mark.
-    """
-    stack: list[int | None] = []
-    memo: dict[Any, int | None] = {}
-    argument: Any
-    for code, argument, _ in pickletools.genops(program):
-        name, depth = code.name, 0
-        if name not in _INSTRUCTIONS:
-            raise _Refused(f"its pickle uses the instruction {name}")
-        if name == "GLOBAL":
-            _Name.of(argument.replace(" ", ".", 1))
-        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            index = len(memo) if argument is None else int(argument)
-            if index > len(memo):
-                raise _Refused("its pickle leaves gaps in its memo")
-            memo[index] = stack[-1]
-            continue
-        for kind in reversed(code.stack_before):
-            if kind is pickletools.stackslice:
-                while stack[-1] is not None:
-                    depth = max(depth, stack.pop() or 0)
-            else:
-                depth = max(depth, stack.pop() or 0)
-        if name in ("BINGET", "LONG_BINGET"):
-            depth = memo[argument] or 0
-        else:
-            depth = depth + 1 if "TUPLE" in name else 0
-        if depth > _MAX_NESTED:
-            raise _Refused("its pickle nests tuples too deep")
-        for kind in code.stack_after:
-            stack.append(None if kind is pickletools.markobject else depth)
-    if stack:
-        raise _Refused("its pickle is damaged")
-
-
-class _Reader(pickle.Unpickler):
-    """Python's reader of pickles, for which no name means anything."""
+class _Reader(_Unpickler):
+    """Python's own reader of pickles, held to a few instructions and names."""
 
     def __init__(
         self,
@@ -210,29 +173,50 @@ class _Reader(pickle.Unpickler):
         sizes: Mapping[str, int],
         keep: Callable[[str], bool],
     ):
-        self._program = archive.read(f"{folder}data.pkl")
-        super().__init__(io.BytesIO(self._program))
+        program = archive.read(f"{folder}data.pkl")
+        super().__init__(io.BytesIO(program))
         self._archive, self._folder = archive, f"{folder}data/"
         self._sizes, self._keep = sizes, keep
         self._storages: dict[str, bytes] = {}
         # It can refer to one object many times.
-        self._visits = len(self._program)
+        self._size = self._visits = len(program)
 
     def arrays(self) -> dict:
         """Return what the pickle holds, with arrays for the tensors that are kept."""
         try:
-            _check(self._program)
             described = self.load()
         except _Refused:
             raise
         except Exception as error:  # damaged pickles raise almost anything
             raise _Refused("its pickle is damaged") from error
-        if type(described) is not dict:
+        if type(described) is not dict or self.stack or self.metastack:
             raise _Refused("its pickle holds no dict of tensors")
         return self._group(described, depth=3)
 
-    def find_class(self, module_name: str, global_name: str, /) -> _Name:
-        return _Name.of(f"{module_name}.{global_name}")
+    def find_class(self, module: str, name: str) -> _Name:
+        return _Name.of(f"{module}.{name}")
+
+    def load_frame(self) -> None:
+        if int.from_bytes(self.read(8), "little") > self._size:
+            raise _Refused("its pickle is damaged")
+
+    def load_long_binput(self) -> None:
+        super().load_long_binput()
+        if len(self.memo) - 1 not in self.memo:
+            raise _Refused("its pickle leaves gaps in its memo")
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        # The hash of tuples in tuples in tuples ... would overflow Python's stack.
+        if any(type(key) not in (str, int) for key in keys):
+            raise _Refused("its pickle has a key that is not text")
 
     def persistent_load(self, pid: Any) -> _Storage:
         types = [type(part) for part in pid] if type(pid) is tuple else []
@@ -255,8 +239,6 @@ class _Reader(pickle.Unpickler):
         result = {}
         for key, value in group.items():
             self._visits -= 1
-            if type(key) not in (str, int):
-                raise _Refused("its pickle has a key that is not text")
             if type(value) is _Tensor:
                 if self._keep(str(key)):
                     result[key] = self._array(value)
@@ -280,6 +262,20 @@ class _Reader(pickle.Unpickler):
             tensor.offset * size,
             tuple(n * size for n in tensor.strides),
         )
+
+
+def _action(code: pickletools.OpcodeInfo) -> Callable[[_Reader], None]:
+    """Return what the reader does at an instruction."""
+
+    def refuse(reader: _Reader) -> None:
+        raise _Refused(f"its pickle uses the instruction {code.name}")
+
+    if code.name not in _INSTRUCTIONS:
+        return refuse
+    return getattr(_Reader, _Unpickler.dispatch[ord(code.code)].__name__)
+
+
+_Reader.dispatch = {ord(code.code): _action(code) for code in pickletools.opcodes}
 
 
 def _tensor(*parts: Any) -> _Tensor:
@@ -321,8 +317,8 @@ def write_pth(path: Path, values: dict[str, Any]) -> None:
         several places becomes one storage.
     """
     program = io.BytesIO()
-    pickler = _Pickler(program)
-    pickler.dump(values)
+    writer = _Writer(program)
+    writer.dump(values)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (
             ("data.pkl", program.getvalue()),
@@ -331,7 +327,7 @@ def write_pth(path: Path, values: dict[str, Any]) -> None:
             ("byteorder", b"little"),
         ):
             _add(archive, f"{path.stem}/{name}", len(data), [data])
-        for key, tensor in enumerate(pickler.storages):
+        for key, tensor in enumerate(writer.storages):
             entry = f"{path.stem}/data/{key}"
             _add(archive, entry, tensor.nbytes, tensor.blocks())
         _add(archive, f"{path.stem}/version", 2, [b"3\n"])
@@ -361,7 +357,7 @@ _KINDS = {dtype: _Name(name) for name, dtype in STORAGES.items()}
 _TENSOR, _PARAMETER = _Name(TENSOR), _Name(PARAMETER)
 
 
-class _Pickler(pickle._Pickler):
+class _Writer(_Pickler):
     """Python's own writer of pickles, but names need not be there to be imported."""
 
     def __init__(self, file: io.BytesIO):
