@@ -26,6 +26,9 @@ QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 REMAT_POLICIES: tuple[str, ...] = get_args(Remat)
 LORA_LAYERS: tuple[str, ...] = get_args(LoraLayer)
 
+ROW_MARKS = 3
+"""Tokens around the text that the compressor reads: ``<ENC>``, bos and eos."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
@@ -204,12 +207,14 @@ class MemoryConfig:
         """M, memory tokens per document."""
         return self.doc_max_length // self.compression_rate
 
-    def row_length(self, text: int) -> int:
-        """Return the length of an encoder row of so many tokens of text.
+    @property
+    def num_special(self) -> int:
+        """E, memory tokens and the markers AE, ENC, SEP."""
+        return self.num_memory + 3
 
-        It holds ``<ENC>``, bos and eos too, and M memory tokens.
-        """
-        return text + 3 + self.num_memory
+    def row_length(self, text: int) -> int:
+        """Return the length of a row that the compressor reads of so much text."""
+        return text + ROW_MARKS + self.num_memory
 
 
 @dataclasses.dataclass(frozen=True)

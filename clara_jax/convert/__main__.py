@@ -124,10 +124,10 @@ def _convert(options: argparse.Namespace) -> None:
     check_destination(destination)
     if form in READERS:
         base = getattr(options, "base", "")
-        model = load_model(options.source, dtype, base=base, form=form, progress=True)
+        model = load_model(options.source, dtype, base=base, form=form)
     else:
         # Cast on the way out: merging wants what the source has.
-        model = load_model(options.source, base=options.base, progress=True)
+        model = load_model(options.source, base=options.base)
     print(f"writing {destination} ...", file=sys.stderr)
     if form == "to-apple":
         write_apple_checkpoint(destination, model, dtype, options.base_name)
@@ -135,7 +135,7 @@ def _convert(options: argparse.Namespace) -> None:
         roles = [options.role] if options.role else []
         write_peft_folder(destination, model, roles, dtype, options.base_name)
     elif form == "to-hf":
-        write_hf_folder(destination, model, options.role, dtype, progress=True)
+        write_hf_folder(destination, model, options.role, dtype)
     else:
         write_model_folder(destination, model)
     print(_listing(destination) if form in WRITERS else _summary(model, destination))

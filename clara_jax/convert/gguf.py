@@ -47,7 +47,7 @@ class GgufFile:
     """One opened file.
 
     Raises:
-      ClaraError: it is missing, truncated or not a GGUF file; or its architecture, and
+      ClaraError: it is missing, damaged or not a GGUF file, or its architecture, and
         later a tensor, is not one that can be read.
     """
 
@@ -117,7 +117,7 @@ class GgufFile:
             param_dtype=dtype,
         )
 
-    def params(self, config: ModelConfig, progress: bool = False) -> Params:
+    def params(self, config: ModelConfig) -> Params:
         """Dequantize the weights into our tree, tensor by tensor."""
         tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
@@ -131,7 +131,7 @@ class GgufFile:
             pairs = array.reshape(count, config.head_dim // 2, 2, *array.shape[1:])
             return pairs.swapaxes(1, 2).reshape(array.shape)
 
-        return build_tree(tensors, read, config.param_dtype, progress=progress)
+        return build_tree(tensors, read, config.param_dtype)
 
     def tokenizer(self) -> Any:
         """Return the tokenizer, rebuilt from the metadata."""
@@ -270,8 +270,7 @@ def build_tokenizer(fields: Fields) -> Any:
     that its length is that of the original tokenizer.
 
     Raises:
-      ClaraError: a kind of tokenizer or pre-tokenizer that is not known, or a missing
-        field.
+      ClaraError: a kind of tokenizer that is not known, or a missing field.
     """
     from transformers import PreTrainedTokenizerFast
 

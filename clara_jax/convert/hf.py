@@ -22,7 +22,6 @@ from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
 from clara_jax.convert.names import TensorName, hf_tensors
 from clara_jax.convert.tensors import (
-    SHARD_BYTES,
     Outgoing,
     Placement,
     SafetensorsFile,
@@ -52,14 +51,10 @@ def read_hf_params(
     folder: Path,
     config: ModelConfig,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> Params:
     """Load the weights of a folder into our tree, as of `build_tree`.
 
     Every shape is checked before the first byte is copied.
-
-    Raises:
-      ClaraError: a file or tensor is missing or damaged, or does not fit the shape.
     """
     files: dict[str, SafetensorsFile] = {}
     for path in _weight_files(folder):
@@ -82,7 +77,6 @@ def read_hf_params(
         lambda tensor: files[tensor.name].tensor(tensor.name),
         config.param_dtype,
         placement,
-        progress,
     )
 
 
@@ -126,8 +120,6 @@ def write_hf_folder(
     model: ModelFolder,
     role: str = "",
     dtype: str = "",
-    shard_bytes: int = SHARD_BYTES,
-    progress: bool = False,
 ) -> None:
     """Write a model as a Hugging Face folder.
 
@@ -139,12 +131,10 @@ def write_hf_folder(
       model: a CLaRa model, or a base model.
       role: whose LoRA; empty for a base model, which is written as it is.
       dtype: type of the weights; empty takes the base's.
-      shard_bytes: size above which the weights are cut into several files.
-      progress: show a bar.
 
     Raises:
-      ClaraError: a CLaRa model without `role`, a role that it does not have, a shape
-        that no architecture of transformers has, or nothing can be written there.
+      ClaraError: a CLaRa model without `role`, a role that it does not have, or a shape
+        that no architecture of transformers has.
     """
     dtype = dtype or model.config.param_dtype
     config = dataclasses.replace(model.config, param_dtype=dtype)
@@ -170,7 +160,7 @@ def write_hf_folder(
         write_json(folder / "config.json", values)
         write_json(folder / "generation_config.json", ends)
         write_tokenizer(folder, tokenizer)
-        write_shards(folder, tensors, shard_bytes, progress)
+        write_shards(folder, tensors)
 
 
 def _add_special_tokens(tokenizer: Any, names: tuple[str, ...], first: int) -> None:

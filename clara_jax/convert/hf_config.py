@@ -149,9 +149,8 @@ def model_config_from_hf(
     Weights are kept in `param_dtype`; empty takes the file's own type.
 
     Raises:
-      ClaraError: an architecture, activation, rope kind, attention pattern or
-        quantization that the backbone does not have, or a field that is missing or of
-        the wrong type.
+      ClaraError: a kind of model that the backbone is not, or a field that is missing
+        or of the wrong type.
     """
     family = _read_family(values, where)
     fields = Fields({**_DEFAULTS[family], **values}, where)

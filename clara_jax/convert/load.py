@@ -90,7 +90,6 @@ def load_model(
     base: str = "",
     form: Form | None = None,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> ModelFolder:
     """Load a model, whatever it is.
 
@@ -104,7 +103,6 @@ def load_model(
       form: refuse all other forms; None finds out which it is.
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
-      progress: show a bar over tensors that are read.
 
     Raises:
       ClaraError: it is none of these, or damaged.
@@ -116,11 +114,11 @@ def load_model(
             config = read_hf_config(place, param_dtype)
             tokenizer = load_tokenizer(place)
             eos_ids = read_eos_ids(place, tokenizer)
-            params = read_hf_params(place, config, placement, progress)
+            params = read_hf_params(place, config, placement)
         else:
             file = GgufFile(place)
             config, tokenizer = file.config(param_dtype), file.tokenizer()
-            eos_ids, params = file.eos_ids(), file.params(config, progress)
+            eos_ids, params = file.eos_ids(), file.params(config)
             name = file.name if place == Path(path) else name
         # Some rules of the original go by the name; the files must not lose it.
         tokenizer.init_kwargs.setdefault(NAME_KEY, name)
@@ -133,7 +131,7 @@ def load_model(
     if form != "model" and _form_of(named_folder(base)) == form:
         raise ClaraError(f"{base}: holds adapters itself, not a base model")
     where = placement if form == "model" else None
-    found = load_model(base, param_dtype, placement=where, progress=progress)
+    found = load_model(base, param_dtype, placement=where)
     if form == "apple":
         return read_apple_checkpoint(place, found)
     if form == "peft":
@@ -173,11 +171,7 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Return the folder of the model of this name, or None where there is none.
-
-    Raises:
-      ClaraError: ``CLARA_JAX_MODELS`` names no folder.
-    """
+    """Return the folder of the model of this name, or None where there is none."""
     if not _NAME.fullmatch(name):
         return None
     places = (folder / name for folder in _folders())

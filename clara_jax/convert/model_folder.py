@@ -53,9 +53,7 @@ _SHAPE = (
 
 @dataclasses.dataclass(frozen=True)
 class OriginalFiles:
-    """What a checkpoint of the original says and nothing else here holds.
-
-    Kept so that the checkpoint can be written again as it was.
+    """What a checkpoint of the original needs to be written again as it was.
 
     Attributes:
       adapter_dtype: type of ``adapters.pth``; empty for a model that we trained.
@@ -117,8 +115,8 @@ class ModelFolder:
     @property
     def backbone(self) -> dict[str, Params]:
         """What losses and generation take as ``backbone``."""
-        backbone = {"params": self.params}
-        return backbone if self.rows is None else {**backbone, "rows": self.rows}
+        rows = {} if self.rows is None else {"rows": self.rows}
+        return {"params": self.params, **rows}
 
     def parts(self) -> tuple[ClaraSettings, dict[str, Params], dict[str, Params]]:
         """Return settings, adapters and frozen rows; refuse a base model."""
@@ -144,8 +142,7 @@ class ModelFolder:
     def tables(self, dtype: str) -> dict[str, Outgoing]:
         """Return ``embed`` and, untied, ``head``, with rows for the special tokens.
 
-        These follow the text rows: as in the original, rows that a padded vocabulary
-        has beyond its tokenizer are left out.
+        These follow the text rows; those of a padded vocabulary are left out.
         """
         clara, adapters, rows = self.parts()
         text = self.params["embed"]["embedding"][: clara.text_vocab]
@@ -210,11 +207,7 @@ def check_destination(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Give an empty folder to write to, which becomes `path` when all has gone well.
-
-    Raises:
-      ClaraError: `path` is not empty, or cannot be written.
-    """
+    """Give an empty folder to write to, which becomes `path` when all has gone well."""
     path = Path(path).absolute()
     check_destination(path)
     with folder_beside(path) as whole:
@@ -226,11 +219,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`, which is removed in the end.
-
-    Raises:
-      ClaraError: what was written could not be written; it names `path`.
-    """
+    """Give an empty folder beside `path`, removed in the end; errors name `path`."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

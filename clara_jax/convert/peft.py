@@ -96,10 +96,6 @@ def write_peft_folder(
       dtype: type of the LoRA matrices; empty is float32, as we keep them. The special
         rows stay float32.
       name: hub name or path of the base model; empty takes the one that it came from.
-
-    Raises:
-      ClaraError: a base model, a role that it does not have, no name for the base, or
-        nothing can be written there.
     """
     with new_folder(path) as folder:
         _write(folder, model, roles, dtype or "float32", name)
@@ -116,9 +112,6 @@ def export_adapters(
       model: a CLaRa model.
       base: hub name of the base model, which is all that is kept of it.
       card: README.md: data, licences, scores and limits, in Markdown.
-
-    Raises:
-      ClaraError: a base model; something else is there, or nothing can be written.
     """
     path = Path(path).absolute()
     if not all((path / name).is_file() for name in FILES):
@@ -172,9 +165,6 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The adapters may have been trained further with PEFT in the meantime, and their
     rank, scale and layers with them, as long as all are alike.
-
-    Raises:
-      ClaraError: a file is missing or damaged, or does not fit the base.
     """
     clara, config = _settings(folder), base.config
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
@@ -201,7 +191,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
         lora = dataclasses.replace(lora, layers=clara.lora.layers)
     file, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
     tensors = [
-        TensorName(name, (name,), None, (count + 3, config.width))
+        TensorName(name, (name,), None, (clara.memory.num_special, config.width))
         for name in (("embedding",) if config.tied else ("embedding", "head"))
     ]
     check_tensors(tensors, file.shapes, file.path)
@@ -220,9 +210,6 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
 
     Copies of the embedding and the head, which PEFT adds when they were resized, are
     passed over.
-
-    Raises:
-      ClaraError: a file is missing or damaged, it is not a plain LoRA, or does not fit.
     """
     path = folder / CONFIG
     lora = _lora(Fields(read_json(path), str(path)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def check_tensors(
     where: Any,
     files: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse `shapes`, of what is in a file, unless they are those of the `tensors`.
+    """Refuse `shapes` of what is in a file if they are not those of the `tensors`.
 
     Raises:
       ClaraError: a name is not expected or missing, or a shape is wrong; it says
-        `where`, or which of several `files`.
+        `where`, or which of several `files` (by name) it is in.
     """
     wanted = {tensor.name: tensor for tensor in tensors}
     places = files or dict.fromkeys(shapes, where)
@@ -75,7 +75,6 @@ def build_tree(
     read: Callable[[TensorName], Any],
     dtype: Any,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> Params:
     """Build our tree; each array is allocated once and filled part by part.
 
@@ -86,7 +85,6 @@ def build_tree(
       dtype: type of our arrays.
       placement: where they lie, as `jax.Array`; each process then reads only what its
         devices hold. None is numpy arrays.
-      progress: show a bar.
     """
     tree: dict[str, Any] = {}
     for tensor in tensors:
@@ -98,12 +96,14 @@ def build_tree(
     if placement is not None:
         places = placement(jax.tree.map(_Array.abstract, tree))
         return jax.tree.map(_Array.place, tree, places)
-    with _progress_bar("reading", len(tensors), progress) as bar:
+    with _progress_bar("reading", tensors) as bar:
         return jax.tree.map(lambda array: array.whole(bar.update), tree)
 
 
-def _progress_bar(what: str, total: int, shown: bool) -> tqdm:
-    return tqdm(desc=what, total=total, leave=False, unit=" tensors", disable=not shown)
+def _progress_bar(what: str, tensors: Collection[Any]) -> tqdm:
+    """Return a bar for terminals, which shows after a second."""
+    options: dict[str, Any] = {"leave": False, "disable": None, "delay": 1}
+    return tqdm(desc=what, total=len(tensors), unit=" tensors", **options)
 
 
 @dataclasses.dataclass
@@ -204,8 +204,7 @@ class SafetensorsFile:
     """An open file; of its tensors only what is asked for is read.
 
     Raises:
-      ClaraError: it is missing, damaged, shorter than its header says or not of this
-        format, or a tensor is of a type that is not supported.
+      ClaraError: it is missing or damaged, or a tensor's type is not supported.
     """
 
     def __init__(self, path: Path):
@@ -234,9 +233,7 @@ class SafetensorsFile:
         return self._file.get_slice(name)
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Outgoing], progress: bool = False
-) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Outgoing]) -> None:
     """Write one file with the tensors in their order."""
     # Not by the library: its `serialize_file` wants all tensors in memory at once.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -250,10 +247,7 @@ def write_safetensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (
-        path.open("wb") as file,
-        _progress_bar("writing", len(tensors), progress) as bar,
-    ):
+    with path.open("wb") as file, _progress_bar("writing", tensors) as bar:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             for block in tensor.blocks():
@@ -261,24 +255,16 @@ def write_safetensors(
             bar.update()
 
 
-def write_shards(
-    folder: Path,
-    tensors: Mapping[str, Outgoing],
-    limit: int = SHARD_BYTES,
-    progress: bool = False,
-) -> None:
-    """Write ``model.safetensors``, or numbered files and their index.
-
-    A file holds at most `limit` bytes of tensors; a larger one has a file of its own.
-    """
+def write_shards(folder: Path, tensors: Mapping[str, Outgoing]) -> None:
+    """Write ``model.safetensors``, or numbered files and their index."""
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
-        max_shard_size=limit,
+        max_shard_size=SHARD_BYTES,
     )
     for file, names in split.filename_to_tensors.items():
-        write_safetensors(folder / file, {n: tensors[n] for n in names}, progress)
+        write_safetensors(folder / file, {n: tensors[n] for n in names})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
