@@ -10,17 +10,12 @@ from clara_jax.config.parsing import check_choices, positive, require
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# fmt: off
 LoraLayer = Literal[
-    "query",
-    "key",
-    "value",
-    "query_key_value",
-    "output",
-    "gate",
-    "up",
-    "gate_up",
-    "down",
+    "query", "key", "value", "query_key_value", "output",
+    "gate", "up", "gate_up", "down",
 ]
+# fmt: on
 DTYPES: tuple[str, ...] = get_args(Dtype)
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 REMAT_POLICIES: tuple[str, ...] = get_args(Remat)
@@ -117,18 +112,8 @@ class ModelConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
-        positive(
-            "model",
-            self,
-            "vocab_size",
-            "width",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "mlp_dim",
-            "norm_eps",
-        )
+        sizes = "vocab_size width num_layers num_heads num_kv_heads head_dim mlp_dim"
+        positive("model", self, *sizes.split(), "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
             "model.num_kv_heads",
