@@ -156,7 +156,7 @@ class GgufFile:
                     "all layers must be alike"
                 )
             fields = Fields({name: value[0]}, fields.where)
-        return fields.get(name, float, default)
+        return float(fields.get(name, float, default))
 
     def _has(self, name: str) -> bool:
         return f"blk.0.{name}" in self._tensors
@@ -240,22 +240,17 @@ _GPT4O = _words(r"\p{N}{1,3}", _cased(f"{_SHORT}?"), "/")
 _TEKKEN = _words(r"\p{N}", _cased(""), "/")
 
 _PATTERNS: dict[str, tuple[str, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    **dict.fromkeys(
-        ("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling"),
-        (_GPT2,),
-    ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
-        (r"\p{N}", _GPT2),
-    ),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
-        (_LLAMA3,),
-    ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"), (_QWEN2,)),
-    **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
-    "tekken": (_TEKKEN,),
+    name: patterns
+    for names, patterns in (
+        ("default", (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+        ("gpt-2 mpt olmo phi-2 jais trillion granite-docling", (_GPT2,)),
+        ("smollm starcoder refact command-r codeshell exaone", (r"\p{N}", _GPT2)),
+        ("llama3 llama-v3 llama-bpe falcon3 dbrx smaug-bpe", (_LLAMA3,)),
+        ("qwen2 deepseek-r1-qwen stablelm2 hunyuan", (_QWEN2,)),
+        ("gpt-4o llama4", (_GPT4O,)),
+        ("tekken", (_TEKKEN,)),
+    )
+    for name in names.split()
 }
 """Splits made one after the other before bytes are merged, by pre-tokenizer."""
 
@@ -333,24 +328,16 @@ def build_tokenizer(fields: Fields) -> Any:
 
 def _byte_level(fields: Fields, tokens: list[str], pre: str) -> Tokenizer:
     if pre not in _PATTERNS:
-        raise fields.error(
-            f"pre-tokenizer '{pre}' is not known; "
-            f"known are {', '.join(sorted(_PATTERNS))}"
-        )
+        known = ", ".join(sorted(_PATTERNS))
+        raise fields.error(f"pre-tokenizer '{pre}' is not known; known are {known}")
     merges = [tuple(m.split(" ", 1)) for m in fields.required("tokenizer.ggml.merges")]
     for merge in merges:
         if len(merge) != 2 or not all(merge):
             raise fields.error(f"the merge {' '.join(merge)!r} is damaged")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre in _WHOLE_WORDS_FIRST,
-        )
-    )
-    splits = [
-        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[pre]
-    ]
+    ids = {token: i for i, token in enumerate(tokens)}
+    whole = pre in _WHOLE_WORDS_FIRST
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in _PATTERNS[pre]]
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()

@@ -314,12 +314,10 @@ def read_model_folder(
     lora = None if clara is None else clara.lora
     shapes = abstract_variables(Transformer(config, len(tokenizer), lora=lora))
     if base is None:
-        config = dataclasses.replace(
-            config, param_dtype=param_dtype or config.param_dtype
-        )
+        dtype: Any = param_dtype or config.param_dtype
+        config = dataclasses.replace(config, param_dtype=dtype)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype),
-            shapes["params"],
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes["params"]
         )
         params = load_tree(folder / "backbone", like, placement)
     else:
@@ -328,8 +326,7 @@ def read_model_folder(
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:
         adapters = load_tree(folder / "adapters", None, placement)
-        count = clara.memory.num_memory
-        _check_adapters(folder, adapters, shapes.get("lora"), count, config)
+        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
         model.rows = adapters.pop("rows", None)
         model.adapters = adapters
     return model
@@ -347,16 +344,23 @@ def _check_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
 
 
 def _check_adapters(
-    folder: Path, adapters: Params, lora: Params, count: int, config: ModelConfig
+    folder: Path,
+    adapters: Params,
+    lora: Params,
+    memory: MemoryConfig,
+    config: ModelConfig,
 ) -> None:
     """Refuse adapters and rows that are not of the shapes that the settings say."""
+
+    def shapes(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+
     width = config.width
-    want = {"memory": (count, width), "rows": {"marks": (3, width)}}
+    want = {"memory": (memory.num_memory, width), "rows": {"marks": (3, width)}}
     if not config.tied:
-        want["rows"]["head"] = (count + 3, width)
+        want["rows"]["head"] = (memory.num_special, width)
     for name, tree in adapters.items():
-        expected = want.get(name) or jax.tree.map(lambda leaf: tuple(leaf.shape), lora)
-        if jax.tree.map(lambda leaf: tuple(leaf.shape), tree) != expected:
+        if shapes(tree) != (want.get(name) or shapes(lora)):
             raise ClaraError(
                 f"{folder / 'adapters'}: {name} is not of the shape that model.json "
                 "and clara.json describe; they belong to different models"
