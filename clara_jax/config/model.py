@@ -10,21 +10,19 @@ from clara_jax.config.parsing import check_choices, positive, require
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# fmt: off
 LoraLayer = Literal[
-    "query",
-    "key",
-    "value",
-    "query_key_value",
-    "output",
-    "gate",
-    "up",
-    "gate_up",
-    "down",
+    "query", "key", "value", "query_key_value", "output",
+    "gate", "up", "gate_up", "down",
 ]
+# fmt: on
 DTYPES: tuple[str, ...] = get_args(Dtype)
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 REMAT_POLICIES: tuple[str, ...] = get_args(Remat)
 LORA_LAYERS: tuple[str, ...] = get_args(LoraLayer)
+
+ROW_MARKS = 3
+"""Tokens around the text that the compressor reads: ``<ENC>``, bos and eos."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +112,8 @@ class ModelConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
-        positive(
-            "model",
-            self,
-            "vocab_size",
-            "width",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "mlp_dim",
-            "norm_eps",
-        )
+        sizes = "vocab_size width num_layers num_heads num_kv_heads head_dim mlp_dim"
+        positive("model", self, *sizes.split(), "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
             "model.num_kv_heads",
@@ -204,12 +192,14 @@ class MemoryConfig:
         """M, memory tokens per document."""
         return self.doc_max_length // self.compression_rate
 
-    def row_length(self, text: int) -> int:
-        """Return the length of an encoder row of so many tokens of text.
+    @property
+    def num_special(self) -> int:
+        """E, memory tokens and the markers AE, ENC, SEP."""
+        return self.num_memory + 3
 
-        It holds ``<ENC>``, bos and eos too, and M memory tokens.
-        """
-        return text + 3 + self.num_memory
+    def row_length(self, text: int) -> int:
+        """Return the length of a row that the compressor reads of so much text."""
+        return text + ROW_MARKS + self.num_memory
 
 
 @dataclasses.dataclass(frozen=True)

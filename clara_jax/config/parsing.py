@@ -39,12 +39,7 @@ def not_negative(section: str, obj: Any, *names: str) -> None:
 
 
 def check_choices(section: str, obj: Any) -> None:
-    """Refuse a value that is none of the choices that its field declares.
-
-    Args:
-      section: put before field names in errors; may be empty.
-      obj: a dataclass; its fields of type ``Literal``, and tuples of them, are checked.
-    """
+    """Refuse values of fields of type ``Literal``, or tuples of it, that it lacks."""
     for name, hint in typing.get_type_hints(type(obj)).items():
         value, inner = getattr(obj, name), typing.get_args(hint)
         several = typing.get_origin(hint) is tuple
@@ -68,31 +63,25 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
       values: field values; lists become tuples where the field is a tuple.
       where: what the mapping was read from, put before field names in errors.
 
-    Returns:
-      The validated dataclass.
-
     Raises:
       ClaraError: a key that `cls` does not have (the nearest one is suggested), a
         missing field, a value of the wrong type, or one that the class refuses.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    start = f"{where}." if where else ""
     arguments = {}
     for key, value in values.items():
-        path = f"{where}.{key}" if where else key
         if key not in known:
             near = difflib.get_close_matches(key, list(known), 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ClaraError(f"config field '{path}' is unknown{hint}")
-        arguments[key] = _cast(hints[key], value, path)
+            raise ClaraError(f"config field '{start}{key}' is unknown{hint}")
+        arguments[key] = _cast(hints[key], value, f"{start}{key}")
     for name, field in known.items():
-        no_default = (
-            field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        )
-        if no_default and name not in arguments:
-            path = f"{where}.{name}" if where else name
-            raise ClaraError(f"config field '{path}' is missing")
+        given = (field.default, field.default_factory)
+        none = all(value is dataclasses.MISSING for value in given)
+        if none and name not in arguments:
+            raise ClaraError(f"config field '{start}{name}' is missing")
     return cls(**arguments)
 
 
@@ -126,5 +115,5 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values, the inverse of `parse`."""
+    """Return a config as plain JSON values, the inverse of `parse`."""
     return dataclasses.asdict(config)

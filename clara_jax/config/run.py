@@ -64,15 +64,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive("data", self, "batch_size", "prompt_max_length", "window")
-        not_negative(
-            "data",
-            self,
-            "eval_batch_size",
-            "question_max_length",
-            "candidates",
-            "limit",
-            "workers",
-        )
+        others = "eval_batch_size question_max_length candidates limit workers"
+        not_negative("data", self, *others.split())
         check_choices("data", self)
         for name in ("doc_buckets", "prompt_buckets"):
             lengths = getattr(self, name)
@@ -112,15 +105,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         positive("optim", self, "learning_rate", "accumulate", "eps")
-        not_negative("optim", self, "weight_decay", "clip_norm", "epochs")
+        not_negative("optim", self, "weight_decay", "clip_norm", "epochs", "steps")
         for name in ("b1", "b2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}", f"must be in [0, 1), not {value}")
         check_choices("optim", self)
-        require(self.steps >= 0, "optim.steps", "must not be negative")
-        require(
-            self.steps > 0 or self.epochs > 0, "optim.epochs", "or steps must be set"
-        )
+        lasts = self.steps > 0 or self.epochs > 0
+        require(lasts, "optim.epochs", "or steps must be set")
         for name in ("warmup_fraction", "final_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"optim.{name}", f"must be in [0, 1], not {value}")
@@ -160,14 +151,8 @@ class HooksConfig:
     def __post_init__(self) -> None:
         positive("hooks", self, "log_every", "keep", "max_new_tokens")
         check_choices("hooks", self)
-        not_negative(
-            "hooks",
-            self,
-            "eval_every",
-            "eval_limit",
-            "checkpoint_every",
-            "profile_steps",
-        )
+        others = "eval_every eval_limit checkpoint_every profile_steps"
+        not_negative("hooks", self, *others.split())
 
 
 @dataclasses.dataclass(frozen=True)

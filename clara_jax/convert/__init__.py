@@ -3,13 +3,19 @@
 from clara_jax.convert.apple import write_apple_checkpoint
 from clara_jax.convert.hf import write_hf_folder
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
-from clara_jax.convert.load import load_base_tokenizer, load_config, load_model
+from clara_jax.convert.load import (
+    load_base_tokenizer,
+    load_config,
+    load_model,
+    named_folder,
+    shipped_folder,
+    shipped_names,
+)
 from clara_jax.convert.model_folder import (
     ClaraSettings,
     ModelFolder,
     write_model_folder,
 )
-from clara_jax.convert.named import named_folder, shipped_folder, shipped_names
 from clara_jax.convert.peft import (
     export_adapters,
     read_peft_adapter,

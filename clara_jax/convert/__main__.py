@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import jax
 
 from clara_jax.clara import ROLES
+from clara_jax.commands import Parser, run, start
 from clara_jax.convert.apple import write_apple_checkpoint
 from clara_jax.convert.hf import write_hf_folder
 from clara_jax.convert.load import load_model
@@ -30,88 +30,7 @@ from clara_jax.convert.model_folder import (
     write_model_folder,
 )
 from clara_jax.convert.peft import write_peft_folder
-from clara_jax.errors import ClaraError
-from clara_jax.files import told
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    if not os.environ.get("JAX_PLATFORMS"):
-        # Nothing is computed: do not wait for, or take memory of, an accelerator.
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        destination = Path(options.destination)
-        check_destination(destination)
-        model = _load(options)
-        print(f"writing {destination} ...", file=sys.stderr)
-        _write(options, model, destination)
-    except (ClaraError, OSError) as error:
-        print(told(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    if options.form in WRITERS:
-        print(listing(destination))
-    else:
-        print(summary(model, destination))
-    return 0
-
-
-def summary(model: ModelFolder, destination: Path) -> str:
-    """A few lines on what was converted and what to run next."""
-    config = model.config
-    leaves = jax.tree.leaves(model.params)
-    count, size = sum(a.size for a in leaves), sum(a.nbytes for a in leaves)
-    lines = [
-        f"{destination}: {count:,} parameters, {size:,} bytes in {config.param_dtype}",
-        f"  {config.num_layers} layers of width {config.width}, {config.num_heads} "
-        f"heads ({config.num_kv_heads} for keys and values), vocabulary "
-        f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",
-    ]
-    option = "backbone"
-    if model.clara is not None:
-        option, roles = "init_from", [r for r in model.adapters or {} if r != "memory"]
-        lines.append(
-            f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
-            f"{model.clara.memory.num_memory} memory vectors per document of "
-            f"{model.clara.memory.doc_max_length} tokens"
-        )
-    command = "python -m clara_jax.train --config configs/X.py"
-    lines.append(f"next: {command} --config.{option}={destination}")
-    return "\n".join(lines)
-
-
-def listing(destination: Path) -> str:
-    """A line on what was written for others."""
-    files = [path for path in destination.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    names = sorted(path.name for path in destination.iterdir())
-    return f"{destination}: {size:,} bytes in {', '.join(names)}"
-
-
-def _load(options: argparse.Namespace) -> ModelFolder:
-    form, dtype = options.form, options.dtype
-    if form in WRITERS:
-        # Cast on the way out: merging wants what the source has.
-        form, dtype = None, ""
-    base = getattr(options, "base", "")
-    return load_model(options.source, dtype, base=base, form=form, progress=True)
-
-
-def _write(options: argparse.Namespace, model: ModelFolder, destination: Path) -> None:
-    dtype = options.dtype
-    if options.form == "to-apple":
-        write_apple_checkpoint(destination, model, dtype, options.base_name)
-    elif options.form == "to-peft":
-        roles = [options.role] if options.role else []
-        write_peft_folder(destination, model, roles, dtype, options.base_name)
-    elif options.form == "to-hf":
-        write_hf_folder(destination, model, options.role, dtype, progress=True)
-    else:
-        write_model_folder(destination, model)
-
+from clara_jax.model import count
 
 READERS = {
     "hf": ("a Hugging Face folder or hub name", "a Hugging Face base model"),
@@ -147,8 +66,9 @@ WRITERS = {
 one is given, and what to know about it."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    parser = Parser(
         prog="python -m clara_jax.convert",
         description="Convert a model to a model folder, or a CLaRa model (to-...) to "
         "what others read.",
@@ -156,45 +76,101 @@ def _parser() -> argparse.ArgumentParser:
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
     for form, (source, text) in READERS.items():
         sub = forms.add_parser(form, help=text, description=f"Convert {text}.")
-        _common(sub, source, "type to keep the base weights in (default: the source's)")
-        if form in ("apple", "peft"):
-            _base(sub)
+        dtype = "type to keep the base weights in (default: the source's)"
+        _add_options(sub, source, dtype, base=form in ("apple", "peft"))
     for form, (text, dtype, more) in WRITERS.items():
         description = f"Write {text}. {more}"
         sub = forms.add_parser(form, help=f"write {text}", description=description)
         source = "a CLaRa model: model folder, run folder or original checkpoint"
-        _common(sub, source, f"type of the tensors (default: {dtype})")
-        _base(sub)
+        _add_options(sub, source, f"type of the tensors (default: {dtype})")
         if form != "to-apple":
-            every = " (default: all)" if form == "to-peft" else ""
-            help = f"whose adapter{every}"
-            sub.add_argument("--role", choices=ROLES, default="", help=help)
+            text = "whose adapter" + " (default: all)" * (form == "to-peft")
+            sub.add_argument("--role", choices=ROLES, default="", help=text)
         if form != "to-hf":
-            sub.add_argument(
-                "--base-name",
-                default="",
-                help="what to call the base model in the files (default: the name or "
-                "path that it came from)",
+            text = (
+                "what to call the base model in the files (default: the name or path "
+                "that it came from)"
             )
+            sub.add_argument("--base-name", default="", help=text)
     return parser
 
 
-def _common(sub: argparse.ArgumentParser, source: str, dtype: str) -> None:
+def _add_options(
+    sub: argparse.ArgumentParser, source: str, dtype: str, base: bool = True
+) -> None:
     sub.add_argument("source", help=source)
-    sub.add_argument("destination", help="a new folder")
+    sub.add_argument("destination", type=Path, help="a new folder")
     choices = ("float32", "bfloat16")
     sub.add_argument("--dtype", choices=choices, default="", help=dtype)
-
-
-def _base(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--base",
-        default="",
-        help="the base model (folder, hub name, .gguf or model folder; default: the "
-        "one that the source names)",
+    text = (
+        "the base model (folder, hub name, .gguf or model folder; default: the one "
+        "that the source names)"
     )
+    if base:
+        sub.add_argument("--base", default="", help=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its result is the exit status, see `clara_jax.commands`."""
+    options = parser().parse_args(arguments)
+    if not os.environ.get("JAX_PLATFORMS"):
+        # Nothing is computed: do not wait for, or take memory of, an accelerator.
+        jax.config.update("jax_platforms", "cpu")
+    return run(lambda: _convert(options), "nothing was written")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    form, dtype, destination = options.form, options.dtype, options.destination
+    check_destination(destination)
+    if form in READERS:
+        base = getattr(options, "base", "")
+        model = load_model(options.source, dtype, base=base, form=form)
+    else:
+        # Cast on the way out: merging wants what the source has.
+        model = load_model(options.source, base=options.base)
+    print(f"writing {destination} ...", file=sys.stderr)
+    if form == "to-apple":
+        write_apple_checkpoint(destination, model, dtype, options.base_name)
+    elif form == "to-peft":
+        roles = [options.role] if options.role else []
+        write_peft_folder(destination, model, roles, dtype, options.base_name)
+    elif form == "to-hf":
+        write_hf_folder(destination, model, options.role, dtype)
+    else:
+        write_model_folder(destination, model)
+    print(_listing(destination) if form in WRITERS else _summary(model, destination))
+
+
+def _summary(model: ModelFolder, destination: Path) -> str:
+    """Describe in a few lines what was converted, and what to run next."""
+    config = model.config
+    numbers, size = count(model.params)
+    lines = [
+        f"{destination}: {numbers:,} parameters, {size:,} bytes in "
+        f"{config.param_dtype}",
+        f"  {config.num_layers} layers of width {config.width}, {config.num_heads} "
+        f"heads ({config.num_kv_heads} for keys and values), vocabulary "
+        f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",
+    ]
+    option = "backbone"
+    if model.clara is not None:
+        option, roles = "init_from", [r for r in model.adapters or {} if r != "memory"]
+        lines.append(
+            f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
+            f"{model.clara.memory.num_memory} memory vectors per document of "
+            f"{model.clara.memory.doc_max_length} tokens"
+        )
+    command = "python -m clara_jax.train --config configs/X.py"
+    lines.append(f"next: {command} --config.{option}={destination}")
+    return "\n".join(lines)
+
+
+def _listing(destination: Path) -> str:
+    """List in a line what was written for others."""
+    size = sum(p.stat().st_size for p in destination.rglob("*") if p.is_file())
+    names = sorted(path.name for path in destination.iterdir())
+    return f"{destination}: {size:,} bytes in {', '.join(names)}"
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and tidy up
-    sys.exit(main())
+    start(main)

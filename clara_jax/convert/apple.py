@@ -10,7 +10,6 @@ carries a copy of the tables, in which order things stand and which fields
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ _FIELDS: dict[str, Any] = {
 def apple_base(folder: Path) -> str:
     """Return the base model that a checkpoint names."""
     path = folder / "config.json"
-    name = Fields(read_json(path), str(path)).text("decoder_model_name")
+    name = Fields(read_json(path), str(path)).get("decoder_model_name", str)
     if not name:
         raise ClaraError(f"{path}: field 'decoder_model_name' is empty")
     return name
@@ -116,8 +115,7 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     differ, as the original does on loading.
 
     Raises:
-      ClaraError: a file is missing, damaged or refused; a name, rank or shape does not
-        fit the base; or the checkpoint uses a feature that is not supported.
+      ClaraError: a file is missing, damaged or refused, or does not fit the base.
     """
     path = folder / "config.json"
     values = read_json(path)
@@ -134,8 +132,8 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
         del places[HEAD]
     for name, (group, array) in places.items():
         where = f"{folder / LAYERS}: tensor '{name}'"
-        table = _table(tables.get(name), where, clara, base.config)
-        text, special[group] = np.split(table, [clara.text_vocab])
+        _check_table(tables.get(name), where, clara, base.config)
+        text, special[group] = np.split(tables[name], [clara.text_vocab])
         special[group] = special[group].astype(np.float32)
         stored = params[group][array]
         merged = _merged(stored if group == "embed" else stored.T, text, where)
@@ -144,7 +142,7 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     original = OriginalFiles(
         adapter_dtype=dtype,
         table_dtype=_known(tables[EMBEDDING].dtype),
-        fields={k: v for k, v in values.items() if k not in _fields(clara, "")},
+        fields={k: v for k, v in values.items() if k not in _fields(clara)},
     )
     lora = dataclasses.replace(clara.lora, layers=layers)
     return dataclasses.replace(
@@ -174,7 +172,7 @@ def _settings(fields: Fields, text_vocab: int) -> ClaraSettings:
     )
 
 
-def _fields(clara: ClaraSettings, name: str) -> dict[str, Any]:
+def _fields(clara: ClaraSettings, name: str = "") -> dict[str, Any]:
     """Return the fields of ``config.json`` that our settings hold."""
     return {
         "compr_rate": clara.memory.compression_rate,
@@ -219,12 +217,12 @@ def _known(dtype: np.dtype) -> str:
     return dtype.name if dtype.name in DTYPES else ""
 
 
-def _table(
+def _check_table(
     table: Any, where: str, clara: ClaraSettings, config: ModelConfig
-) -> np.ndarray:
+) -> None:
     if not isinstance(table, np.ndarray):
         raise ClaraError(f"{where} is missing")
-    text, special = clara.text_vocab, clara.memory.num_memory + 3
+    text, special = clara.text_vocab, clara.memory.num_special
     shape = (text + special, config.width)
     if table.shape != shape:
         raise ClaraError(
@@ -236,7 +234,6 @@ def _table(
             f"{where}: the base tokenizer has {text} tokens, but the base model "
             f"only {config.vocab_size} rows"
         )
-    return table
 
 
 def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
@@ -261,10 +258,10 @@ def write_apple_checkpoint(
 ) -> None:
     """Write a checkpoint that the original implementation loads.
 
-    The form has no place for some of our settings: it always scales LoRA by 2 (another
-    scale is put into the B matrices), adapts all linear layers (others get zeros),
-    selects at temperature 0.02 and drops out 0.1 in training. Of the base only the text
-    rows are written; the original takes the rest from the model that is named.
+    It always scales LoRA by 2 (another scale is put into the B matrices), adapts all
+    linear layers (others get zeros), selects at temperature 0.02 and drops out 0.1 in
+    training. Of the base only the text rows are written; the original takes the rest
+    from the model that is named.
 
     Args:
       path: a new or empty folder.
@@ -272,9 +269,6 @@ def write_apple_checkpoint(
       dtype: type of all tensors; empty takes that of the checkpoint the model was read
         from, else the base's.
       name: hub name or path of the base model; empty takes the one that it came from.
-
-    Raises:
-      ClaraError: a base model, no name for the base, or nothing can be written there.
     """
     clara, adapters, _ = model.parts()
     ours = _fields(clara, model.needed_name(name))
@@ -313,12 +307,11 @@ def _adapter(
         array = extract(tree, tensor)
         return [array * factor if tensor.path[-1] == "b" else array]
 
+    def outgoing(tensor: TensorName) -> Outgoing:
+        return Outgoing(tensor.shape, np.dtype(dtype), lambda: made(tensor))
+
     every = lora_tensors(model.config, dataclasses.replace(lora, layers=("all",)))
-    found = {}
-    for tensor in sorted(every, key=_registered):
-        make = functools.partial(made, tensor)
-        found[tensor.name] = Outgoing(tensor.shape, np.dtype(dtype), make)
-    return found
+    return {t.name: outgoing(t) for t in sorted(every, key=_registered)}
 
 
 def _registered(tensor: TensorName) -> tuple:

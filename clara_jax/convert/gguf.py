@@ -47,7 +47,7 @@ class GgufFile:
     """One opened file.
 
     Raises:
-      ClaraError: it is missing, truncated or not a GGUF file; or its architecture, and
+      ClaraError: it is missing, damaged or not a GGUF file, or its architecture, and
         later a tensor, is not one that can be read.
     """
 
@@ -65,7 +65,7 @@ class GgufFile:
             ) from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._fields = Fields(values, f"{path}: metadata")
-        self._architecture = self._fields.text("general.architecture")
+        self._architecture = self._fields.get("general.architecture", str)
         if self._architecture not in ARCHITECTURES:
             raise ClaraError(
                 f"{path}: unknown architecture '{self._architecture}'; "
@@ -75,7 +75,9 @@ class GgufFile:
     @property
     def name(self) -> str:
         """Architecture and the name that the file gives itself."""
-        return f"{self._architecture} {self._fields.text('general.name', '')}".strip()
+        return (
+            f"{self._architecture} {self._fields.get('general.name', str, '')}".strip()
+        )
 
     def config(self, param_dtype: str = "") -> ModelConfig:
         """Return the backbone's shape, from metadata and the names of tensors.
@@ -115,7 +117,7 @@ class GgufFile:
             param_dtype=dtype,
         )
 
-    def params(self, config: ModelConfig, progress: bool = False) -> Params:
+    def params(self, config: ModelConfig) -> Params:
         """Dequantize the weights into our tree, tensor by tensor."""
         tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
@@ -129,7 +131,7 @@ class GgufFile:
             pairs = array.reshape(count, config.head_dim // 2, 2, *array.shape[1:])
             return pairs.swapaxes(1, 2).reshape(array.shape)
 
-        return build_tree(tensors, read, config.param_dtype, progress=progress)
+        return build_tree(tensors, read, config.param_dtype)
 
     def tokenizer(self) -> Any:
         """Return the tokenizer, rebuilt from the metadata."""
@@ -138,23 +140,23 @@ class GgufFile:
     def eos_ids(self) -> tuple[int, ...]:
         """Return ids that end an answer."""
         keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        ids = (self._fields.integer(key, -1) for key in keys)
+        ids = (self._fields.get(key, int, -1) for key in keys)
         return tuple(dict.fromkeys(i for i in ids if i >= 0))
 
     def _whole(self, key: str, default: int | None = None) -> int:
         return int(self._number(key, default))
 
     def _number(self, key: str, default: int | float | None = None) -> float:
-        name = f"{self._architecture}.{key}"
-        value = self._fields.values.get(name)
+        fields, name = self._fields, f"{self._architecture}.{key}"
+        value = fields.values.get(name)
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ClaraError(
                     f"{self.path}: '{name}' differs between layers; "
                     "all layers must be alike"
                 )
-            return Fields({name: value[0]}, self._fields.where).number(name)
-        return self._fields.number(name, default)
+            fields = Fields({name: value[0]}, fields.where)
+        return float(fields.get(name, float, default))
 
     def _has(self, name: str) -> bool:
         return f"blk.0.{name}" in self._tensors
@@ -178,7 +180,7 @@ class GgufFile:
     def _rope(self, head_dim: int) -> RopeConfig:
         longest = self._whole("context_length")
         original = self._whole("rope.scaling.original_context_length", longest)
-        kind = self._fields.text(f"{self._architecture}.rope.scaling.type", "none")
+        kind = self._fields.get(f"{self._architecture}.rope.scaling.type", str, "none")
         factor = self._number("rope.scaling.factor", 0.0)
         rope: dict[str, Any] = {
             "theta": self._number("rope.freq_base", 10000.0),
@@ -238,22 +240,17 @@ _GPT4O = _words(r"\p{N}{1,3}", _cased(f"{_SHORT}?"), "/")
 _TEKKEN = _words(r"\p{N}", _cased(""), "/")
 
 _PATTERNS: dict[str, tuple[str, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    **dict.fromkeys(
-        ("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling"),
-        (_GPT2,),
-    ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
-        (r"\p{N}", _GPT2),
-    ),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
-        (_LLAMA3,),
-    ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"), (_QWEN2,)),
-    **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
-    "tekken": (_TEKKEN,),
+    name: patterns
+    for names, patterns in (
+        ("default", (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+        ("gpt-2 mpt olmo phi-2 jais trillion granite-docling", (_GPT2,)),
+        ("smollm starcoder refact command-r codeshell exaone", (r"\p{N}", _GPT2)),
+        ("llama3 llama-v3 llama-bpe falcon3 dbrx smaug-bpe", (_LLAMA3,)),
+        ("qwen2 deepseek-r1-qwen stablelm2 hunyuan", (_QWEN2,)),
+        ("gpt-4o llama4", (_GPT4O,)),
+        ("tekken", (_TEKKEN,)),
+    )
+    for name in names.split()
 }
 """Splits made one after the other before bytes are merged, by pre-tokenizer."""
 
@@ -268,8 +265,7 @@ def build_tokenizer(fields: Fields) -> Any:
     that its length is that of the original tokenizer.
 
     Raises:
-      ClaraError: a kind of tokenizer or pre-tokenizer that is not known, or a missing
-        field.
+      ClaraError: a kind of tokenizer that is not known, or a missing field.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -280,8 +276,8 @@ def build_tokenizer(fields: Fields) -> Any:
         raise fields.error("tokenizer.ggml.token_type has a wrong length")
     while types and types[-1] == TokenType.UNUSED:
         del tokens[-1], types[-1]
-    model = fields.text("tokenizer.ggml.model")
-    pre = fields.text("tokenizer.ggml.pre", "default")
+    model = fields.get("tokenizer.ggml.model", str)
+    pre = fields.get("tokenizer.ggml.pre", str, "default")
     try:
         if model == "gpt2":
             tokenizer = _byte_level(fields, tokens, pre)
@@ -305,7 +301,7 @@ def build_tokenizer(fields: Fields) -> Any:
             tokenizer.add_tokens([added])
     special: dict[str, Any] = {}
     for name in ("bos", "eos", "unknown", "padding"):
-        index = fields.integer(f"tokenizer.ggml.{name}_token_id", -1)
+        index = fields.get(f"tokenizer.ggml.{name}_token_id", int, -1)
         if index >= len(tokens):
             raise fields.error(f"its {name} token {index} is not in its vocabulary")
         if index >= 0:
@@ -332,24 +328,16 @@ def build_tokenizer(fields: Fields) -> Any:
 
 def _byte_level(fields: Fields, tokens: list[str], pre: str) -> Tokenizer:
     if pre not in _PATTERNS:
-        raise fields.error(
-            f"pre-tokenizer '{pre}' is not known; "
-            f"known are {', '.join(sorted(_PATTERNS))}"
-        )
+        known = ", ".join(sorted(_PATTERNS))
+        raise fields.error(f"pre-tokenizer '{pre}' is not known; known are {known}")
     merges = [tuple(m.split(" ", 1)) for m in fields.required("tokenizer.ggml.merges")]
     for merge in merges:
         if len(merge) != 2 or not all(merge):
             raise fields.error(f"the merge {' '.join(merge)!r} is damaged")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre in _WHOLE_WORDS_FIRST,
-        )
-    )
-    splits = [
-        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _PATTERNS[pre]
-    ]
+    ids = {token: i for i, token in enumerate(tokens)}
+    whole = pre in _WHOLE_WORDS_FIRST
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in _PATTERNS[pre]]
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()
@@ -371,7 +359,7 @@ def _sentencepiece(fields: Fields, tokens: list[str], types: list[Any]) -> Token
         models.BPE(
             vocab=ids,
             merges=[(left, right) for *_, left, right in sorted(ranked)],
-            unk_token=tokens[fields.integer("tokenizer.ggml.unknown_token_id", 0)],
+            unk_token=tokens[fields.get("tokenizer.ggml.unknown_token_id", int, 0)],
             fuse_unk=True,
             byte_fallback=True,
         )

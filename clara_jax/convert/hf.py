@@ -21,18 +21,15 @@ from clara_jax.config import LoraConfig, ModelConfig
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
 from clara_jax.convert.names import TensorName, hf_tensors
-from clara_jax.convert.safetensors_files import (
-    SHARD_BYTES,
-    SafetensorsFile,
-    write_shards,
-)
 from clara_jax.convert.tensors import (
     Outgoing,
     Placement,
+    SafetensorsFile,
     build_tree,
     check_tensors,
     extract,
     outgoing,
+    write_shards,
 )
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
@@ -54,13 +51,10 @@ def read_hf_params(
     folder: Path,
     config: ModelConfig,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> Params:
     """Load the weights of a folder into our tree, as of `build_tree`.
 
-    Raises:
-      ClaraError: a file is missing or truncated, a tensor is missing, unexpected or of
-        a wrong shape. Every shape is checked before the first byte is copied.
+    Every shape is checked before the first byte is copied.
     """
     files: dict[str, SafetensorsFile] = {}
     for path in _weight_files(folder):
@@ -78,11 +72,12 @@ def read_hf_params(
     shapes = {name: file.shapes[name] for name, file in files.items()}
     paths = {name: file.path for name, file in files.items()}
     check_tensors(tensors, shapes, folder, paths)
-
-    def read(tensor: TensorName) -> Any:
-        return files[tensor.name].tensor(tensor.name)
-
-    return build_tree(tensors, read, config.param_dtype, placement, progress)
+    return build_tree(
+        tensors,
+        lambda tensor: files[tensor.name].tensor(tensor.name),
+        config.param_dtype,
+        placement,
+    )
 
 
 def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -125,8 +120,6 @@ def write_hf_folder(
     model: ModelFolder,
     role: str = "",
     dtype: str = "",
-    shard_bytes: int = SHARD_BYTES,
-    progress: bool = False,
 ) -> None:
     """Write a model as a Hugging Face folder.
 
@@ -138,12 +131,10 @@ def write_hf_folder(
       model: a CLaRa model, or a base model.
       role: whose LoRA; empty for a base model, which is written as it is.
       dtype: type of the weights; empty takes the base's.
-      shard_bytes: size above which the weights are cut into several files.
-      progress: show a bar.
 
     Raises:
-      ClaraError: a CLaRa model without `role`, a role that it does not have, a shape
-        that no architecture of transformers has, or nothing can be written there.
+      ClaraError: a CLaRa model without `role`, a role that it does not have, or a shape
+        that no architecture of transformers has.
     """
     dtype = dtype or model.config.param_dtype
     config = dataclasses.replace(model.config, param_dtype=dtype)
@@ -169,7 +160,7 @@ def write_hf_folder(
         write_json(folder / "config.json", values)
         write_json(folder / "generation_config.json", ends)
         write_tokenizer(folder, tokenizer)
-        write_shards(folder, tensors, shard_bytes, progress)
+        write_shards(folder, tensors)
 
 
 def _add_special_tokens(tokenizer: Any, names: tuple[str, ...], first: int) -> None:

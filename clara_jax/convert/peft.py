@@ -32,17 +32,23 @@ from clara_jax.convert.model_folder import (
     ModelFolder,
     OriginalFiles,
     check_destination,
+    folder_beside,
     new_folder,
 )
-from clara_jax.convert.named import form_of
 from clara_jax.convert.names import (
     TensorName,
     covered_layers,
     linear_rows,
     lora_tensors,
 )
-from clara_jax.convert.safetensors_files import SafetensorsFile, write_safetensors
-from clara_jax.convert.tensors import build_tree, check_tensors, outgoing, stacked
+from clara_jax.convert.tensors import (
+    SafetensorsFile,
+    build_tree,
+    check_tensors,
+    outgoing,
+    stacked,
+    write_safetensors,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
@@ -50,6 +56,9 @@ from clara_jax.text.prompts import marker_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPECIAL, SETTINGS, README = "special_rows.safetensors", "clara.json", "README.md"
+FILES = (SETTINGS, SPECIAL)
+"""Files by which a folder of this form is known."""
+
 _PREFIX = "base_model.model."
 
 _TEXT = """\
@@ -87,10 +96,6 @@ def write_peft_folder(
       dtype: type of the LoRA matrices; empty is float32, as we keep them. The special
         rows stay float32.
       name: hub name or path of the base model; empty takes the one that it came from.
-
-    Raises:
-      ClaraError: a base model, a role that it does not have, no name for the base, or
-        nothing can be written there.
     """
     with new_folder(path) as folder:
         _write(folder, model, roles, dtype or "float32", name)
@@ -107,14 +112,11 @@ def export_adapters(
       model: a CLaRa model.
       base: hub name of the base model, which is all that is kept of it.
       card: README.md: data, licences, scores and limits, in Markdown.
-
-    Raises:
-      ClaraError: a base model; something else is there, or nothing can be written.
     """
     path = Path(path).absolute()
-    if form_of(path) != "peft":
+    if not all((path / name).is_file() for name in FILES):
         check_destination(path)
-    with new_folder(path, move=False) as folder:
+    with folder_beside(path) as folder:
         _write(folder, model, (), "bfloat16", base)
         (folder / README).write_text(card, encoding="utf-8")
         replace_folder(folder, path)
@@ -163,9 +165,6 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The adapters may have been trained further with PEFT in the meantime, and their
     rank, scale and layers with them, as long as all are alike.
-
-    Raises:
-      ClaraError: a file is missing or damaged, or does not fit the base.
     """
     clara, config = _settings(folder), base.config
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
@@ -192,7 +191,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
         lora = dataclasses.replace(lora, layers=clara.lora.layers)
     file, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
     tensors = [
-        TensorName(name, (name,), None, (count + 3, config.width))
+        TensorName(name, (name,), None, (clara.memory.num_special, config.width))
         for name in (("embedding",) if config.tied else ("embedding", "head"))
     ]
     check_tensors(tensors, file.shapes, file.path)
@@ -211,9 +210,6 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
 
     Copies of the embedding and the head, which PEFT adds when they were resized, are
     passed over.
-
-    Raises:
-      ClaraError: a file is missing or damaged, it is not a plain LoRA, or does not fit.
     """
     path = folder / CONFIG
     lora = _lora(Fields(read_json(path), str(path)))
@@ -252,10 +248,10 @@ def _lora(fields: Fields) -> LoraConfig:
         fields.only(name, False, None)
     for name in ("rank_pattern", "alpha_pattern"):
         fields.only(name, {}, None)
-    rank, alpha = fields.positive("r"), fields.number("lora_alpha")
+    rank, alpha = fields.positive("r"), fields.get("lora_alpha", float)
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    return LoraConfig(rank, alpha, dropout=fields.number("lora_dropout", 0.0))
+    return LoraConfig(rank, alpha, dropout=fields.get("lora_dropout", float, 0.0))
 
 
 def _settings(folder: Path) -> ClaraSettings:

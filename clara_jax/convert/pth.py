@@ -2,16 +2,17 @@
 
 A file is a zip of raw storages, and of one pickle that says how tensors lie in them. A
 pickle is a program that calls what it names. Here no name is looked up: each of the
-dozen that tensors need stands for a description that does nothing, and any other ends
-the reading. Sizes are checked against the zip before anything is read.
+dozen that tensors need stands for a description that does nothing. Any other name, and
+any instruction that tensors do not need, ends the reading. Sizes are checked against
+the zip before anything is read.
 
 Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
 
 from __future__ import annotations
 
+import collections
 import io
-import itertools
 import math
 import pickle
 import pickletools
@@ -44,10 +45,13 @@ _INSTRUCTIONS = set(
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST "
     "APPEND APPENDS GLOBAL STACK_GLOBAL BINPERSID REDUCE".split()
 )
+# Python's own, written in Python: what they do at each step can be replaced.
+_Pickler: Any = pickle._Pickler
+_Unpickler: Any = pickle._Unpickler
+
 _MAX_PICKLE = 16 << 20
 _MAX_ENTRIES = 200_000
 _MAX_DIMENSIONS = 8
-_MAX_NESTED = 8
 _ALIGNMENT = 64
 
 
@@ -62,9 +66,11 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
       The dict that was saved, and in it a read-only numpy array for every tensor.
 
     Raises:
-      ClaraError: the file is missing, truncated, compressed, in the old form; or its
-        pickle holds anything but tensors and plain containers.
+      ClaraError: it is missing, damaged, compressed or in the old form, or its pickle
+        holds anything but tensors and plain containers.
     """
+    damage = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+    damage += (ValueError, OverflowError, struct.error)
     try:
         with zipfile.ZipFile(path) as archive:
             sizes, folder = _checked_entries(archive, path.stat().st_size)
@@ -76,10 +82,7 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
         raise ClaraError(f"{path}: {error}; the file is refused") from error
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
-    except (
-        *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
-        *(ValueError, OverflowError, struct.error),
-    ) as error:
+    except damage as error:
         raise ClaraError(
             f"{path}: is truncated, damaged or not a zip file; fetch it again (files "
             "of before torch 1.6 must be saved again)"
@@ -160,48 +163,8 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _check(program: bytes) -> None:
-    """Refuse instructions that tensors do not need, and values that crash a reader.
-
-    Python's reader makes its memo as long as the largest index, and overflows the stack
-    on the hash of a tuple in a tuple in a tuple ... So the stack is followed, as
-    pickletools declares it; kept are how deep tuples are nested, and None for a mark.
-    """
-    stack: list[int | None] = []
-    memo: dict[Any, int | None] = {}
-    argument: Any
-    for code, argument, _ in pickletools.genops(program):
-        name, depth = code.name, 0
-        if name not in _INSTRUCTIONS:
-            raise _Refused(f"its pickle uses the instruction {name}")
-        if name == "GLOBAL":
-            _Name.of(argument.replace(" ", ".", 1))
-        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            index = len(memo) if argument is None else int(argument)
-            if index > len(memo):
-                raise _Refused("its pickle leaves gaps in its memo")
-            memo[index] = stack[-1]
-            continue
-        for kind in reversed(code.stack_before):
-            if kind is pickletools.stackslice:
-                while stack[-1] is not None:
-                    depth = max(depth, stack.pop() or 0)
-            else:
-                depth = max(depth, stack.pop() or 0)
-        if name in ("BINGET", "LONG_BINGET"):
-            depth = memo[argument] or 0
-        else:
-            depth = depth + 1 if "TUPLE" in name else 0
-        if depth > _MAX_NESTED:
-            raise _Refused("its pickle nests tuples too deep")
-        for kind in code.stack_after:
-            stack.append(None if kind is pickletools.markobject else depth)
-    if stack:
-        raise _Refused("its pickle is damaged")
-
-
-class _Reader(pickle.Unpickler):
-    """Python's reader of pickles, for which no name means anything."""
+class _Reader(_Unpickler):
+    """Python's own reader of pickles, held to a few instructions and names."""
 
     def __init__(
         self,
@@ -210,29 +173,50 @@ class _Reader(pickle.Unpickler):
         sizes: Mapping[str, int],
         keep: Callable[[str], bool],
     ):
-        self._program = archive.read(f"{folder}data.pkl")
-        super().__init__(io.BytesIO(self._program))
+        program = archive.read(f"{folder}data.pkl")
+        super().__init__(io.BytesIO(program))
         self._archive, self._folder = archive, f"{folder}data/"
         self._sizes, self._keep = sizes, keep
         self._storages: dict[str, bytes] = {}
         # It can refer to one object many times.
-        self._visits = len(self._program)
+        self._size = self._visits = len(program)
 
     def arrays(self) -> dict:
         """Return what the pickle holds, with arrays for the tensors that are kept."""
         try:
-            _check(self._program)
             described = self.load()
         except _Refused:
             raise
         except Exception as error:  # damaged pickles raise almost anything
             raise _Refused("its pickle is damaged") from error
-        if type(described) is not dict:
+        if type(described) is not dict or self.stack or self.metastack:
             raise _Refused("its pickle holds no dict of tensors")
         return self._group(described, depth=3)
 
-    def find_class(self, module_name: str, global_name: str, /) -> _Name:
-        return _Name.of(f"{module_name}.{global_name}")
+    def find_class(self, module: str, name: str) -> _Name:
+        return _Name.of(f"{module}.{name}")
+
+    def load_frame(self) -> None:
+        if int.from_bytes(self.read(8), "little") > self._size:
+            raise _Refused("its pickle is damaged")
+
+    def load_long_binput(self) -> None:
+        super().load_long_binput()
+        if len(self.memo) - 1 not in self.memo:
+            raise _Refused("its pickle leaves gaps in its memo")
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        # The hash of tuples in tuples in tuples ... would overflow Python's stack.
+        if any(type(key) not in (str, int) for key in keys):
+            raise _Refused("its pickle has a key that is not text")
 
     def persistent_load(self, pid: Any) -> _Storage:
         types = [type(part) for part in pid] if type(pid) is tuple else []
@@ -255,8 +239,6 @@ class _Reader(pickle.Unpickler):
         result = {}
         for key, value in group.items():
             self._visits -= 1
-            if type(key) not in (str, int):
-                raise _Refused("its pickle has a key that is not text")
             if type(value) is _Tensor:
                 if self._keep(str(key)):
                     result[key] = self._array(value)
@@ -280,6 +262,20 @@ class _Reader(pickle.Unpickler):
             tensor.offset * size,
             tuple(n * size for n in tensor.strides),
         )
+
+
+def _action(code: pickletools.OpcodeInfo) -> Callable[[_Reader], None]:
+    """Return what the reader does at an instruction."""
+
+    def refuse(reader: _Reader) -> None:
+        raise _Refused(f"its pickle uses the instruction {code.name}")
+
+    if code.name not in _INSTRUCTIONS:
+        return refuse
+    return getattr(_Reader, _Unpickler.dispatch[ord(code.code)].__name__)
+
+
+_Reader.dispatch = {ord(code.code): _action(code) for code in pickletools.opcodes}
 
 
 def _tensor(*parts: Any) -> _Tensor:
@@ -312,7 +308,7 @@ class Parameter(NamedTuple):
     requires_grad: bool = False
 
 
-def write_pth(path: Path, values: Mapping[str, Any]) -> None:
+def write_pth(path: Path, values: dict[str, Any]) -> None:
     """Write a ``.pth`` file, one storage in memory at a time.
 
     Args:
@@ -320,17 +316,18 @@ def write_pth(path: Path, values: Mapping[str, Any]) -> None:
       values: nested dicts of `Outgoing` and `Parameter`. An `Outgoing` that stands in
         several places becomes one storage.
     """
-    program = _Program()
-    program.add(pickle.PROTO + b"\x02", values, pickle.STOP)
+    program = io.BytesIO()
+    writer = _Writer(program)
+    writer.dump(values)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (
-            ("data.pkl", bytes(program.code)),
+            ("data.pkl", program.getvalue()),
             (".format_version", b"1"),
             (".storage_alignment", str(_ALIGNMENT).encode()),
             ("byteorder", b"little"),
         ):
             _add(archive, f"{path.stem}/{name}", len(data), [data])
-        for key, tensor in enumerate(program.storages):
+        for key, tensor in enumerate(writer.storages):
             entry = f"{path.stem}/data/{key}"
             _add(archive, entry, tensor.nbytes, tensor.blocks())
         _add(archive, f"{path.stem}/version", 2, [b"3\n"])
@@ -356,75 +353,40 @@ def _add(
             entry.write(block)
 
 
-class _Program:
-    """A pickle, put together instruction by instruction, and its storages.
-
-    Python's own pickler would have to import the names that it writes.
-    """
-
-    def __init__(self) -> None:
-        self.code = bytearray()
-        self.storages: list[Outgoing] = []
-        self._keys: dict[int, int] = {}
-        self._memo: dict[str | _Name, int] = {}
-
-    def add(self, *values: Any) -> None:
-        """Write values, one after the other; bytes are instructions."""
-        for value in values:
-            if isinstance(value, bytes):
-                self.code += value
-            elif isinstance(value, str | _Name):
-                self._remembered(value)
-            elif isinstance(value, bool):
-                self.code += pickle.NEWTRUE if value else pickle.NEWFALSE
-            elif isinstance(value, int):
-                self.code += _whole(value)
-            elif isinstance(value, Mapping):
-                items = itertools.chain.from_iterable(value.items())
-                self.add(pickle.EMPTY_DICT + pickle.MARK, *items, pickle.SETITEMS)
-            elif isinstance(value, Parameter):
-                self.add(_Name(PARAMETER), value.tensor, value.requires_grad)
-                self.add(*_NO_HOOKS, pickle.TUPLE3 + pickle.REDUCE)
-            else:
-                self._tensor(value)
-
-    def _tensor(self, tensor: Outgoing) -> None:
-        key = self._keys.setdefault(id(tensor), len(self.storages))
-        if key == len(self.storages):
-            self.storages.append(tensor)
-        strides = [1]
-        for size in tensor.shape[:0:-1]:
-            strides.insert(0, strides[0] * size)
-        mark, end = pickle.MARK, pickle.TUPLE
-        self.add(_Name(TENSOR), mark)
-        self.add(mark, "storage", _KINDS[tensor.dtype], str(key), "cpu")
-        self.add(math.prod(tensor.shape), end + pickle.BINPERSID)
-        self.add(0, mark, *tensor.shape, end, mark, *strides, end)
-        self.add(False, *_NO_HOOKS, end + pickle.REDUCE)
-
-    def _remembered(self, value: str | _Name) -> None:
-        """Write a text or name, or where it stands already a reference to it."""
-        if value in self._memo:
-            self.code += pickle.LONG_BINGET + struct.pack("<I", self._memo[value])
-            return
-        if isinstance(value, _Name):
-            module, _, member = value.text.rpartition(".")
-            self.code += pickle.GLOBAL + f"{module}\n{member}\n".encode()
-        else:
-            data = value.encode()
-            self.code += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-        index = self._memo[value] = len(self._memo)
-        self.code += pickle.LONG_BINPUT + struct.pack("<I", index)
-
-
 _KINDS = {dtype: _Name(name) for name, dtype in STORAGES.items()}
-_NO_HOOKS = (_Name(ORDERED_DICT), pickle.EMPTY_TUPLE + pickle.REDUCE)
+_TENSOR, _PARAMETER = _Name(TENSOR), _Name(PARAMETER)
 
 
-def _whole(value: int) -> bytes:
-    if value < 1 << 8:
-        return pickle.BININT1 + struct.pack("<B", value)
-    if value < 1 << 31:
-        return pickle.BININT + struct.pack("<i", value)
-    data = pickle.encode_long(value)
-    return pickle.LONG1 + struct.pack("<B", len(data)) + data
+class _Writer(_Pickler):
+    """Python's own writer of pickles, but names need not be there to be imported."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, protocol=2)
+        self.storages: list[Outgoing] = []
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, _Storage):
+            return None
+        return "storage", _KINDS[obj.dtype], obj.entry, "cpu", obj.length
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _Name):
+            return obj.text
+        hooks = collections.OrderedDict()
+        if isinstance(obj, Parameter):
+            return _PARAMETER, (obj.tensor, obj.requires_grad, hooks)
+        if not isinstance(obj, Outgoing):
+            return NotImplemented
+        # Asked once for each object: the next time it writes a reference.
+        key, length = str(len(self.storages)), math.prod(obj.shape)
+        self.storages.append(obj)
+        strides = [1]
+        for size in obj.shape[:0:-1]:
+            strides.insert(0, strides[0] * size)
+        storage = _Storage(key, obj.dtype, length)
+        return _TENSOR, (storage, 0, obj.shape, tuple(strides), False, hooks)
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module, _, member = (name or ORDERED_DICT).rpartition(".")
+        self.write(pickle.GLOBAL + f"{module}\n{member}\n".encode())
+        self.memoize(obj)

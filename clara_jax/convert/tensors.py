@@ -1,29 +1,42 @@
-"""Our tree made from the tensors of a file, and tensors of a file from our tree.
+"""Our tree made from the tensors of a file, tensors of a file from our tree.
 
 Both go tensor by tensor, so that beside the tree no more than a part of one is held.
-Types go by their names; numpy knows bfloat16 as soon as jax is imported.
+Types go by their names; numpy knows bfloat16 as soon as jax is imported. Files are
+safetensors (https://huggingface.co/docs/safetensors) here; `pth` and `gguf` have their
+own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from clara_jax.convert.names import TensorName
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line, write_json
 from clara_jax.shapes import Params
 
 Placement = Callable[[Any], Any]
 """A tree of shapes to the same tree of shardings."""
 
+SHARD_BYTES = 5 * 10**9
+"""Size above which a model is cut into several files."""
+
 _ROWS = 256
 """Copied at a time, which transposes twice as fast as in one go."""
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def check_tensors(
@@ -32,11 +45,11 @@ def check_tensors(
     where: Any,
     files: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse `shapes`, of what is in a file, unless they are those of the `tensors`.
+    """Refuse `shapes` of what is in a file if they are not those of the `tensors`.
 
     Raises:
       ClaraError: a name is not expected or missing, or a shape is wrong; it says
-        `where`, or which of several `files`.
+        `where`, or which of several `files` (by name) it is in.
     """
     wanted = {tensor.name: tensor for tensor in tensors}
     places = files or dict.fromkeys(shapes, where)
@@ -62,7 +75,6 @@ def build_tree(
     read: Callable[[TensorName], Any],
     dtype: Any,
     placement: Placement | None = None,
-    progress: bool = False,
 ) -> Params:
     """Build our tree; each array is allocated once and filled part by part.
 
@@ -73,7 +85,6 @@ def build_tree(
       dtype: type of our arrays.
       placement: where they lie, as `jax.Array`; each process then reads only what its
         devices hold. None is numpy arrays.
-      progress: show a bar.
     """
     tree: dict[str, Any] = {}
     for tensor in tensors:
@@ -85,13 +96,14 @@ def build_tree(
     if placement is not None:
         places = placement(jax.tree.map(_Array.abstract, tree))
         return jax.tree.map(_Array.place, tree, places)
-    with progress_bar("reading", len(tensors), progress) as bar:
+    with _progress_bar("reading", tensors) as bar:
         return jax.tree.map(lambda array: array.whole(bar.update), tree)
 
 
-def progress_bar(what: str, total: int, shown: bool) -> tqdm:
-    """Return a bar over tensors."""
-    return tqdm(desc=what, total=total, leave=False, unit=" tensors", disable=not shown)
+def _progress_bar(what: str, tensors: Collection[Any]) -> tqdm:
+    """Return a bar for terminals, which shows after a second."""
+    options: dict[str, Any] = {"leave": False, "disable": None, "delay": 1}
+    return tqdm(desc=what, total=len(tensors), unit=" tensors", **options)
 
 
 @dataclasses.dataclass
@@ -137,7 +149,7 @@ class _Array:
 
 
 def extract(tree: Params, tensor: TensorName) -> np.ndarray:
-    """Return one tensor as the other format stores it: the inverse of `build_tree`."""
+    """Return one tensor as the file stores it: the inverse of `build_tree`."""
     for key in tensor.path:
         tree = tree[key]
     array = tree if tensor.layer is None else tree[tensor.layer]
@@ -186,3 +198,73 @@ def stacked(dtype: str, *parts: Any) -> Outgoing:
     """Return arrays ``[rows, columns]`` under one another; they are not copied yet."""
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
     return Outgoing(shape, np.dtype(dtype), lambda: map(np.asarray, parts))
+
+
+class SafetensorsFile:
+    """An open file; of its tensors only what is asked for is read.
+
+    Raises:
+      ClaraError: it is missing or damaged, or a tensor's type is not supported.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except OSError as error:
+            raise ClaraError(f"{path}: cannot be read ({first_line(error)})") from error
+        except SafetensorError as error:
+            raise ClaraError(
+                f"{path}: is truncated or not a safetensors file "
+                f"({first_line(error)}); fetch it again"
+            ) from error
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in self._file.keys():  # noqa: SIM118 (it is not a dict)
+            tensor = self.tensor(name)
+            if tensor.get_dtype() not in _DTYPES:
+                raise ClaraError(
+                    f"{path}: tensor '{name}' has type {tensor.get_dtype()}; "
+                    f"supported are {', '.join(_DTYPES)}"
+                )
+            self.shapes[name] = tuple(tensor.get_shape())
+
+    def tensor(self, name: str) -> Any:
+        """Return one tensor, whose slices are arrays and read when they are taken."""
+        return self._file.get_slice(name)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Outgoing]) -> None:
+    """Write one file with the tensors in their order."""
+    # Not by the library: its `serialize_file` wants all tensors in memory at once.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _CODES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file, _progress_bar("writing", tensors) as bar:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            for block in tensor.blocks():
+                file.write(block)
+            bar.update()
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Outgoing]) -> None:
+    """Write ``model.safetensors``, or numbered files and their index."""
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_safetensors(folder / file, {n: tensors[n] for n in names})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)

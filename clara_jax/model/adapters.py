@@ -14,7 +14,7 @@ from clara_jax.shapes import Key, Params
 
 
 def abstract_variables(model: Transformer) -> Params:
-    """Shapes and types of all the model's variables, without making any."""
+    """Return shapes and types of all the model's variables, without making any."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), ids)
 
@@ -22,17 +22,11 @@ def abstract_variables(model: Transformer) -> Params:
 def init_lora(
     model: Transformer, key: Key, placement: Callable[[Any], Any] | None = None
 ) -> Params:
-    """A fresh adapter, which changes nothing yet.
+    """Return a fresh adapter, which changes nothing yet, in float32.
 
-    Args:
-      model: a transformer with ``lora`` settings.
-      key: for the ``a`` matrices.
-      placement: a tree of shapes to the same tree of shardings; arrays are then made
-        where they lie.
-
-    Returns:
-      The ``lora`` collection in float32: ``a`` uniform within ``1 / sqrt(inputs)``
-      (Kaiming's rule with a = sqrt(5), as PEFT starts it), ``b`` zero.
+    ``a`` is uniform within ``1 / sqrt(inputs)`` (Kaiming's rule with a = sqrt(5), as
+    PEFT starts it), ``b`` zero. Arrays are made where `placement` puts them, which maps
+    a tree of shapes to shardings.
 
     Raises:
       ClaraError: no layer of this backbone carries an adapter.
@@ -49,13 +43,11 @@ def init_lora(
         keys = jax.random.split(key, len(leaves))
         fresh = []
         for (path, leaf), leaf_key in zip(leaves, keys, strict=True):
+            shape, bound = (leaf.shape, leaf.dtype), leaf.shape[-2] ** -0.5
             if path[-1].key == "b":
-                fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+                fresh.append(jnp.zeros(*shape))
             else:
-                bound = leaf.shape[-2] ** -0.5
-                fresh.append(
-                    jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
-                )
+                fresh.append(jax.random.uniform(leaf_key, *shape, -bound, bound))
         return jax.tree_util.tree_unflatten(treedef, fresh)
 
     if placement is None:
@@ -64,20 +56,12 @@ def init_lora(
 
 
 def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Params:
-    """Weights with an adapter in them: ``W + alpha / R (a b)``, summed in float32.
+    """Return weights with an adapter in them, ``W + alpha / R (a b)`` in float32.
 
     One matrix product per layer is then left of three, at the price of a second copy of
-    the matrices.
-
-    Args:
-      settings: of the adapter.
-      params: the backbone's weights.
-      lora: one role's adapter.
-
-    Returns:
-      New weights in the types of the old ones; arrays without an adapter are shared.
-      Quantized kernels are widened to the type of the embedding table: an adapter's
-      update is finer than their steps.
+    the matrices; arrays without an adapter are shared. Types stay, but quantized
+    kernels are widened to that of the embedding table: an adapter's update is finer
+    than their steps.
     """
     scale = settings.alpha / settings.rank if settings is not None else 1.0
     stored = params["embed"]["embedding"].dtype
@@ -98,7 +82,7 @@ def merge_lora(settings: LoraConfig | None, params: Params, lora: Params) -> Par
 def init_backbone(
     model: Transformer, key: Key, placement: Callable[[Any], Any] | None = None
 ) -> Params:
-    """Random frozen weights of the model's shape, made where `placement` puts them."""
+    """Return random frozen weights, made where `placement` puts them."""
     ids = jnp.zeros((1, 1), jnp.int32)
 
     def make(key: Key) -> Params:
@@ -111,7 +95,7 @@ def init_backbone(
 
 
 def count(tree: Params) -> tuple[int, int]:
-    """Numbers and bytes in a tree of arrays or of their shapes."""
+    """Return how many numbers and bytes a tree of arrays or their shapes has."""
     leaves = jax.tree.leaves(tree)
     numbers = sum(leaf.size for leaf in leaves)
     return numbers, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

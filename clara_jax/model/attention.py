@@ -1,7 +1,16 @@
-"""Grouped-query attention with rotary positions, windows and a cache."""
+"""Grouped-query attention with rotary positions, windows and a cache.
+
+Whole rows padded on the right are attended by cuDNN on NVIDIA GPUs, where it serves: it
+keeps no scores and skips hidden ones, for which it must be told of causality and
+windows rather than be given a mask. Elsewhere XLA computes them in a few blocks.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -10,11 +19,24 @@ import jax.numpy as jnp
 from flax import struct
 
 from clara_jax.config import ModelConfig
-from clara_jax.model.fused import fused_attention, takes_fused
+from clara_jax.errors import ClaraError
 from clara_jax.model.layers import Linear, RMSNorm
 from clara_jax.model.rope import rotate
 from clara_jax.shapes import Array, Bool, Float, Int
-from clara_jax.sharding import place
+from clara_jax.sharding import RULES, place
+
+ATTENTIONS = ("auto", "xla", "cudnn")
+"""``auto`` takes cuDNN where it serves; ``cudnn`` fails where it does not."""
+
+_LARGEST_HEAD = 128
+"""Widest head that cuDNN takes on every GPU since Ampere, backwards as well."""
+
+_BLOCK = 128
+"""Queries that share a block of scores, until there are `_BLOCKS` blocks."""
+
+_BLOCKS = 4
+
+_log = logging.getLogger(__name__)
 
 CACHE_AXES = ("layers", "batch", None, "kv_heads", None)
 """Logical axes of cached keys and values."""
@@ -40,7 +62,7 @@ class Cache:
 
 
 def zeros_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
-    """An empty cache for `batch` rows of at most `slots` tokens."""
+    """Return an empty cache for `batch` rows of at most `slots` tokens."""
     shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
     nothing = jnp.zeros(shape, jnp.dtype(config.dtype))
     return Cache(
@@ -52,12 +74,9 @@ def zeros_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
     )
 
 
-_BLOCK = 128
-"""Queries that share a block of scores, until there are `_BLOCKS` blocks."""
-
-_BLOCKS = 4
-
 LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+Rotation = tuple[Float[Array, "B T P"], Float[Array, "B T P"]]
+"""Cosines and sines, as of `rope_tables`."""
 
 
 def visible_keys(
@@ -67,16 +86,14 @@ def visible_keys(
     mask: Bool[Array, "B S"],
     window: int | None,
 ) -> Bool[Array, "B 1 T S"]:
-    """Which keys each query sees, when causality alone does not say it.
+    """Return which keys each query sees, when causality alone does not say it.
 
     Args:
       query_slots: index of each query among the keys.
-      query_positions, key_positions: positions in the rows, padding not counted.
+      query_positions: positions in the rows, padding not counted.
+      key_positions: likewise.
       mask: real keys.
       window: a query sees keys fewer than this many positions back; None sees all.
-
-    Returns:
-      A dense mask, broadcast over heads.
     """
     slots = jnp.arange(mask.shape[-1])
     seen = (slots[None, :] <= query_slots[:, None])[None] & mask[:, None, :]
@@ -93,7 +110,7 @@ def causal_attention(
     window: int | None = None,
     attention: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Causal attention: cuDNN's where it serves, else in a few blocks of queries.
+    """Attend causally, by cuDNN where it serves, else in a few blocks of queries.
 
     XLA computes hidden scores too, and keeps all of them: with four blocks, each over
     the keys it can see, it computes and keeps five eighths.
@@ -101,10 +118,7 @@ def causal_attention(
     Args:
       query, key, value: of the same T tokens, padding on the right.
       window: a query sees keys fewer than this many positions back; None sees all.
-      attention: ``auto``, ``xla`` or ``cudnn``; see `fused.takes_fused`.
-
-    Returns:
-      ``[B, T, N, H]``.
+      attention: out of `ATTENTIONS`.
 
     Raises:
       ClaraError: ``cudnn`` is asked for and cannot be had.
@@ -132,6 +146,148 @@ def causal_attention(
     return jnp.concatenate(parts, axis=1)
 
 
+def fused_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    window: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attend causally by cuDNN, in half precision, as `causal_attention` does."""
+    # JAX refuses odd lengths backwards. Documents of 256 tokens make rows of 275; no
+    # query sees the key put behind them.
+    length = query.shape[1]
+    pad = ((0, 0), (0, length % 2), (0, 0), (0, 0))
+    heads = _shared_heads(key.shape[2])
+    mixed = jax.nn.dot_product_attention(
+        *(
+            place(jnp.pad(x, pad), "batch", None, heads, None)
+            for x in (query, key, value)
+        ),
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+    return place(mixed, "batch", None, heads, None)[:, :length]
+
+
+def _shared_heads(kv_heads: int) -> str | None:
+    """Return the logical axis of heads, if the mesh divides those of keys as well."""
+    # cuDNN wants queries, keys, values and their slopes laid out alike on a mesh.
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else RULES.mesh_axes("kv_heads")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    return "kv_heads" if kv_heads % parts == 0 else None
+
+
+def takes_fused(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    window: int | None,
+    attention: str,
+) -> bool:
+    """Return whether a causal product is to be computed by cuDNN.
+
+    Decided while tracing, from the devices of ``jax.set_mesh`` or else the default
+    device. Choosing while lowering (``jax.lax.platform_dependent``) would make the
+    backward pass carry what either way keeps, scores included.
+
+    Where ``auto`` would take it and cuDNN refuses, a warning is logged once.
+
+    Raises:
+      ClaraError: ``cudnn`` is asked for and cannot be had, or `attention` is no choice.
+    """
+    if attention not in ATTENTIONS:
+        raise ClaraError(
+            f"attention is '{attention}', but must be one of {', '.join(ATTENTIONS)}"
+        )
+    if attention == "xla":
+        return False
+    forced = attention == "cudnn"
+    if not forced and not _on_nvidia():
+        return False
+    head = query.shape[-1]
+    refusal = None
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        refusal = f"it needs bfloat16 or float16, not {query.dtype}"
+    elif head % 8 or head > _LARGEST_HEAD:
+        refusal = f"heads must be a multiple of 8 up to {_LARGEST_HEAD}, not {head}"
+    if refusal is None:
+        sizes = (query.shape[1], query.shape[2], key.shape[2], head)
+        refusal = _refusal(*sizes, str(query.dtype), window)
+    elif not forced:
+        return False
+    if refusal is None:
+        return True
+    if forced:
+        raise ClaraError(f"attention 'cudnn' cannot be had: {refusal}; use 'auto'")
+    _warn(refusal)
+    return False
+
+
+def _on_nvidia() -> bool:
+    """Return whether what is traced now will run on an NVIDIA GPU."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        # A context of its thread, which pyright does not know.
+        device = jax.config.jax_default_device  # pyright: ignore
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    return device.platform in ("gpu", "cuda") and "NVIDIA" in device.device_kind
+
+
+@functools.cache
+def _refusal(
+    length: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    window: int | None,
+) -> str | None:
+    """Return why cuDNN takes no rows of this shape, forwards or backwards, or None.
+
+    Some refusals come from JAX while tracing, others from cuDNN while XLA compiles, too
+    late for another choice. So one row is compiled here first, if there is a GPU here,
+    in a thread of its own: meshes and traces around this call are not seen there.
+    """
+
+    def work(query, key, value):
+        run = functools.partial(fused_attention, window=window)
+        mixed, backwards = jax.vjp(run, query, key, value)
+        return backwards(mixed)
+
+    def attempt() -> None:
+        device = _local_gpu()
+        place = None if device is None else jax.sharding.SingleDeviceSharding(device)
+        shapes = [
+            jax.ShapeDtypeStruct((1, length, n, head_dim), dtype, sharding=place)
+            for n in (heads, kv_heads, kv_heads)
+        ]
+        traced = jax.jit(work).trace(*shapes)
+        if device is not None:
+            traced.lower().compile()
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(attempt).result()
+        except Exception as error:  # whatever it is, XLA's own attention works
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def _local_gpu() -> Any:
+    """Return a GPU of this process; None where programs for one are only compiled."""
+    try:
+        return jax.local_devices(backend="gpu")[0]
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def _warn(refusal: str) -> None:
+    _log.warning("attention is XLA's, which is slower, as cuDNN refuses: %s", refusal)
+
+
 class Attention(nn.Module):
     """Multi-head attention with fewer key/value heads than query heads.
 
@@ -139,8 +295,8 @@ class Attention(nn.Module):
     that matters, never NaN, forwards and backwards.
 
     Attributes:
-      implementation: of `causal_attention`, which serves whole rows padded on the
-        right; rows under a mask, cached ones among them, are always XLA's.
+      implementation: out of `ATTENTIONS`, for whole rows padded on the right; rows
+        under a mask, cached ones among them, are always XLA's.
     """
 
     num_heads: int
@@ -161,8 +317,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "B T P"],
-        sin: Float[Array, "B T P"],
+        rotation: Rotation,
         visible: Bool[Array, "B 1 T S"] | None,
         cache: LayerCache | None,
         start: Int[Array, ""] | None,
@@ -172,7 +327,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             query = self._norm("query_norm")(query)
             key = self._norm("key_norm")(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
             assert start is not None
             place = (0, start, 0, 0)
@@ -215,19 +370,13 @@ class Attention(nn.Module):
 def attention_settings(
     config: ModelConfig, linear: dict[str, dict], implementation: str = "auto"
 ) -> dict[str, Any]:
-    """Arguments of the `Attention` that `config` describes."""
+    """Return the arguments of the `Attention` that `config` describes."""
+    same = "num_heads num_kv_heads head_dim qk_norm norm_eps qkv_bias output_bias"
+    names = (*same.split(), "dtype", "param_dtype")
     return {
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        **{name: getattr(config, name) for name in names},
         "window": config.sliding_window,
-        "qk_norm": config.qk_norm,
-        "norm_eps": config.norm_eps,
         "fused": config.fused_qkv,
-        "qkv_bias": config.qkv_bias,
-        "output_bias": config.output_bias,
         "linear": linear,
-        "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
         "implementation": implementation,
     }

@@ -20,16 +20,14 @@ _TABLES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 
 
 def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
-    """Logical axes of one array of a backbone, an adapter or an optimizer state.
+    """Return the axes of one array of a backbone, an adapter or an optimizer state.
 
-    Norms, special rows and scalars are small: all their axes are None.
+    They are names of `clara_jax.sharding.ShardingRules`; None for norms, special rows
+    and scalars, which are small.
 
     Args:
       path: names on the way to it; the last two say what it is.
       rank: its number of axes.
-
-    Returns:
-      One name of `clara_jax.sharding.ShardingRules`, or None, per axis.
 
     Example::
 
@@ -56,20 +54,15 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
 
 
 def _narrow(axis: str) -> str:
-    """An adapter has one wide axis, for all the devices that its kernel has two for."""
+    # An adapter has one wide axis, for all the devices that its kernel has two for.
     return axis if axis == "width" else "lora_features"
 
 
 def gathered_axes(layer: str | None) -> tuple[str | None, str | None]:
-    """Logical axes of a linear layer's kernel while its product is made.
+    """Return the axes of a linear layer's inputs and outputs while it multiplies.
 
-    Devices that split the batch, as those along ``fsdp`` do, each need it whole.
-
-    Args:
-      layer: its name; one that the table does not have is whole everywhere.
-
-    Returns:
-      Of inputs and outputs, a name of `clara_jax.sharding.ShardingRules` or None.
+    Devices that split the batch, as those along ``fsdp`` do, each need the kernel
+    whole, and all devices that of a layer which the table does not have.
     """
     inputs, outputs = _LINEAR.get(layer or "", (None, None))
     return (

@@ -18,16 +18,8 @@ def dropout(
 ) -> Float[Array, "*rows D"]:
     """Set each element to zero with probability `rate` and scale the others up.
 
-    What is dropped depends on the key and on an element's place in `x` alone, never on
-    how the array is split over devices.
-
-    Args:
-      x: rows of features.
-      key: typed key of a threefry kind, the default one.
-      rate: in [0, 1).
-
-    Returns:
-      An array like `x` with the same expectation.
+    What is dropped depends on the key (typed, threefry) and on an element's place in
+    `x` alone, never on how the array is split over devices.
     """
     first, second = jax.random.key_data(key)
     rows = jnp.zeros((*x.shape[:-1], 1), jnp.uint32)
@@ -43,7 +35,7 @@ def dropout(
 
 
 def _mixed(bits: UInt[Array, "..."]) -> UInt[Array, "..."]:
-    """A bijection of 32-bit words in which each bit moves all others.
+    """Map 32-bit words one to one, so that each bit moves all others.
 
     Source: C. Wellons, "Prospecting for hash functions" (2018): lowbias32.
     """
@@ -88,9 +80,8 @@ class Linear(nn.Module):
     """``x W + b``, plus ``(alpha / R) (x a) b`` when a ``lora`` collection is given.
 
     The frozen weights are in ``params``, the adapter in ``lora``; without the latter
-    the layer is the base layer. The kernel may be quantized: the layer takes it as it
-    finds it. Adapter inputs are dropped out when a ``dropout`` rng
-    is present, so evaluation is simply a call without one.
+    the layer is the base layer. A quantized kernel is taken as it is found. Adapter
+    inputs are dropped out where there is a ``dropout`` rng.
 
     Attributes:
       features: width of the result.
@@ -118,17 +109,12 @@ class Linear(nn.Module):
             y = quantized_product(x, codes, scales, gathered_axes(self.name))
             y = checkpoint_name(y, PRODUCT)
         else:
-            kernel = self.param(
-                "kernel",
-                nn.initializers.lecun_normal(),
-                (inputs, self.features),
-                param_dtype,
-            )
+            shape, start = (inputs, self.features), nn.initializers.lecun_normal()
+            kernel = self.param("kernel", start, shape, param_dtype)
             y = _product(x, kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param(
-                "bias", nn.initializers.zeros, (self.features,), param_dtype
-            )
+            start = nn.initializers.zeros
+            bias = self.param("bias", start, (self.features,), param_dtype)
             y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         wanted = self.is_initializing() or self.has_variable("lora", "a")
         if self.rank and wanted:
@@ -148,7 +134,7 @@ class Linear(nn.Module):
 def _product(
     x: Float[Array, "*rows I"], kernel: Float[Array, "I O"]
 ) -> Float[Array, "*rows O"]:
-    """``x @ kernel``; half precision is summed in float32 and rounded once.
+    """Return ``x @ kernel``; half precision is summed in float32 and rounded once.
 
     Accelerators sum so anyway; XLA's kernels for the CPU are twice as fast when told.
     Half precision has reverse-mode derivatives only.

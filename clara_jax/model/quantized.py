@@ -36,24 +36,14 @@ GROUP = 64
 _SMALLEST_GROUP = 8
 
 # Quantiles of the normal distribution: QLoRA paper, appendix E.
+# fmt: off
 _NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )
+# fmt: on
 
 
 def quantize_params(params: Params, kind: str) -> Params:
@@ -66,10 +56,6 @@ def quantize_params(params: Params, kind: str) -> Params:
     Args:
       params: weights of a `Transformer`, as arrays or (in a trace) their shapes.
       kind: ``int8``, ``nf4``, or ``none`` to change nothing.
-
-    Returns:
-      The tree with ``codes`` and ``scales`` in place of each ``kernel``; other arrays
-      are shared. The model reads it as it reads the old one.
 
     Raises:
       ClaraError: no such kind, or a layer whose inputs cannot be cut in groups.
@@ -103,9 +89,6 @@ def dequantize_params(params: Params, dtype: Any, name: str = "") -> Params:
       params: weights, quantized or not, or a part of them.
       dtype: type of the kernels.
       name: of a part that is one linear layer.
-
-    Returns:
-      The tree with a ``kernel`` wherever there were codes.
     """
     if not isinstance(params, dict):
         return params
@@ -123,19 +106,17 @@ def quantized_product(
     scales: Float[Array, "S O"],
     axes: tuple[str | None, str | None] = (None, None),
 ) -> Float[Array, "*rows O"]:
-    """``x W`` for a W stored in fewer bits; summed in float32 and rounded once.
+    """Return ``x W`` for a W in fewer bits, summed in float32 and rounded once.
 
     Codes are widened where the product reads them. Reverse mode gives the slope of `x`
     and none of W, and keeps the codes for it: a whole kernel is never kept.
 
     Args:
       x: rows in the compute type.
-      codes, scales: of one layer, as `quantize_params` stores them.
+      codes: of one layer, as `quantize_params` stores them.
+      scales: likewise.
       axes: where W lies on the mesh for the product, see `gathered_axes`. Devices that
         share W send codes to one another, not what these widen to.
-
-    Returns:
-      Rows in the compute type.
     """
     codes, scales = place(codes, *axes), place(scales, *axes)
     if codes.dtype == jnp.int8:
@@ -172,7 +153,7 @@ def _row(scales, x):
 
 
 def _widened(codes, scales, dtype):
-    """The kernel ``[I, O]`` of one layer."""
+    """Return the kernel ``[I, O]`` of one layer."""
     if codes.dtype == jnp.int8:
         return (codes.astype(jnp.float32) * scales).astype(dtype)
     groups, outputs = scales.shape
@@ -184,7 +165,7 @@ def _widened(codes, scales, dtype):
 
 
 def _looked_up(codes):
-    """Values of codes, by one select per bit and pair."""
+    """Return the values of codes, by one select per bit and pair."""
     # Of jnp.where, a compiled function of its own, XLA would take the sixteen constants
     # out of the loop over layers and keep each as a whole array.
     level = [jax.lax.full(codes.shape, value, jnp.float32) for value in _NF4]
@@ -251,7 +232,7 @@ def _not_zero(scales):
 
 
 def _group_size(inputs: int, layer: str = "") -> int:
-    """Inputs that share a scale: the largest even divisor up to `GROUP`."""
+    """Return how many inputs share a scale: the largest even divisor up to `GROUP`."""
     sizes = [n for n in range(_SMALLEST_GROUP, GROUP + 1, 2) if inputs % n == 0]
     if not sizes:
         raise ClaraError(

@@ -13,33 +13,25 @@ from clara_jax.config import RopeConfig
 from clara_jax.shapes import Array, Bool, Float, Int
 
 
-def rotated_width(rope: RopeConfig, head_dim: int) -> int:
-    """How many of a head's numbers are rotated; the rest pass through."""
-    return int(head_dim * rope.fraction)
+def _inverse_wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Return radians per position of every rotated pair, for ``longrope`` unstretched.
 
-
-def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Radians per position of every rotated pair, as float64 ``[rotated / 2]``.
-
-    ``longrope`` is answered with its unstretched frequencies; `rope_tables` divides
-    them by the short or long factors.
+    Float64 ``[P]``; numbers of a head beyond ``2 P`` pass through.
     """
-    width = rotated_width(rope, head_dim)
+    width = int(head_dim * rope.fraction)
     base = rope.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
     if rope.kind == "linear":
         return base / rope.factor
+    original = rope.original_max_position
     if rope.kind == "llama3":
         wavelength = 2 * np.pi / base
-        low = rope.original_max_position / rope.low_frequency
-        high = rope.original_max_position / rope.high_frequency
-        blend = (rope.original_max_position / wavelength - rope.low_frequency) / (
-            rope.high_frequency - rope.low_frequency
-        )
+        low, high = original / rope.low_frequency, original / rope.high_frequency
+        band = rope.high_frequency - rope.low_frequency
+        blend = (original / wavelength - rope.low_frequency) / band
         mixed = (1 - blend) * base / rope.factor + blend * base
         stretched = np.where(wavelength > low, base / rope.factor, mixed)
         return np.where(wavelength < high, base, stretched)
     if rope.kind == "yarn":
-        original = rope.original_max_position
 
         def pair_of(rotations: float) -> float:
             ratio = original / (rotations * 2 * np.pi)
@@ -54,7 +46,7 @@ def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> np.ndarray:
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """Multiplier of cosines and sines."""
+    """Return the multiplier of cosines and sines."""
     if rope.attention_factor:
         return rope.attention_factor
     if rope.kind == "yarn":
@@ -70,7 +62,7 @@ def attention_factor(rope: RopeConfig) -> float:
 def takes_long_factors(
     rope: RopeConfig, positions: Int[Array, "B T"]
 ) -> Bool[Array, " B"]:
-    """Which rows are longer than the length that ``longrope`` was first trained for."""
+    """Return which rows are longer than what ``longrope`` was first trained for."""
     return jnp.max(positions, axis=-1) >= rope.original_max_position
 
 
@@ -80,7 +72,7 @@ def rope_tables(
     positions: Int[Array, "B T"],
     long: Bool[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T P"], Float[Array, "B T P"]]:
-    """Cosines and sines for each row's positions, float32.
+    """Return cosines and sines of P rotated pairs per head, float32.
 
     Args:
       rope: kind and sizes.
@@ -88,11 +80,8 @@ def rope_tables(
       positions: position of each token in its own row, padding not counted.
       long: rows that take ``longrope``'s long factors; by default those of more than
         ``original_max_position`` tokens.
-
-    Returns:
-      Two ``[B, T, P]`` arrays, P rotated pairs per head.
     """
-    frequency = jnp.asarray(inverse_wavelengths(rope, head_dim), jnp.float32)
+    frequency = jnp.asarray(_inverse_wavelengths(rope, head_dim), jnp.float32)
     frequency = frequency[None, :]
     if rope.kind == "longrope":
         if long is None:

@@ -11,6 +11,7 @@ from clara_jax.model.attention import (
     Attention,
     Cache,
     LayerCache,
+    Rotation,
     attention_settings,
     visible_keys,
 )
@@ -69,14 +70,13 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         cache: LayerCache | None,
-        cos: Float[Array, "B T P"],
-        sin: Float[Array, "B T P"],
+        rotation: Rotation,
         visible: Bool[Array, "B 1 T S"] | None,
         start: Int[Array, ""] | None,
         everything: Bool[Array, "B 1 T S"] | None = None,
         full: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """The layer's output and its cache.
+        """Return the layer's output and its cache.
 
         Where layers differ, those whose `full` is set see `everything` instead of
         `visible`.
@@ -89,7 +89,7 @@ class Block(nn.Module):
         if full is not None:
             assert visible is not None and everything is not None
             visible = jnp.where(full, everything, visible)
-        mixed, cache = attention(input_norm(x), cos, sin, visible, cache, start)
+        mixed, cache = attention(input_norm(x), rotation, visible, cache, start)
         x = x + mixed
         return x + mlp(post_norm(x)), cache
 
@@ -97,7 +97,7 @@ class Block(nn.Module):
 def block_settings(
     config: ModelConfig, lora: LoraConfig | None, attention: str = "auto"
 ) -> dict[str, Any]:
-    """Arguments of the `Block` that `config` describes, adapters included."""
+    """Return the arguments of the `Block` that `config` describes."""
     linear = _linear_settings(config, lora)
     return {
         "attention": attention_settings(config, linear, attention),
@@ -112,24 +112,21 @@ def block_settings(
 
 
 def _norm_settings(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "eps": config.norm_eps,
-        "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
-    }
+    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    return {"eps": config.norm_eps, **types}
 
 
 def _linear_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, dict]:
-    """Keyword arguments of each named linear layer."""
-    common = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-    settings = {}
-    for name in LORA_LAYERS:
-        settings[name] = dict(common)
-        if lora is not None and lora.covers(name):
-            settings[name].update(
-                rank=lora.rank, scale=lora.alpha / lora.rank, dropout=lora.dropout
-            )
-    return settings
+    """Return the arguments of each named linear layer."""
+    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    adapted = {}
+    if lora is not None:
+        scale = lora.alpha / lora.rank
+        adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
+    return {
+        name: types | (adapted if lora is not None and lora.covers(name) else {})
+        for name in LORA_LAYERS
+    }
 
 
 class Transformer(nn.Module):
@@ -144,9 +141,8 @@ class Transformer(nn.Module):
       config: the backbone's shape.
       text_vocab: ids of the tokenizer before special tokens are added.
       lora: which layers carry adapters, of which rank; None for the plain base.
-      attention: what computes it, no property of the weights: ``auto`` takes cuDNN on
-        NVIDIA GPUs in half precision, for rows without a mask; ``xla`` and ``cudnn``
-        insist.
+      attention: what computes it, out of `attention.ATTENTIONS`; no property of the
+        weights.
 
     Example::
 
@@ -174,7 +170,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 5, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 4, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
         )(**block_settings(config, self.lora, self.attention))
@@ -188,12 +184,12 @@ class Transformer(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         mask: Bool[Array, "B S"] | None = None,
     ) -> Logits:
-        """Logits of every position: `embed`, `hidden`, `logits` in a row."""
+        """Return logits of every position: `embed`, `hidden`, `logits` in a row."""
         hidden, _ = self.hidden(self.embed(ids), positions, mask)
         return self.logits(hidden)
 
     def embed(self, ids: TokenIds) -> Hidden:
-        """Input embeddings; ids from `text_vocab` on come from the row table."""
+        """Return embeddings; ids from `text_vocab` on come from the row table."""
         dtype = jnp.dtype(self.config.dtype)
         text = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
         rows = self._rows("embedding")
@@ -210,7 +206,7 @@ class Transformer(nn.Module):
         mask: Bool[Array, "B S"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Last hidden states, after the final norm.
+        """Return the last hidden states, after the final norm, and the cache.
 
         Args:
           embeddings: input embeddings of T tokens.
@@ -219,9 +215,6 @@ class Transformer(nn.Module):
             that causality alone is enough: no padding, or padding on the right, whose
             states nobody reads.
           cache: keys and values read before; these tokens are written behind them.
-
-        Returns:
-          ``[B, T, D]`` states, and the cache with these tokens in it.
         """
         config = self.config
         batch, length = embeddings.shape[:2]
@@ -234,7 +227,7 @@ class Transformer(nn.Module):
             long = takes_long_factors(config.rope, positions)
             if cache is not None:
                 long = jnp.where(cache.length == 0, long, cache.long)
-        cos, sin = rope_tables(config.rope, config.head_dim, positions, long)
+        rotation = rope_tables(config.rope, config.head_dim, positions, long)
         key_positions, layer_cache = positions, None
         if cache is not None:
             key_positions = jax.lax.dynamic_update_slice(
@@ -242,8 +235,7 @@ class Transformer(nn.Module):
             )
             layer_cache = (cache.key, cache.value)
             if mask is None:
-                room = cache.key.shape[2]
-                mask = jnp.ones((batch, room), bool)
+                mask = jnp.ones((batch, cache.key.shape[2]), bool)
         window, full_layers = config.sliding_window, config.full_layers
         mixed = window is not None and bool(full_layers)
         if mixed and mask is None:
@@ -256,7 +248,7 @@ class Transformer(nn.Module):
                 layers = jnp.arange(config.num_layers)
                 full = jnp.isin(layers, jnp.array(full_layers))
         x, layer_cache = self.layers(
-            embeddings, layer_cache, cos, sin, visible, start, everything, full
+            embeddings, layer_cache, rotation, visible, start, everything, full
         )
         if cache is not None:
             assert layer_cache is not None
@@ -270,7 +262,7 @@ class Transformer(nn.Module):
         return self.final_norm(x), cache
 
     def logits(self, hidden: Hidden) -> Logits:
-        """Float32 scores of the text vocabulary, then of the special rows."""
+        """Return float32 scores of the text vocabulary, then of the special rows."""
         table = self.embedding().T if self.config.tied else self.head()
         hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]

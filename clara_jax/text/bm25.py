@@ -49,10 +49,7 @@ def best_of(
 ) -> Int64[np.ndarray, " _"]:
     """Return the places of the `k` highest scores above 0, of equals the lower first.
 
-    Args:
-      scores: one per document.
-      k: how many at most.
-      among: whether a document may be returned ``[N]``; None allows all.
+    With `among` ``[N]``, only of documents for which it is true.
     """
     places = np.flatnonzero(scores > 0 if among is None else (scores > 0) & among)
     found = scores[places]
@@ -66,8 +63,7 @@ class Statistics:
     """Counts of a whole corpus, filled block by block with `add`.
 
     Args:
-      words: the only words that count, each with its number 0, 1, ...: those of the
-        questions.
+      words: the only words that count, those of the questions, numbered 0, 1, ...
 
     Attributes:
       holding: number of documents that hold each word ``[V]``.

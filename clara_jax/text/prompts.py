@@ -92,9 +92,7 @@ def scp_prompt(background: str) -> Prompt:
 def paraphrase_prompt(background: str, instruction: int) -> Prompt:
     """Ask for the background in other words (stage ``scp``).
 
-    Args:
-      background: slots or text.
-      instruction: which of `PARAPHRASES`; the original draws one at random per row.
+    The `instruction` is one of `PARAPHRASES`; the original draws one per row.
     """
     text = PARAPHRASES[instruction].replace("{docs}", background)
     return Prompt(PARAPHRASE_SYSTEM, _mend(text))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import tokenizers
 import transformers
 
+from clara_jax.config import ROW_MARKS
 from clara_jax.errors import ClaraError
 from clara_jax.text.prompts import Prompt, mark, marker_names, plain, readable
 
@@ -33,11 +32,9 @@ class ClaraTokenizer:
 
     Like the original: without a pad token, bos serves; a tokenizer without bos (eos)
     whose `name` contains "qwen" takes the first (second) of its additional special
-    tokens, which are the memory tokens when it has none of its own. Any other
-    tokenizer without bos gets none.
-
-    A tokenizer without a chat template (a base model) gets the plainest one: bos,
-    system text, newline, user text, newline, answer, eos.
+    tokens, which are the memory tokens when it has none of its own. Without a chat
+    template (a base model) it gets the plainest one: bos, system text, newline, user
+    text, newline, answer, eos.
 
     Args:
       tokenizer: a ``transformers`` fast tokenizer.
@@ -79,31 +76,25 @@ class ClaraTokenizer:
 
     def _add_markers(self) -> None:
         names = marker_names(self.num_memory)
-        taken = set(names) & {
-            token.strip("<>")
-            for token in self.base.get_vocab()
-            if token.startswith("<") and token.endswith(">")
-        }
+        vocabulary = self.base.get_vocab()
+        taken = [name for name in names if f"<{name}>" in vocabulary]
         if taken:
             raise ClaraError(
-                f"tokenizer {self.name or ''} already has <{min(taken)}>; give the "
-                "base model's tokenizer, without CLaRa's special tokens"
+                f"tokenizer {self.name} already has <{min(taken)}>; give the base "
+                "model's tokenizer, without CLaRa's special tokens"
             )
-        backend = self._marked.backend_tokenizer
+        backend = self._backend = self._marked.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = False
+        marks = [mark(name) for name in names]
         backend.add_special_tokens(
-            [
-                tokenizers.AddedToken(mark(name), special=True, normalized=False)
-                for name in names
-            ]
+            [tokenizers.AddedToken(m, special=True, normalized=False) for m in marks]
         )
-        self._backend = backend
-        ids = [backend.token_to_id(mark(name)) for name in names]
+        ids = [backend.token_to_id(m) for m in marks]
         if ids != list(range(self.text_vocab, self.text_vocab + len(names))):
             raise ClaraError(
-                f"tokenizer {self.name or ''} has {self.text_vocab} tokens, but its "
+                f"tokenizer {self.name} has {self.text_vocab} tokens, but its "
                 f"next free id is {ids[0]}; its ids must be without gaps"
             )
 
@@ -117,15 +108,13 @@ class ClaraTokenizer:
             self.eos = self.eos or entries[1]
         if not self.eos:
             raise ClaraError(
-                f"tokenizer {self.name or ''} has no eos token; set eos_token in its "
+                f"tokenizer {self.name} has no eos token; set eos_token in its "
                 "tokenizer_config.json"
             )
         self.bos_id = self._backend.token_to_id(self.bos) if self.bos else None
         self.eos_id: int = self._backend.token_to_id(self.eos)
-        pad = base.pad_token_id
-        if pad is None:
-            pad = self.eos_id if self.bos_id is None else self.bos_id
-        self.pad_id: int = pad
+        given = (base.pad_token_id, self.bos_id, self.eos_id)
+        self.pad_id: int = next(i for i in given if i is not None)
 
     @classmethod
     def load(
@@ -139,8 +128,7 @@ class ClaraTokenizer:
 
         `name` is stored too, so that reading the folder gives equal ids.
         """
-        with _quiet_transformers():
-            self.base.save_pretrained(str(folder))
+        self.base.save_pretrained(str(folder))
 
     @property
     def num_special(self) -> int:
@@ -163,16 +151,12 @@ class ClaraTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
-        """Turn ids into a string.
+        """Turn ids below n + E into a string.
 
-        Args:
-          ids: token ids below n + E, a list or an array.
-          skip_special: leave special tokens out; else they read ``<MEM0>``.
+        Special tokens are left out, or without `skip_special` read ``<MEM0>``.
         """
-        text = self._marked.decode(
-            [int(i) for i in ids], skip_special_tokens=skip_special
-        )
-        return readable(text)
+        numbers = [int(i) for i in ids]
+        return readable(self._marked.decode(numbers, skip_special_tokens=skip_special))
 
     def encode_document(self, text: str, max_length: int) -> list[int]:
         """Make the compressor's row: ``<ENC><bos>text<eos>``, then M memory tokens.
@@ -183,18 +167,16 @@ class ClaraTokenizer:
             to 3 more, so a long text loses its eos.
 
         Returns:
-          At most ``max_length + 3 + M`` ids.
+          At most ``MemoryConfig.row_length(max_length)`` ids.
         """
-        ids = self.encode(self._document(text))
-        return ids[: max_length + 3] + list(self.memory_ids)
+        return self.encode_documents([text], max_length)[0]
 
     def encode_documents(
         self, texts: Sequence[str], max_length: int
     ) -> list[list[int]]:
         """Apply `encode_document` to many texts at once, in native threads."""
-        strings = [self._document(text) for text in texts]
-        rows = self._backend.encode_batch(strings, add_special_tokens=False)
-        return [row.ids[: max_length + 3] + list(self.memory_ids) for row in rows]
+        longest = max_length + ROW_MARKS
+        return [row[:longest] + list(self.memory_ids) for row in self._rows(texts)]
 
     def document_length(self, text: str) -> int:
         """Count the tokens of `text` as `encode_document` would see it, uncut.
@@ -205,32 +187,23 @@ class ClaraTokenizer:
 
     def document_lengths(self, texts: Sequence[str]) -> list[int]:
         """Apply `document_length` to many texts at once, in native threads."""
-        strings = [self._document(text) for text in texts]
+        absent = self.bos == ""
+        return [len(row) - ROW_MARKS + absent for row in self._rows(texts)]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        start = mark("ENC") + self.bos
+        strings = [start + plain(text) + self.eos for text in texts]
         rows = self._backend.encode_batch(strings, add_special_tokens=False)
-        return [len(row.ids) - 3 + (self.bos == "") for row in rows]
+        return [row.ids for row in rows]
 
     def shorten(self, text: str, max_length: int) -> str:
-        """Return as much of a text as `encode_document` keeps of it: its first tokens.
-
-        Args:
-          text: a document.
-          max_length: tokens to keep, at least 1.
-        """
+        """Return the first tokens of a text, as many as `encode_document` keeps."""
         offsets = self._backend.encode(plain(text), add_special_tokens=False).offsets
         if len(offsets) <= max_length:
             return text
         return plain(text)[: offsets[max_length - 1][1]]
 
-    def _document(self, text: str) -> str:
-        return mark("ENC") + self.bos + plain(text) + self.eos
-
-    def chat(
-        self,
-        system: str,
-        user: str,
-        assistant: str | None = None,
-        add_generation_prompt: bool | None = None,
-    ) -> str:
+    def chat(self, system: str, user: str, assistant: str | None = None) -> str:
         """Render a conversation with the tokenizer's chat template.
 
         Args:
@@ -238,41 +211,32 @@ class ClaraTokenizer:
             before the user text, with a newline between.
           user: user text, in which `slots` may stand. Make it with the functions of
             `clara_jax.text.prompts`, or run users' words through ``plain``.
-          assistant: the answer; None leaves it open.
-          add_generation_prompt: end where the answer begins; default: when `assistant`
-            is None.
+          assistant: the answer; None ends the text where it begins.
 
         Raises:
           ClaraError: the template refuses the conversation.
         """
-        open_end = assistant is None
-        if add_generation_prompt is not None:
-            open_end = add_generation_prompt
         system = plain(system)
         answer = None if assistant is None else plain(assistant)
         if not self.base.chat_template:
-            return self._plain_chat(system, user, answer)
+            head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
+            return head if answer is None else head + answer + self.eos
         try:
             try:
-                return self._render(system, user, answer, open_end)
+                return self._render(system, user, answer)
             except Exception as error:
                 if _NO_SYSTEM not in str(error) or not system:
                     raise
-                return self._render("", f"{system}\n{user}", answer, open_end)
+                return self._render("", f"{system}\n{user}", answer)
         except Exception as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ClaraError(
-                f"the chat template of tokenizer {self.name or ''} failed: {line}"
+                f"the chat template of tokenizer {self.name} failed: {_line(error)}"
             ) from error
 
     def encode_chat(
         self, prompt: Prompt, assistant: str | None = None
     ) -> tuple[list[int], int]:
         """Tokenise a prompt, with its answer or open for one.
-
-        Args:
-          prompt: system and user text.
-          assistant: the answer; None leaves it open.
 
         Returns:
           The ids, and how many of them the prompt counts: the tokens of the separately
@@ -284,9 +248,7 @@ class ClaraTokenizer:
             return open_ids, len(open_ids)
         return self.encode(self.chat(*prompt, assistant)), len(open_ids)
 
-    def _render(
-        self, system: str, user: str, answer: str | None, open_end: bool
-    ) -> str:
+    def _render(self, system: str, user: str, answer: str | None) -> str:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
         if answer is not None:
@@ -294,13 +256,9 @@ class ClaraTokenizer:
         return self.base.apply_chat_template(
             messages,
             tokenize=False,
-            add_generation_prompt=open_end,
+            add_generation_prompt=answer is None,
             enable_thinking=False,
         )
-
-    def _plain_chat(self, system: str, user: str, answer: str | None) -> str:
-        head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
-        return head if answer is None else head + answer + self.eos
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -308,12 +266,6 @@ def load_tokenizer(source: str | Path) -> Any:
 
     A ``tokenizer.json`` is taken as it is, whatever class the configuration names, so
     that ids do not depend on the version of ``transformers``.
-
-    Args:
-      source: folder with ``tokenizer.json`` (or older files), or a hub name.
-
-    Returns:
-      A ``transformers`` fast tokenizer.
 
     Raises:
       ClaraError: there is none, or its files cannot be read.
@@ -325,15 +277,20 @@ def load_tokenizer(source: str | Path) -> Any:
     if not path.is_dir() and (path.exists() or str(source).startswith((".", os.sep))):
         raise ClaraError(f"tokenizer {source}: no such folder")
     exact = not path.is_dir() or (path / "tokenizer.json").is_file()
-    loader = (
-        transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
-    )
+    loader: Any = transformers.AutoTokenizer
+    if exact:
+        loader = transformers.PreTrainedTokenizerFast
+    level = transformers.logging.get_verbosity()
+    # It remarks on classes of tokenizers, which do not concern users.
+    transformers.logging.set_verbosity_error()
     try:
-        with _quiet_transformers():
-            return loader.from_pretrained(str(source))
+        return loader.from_pretrained(str(source))
     except Exception as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ClaraError(f"tokenizer {source}: cannot be read: {line}") from error
+        raise ClaraError(
+            f"tokenizer {source}: cannot be read: {_line(error)}"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def _additional_specials(tokenizer: Any) -> list[str]:
@@ -344,13 +301,5 @@ def _additional_specials(tokenizer: Any) -> list[str]:
     return []
 
 
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep remarks about tokenizer classes, which do not concern users, off stderr."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

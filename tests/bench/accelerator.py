@@ -54,7 +54,7 @@ import clara_jax
 from clara_jax.config import MemoryConfig, ModelConfig
 from clara_jax.errors import ClaraError
 from clara_jax.model import PRESETS, Transformer, abstract_variables
-from clara_jax.model.fused import ATTENTIONS
+from clara_jax.model.attention import ATTENTIONS
 from clara_jax.train.state import count_bytes
 
 ROWS = (

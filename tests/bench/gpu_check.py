@@ -47,8 +47,7 @@ from random_runs import attention_of
 from clara_jax.clara import Batch, Loss, Network
 from clara_jax.config import LoraConfig, OptimConfig, SelectionConfig
 from clara_jax.generate import DecodeConfig, decode_loop, prefill
-from clara_jax.model.attention import causal_attention
-from clara_jax.model.fused import fused_attention
+from clara_jax.model.attention import causal_attention, fused_attention
 from clara_jax.search.codecs import CODECS
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.sharding import make_mesh, named_sharding

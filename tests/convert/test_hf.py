@@ -317,10 +317,11 @@ def test_merged_in_float32_and_cast_once(tmp_path, clara_maker, llama_values):
     np.testing.assert_array_equal(stored[name], merged.astype(ml_dtypes.bfloat16))
 
 
-def test_shards(tmp_path, clara_maker, llama_values):
+def test_shards(tmp_path, clara_maker, llama_values, monkeypatch):
     model = clara_maker(llama_values)
     write_hf_folder(tmp_path / "one", model, "generator")
-    write_hf_folder(tmp_path / "many", model, "generator", shard_bytes=12_000)
+    monkeypatch.setattr("clara_jax.convert.tensors.SHARD_BYTES", 12_000)
+    write_hf_folder(tmp_path / "many", model, "generator")
     whole = load_file(tmp_path / "one" / "model.safetensors")
     text = (tmp_path / "many" / "model.safetensors.index.json").read_text()
     index = json.loads(text)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from clara_jax.commands import Terminated
 from clara_jax.convert import load_model, write_model_folder
 from clara_jax.convert.__main__ import main
 
@@ -162,8 +163,28 @@ def test_full_disk(tmp_path, llama_values, hf_writer, capsys, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"hf"}
 
 
-def test_unknown_form(capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [["onnx", "a", "b"], ["hf", "a"], ["hf", "a", "b", "--dt", "bfloat16"]],
+)
+def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["onnx", "a", "b"])
+        main(arguments)
     assert caught.value.code == 2
-    assert "invalid choice" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("signal", "status"), [(KeyboardInterrupt, 130), (Terminated, 75)]
+)
+def test_signals(tmp_path, clara, capsys, monkeypatch, signal, status):
+    def stopped(*arguments, **options):
+        raise signal
+
+    monkeypatch.setattr("clara_jax.convert.model_folder.write_tree", stopped)
+    before = set(tmp_path.iterdir())
+    assert main(["hf", str(tmp_path / "base"), str(tmp_path / "out")]) == status
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "interrupted; nothing was written"
+    assert set(tmp_path.iterdir()) == before

@@ -21,7 +21,7 @@ from clara_jax.convert import (
     shipped_folder,
     shipped_names,
 )
-from clara_jax.convert import named as module
+from clara_jax.convert import load as module
 from clara_jax.convert.__main__ import main as convert
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.__main__ import main as evaluate

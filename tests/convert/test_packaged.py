@@ -13,13 +13,13 @@ import pytest
 from clara_jax.config import MemoryConfig, RunConfig
 from clara_jax.convert import (
     export_adapters,
+    load,
     load_config,
     load_model,
-    named,
     write_model_folder,
 )
 from clara_jax.convert.hf_config import model_config_from_hf
-from clara_jax.convert.named import PACKAGES, Package
+from clara_jax.convert.load import PACKAGES, Package
 from clara_jax.convert.names import gguf_tensors
 from clara_jax.errors import ClaraError
 from clara_jax.model import logical_axes
@@ -149,7 +149,7 @@ def test_the_package_goes_before_the_network(package, monkeypatch):
     def reached(*_, **__):
         raise AssertionError("asked the network")
 
-    monkeypatch.setattr(named.huggingface_hub, "snapshot_download", reached)
+    monkeypatch.setattr(load.huggingface_hub, "snapshot_download", reached)
     assert load_config(HUB).num_layers == 3
 
 

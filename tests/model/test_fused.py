@@ -18,7 +18,8 @@ import pytest
 
 from clara_jax.config import DataConfig, MemoryConfig, OptimConfig, RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.model import PRESETS, Transformer, fused
+from clara_jax.model import PRESETS, Transformer
+from clara_jax.model import attention as fused
 from clara_jax.model.attention import causal_attention
 from clara_jax.sharding import make_mesh
 from clara_jax.testing import toy_network
