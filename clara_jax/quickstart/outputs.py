@@ -25,7 +25,7 @@ from clara_jax.checkpoint import replace_folder
 from clara_jax.config import check_choices, parse, require
 from clara_jax.config.parsing import not_negative, positive
 from clara_jax.convert import ModelFolder, load_config, load_model, write_hf_folder
-from clara_jax.convert.model_folder import new_folder
+from clara_jax.convert.model_folder import folder_beside, new_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, curves, evaluators
@@ -202,7 +202,7 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     workdir, data = Path(workdir), Path(workdir) / "data"
     if settings.get("records") == "pretraining":
         model = load_model(workdir / "lm")
-        with new_folder(workdir / "base", move=False) as made:
+        with folder_beside((workdir / "base").absolute()) as made:
             write_hf_folder(made, model, dtype="float32")
             replace_folder(made, workdir / "base")
         print(f"the base is in {workdir / 'base'}")

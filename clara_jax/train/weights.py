@@ -219,7 +219,9 @@ def make_adapters(
     )
     rows = {"marks": _rows(model, params["embed"]["embedding"], 3, marks)}
     if not model.config.tied:
-        rows["head"] = _rows(model, params["head"]["kernel"].T, num_memory + 3, head)
+        rows["head"] = _rows(
+            model, params["head"]["kernel"].T, config.memory.num_special, head
+        )
     return adapters, rows
 
 
