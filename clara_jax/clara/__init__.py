@@ -13,10 +13,7 @@ from clara_jax.clara.losses import (
 )
 from clara_jax.clara.network import (
     ROLES,
-    Compressor,
-    Generator,
     Network,
-    Reasoner,
     init_rows,
     positions_in_rows,
 )
@@ -27,12 +24,9 @@ __all__ = [
     "ROLES",
     "Batch",
     "CompressionLoss",
-    "Compressor",
     "EndToEndLoss",
-    "Generator",
     "Loss",
     "Network",
-    "Reasoner",
     "RerankLoss",
     "TextLoss",
     "Tokens",

@@ -1,9 +1,8 @@
 """How much of a document its vectors keep: the paraphrase held against the document.
 
-The generator writes from the document's own vectors (condition ``model``), from no
-document (``none``), and from the vectors of the next passage that shares no document
-(``shuffled``). What ``model`` has above the other two was in the vectors (paper section
-4.5).
+The generator writes from the document's own vectors (``model``), from no document
+(``none``), and from the vectors of the next passage that shares no document
+(``shuffled``). What ``model`` has above them was in the vectors (paper section 4.5).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import numpy as np
 from clara_jax.data.records import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.examine import (
-    CHUNK,
     Prediction,
-    markdown_table,
+    answers_table,
+    chunks,
     other_documents,
 )
 from clara_jax.evaluate.metrics import bootstrap
@@ -40,12 +39,7 @@ FindEntities = Callable[[Sequence[str]], list[set[str]]]
 
 
 class Passage(NamedTuple):
-    """What is paraphrased.
-
-    Attributes:
-      documents: texts that go in together.
-      reference: text to give back.
-    """
+    """Texts that go in together, and the text to give back."""
 
     documents: tuple[str, ...]
     reference: str
@@ -65,12 +59,11 @@ def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
       limit: first so many; 0 takes all.
     """
     found: dict[Passage, None] = {}
-    for i in range(len(records)):
-        record = records[i]
+    for record in map(records.__getitem__, range(len(records))):
+        passages = [Passage((text,), text) for text in record.documents]
         if record.kind == "paraphrase":
-            found[Passage(record.documents, record.answers[0])] = None
-        else:
-            found.update((Passage((text,), text), None) for text in record.documents)
+            passages = [Passage(record.documents, record.answers[0])]
+        found.update(dict.fromkeys(passages))
         if limit and len(found) >= limit:
             break
     return list(found)[: limit or None]
@@ -79,26 +72,20 @@ def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
 def paraphrase_all(
     clara: Clara, passages: Sequence[Passage], start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Paraphrase every passage under every condition; `start` of them are done before.
+    """Paraphrase every passage under every condition, as `examine` does questions.
 
-    Yields:
-      Predictions, some passages at a time; their question is the passage, their gold
-      answer the text to give back.
+    A prediction's question is the passage, its gold answer the text to give back.
     """
     instructions = draw_instructions(clara.config.seed, len(passages))
     rows = [passage.documents for passage in passages]
-    step = max(CHUNK, clara.config.batch_size)
-    for begin in range(start, len(passages), step):
-        numbers = range(begin, min(begin + step, len(passages)))
+    for numbers in chunks(clara, len(passages), start):
         read = {
             "model": [rows[i] for i in numbers],
             "none": [() for _ in numbers],
             "shuffled": [other_documents(rows, i) for i in numbers],
         }
-        said = {
-            name: clara.paraphrase(read[name], [instructions[i] for i in numbers])
-            for name in read
-        }
+        asked = [instructions[i] for i in numbers]
+        said = {name: clara.paraphrase(texts, asked) for name, texts in read.items()}
         yield [
             Prediction(
                 index=i,
@@ -168,9 +155,8 @@ def entities_kept(
     shares = []
     for text, names in zip(predictions, entities, strict=True):
         said = " ".join(text.casefold().split())
-        kept = [
-            bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)) for name in names
-        ]
+        whole = [rf"(?<!\w){re.escape(name)}(?!\w)" for name in names]
+        kept = [re.search(pattern, said) is not None for pattern in whole]
         shares.append(float(np.mean(kept)) if kept else float("nan"))
     return shares
 
@@ -205,15 +191,11 @@ def paraphrase_scores(
 def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
     """Return the scores as Markdown, means with their 95% intervals."""
     shown = {n: t for n, t in _SHOWN.items() if n in scores["answers"]["model"]}
-    rows = [
-        [_LABELS[condition], *(values[name] for name in shown)]
-        for condition, values in scores["answers"].items()
-    ]
     lines = [
         f"# {title}",
         "",
         f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
-        *markdown_table(["paraphrases from", *shown.values()], rows),
+        *answers_table("paraphrases from", scores, _LABELS, shown),
     ]
     named = scores["with_entities"]
     if named is None:

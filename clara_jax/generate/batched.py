@@ -34,7 +34,7 @@ def length_bucket(
 
     Args:
       length: tokens in the longest row.
-      largest: longest length that can occur, where it is known: no result is above it.
+      largest: longest that can occur, where it is known: no result is above it.
       smallest: lower bound, which saves programs where short rows cost little.
       steps: from one power of two to the next; none is shorter than 8 tokens.
     """
@@ -114,9 +114,6 @@ def number_texts(
 
 AnyArray = Array | np.ndarray
 
-Tell = Callable[[int], object]
-"""Told, as work goes on, how many rows more are done; what it raises ends the work."""
-
 
 def encode_rows(
     network: Network,
@@ -126,7 +123,7 @@ def encode_rows(
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
-    tell: Tell | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "n M D"]:
     """Compress documents, or encode questions, batch by batch.
 
@@ -139,11 +136,11 @@ def encode_rows(
       pad_id: fills shorter rows.
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
-      tell: called after each batch.
+      tell: called after each batch with its number of rows; may raise to end the work.
     """
-    shape = network.model.config
-    size = (len(rows), network.num_memory, shape.width)
-    vectors = np.zeros(size, jnp.dtype(shape.dtype))
+    config = network.model.config
+    shape = (len(rows), network.num_memory, config.width)
+    vectors = np.zeros(shape, jnp.dtype(config.dtype))
     under_way: list[tuple[np.ndarray, Array]] = []
 
     def fetch() -> None:
@@ -154,8 +151,7 @@ def encode_rows(
 
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
-        found = compress_batch(network, tokens, role)
-        under_way.append((chosen, found))
+        under_way.append((chosen, compress_batch(network, tokens, role)))
         if len(under_way) > 1:
             fetch()
     while under_way:
@@ -166,12 +162,9 @@ def encode_rows(
 def candidate_scores(
     questions: Float[AnyArray, "B M D"], vectors: Float[AnyArray, "*rows C M D"]
 ) -> Float[np.ndarray, "B C"]:
-    """Return float32 cosines of questions with their candidates, padded to few shapes.
+    """Return float32 cosines of questions with their candidates.
 
-    Args:
-      questions: their vectors.
-      vectors: of each question's candidates ``[B, C, M, D]``, or ``[C, M, D]`` the same
-        for all questions.
+    These are ``[B, C, M, D]``, or ``[C, M, D]`` the same for all questions.
     """
     rows, candidates = questions.shape[0], vectors.shape[-3]
     more_rows = row_bucket(rows, 1 << 30) - rows
@@ -199,23 +192,14 @@ def _scores(
 
 @functools.partial(jax.jit, static_argnames="role")
 def compress_batch(
-    network: Network,
-    tokens: Tokens,
-    role: str | None,
+    network: Network, tokens: Tokens, role: str | None
 ) -> Float[Array, "B M D"]:
     """Return the vectors of one padded batch of documents or questions."""
     tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
     return network.compress(tokens, role=role).memory
 
 
-@jax.jit
-def embed_prompts(
-    network: Network,
-    prompt: Tokens,
-    vectors: Float[Array, "B J M D"] | None,
-) -> Float[Array, "B T D"]:
-    """Return the input embeddings of prompts whose slots hold `vectors`."""
-    return network.embed(prompt, vectors)
+embed_prompts = jax.jit(Network.embed)
 
 
 def text_pieces(
@@ -233,23 +217,17 @@ def text_pieces(
         ids.append(token)
         text = decode(ids).lstrip()
         # White space at the end may be the last of the answer.
-        if not text.endswith("\ufffd") and text.startswith(told):
-            piece = text.rstrip()[len(told) :]
-            if piece:
-                yield piece
-                told += piece
+        piece = text.rstrip()[len(told) :]
+        if piece and not text.endswith("\ufffd") and text.startswith(told):
+            yield piece
+            told += piece
     rest = decode(ids).strip()[len(told) :]
     if rest:
         yield rest
 
 
 class Spoken(NamedTuple):
-    """A token that a memory vector is close to.
-
-    Attributes:
-      token: its text.
-      probability: its share of the softmax over the text vocabulary.
-    """
+    """A token near a memory vector, with its probability in the text vocabulary."""
 
     token: str
     probability: float
@@ -261,8 +239,7 @@ def nearest_tokens(
 ) -> tuple[Int[Array, "M count"], Float[Array, "M count"]]:
     """Read vectors through the output head, without adapters (the logit lens).
 
-    Returns:
-      Ids and probabilities of the text tokens with the largest logits, best first.
+    Ids and probabilities are those of the text tokens with the largest logits.
     """
     apply: Any = model.apply
     logits = apply({"params": params}, vectors[None], method="logits")[0]

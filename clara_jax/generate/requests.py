@@ -82,12 +82,7 @@ def require_role(network: Network, role: str) -> None:
 
 
 def refuse_empty(texts: Sequence[str], name: str) -> None:
-    """Refuse texts of white space only.
-
-    Args:
-      texts: documents or questions.
-      name: what the error calls them; ``{}`` stands for the number, counted from 1.
-    """
+    """Refuse texts of white space only; in `name`, ``{}`` stands for their number."""
     for i, text in enumerate(texts):
         if not plain(text).strip():
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
@@ -96,8 +91,7 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
 def draw_instructions(seed: int, count: int) -> list[int]:
     """Draw which of `PARAPHRASES` asks for each of `count` paraphrases."""
     draw = random.Random(seed)
-    choices = range(len(PARAPHRASES))
-    return [draw.choice(choices) for _ in range(count)]
+    return [draw.choice(range(len(PARAPHRASES))) for _ in range(count)]
 
 
 def encode_prompts(
@@ -111,7 +105,7 @@ def encode_prompts(
     Args:
       tokenizer: with special tokens.
       prompts: system and user texts.
-      limit: longest prompt in tokens; None for no limit.
+      limit: longest prompt in tokens, if there is a limit.
       cut: cut longer prompts on the right, as the original does, unless that would
         cut off a document.
 

@@ -29,10 +29,10 @@ class MixSettings:
     """The data of an experiment; the config's group ``mix``.
 
     Attributes:
+      folder: where the mix is, or is made.
       recipe: a TOML file, see `clara_jax.data.read_recipe`; empty takes a mix that was
         made before as it is, without its sources.
       data: the folder that the recipe's paths are below; empty takes the recipe's.
-      folder: where the mix is, or is made.
     """
 
     folder: str
@@ -77,7 +77,7 @@ def prepare(settings: Mapping[str, Any], first: RunConfig) -> None:
 
     Args:
       settings: fields of `MixSettings`.
-      first: the run whose tokenizer and document length cut the data.
+      first: the run by whose tokenizer and document length the data are cut.
 
     Raises:
       ClaraError: the recipe, a source or the folder is wrong.
@@ -101,8 +101,6 @@ def export(
     workdir: Path, run: RunConfig, settings: Mapping[str, Any], mix_folder: str = ""
 ) -> None:
     """Copy a finished run's adapters to ``workdir/adapters/NAME``, in bfloat16.
-
-    `clara_jax.load` reads them; they are what is taken along, or shipped.
 
     Args:
       workdir: the experiment's folder.
@@ -188,8 +186,7 @@ def card(
     """Return the card of adapters as Markdown.
 
     Args:
-      name: what the model is called.
-      base: its backbone.
+      name, base: what the model and its backbone are called.
       model: with its settings.
       summary: of the run that trained it.
       manifest: of the data that were mixed for it; may be empty.

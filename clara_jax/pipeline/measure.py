@@ -56,19 +56,14 @@ _AT_ONCE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """What an experiment has trained.
-
-    Attributes:
-      clara: compressor, reasoner and generator after the last stage.
-      readers: further conditions, out of the table above.
-    """
+    """The model after the last stage, and readers for the conditions above."""
 
     clara: Clara
     readers: Mapping[str, Reader]
 
     @classmethod
     def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
-        """Load the newest run that compresses, and the baselines beside it.
+        """Load the last run that retrieves, and the baselines beside it.
 
         Raises:
           ClaraError: no run trains a reasoner, or one is not finished.
@@ -124,15 +119,15 @@ def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
     Raises:
       ClaraError: there are none.
     """
-    files = sorted((folder / "held_out").glob("*.jsonl"))
-    files = [file for file in files if file.stat().st_size]
-    sources = {file.stem: questions_of(open_records(file), count) for file in files}
-    found = [
-        (question, name)
-        for turn in itertools.zip_longest(*sources.values())
-        for question, name in zip(turn, sources, strict=True)
-        if question is not None
-    ][:count]
+    files = [
+        f for f in sorted((folder / "held_out").glob("*.jsonl")) if f.stat().st_size
+    ]
+    sources = [
+        [(question, file.stem) for question in questions_of(open_records(file), count)]
+        for file in files
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*sources))
+    found = list(itertools.islice(filter(None, turns), count))
     if not found:
         raise ClaraError(
             f"{folder / 'held_out'}: holds no questions; mix the data anew"
@@ -144,8 +139,7 @@ class Known:
     """Vectors of a corpus, made beforehand, and of other documents, each made once.
 
     Attributes:
-      corpus: the passages that have vectors.
-      vectors: theirs ``[U, M, D]``.
+      corpus: the first passages, which have the `vectors` ``[U, M, D]``.
       whole: how many passages there are, those without vectors included.
       places: passage to its place in the corpus.
     """
@@ -161,16 +155,15 @@ class Known:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Return the vectors of documents, in their order."""
-        have = self.places.keys() | self._others.keys()
-        missing = [t for t in dict.fromkeys(texts) if t not in have]
-        if missing:
-            found = self._clara.compress(missing)
-            self._others.update(zip(missing, found, strict=True))
-        found = [
-            self.vectors[self.places[t]] if t in self.places else self._others[t]
-            for t in texts
+        others, places = self._others, self.places
+        missing = [
+            t for t in dict.fromkeys(texts) if t not in places and t not in others
         ]
-        return np.stack(found)
+        if missing:
+            others.update(zip(missing, self._clara.compress(missing), strict=True))
+        return np.stack(
+            [others[t] if t in others else self.vectors[places[t]] for t in texts]
+        )
 
 
 def compress_corpus(
@@ -178,22 +171,13 @@ def compress_corpus(
     corpus: Sequence[str],
     folder: Path,
     seconds: float | None,
-    stop: Callable[[], None],
+    stop: Callable[[], object],
 ) -> Float[np.ndarray, "U M D"]:
     """Compress distinct passages, or as many of the first as there is time for.
 
-    ``folder/vectors`` keeps them for a command that goes on; `seconds` and `stop` are
-    as of `answer_all`.
+    ``folder/vectors`` keeps them; `seconds` and `stop` are as of `answer_all`.
     """
-    begin = time.monotonic()
-
-    def stopped() -> bool:
-        stop()
-        return False
-
-    def late(_: int) -> bool:
-        return seconds is not None and time.monotonic() - begin >= seconds
-
+    end = None if seconds is None else time.monotonic() + seconds
     found = cached_vectors(
         folder / "vectors",
         clara.network,
@@ -201,8 +185,8 @@ def compress_corpus(
         clara.memory,
         list(corpus),
         batch_size=clara.config.batch_size,
-        stop=stopped,
-        late=None if seconds is None else late,
+        stop=lambda: bool(stop()),
+        late=None if end is None else lambda _: time.monotonic() >= end,
     )
     assert found is not None, "stop raises"
     return found
@@ -215,21 +199,19 @@ def answer_all(
     known: Known,
     folder: Path,
     seconds: float | None,
-    stop: Callable[[], None],
+    stop: Callable[[], object],
 ) -> list[Prediction]:
-    """Answer questions under every condition; go on where an earlier command was.
+    """Answer the first questions under every condition, all where time suffices.
 
     Args:
       models: what answers.
       questions: with candidates.
       sources: of each question; documents are exchanged within a source only.
       known: compresses documents.
-      folder: keeps ``predictions.jsonl``; one of other questions or models is replaced.
+      folder: keeps ``predictions.jsonl`` for a command that goes on; one of other
+        questions or models is replaced.
       seconds: after which no more are begun, once some are answered; None for no end.
       stop: called between batches; raises to end.
-
-    Returns:
-      Predictions of the first questions, of all where time sufficed.
     """
     begin = time.monotonic()
     clara = models.clara
@@ -293,11 +275,9 @@ def corpus_recall(
         "before": nearest(models.before.reason(asked), known.vectors, k),
         "bm25": Bm25(known.corpus).best(asked, k)[1],
     }
+    rankings = {n: recall_of(right, r.tolist(), KS, seed) for n, r in found.items()}
     return {
-        "rankings": {
-            name: recall_of(right, rows.tolist(), KS, seed)
-            for name, rows in found.items()
-        },
+        "rankings": rankings,
         "passages": len(known.corpus),
         "of": known.whole,
         "questions": len(asked),
@@ -329,8 +309,6 @@ def corpus_of(folder: Path, count: int) -> list[str]:
     """Read distinct passages of a mix, held-out ones first; 0 as `count` takes all."""
     found: dict[str, None] = {}
     with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            if count and len(found) == count:
-                break
+        while (not count or len(found) < count) and (line := file.readline()):
             found[json.loads(line)["text"]] = None
     return list(found)

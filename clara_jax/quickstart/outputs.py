@@ -130,7 +130,7 @@ def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
     """Write ``workdir/data`` unless it is there already, and return its path.
 
     The folder appears whole or not at all, and holds the same bytes for the same
-    settings, which are fields of `Settings`.
+    settings, fields of `Settings`.
 
     Raises:
       ClaraError: it holds data of other settings, or cannot be written.
@@ -217,16 +217,23 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
         [question.question for question in shown],
         [question.documents for question in shown],
     )
-    text, examples = table(numbers) + "\n", []
-    for question, answer, row in zip(
-        shown, chosen.answers, chosen.indices.tolist(), strict=True
-    ):
-        gold, document = question.gold[0], question.documents[row[0]]
-        verdict = "" if answer == gold else f"   (it is {gold})"
-        text += f"{question.question}  {answer}{verdict}\n"
-        text += f"    from the vectors of: {document}\n"
-        item = {"question": question.question, "answer": answer}
-        examples.append({**item, "gold": gold, "document": document})
+    examples = [
+        {
+            "question": question.question,
+            "answer": answer,
+            "gold": question.gold[0],
+            "document": question.documents[row[0]],
+        }
+        for question, answer, row in zip(
+            shown, chosen.answers, chosen.indices, strict=True
+        )
+    ]
+    text = table(numbers) + "\n"
+    for item in examples:
+        right = item["answer"] == item["gold"]
+        verdict = "" if right else f"   (it is {item['gold']})"
+        text += f"{item['question']}  {item['answer']}{verdict}\n"
+        text += f"    from the vectors of: {item['document']}\n"
     write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
     write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
