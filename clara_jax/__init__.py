@@ -33,13 +33,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 _ROOMS = {
     "answer": ("Session",),
     "compress": (),
-    "clara": (
-        "Batch",
-        "Network",
-        "Tokens",
-        "cosine_scores",
-        "soft_topk",
-    ),
+    "clara": ("Batch", "Network", "Tokens", "cosine_scores", "soft_topk"),
     "config": (
         "LoraConfig",
         "MemoryConfig",

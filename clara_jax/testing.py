@@ -29,7 +29,6 @@ from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
 from clara_jax.text import (
     PARAPHRASES,
-    Prompt,
     answer_prompt,
     paraphrase_prompt,
     scp_prompt,
@@ -51,17 +50,11 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def toy_config(**changes: Any) -> ModelConfig:
-    """Two layers, width 16, grouped heads; `changes` are fields of `ModelConfig`."""
-    fields: dict[str, Any] = {
-        "vocab_size": TEXT_VOCAB,
-        "width": 16,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 4,
-        "mlp_dim": 24,
-    }
-    return ModelConfig(**{**fields, **changes})
+    """Return two layers of width 16; `changes` are fields of `ModelConfig`."""
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    sizes = {"vocab_size": TEXT_VOCAB, "width": 16, "num_layers": 2, "mlp_dim": 24}
+    fields: dict[str, Any] = {**sizes, **heads, **changes}
+    return ModelConfig(**fields)
 
 
 def toy_network(
@@ -79,9 +72,6 @@ def toy_network(
       text_vocab: n, tokens before the special ones.
       lora: adapter settings; by default rank 4 on all layers.
       **changes: fields of `ModelConfig`.
-
-    Returns:
-      A network with an adapter for every role.
     """
     changes.setdefault("vocab_size", text_vocab)
     config = toy_config(**changes)
@@ -110,9 +100,8 @@ def toy_network(
     }
     if not config.tied:
         backbone["rows"]["head"] = rows(num_memory + 3)
-    adapters: dict[str, Any] = {"memory": rows(num_memory)}
-    for role in ROLES:
-        adapters[role] = jax.tree.map_with_path(draw, shapes["lora"])
+    adapters = {"memory": rows(num_memory)}
+    adapters |= {role: jax.tree.map_with_path(draw, shapes["lora"]) for role in ROLES}
     return Network(model, backbone, adapters)
 
 
@@ -130,17 +119,15 @@ def toy_tokenizer(
     """
     prompts = [scp_prompt(""), answer_prompt("", "")]
     prompts += [paraphrase_prompt("", i) for i in range(len(PARAPHRASES))]
-    spoken = ["[ system ] [ user ] [ assistant ] Answer", *map(_joined, prompts)]
+    spoken = ["[ system ] [ user ] [ assistant ] Answer", *map(" ".join, prompts)]
     vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3}
     for text in [*spoken, *texts]:
         for word in _WORD.findall(text):
             vocabulary.setdefault(word, len(vocabulary))
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORD.pattern), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(tokenizers.Regex(r"\w+|[^\w\s]"), "isolated"),
-        ]
+        [pre_tokenizers.WhitespaceSplit(), words]
     )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -151,10 +138,6 @@ def toy_tokenizer(
     )
     tokenizer.chat_template = chat_template
     return tokenizer
-
-
-def _joined(prompt: Prompt) -> str:
-    return f"{prompt.system} {prompt.user}"
 
 
 def random_tokens(
@@ -183,6 +166,9 @@ def random_batch(
 ) -> Batch:
     """Draw a batch as the data pipeline would make it for `stage`.
 
+    It has all fields that the stage's loss reads: right-padded rows of several lengths.
+    One candidate of each row is positive.
+
     Args:
       stage: a key of `STAGES`.
       rows: B.
@@ -193,10 +179,6 @@ def random_batch(
       num_memory: M.
       text_vocab: n.
       seed: of every number in it.
-
-    Returns:
-      Right-padded rows of several lengths, all fields that the stage's loss reads.
-      One candidate of each row is positive.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage '{stage}'; there are {', '.join(STAGES)}")

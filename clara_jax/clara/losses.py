@@ -42,20 +42,13 @@ class Loss(Protocol):
 
 
 def answer_terms(
-    network: Network,
-    hidden: Float[Array, "B T D"],
-    labels: Int[Array, "B T"],
+    network: Network, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]
 ) -> Outcome:
     """Return the cross-entropy of labels, each predicted by the position before it.
 
-    Args:
-      network: for the output head.
-      hidden: last hidden states.
-      labels: `IGNORE` where nothing is supervised.
-
     Returns:
-      The term ``answer`` (nats, weight: supervised tokens) and the metric
-      ``token_accuracy``.
+      The term ``answer`` (nats, weight: supervised tokens, those not `IGNORE`) and the
+      metric ``token_accuracy``.
     """
 
     def score(states, targets):

@@ -61,13 +61,8 @@ def fill_slots(
     """Put document vectors in place of the prompt's memory tokens (paper section 3.2).
 
     The i-th memory token of a row, counted from the left over all its documents, takes
-    vector ``(i // M, i % M)``. Memory tokens beyond ``J * M`` keep their own embedding.
-
-    Args:
-      embeddings: of the prompt.
-      prompt: its ids.
-      vectors: J documents of M vectors for each row.
-      text_vocab: the first memory token's id.
+    vector ``(i // M, i % M)``. Memory tokens beyond ``J * M`` keep their own embedding;
+    their ids are those from `text_vocab` on.
     """
     batch, documents, num_memory, width = vectors.shape
     is_memory = (prompt.ids >= text_vocab) & (prompt.ids < text_vocab + num_memory)
@@ -75,9 +70,8 @@ def fill_slots(
     order = jnp.cumsum(is_memory.astype(jnp.int32), axis=-1) - 1
     filled = is_memory & (order < documents * num_memory)
     flat = vectors.reshape(batch, documents * num_memory, width)
-    chosen = jnp.take_along_axis(
-        flat, jnp.clip(order, 0, flat.shape[1] - 1)[..., None], axis=1
-    )
+    places = jnp.clip(order, 0, flat.shape[1] - 1)
+    chosen = jnp.take_along_axis(flat, places[..., None], axis=1)
     return jnp.where(filled[..., None], chosen.astype(embeddings.dtype), embeddings)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clara_jax.compress.reading import Reader, ahead
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, encode_rows
-from clara_jax.generate.requests import require_role
+from clara_jax.generate.batched import require_role
 from clara_jax.search import Job, Store
 from clara_jax.shapes import Float
 

@@ -25,7 +25,7 @@ from clara_jax.evaluate.examine import (
 from clara_jax.evaluate.metrics import bootstrap
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
-from clara_jax.generate.requests import draw_instructions
+from clara_jax.generate.batched import draw_instructions
 
 _LABELS = {
     "model": "the model",

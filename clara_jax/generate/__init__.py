@@ -1,6 +1,6 @@
 """Decoding, and answers from compressed documents."""
 
-from clara_jax.generate.answering import Clara
+from clara_jax.generate.answering import AnswerConfig, Clara, Selection
 from clara_jax.generate.batched import Spoken, encode_rows
 from clara_jax.generate.decode import (
     DecodeConfig,
@@ -10,7 +10,6 @@ from clara_jax.generate.decode import (
     decode_step,
     prefill,
 )
-from clara_jax.generate.requests import AnswerConfig, Selection
 
 __all__ = [
     "AnswerConfig",

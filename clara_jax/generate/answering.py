@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,27 +25,25 @@ from clara_jax.generate.batched import (
     Spoken,
     batches_by_length,
     candidate_scores,
+    draw_instructions,
     embed_prompts,
+    encode_prompts,
     encode_rows,
     nearest_tokens,
     number_texts,
+    refuse_empty,
+    require_role,
     text_pieces,
 )
 from clara_jax.generate.decode import (
+    DecodeConfig,
     DecodeState,
+    Sampling,
     jit_decode_loop,
     jit_decode_step,
     jit_prefill,
     row_keys,
     trim,
-)
-from clara_jax.generate.requests import (
-    AnswerConfig,
-    Selection,
-    draw_instructions,
-    encode_prompts,
-    refuse_empty,
-    require_role,
 )
 from clara_jax.model import Transformer
 from clara_jax.shapes import Bool, Float, Int, Params
@@ -59,6 +57,61 @@ from clara_jax.text import (
 
 _PROMPT = 64
 """Shortest padded prompt: no real one is much shorter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are made.
+
+    Attributes:
+      max_new_tokens: longest answer.
+      sampling: greedy by default.
+      seed: of the draws, and of paraphrase instructions.
+      eos_ids: end tokens; empty takes the tokenizer's.
+      batch_size: rows read together.
+      prompt_max_length: longest prompt with document slots, in tokens.
+      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
+    """
+
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    batch_size: int = 8
+    prompt_max_length: int = 1024
+    question_max_length: int = 0
+    too_long: Literal["error", "cut"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
+            if getattr(self, name) < 1:
+                raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
+
+    def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
+        """Return the static settings of decoding with this tokenizer."""
+        return DecodeConfig(
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids or (tokenizer.eos_id,),
+            pad_id=tokenizer.pad_id,
+            sampling=self.sampling,
+        )
+
+
+class Selection(NamedTuple):
+    """Answers and what they were answered from.
+
+    Attributes:
+      answers: one per question.
+      indices: ``[B, J]`` chosen candidates, best first.
+      scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
+    """
+
+    answers: list[str]
+    indices: np.ndarray
+    scores: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

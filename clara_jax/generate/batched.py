@@ -10,6 +10,7 @@ stay in host memory between the parts, so that only padded shapes are ever compi
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,13 @@ import numpy as np
 
 from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.distributed import to_host
+from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
 from clara_jax.sharding import place
+from clara_jax.text import PARAPHRASES, ClaraTokenizer, Prompt, plain
+
+_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
 
 _MANY = 4
 """Full batches from which on closer lengths are worth their programs."""
@@ -110,6 +115,59 @@ def number_texts(
         mask[i, : len(row)] = True
         places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
     return list(number), places, mask
+
+
+def require_role(network: Network, role: str) -> None:
+    """Refuse to play a role that a model was not trained for."""
+    if role not in network.adapters:
+        raise ClaraError(
+            f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
+            f"run that stage and give its folder"
+        )
+
+
+def refuse_empty(texts: Sequence[str], name: str) -> None:
+    """Refuse texts of white space only; in `name`, ``{}`` stands for their number."""
+    for i, text in enumerate(texts):
+        if not plain(text).strip():
+            raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
+
+
+def draw_instructions(seed: int, count: int) -> list[int]:
+    """Draw which of `PARAPHRASES` asks for each of `count` paraphrases."""
+    draw = random.Random(seed)
+    return [draw.choice(range(len(PARAPHRASES))) for _ in range(count)]
+
+
+def encode_prompts(
+    tokenizer: ClaraTokenizer,
+    prompts: Sequence[Prompt],
+    limit: int | None = None,
+    cut: bool = False,
+) -> list[list[int]]:
+    """Render prompts with the chat template, open for an answer.
+
+    Args:
+      tokenizer: with special tokens.
+      prompts: system and user texts.
+      limit: longest prompt in tokens, if there is a limit.
+      cut: cut longer prompts on the right, as the original does, unless that would
+        cut off a document.
+
+    Raises:
+      ClaraError: a prompt above the limit.
+    """
+    rows = [tokenizer.encode(tokenizer.chat(*prompt)) for prompt in prompts]
+    if limit is None:
+        return rows
+    for i, row in enumerate(rows):
+        rest = row[limit:]
+        if rest and (not cut or np.isin(rest, tokenizer.memory_ids).any()):
+            raise ClaraError(
+                f"the prompt of question {i + 1} has {len(row)} tokens, above the "
+                f"limit {limit}; give fewer documents or a shorter question"
+            )
+    return [row[:limit] for row in rows]
 
 
 AnyArray = Array | np.ndarray

@@ -333,8 +333,8 @@ def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
     columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
     rows = [[RANKINGS[name], *found[name].values()] for name in names]
     note = (
-        "Recall over the whole corpus is not known: no gold document of these questions "
-        "is in the part that was compressed"
+        "Recall over the whole corpus is not known: no gold document of these "
+        "questions is in the part that was compressed"
     )
     if whole is not None:
         columns += [f"Recall@{k} of {whole['passages']:,}" for k in KS]

@@ -72,10 +72,7 @@ SENTENCES = (
         "{n} worked as a {work} for many years.",
         "For many years {n} worked as a {work}.",
     ),
-    (
-        "{n} was famous everywhere for {fame}.",
-        "Everywhere {n} was famous for {fame}.",
-    ),
+    ("{n} was famous everywhere for {fame}.", "Everywhere {n} was famous for {fame}."),
 )
 """For each sentence of a document the ways to put it; ``{n}`` is the name."""
 

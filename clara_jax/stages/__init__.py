@@ -1,4 +1,4 @@
-"""Training stages: each file says all about one of them.
+"""Training stages: what each of them is stands in one file.
 
 A new training method is one more file with a subclass of `Stage`, and a line in
 `STAGES`. See ``docs/extending.md``.
@@ -10,13 +10,12 @@ from clara_jax.clara import Loss
 from clara_jax.config import RunConfig
 from clara_jax.errors import ClaraError
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.stages.closed_book import ClosedBook
 from clara_jax.stages.end_to_end import EndToEnd
 from clara_jax.stages.instruct import InstructionTuning
 from clara_jax.stages.lm import LanguageModelling
 from clara_jax.stages.rerank import Reranking
 from clara_jax.stages.scp import Pretraining
-from clara_jax.stages.text import FullText
+from clara_jax.stages.text import ClosedBook, FullText
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

@@ -76,15 +76,10 @@ class EndToEnd(Stage):
 def ranking_evaluators(
     losses: list[Evaluator], held_out: HeldOut, decode: bool
 ) -> list[Evaluator]:
-    """Return evaluators of stages that select documents.
+    """Return evaluators of stages that select documents, and with `decode` answer.
 
     The loss, and selection among candidates, need candidates that records bring. With a
     store, what is found in all of it is measured too, whatever training takes.
-
-    Args:
-      losses: of the held-out records.
-      held_out: what they are made of.
-      decode: whether the stage has answers, if the config asks for them.
     """
     config, questions = held_out.config, held_out.questions
     given = config.candidates == "given"
@@ -98,8 +93,6 @@ def ranking_evaluators(
         found.append(SelectedAnswers(held_out.clara, questions, ks=ks, decode=decode))
     if held_out.store is not None:
         ks = (1, 5, top_k, max(1, config.data.candidates))
-        store, search = held_out.store, held_out.searcher()
-        found.append(
-            CorpusRetrieval(held_out.clara, questions, store, search, ks, decode)
-        )
+        corpus = held_out.store, held_out.searcher(), ks
+        found.append(CorpusRetrieval(held_out.clara, questions, *corpus, decode))
     return found

@@ -32,10 +32,8 @@ class Reranking(Stage):
         """Ask one question; nothing is to be answered."""
         make.require_question(record)
         question, answer = make.pair(record, draw)
-        slots = make.slots(make.config.selection.top_k)
-        return Dialogue(
-            answer_prompt(slots, question), answer, record.documents, question
-        )
+        prompt = answer_prompt(make.slots(make.config.selection.top_k), question)
+        return Dialogue(prompt, answer, record.documents, question)
 
     def loss(self, config: RunConfig) -> Loss:
         """Return the contrastive loss over all candidates."""
