@@ -4,9 +4,8 @@
     python -m clara_jax.answer --store DIR "question" ...
 
 Documents are compressed once, now or into a store before; for each question the
-reasoner chooses among them and the generator answers from the chosen vectors. ``-``
-reads questions from standard input, one a line. Times hold compilation where a part
-meets a new length.
+reasoner chooses among them and the generator answers from the chosen vectors. Times
+hold compilation where a part meets a new length.
 """
 
 from __future__ import annotations
@@ -54,17 +53,10 @@ def parser() -> argparse.ArgumentParser:
     add("questions", nargs="*", help="questions; - reads them from standard input")
     add("--model", help=f"{commands.MODEL}; default: that of the store")
     add("--store", help="folder that python -m clara_jax.compress has made")
-    add(
-        "--search",
-        choices=SEARCHES,
-        default="auto",
-        help="how to search the store; auto: by its ScaNN index, if any, else exact",
-    )
-    add(
-        "--hybrid",
-        action="store_true",
-        help="fuse the latent ranking of the store with that of BM25",
-    )
+    how = "how to search the store; auto: by its ScaNN index, if any, else exact"
+    add("--search", choices=SEARCHES, default="auto", help=how)
+    fused = "fuse the latent ranking of the store with that of BM25"
+    add("--hybrid", action="store_true", help=fused)
     add(
         "--documents",
         action="append",
@@ -77,16 +69,10 @@ def parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=1.0, help="share of probability to draw from")
     add("--seed", type=int, default=0, help="of the draws")
     add("--json", action="store_true", help="print one JSON object per question")
-    add(
-        "--questions",
-        dest="file",
-        help=".txt or .md file with one question a line, or JSONL with question",
-    )
-    add(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        help="print answers as they are decoded; default: on a terminal",
-    )
+    file = ".txt or .md file with one question a line, or JSONL with question"
+    add("--questions", dest="file", help=file)
+    stream = "print answers as they are decoded; default: on a terminal"
+    add("--stream", action=argparse.BooleanOptionalAction, help=stream)
     add(
         "--explain",
         type=int,
@@ -98,29 +84,21 @@ def parser() -> argparse.ArgumentParser:
         "(default %(const)s)",
     )
     commands.add_model_options(parser)
-    add(
-        "--whole",
-        action="store_true",
-        help="leave out the ends of long documents instead of cutting them in pieces",
-    )
+    whole = "leave out the ends of long documents instead of cutting them in pieces"
+    add("--whole", action="store_true", help=whole)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = parser().parse_args(_spelled(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    for i, text in enumerate(given):  # --explain before a question is no --explain N
+        if text == "--explain" and not "".join(given[i + 1 : i + 2]).isdecimal():
+            given[i] = f"--explain={EXPLAINED}"
+    arguments = parser().parse_args(given)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     return commands.run(lambda: _run(arguments), "nothing is lost")
-
-
-def _spelled(argv: Sequence[str]) -> list[str]:
-    """``--explain`` before a question is no ``--explain N``."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--explain" and not "".join(given[i + 1 : i + 2]).isdecimal():
-            given[i] = f"--explain={EXPLAINED}"
-    return given
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -101,27 +101,24 @@ class Settings:
         counts = ("pretraining", "scp", "instruct", "held_out", "documents")
         positive("quickstart", self, *counts)
         not_negative("quickstart", self, "seed", "end_to_end", "alike")
-        too_many = f"is {self.documents}, but must be at most 20"
-        require(self.documents <= 20, "quickstart.documents", too_many)
-        require(
-            self.alike < self.candidates <= 200,
-            "quickstart.candidates",
-            f"is {self.candidates}, but must be above alike ({self.alike}) and at most "
-            "200",
-        )
+        wrong = f"is {self.documents}, but must be at most 20"
+        require(self.documents <= 20, "quickstart.documents", wrong)
+        limits = f"must be above alike ({self.alike}) and at most 200"
+        wrong = f"is {self.candidates}, but {limits}"
+        require(self.alike < self.candidates <= 200, "quickstart.candidates", wrong)
 
 
 def random_base(seed: int) -> ModelFolder:
     """Make a base of the shipped one's shape, untrained, with its tokenizer.
 
-    Its embeddings start large (standard deviation 0.25), so that tokens do not drown in
-    what the first layers add: it learns several times faster than from 0.02.
+    With large embeddings (standard deviation 0.25) tokens do not drown in what the
+    first layers add: it learns several times faster than from 0.02.
     """
     config, tokenizer = load_config(BASE), load_tokenizer(BASE)
     model = Transformer(config, text_vocab=len(tokenizer))
     params = jax.device_get(init_backbone(model, jax.random.key(seed)))
-    draw = np.random.default_rng(seed)
-    table = draw.normal(0.0, 0.25, (config.vocab_size, config.width))
+    shape = (config.vocab_size, config.width)
+    table = np.random.default_rng(seed).normal(0.0, 0.25, shape)
     params["embed"]["embedding"] = table.astype(np.float32)
     return ModelFolder(config, params, tokenizer)
 
@@ -175,10 +172,10 @@ def _contents(settings: Settings) -> dict[str, Iterable[world.Row]]:
         }
     scp = world.compression(rng("scp"))
     instruct = world.instruction(rng("instruct"), settings.documents)
-    shape = settings.candidates, settings.alike
-    ranked = world.ranking(rng("end_to_end"), train, range(len(train)), *shape)
-    numbers = range(len(train), len(both))
-    held_ranked = world.ranking(rng("held out questions"), both, numbers, *shape)
+    shape, count = (settings.candidates, settings.alike), len(train)
+    ranked = world.ranking(rng("end_to_end"), train, range(count), *shape)
+    asked = range(count, len(both))
+    held_ranked = world.ranking(rng("held out questions"), both, asked, *shape)
     return {
         "scp.jsonl": islice(scp, settings.scp),
         "instruct.jsonl": islice(instruct, settings.instruct),
@@ -217,30 +214,27 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
         [question.question for question in shown],
         [question.documents for question in shown],
     )
-    examples = [
-        {
-            "question": question.question,
-            "answer": answer,
-            "gold": question.gold[0],
-            "document": question.documents[row[0]],
-        }
-        for question, answer, row in zip(
-            shown, chosen.answers, chosen.indices, strict=True
-        )
-    ]
-    text = table(numbers) + "\n"
-    for item in examples:
-        right = item["answer"] == item["gold"]
-        verdict = "" if right else f"   (it is {item['gold']})"
-        text += f"{item['question']}  {item['answer']}{verdict}\n"
-        text += f"    from the vectors of: {item['document']}\n"
+    text, examples = table(numbers) + "\n", []
+    for asked, answer, (best, *_) in zip(
+        shown, chosen.answers, chosen.indices.tolist(), strict=True
+    ):
+        gold, document = asked.gold[0], asked.documents[best]
+        verdict = "" if answer == gold else f"   (it is {gold})"
+        text += f"{asked.question}  {answer}{verdict}\n"
+        text += f"    from the vectors of: {document}\n"
+        item = {"question": asked.question, "answer": answer}
+        examples.append({**item, "gold": gold, "document": document})
     write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
     write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
-    documents = str(data / "documents.jsonl")
-    places = ["--model", str(workdir / "end_to_end"), "--documents", documents]
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
-    command = shlex.join([*places, questions[-1].question])
+    places = [
+        "--model",
+        workdir / "end_to_end",
+        "--documents",
+        data / "documents.jsonl",
+    ]
+    command = shlex.join(map(str, [*places, questions[-1].question]))
     print(f"  python -m clara_jax.answer {command}")
 
 
@@ -276,10 +270,9 @@ def _measure(
 
 def table(numbers: Mapping[str, float]) -> str:
     """Return the numbers of ``report.json`` as a table for people."""
-    count = f"{numbers['vectors']:.0f}"
     ratio = f"{numbers['document_tokens'] / numbers['vectors']:.1f}"
     return TABLE.format(
-        read=f"as {count} vectors ({ratio}x), after stage 2",
+        read=f"as {numbers['vectors']:.0f} vectors ({ratio}x), after stage 2",
         alike=f"one of {numbers['candidates']:.0f}, most share half its name",
         **numbers,
     )

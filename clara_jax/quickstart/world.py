@@ -1,8 +1,7 @@
 """An invented encyclopedia, and the records of every stage made of it.
 
-Every entry is a made-up person: a name of two words and four facts. Names are split
-once, by a fixed rule, into those that training may use and those that are held out, so
-that no stage, the base's pretraining included, ever meets a held-out name.
+Every entry is a made-up person: a name of two words and four facts. Names are split by
+a fixed rule, so that no stage, nor the base's pretraining, ever meets a held-out one.
 """
 
 from __future__ import annotations
@@ -127,10 +126,9 @@ def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry
 
 
 def pretraining(rng: random.Random) -> Iterator[Row]:
-    """Yield plain text for a base: conversations about a document in full.
+    """Yield conversations about a document in full, for a base to learn as plain text.
 
-    They have the form of the stages' prompts in the tokenizer's chat template, so that
-    the base knows them as an instruction-tuned model does.
+    Their form is that of the stages' prompts in the tokenizer's chat template.
     """
     while True:
         (item,) = draw_entries(rng.sample(NAMES[False], 1), rng)
@@ -205,9 +203,9 @@ def ranking(
 
     Args:
       rng: source of chance.
-      corpus: entries and documents; names differ, so one candidate alone is right.
+      corpus: entries of different names, with their documents.
       numbers: of the entries asked about, in the corpus.
-      candidates: C, the right document included.
+      candidates: C, of which one is right.
       alike: how many of the others share half of the name, where there are so many.
     """
     names = [item.name.split() for item, _ in corpus]
@@ -216,8 +214,7 @@ def ranking(
     for number, fact in facts:
         chosen = {number}
         for place, half in enumerate(names[number]):
-            near = [i for i, name in enumerate(names) if name[place] == half]
-            near.remove(number)
+            near = [i for i, n in enumerate(names) if n[place] == half and i != number]
             chosen.update(rng.sample(near, min(alike // 2, len(near))))
         while len(chosen) < candidates:
             chosen.add(rng.randrange(len(corpus)))
