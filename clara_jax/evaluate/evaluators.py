@@ -81,9 +81,7 @@ class HeldOutLoss:
             pairs |= {f"held_out/{name}": pair for name, pair in metrics.items()}
             for name, pair in jax.device_get(pairs).items():
                 totals[name] = totals.get(name, 0) + np.asarray(pair, np.float64)
-        means = {
-            n: float(sum_ / weight) for n, (sum_, weight) in totals.items() if weight
-        }
+        means = {name: float(s / w) for name, (s, w) in totals.items() if w > 0}
         terms = [mean for name, mean in means.items() if name.startswith("loss/")]
         if terms:
             means = {"loss": sum(terms), **means}
@@ -152,6 +150,10 @@ class _Asked:
     def texts(self) -> list[str]:
         return [question.question for question in self.questions]
 
+    @property
+    def gold(self) -> list[tuple[str, ...]]:
+        return [question.gold_documents for question in self.questions]
+
     def gather(
         self, clara: Clara, rows: Sequence[Sequence[str]], state: Trained
     ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
@@ -174,10 +176,8 @@ class CompressedAnswers(_Asked):
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        rows = [question.gold_documents for question in self.questions]
-        vectors, mask = self.gather(clara, rows, state)
-        answers = clara.answer_from_vectors(self.texts, vectors, mask)
-        yield from self.scores("gold", answers)
+        vectors = self.gather(clara, self.gold, state)
+        yield from self.scores("gold", clara.answer_from_vectors(self.texts, *vectors))
 
 
 @dataclasses.dataclass
@@ -228,8 +228,7 @@ class TextAnswers(_Asked):
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        rows = [question.gold_documents for question in self.questions]
-        answers = clara.answer_from_text(self.texts, rows, self.role)
+        answers = clara.answer_from_text(self.texts, self.gold, self.role)
         yield from self.scores("text", answers)
 
 
@@ -319,10 +318,9 @@ class CorpusRetrieval(_Asked):
                 shape = (*best.shape, self.store.num_memory, self.store.width)
                 vectors = self.store.vectors(best.ravel()).reshape(shape)
                 answers += clara.answer_from_vectors(asked, vectors)
-        recall = score_retrieval(self._gold, chosen, self.ks)
-        left_out = sum(not gold for gold in self._gold)
-        if left_out < len(texts):
+        if any(self._gold):
+            recall = score_retrieval(self._gold, chosen, self.ks)
             yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
-        yield "corpus/left_out", float(left_out)
+        yield "corpus/left_out", float(sum(not gold for gold in self._gold))
         if self.decode:
             yield from self.scores("corpus", answers)

@@ -63,9 +63,6 @@ class PredictionFile:
 
     Attributes:
       done: predictions that are there.
-
-    Raises:
-      ClaraError: it belongs to another evaluation, or cannot be written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
@@ -82,9 +79,15 @@ class PredictionFile:
         # Not splitlines: texts may hold other line breaks, which JSON leaves alone.
         first, *lines = before.split("\n")
         if before and first != head:
+            try:
+                old, now = (json.loads(line)["settings"] for line in (first, head))
+                changed = sorted(n for n in {**old, **now} if old.get(n) != now.get(n))
+            except (ValueError, KeyError, TypeError):
+                changed = []
+            names = ", ".join(changed) or "everything"
             raise ClaraError(
-                f"{path}: holds predictions made otherwise ({_changed(first, head)} "
-                "changed); give another --out"
+                f"{path}: holds predictions made otherwise ({names} changed); give "
+                "another --out"
             )
         kept = [head]
         for line in lines:
@@ -106,16 +109,6 @@ class PredictionFile:
                 values = dataclasses.asdict(prediction)
                 file.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.done.extend(predictions)
-
-
-def _changed(before: str, now: str) -> str:
-    """Return the names of the settings in which two heads differ."""
-    try:
-        old, new = (json.loads(head)["settings"] for head in (before, now))
-        names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
-    except (ValueError, KeyError, TypeError):
-        names = []
-    return ", ".join(names) or "everything"
 
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
@@ -149,10 +142,10 @@ class Exam:
       setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
       top_k: J, documents chosen; all of a question that has fewer.
       conditions: of `conditions_of`, and those of `readers`.
-      readers: further conditions by name.
+      readers: further conditions.
       rankers: models whose reasoners rank the candidates too, by the ranking's name.
       ranked: candidates of a ranking that are kept, if more than top_k.
-      compress: documents to vectors, where these are at hand.
+      compress: gives documents' vectors; by default the model does.
       groups: of each question; ``shuffled`` exchanges documents within a group only.
     """
 
@@ -191,14 +184,7 @@ def conditions_of(
 def examine(
     clara: Clara, questions: Sequence[Question], exam: Exam, start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Answer every question under every condition; `start` of them are done before.
-
-    Yields:
-      Predictions, some questions at a time.
-
-    Raises:
-      ClaraError: a question cannot be read.
-    """
+    """Answer questions from `start` on under every condition, some at a time."""
     gold = [question.gold_documents for question in questions]
     for numbers in chunks(clara, len(questions), start):
         chunk = [questions[i] for i in numbers]
@@ -363,10 +349,8 @@ def scores_of(
 def markdown(scores: Mapping[str, Any], title: str) -> str:
     """Return what `scores_of` gives as Markdown, means with their 95% intervals."""
     added = [
-        [
-            f"gold vectors over: {LABELS[other]}",
-            *(f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN),
-        ]
+        [f"gold vectors over: {LABELS[other]}"]
+        + [f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN]
         for other in ("none", "shuffled")
     ]
     lines = [

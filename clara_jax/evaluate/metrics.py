@@ -135,10 +135,9 @@ def score_retrieval(
     count = max(len(rows), 1)
     scores = {}
     for k in ks:
-        hits = [len(relevant.intersection(taken[:k])) for relevant, taken in rows]
-        recalls = [h / max(len(row[0]), 1) for h, row in zip(hits, rows, strict=True)]
-        scores[f"recall@{k}"] = sum(recalls) / count
-        scores[f"precision@{k}"] = sum(h / k for h in hits) / count
+        hits = [(len(g.intersection(c[:k])), len(g)) for g, c in rows]
+        scores[f"recall@{k}"] = sum(h / max(of, 1) for h, of in hits) / count
+        scores[f"precision@{k}"] = sum(h / k for h, _ in hits) / count
     return scores
 
 

@@ -104,9 +104,6 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
     By the library rouge-score, with its Porter stemmer, as the published figures are.
     It knows words of Latin letters and digits only: texts in other scripts score 0.
-
-    Raises:
-      ClaraError: the library is missing.
     """
     scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
         ["rougeL"], use_stemmer=True
@@ -118,11 +115,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def entity_finder(name: str) -> FindEntities:
-    """Return a finder of named entities: a spaCy model by name, or its folder.
-
-    Raises:
-      ClaraError: there is no such model, or it finds no entities.
-    """
+    """Return a finder of named entities: a spaCy model by name, or its folder."""
     spacy = need("spacy")
     try:
         pipeline = spacy.load(name)
@@ -175,12 +168,9 @@ def paraphrase_scores(
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
         values = {"rouge_l": rouge_l(said, [p.gold[0] for p in predictions])}
-        if entities is not None:
-            kept = entities_kept(said, entities)
-            values["entities"] = [share for share in kept if not np.isnan(share)]
-        answers[condition] = {
-            name: bootstrap(each, seed) for name, each in values.items() if each
-        }
+        kept = [] if entities is None else entities_kept(said, entities)
+        values["entities"] = [share for share in kept if not np.isnan(share)]
+        answers[condition] = {n: bootstrap(v, seed) for n, v in values.items() if v}
     return {
         "passages": len(predictions),
         "with_entities": None if entities is None else sum(map(bool, entities)),

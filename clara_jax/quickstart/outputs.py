@@ -228,14 +228,9 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
-    places = [
-        "--model",
-        workdir / "end_to_end",
-        "--documents",
-        data / "documents.jsonl",
-    ]
-    command = shlex.join(map(str, [*places, questions[-1].question]))
-    print(f"  python -m clara_jax.answer {command}")
+    model, documents = str(workdir / "end_to_end"), str(data / "documents.jsonl")
+    given = ["--model", model, "--documents", documents, questions[-1].question]
+    print(f"  python -m clara_jax.answer {shlex.join(given)}")
 
 
 def _measure(
