@@ -29,7 +29,7 @@ from clara_jax.evaluate.examine import (
 )
 from clara_jax.evaluate.metrics import best_scores, bootstrap, recall_of
 from clara_jax.files import read_json, write_json, write_text
-from clara_jax.pipeline.before import ReportSettings, describe
+from clara_jax.pipeline.before import ReportSettings, card
 from clara_jax.pipeline.measure import (
     KS,
     Known,
@@ -123,8 +123,7 @@ def report(
         if path.exists():  # the card of the model that was measured
             scores = text.split("\n", 2)[2].strip()  # its heading left out
             read = load_model(last.workdir)
-            card = describe(workdir, last, given, str(mix_folder), read, scores)
-            write_text(path, card)
+            write_text(path, card(workdir, last, given, str(mix_folder), read, scores))
         write_text(done, text)
     print(f"\n{done.read_text(encoding='utf-8')}")
     print(f"written to {done}; curves: {workdir / 'curves.png'}\nask your own:")
