@@ -42,10 +42,7 @@ def load(
       quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
         ``int8``, or ``nf4`` (4 bits).
       mesh: devices to lay the weights out over, as the table in `clara_jax.sharding`
-        says; whole on each where its axes are 1. Without one, all is on one device.
-
-    Returns:
-      The model. On a mesh, use it under ``jax.set_mesh(mesh)``.
+        says; then use the model under ``jax.set_mesh(mesh)``. None takes one device.
 
     Raises:
       ClaraError: `path` is damaged, or a plain base model.

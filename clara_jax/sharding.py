@@ -167,14 +167,9 @@ def tree_shardings(
     tree: Any,
     axes: Callable[[tuple[str, ...], int], tuple[str | None, ...]],
 ) -> Any:
-    """Return the `NamedSharding` of every array of a tree.
+    """Return the `NamedSharding` of every array (or shape) of a tree, as of `place`.
 
-    An axis is split over as many of its mesh axes, from the first on, as divide it.
-
-    Args:
-      mesh: from `make_mesh`.
-      tree: arrays or shapes.
-      axes: names on the way to an array, and its rank, to its logical axes.
+    `axes` gives an array's logical axes, from the names on the way to it and its rank.
     """
 
     def place(path, leaf) -> NamedSharding:
@@ -188,12 +183,9 @@ def tree_shardings(
 def place(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, "..."]:
     """Say where an array inside a compiled function lies on the mesh around it.
 
-    The mesh is that of ``jax.set_mesh``; without one nothing happens. An axis is split
-    over as many of its mesh axes, from the first on, as divide it.
-
-    Args:
-      x: any array.
-      *logical: a name of `ShardingRules`, or None, per axis of `x`.
+    The mesh is that of ``jax.set_mesh``; without one nothing happens. Each axis has a
+    name of `ShardingRules`, or None. It is split over as many of its mesh axes, from
+    the first on, as divide it.
 
     Example::
 

@@ -151,21 +151,17 @@ class Session:
     Args:
       clara: the model.
       documents: at least one, compressed now; or a store of compressed ones.
-      top_k: J, documents to answer from; None takes the trained number, or all
-        documents where there are fewer.
+      top_k: J, documents to answer from, `ClaraError` if above their number; None takes
+        the trained number, or all documents where there are fewer.
       split: cut documents that are longer than the model reads into pieces that are
         not, where the reasoner can choose among them.
 
     Attributes:
       pieces: how many documents there are, long ones counted in pieces.
       selects: whether the reasoner chooses. Without one, all documents are read in the
-        order given, if they are no more than `top_k`.
+        order given; more than `top_k` are refused.
       seconds: what compressing took.
       cut_documents: how many documents are longer than the model reads.
-
-    Raises:
-      ClaraError: `top_k` above the number of documents, or documents to choose from but
-        no reasoner.
     """
 
     def __init__(

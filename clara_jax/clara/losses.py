@@ -157,11 +157,8 @@ class EndToEndLoss:
 class RerankLoss:
     """The supervised baseline: contrastive, with labelled positives.
 
-    Minus the log share of the positives in a softmax over all candidates; rows
-    without a positive do not count. Trains the reasoner alone.
-
-    Attributes:
-      selection: its temperature, and top_k for the metric ``recall``.
+    Minus the log share of the positives in a softmax over all candidates; rows without
+    a positive do not count. Trains the reasoner alone.
     """
 
     selection: SelectionConfig = SelectionConfig()

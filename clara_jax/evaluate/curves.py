@@ -23,15 +23,9 @@ _DOTTED = {"marker": "o", "markersize": 3}
 
 
 def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
-    """Draw the loss of every stage, and below it what was measured on held-out data.
+    """Draw a PNG of the loss of every stage, and of what was measured on held-out data.
 
-    Args:
-      workdir: holds a run folder for each stage.
-      stages: their names.
-      destination: a ``.png`` file; replaced whole.
-
-    Raises:
-      ClaraError: the file cannot be written.
+    `workdir` holds a run folder for each stage; `destination` is replaced whole.
     """
     import matplotlib
 

@@ -108,7 +108,6 @@ class Question:
     """One held-out question.
 
     Attributes:
-      question: the text.
       gold: answers that count as right.
       documents: candidates.
       positives: indices of those that hold the answer; empty when unknown.

@@ -4,10 +4,7 @@ The generator answers from vectors: of the documents that were chosen (``model``
 oracle: the right ones), of the right ones (``gold``), of none (``none``), of those of
 the next question that shares none (``shuffled``), and of what BM25 ranks first
 (``bm25``). The frozen backbone reads the documents of ``model`` as ``text``, or none
-(``closed_book``).
-
-What ``gold`` has above ``none`` and ``shuffled`` comes from the memory; what they have
-themselves comes from the weights, or from guessing.
+(``closed_book``). What ``gold`` has above ``none`` and ``shuffled`` is the memory's.
 """
 
 from __future__ import annotations
@@ -60,9 +57,6 @@ class PredictionFile:
     Args:
       path: made if absent; a torn last line is dropped.
       settings: of the evaluation; a file made with others is refused.
-
-    Attributes:
-      done: predictions that are there.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):

@@ -89,15 +89,12 @@ def score_answers(
 
     Args:
       predictions: one string per row.
-      answers: per row one gold answer, or several that are equally good; a row without
-        any scores 0.
+      answers: per row one gold answer, or several that are equally good; without any a
+        row scores 0.
 
     Returns:
       ``exact_match``, ``f1``, ``cover_em`` and ``output_length``, the mean number of
       words in a prediction. Empty input gives an empty dict.
-
-    Raises:
-      ValueError: if the two sequences differ in length.
     """
     each = {name: best_scores(name, predictions, answers) for name in ANSWER_METRICS}
     each["output_length"] = [float(len(text.split())) for text in predictions]
@@ -125,9 +122,6 @@ def score_retrieval(
 
     Returns:
       ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
-
-    Raises:
-      ValueError: if the two sequences differ in length.
     """
     rows = [(set(g), list(c)) for g, c in zip(gold, chosen, strict=True)]
     if rows_without_gold == "skip":

@@ -104,7 +104,6 @@ class Selection(NamedTuple):
     """Answers and what they were answered from.
 
     Attributes:
-      answers: one per question.
       indices: ``[B, J]`` chosen candidates, best first.
       scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
     """
@@ -121,9 +120,7 @@ class Clara:
     Attributes:
       network: backbone and adapters.
       tokenizer: with special tokens.
-      memory: how documents are compressed.
-      selection: how they are chosen.
-      config: how answers are made.
+      memory, selection, config: how documents are compressed, chosen and answered from.
       merged: role to a network whose weights hold its adapter; see `merge`.
       watch: called with a part's name (compress, reason, select, prefill, decode) for a
         context around it, to take times.
@@ -199,17 +196,12 @@ class Clara:
 
         Args:
           question_vectors: as of `reason`.
-          vectors: candidates of each question ``[B, C, M, D]``, or ``[C, M, D]`` the
-            same for all.
-          top_k: J.
+          vectors: of each question's candidates, or of the same ones for all.
+          top_k: J; `ClaraError` where a question has fewer candidates.
           mask: candidates that exist.
 
         Returns:
-          Chosen indices, best first, and all cosines, minus infinity where there is no
-          candidate.
-
-        Raises:
-          ClaraError: a question has fewer candidates than `top_k`.
+          Chosen indices, best first, and all cosines; minus infinity beside the mask.
         """
         if mask is None:
             mask = np.ones((question_vectors.shape[0], vectors.shape[-3]), bool)
@@ -258,9 +250,6 @@ class Clara:
           questions: none empty.
           candidates: per question at least `top_k` documents; numbers may differ.
           top_k: J; the trained number by default.
-
-        Raises:
-          ClaraError: `top_k` above the number of candidates; see also `reason`.
         """
         top_k = self.selection.top_k if top_k is None else top_k
         queries = self.reason(questions)
@@ -275,12 +264,9 @@ class Clara:
         documents: Sequence[Sequence[str]],
         role: str | None = None,
     ) -> list[str]:
-        """Answer from the documents' full text: the baseline without compression.
+        """Answer from any number of documents' text: the baseline without compression.
 
-        Args:
-          questions: none empty.
-          documents: any number for each.
-          role: ``generator``, or None for the plain backbone.
+        The `role` is ``generator``, or None for the plain backbone.
         """
         refuse_empty(questions, "question {}")
         prompts = [

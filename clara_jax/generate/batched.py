@@ -75,7 +75,7 @@ def batches_by_length(
     smallest: int = 16,
     close: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tokens]]:
-    """Yield batches of rows of like length.
+    """Yield batches of rows of like length, and which rows ``[n]`` come first in each.
 
     Args:
       rows: token ids.
@@ -83,10 +83,6 @@ def batches_by_length(
       batch_size: rows in a batch, at most.
       largest, smallest: see `length_bucket`.
       close: lengths lie closer together once there are many rows.
-
-    Yields:
-      Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
-      they are.
     """
     order = np.argsort([len(row) for row in rows], kind="stable")
     steps = 8 if close and len(rows) >= _MANY * batch_size else 2
@@ -101,11 +97,10 @@ def batches_by_length(
 def number_texts(
     rows: Sequence[Sequence[str]],
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Number the distinct texts of B ragged rows.
+    """Number the distinct texts of B ragged rows, in the order met.
 
     Returns:
-      The distinct texts in the order met; their numbers ``[B, C]``, C the longest row;
-      and which places ``[B, C]`` hold one.
+      The texts; their numbers ``[B, C]``, C the longest row; which places hold one.
     """
     width = max(map(len, rows), default=0)
     places = np.zeros((len(rows), width), np.int32)
@@ -150,12 +145,9 @@ def encode_prompts(
     Args:
       tokenizer: with special tokens.
       prompts: system and user texts.
-      limit: longest prompt in tokens, if there is a limit.
-      cut: cut longer prompts on the right, as the original does, unless that would
-        cut off a document.
-
-    Raises:
-      ClaraError: a prompt above the limit.
+      limit: longest prompt in tokens, if any; `ClaraError` where one is longer.
+      cut: cut longer prompts on the right instead, as the original does, unless that
+        would cut off a document.
     """
     rows = [tokenizer.encode(tokenizer.chat(*prompt)) for prompt in prompts]
     if limit is None:

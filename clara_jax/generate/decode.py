@@ -87,10 +87,8 @@ class DecodeConfig:
     """How long to decode, when to stop and how to draw.
 
     Attributes:
-      max_new_tokens: longest continuation.
       eos_ids: a row stops after any of these.
       pad_id: fills a row that has stopped.
-      sampling: how the next token is drawn.
     """
 
     max_new_tokens: int
@@ -176,12 +174,7 @@ def prefill(
 def decode_step(
     model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
 ) -> DecodeState:
-    """Feed the tokens drawn last and draw the next ones; rows that are done draw pads.
-
-    Args:
-      model, variables, config: as of `prefill`.
-      state: with room for one more token.
-    """
+    """Feed the tokens drawn last, draw the next ones; rows that are done draw pads."""
     token = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
     slots = jnp.arange(state.visible.shape[1])
     visible = state.visible | (slots == state.cache.length)[None]

@@ -95,7 +95,7 @@ def report(
 
     Raises:
       ClaraError: a run or the data are missing, or nothing can be written.
-      Interrupted: SIGINT or SIGTERM; what was measured is kept.
+      Interrupted: SIGINT or SIGTERM.
     """
     given = parse(ReportSettings, settings, "report")
     last = last_of(runs)

@@ -102,11 +102,7 @@ def export(
 ) -> None:
     """Copy a finished run's adapters to ``workdir/adapters/NAME``, in bfloat16.
 
-    Args:
-      workdir: the experiment's folder.
-      run: whose adapters.
-      settings: fields of `ReportSettings`, for what the card says.
-      mix_folder: of its data, whose sources and licences the card names.
+    With a `card`: `settings` are fields of `ReportSettings`.
     """
     folder = workdir / "adapters" / Path(run.workdir).name
     made = Path(run.workdir) / "summary.json"

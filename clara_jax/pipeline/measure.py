@@ -1,15 +1,9 @@
 """Answers and rankings of everything that an experiment has trained, side by side.
 
-Besides the conditions of `clara_jax.evaluate.examine`, which ask the generator:
-
-| condition | who answers | from what |
-|---|---|---|
-| tuned_text | LoRA of stage ``text`` | full text of the gold documents |
-| tuned_text_bm25 | the same | full text of the documents that BM25 ranks first |
-| tuned_closed_book | LoRA of stage ``closed_book`` | no documents |
-| frozen_text | the backbone as it is | full text of the gold documents |
-
-Rankings: the reasoner, the reasoner before stage 3 (the compressor's copy), and BM25.
+The conditions are those of `clara_jax.evaluate.examine`, and ``tuned_text``,
+``tuned_text_bm25`` and ``tuned_closed_book``, answered by the LoRA of the text
+baselines, and ``frozen_text``, by the backbone as it is. Rankings are those of the
+reasoner, of the reasoner before stage 3 (the compressor's copy), and of BM25.
 """
 
 from __future__ import annotations
@@ -56,7 +50,7 @@ _AT_ONCE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The model after the last stage, and readers for the conditions above."""
+    """The model after the last stage, and the readers of the other conditions."""
 
     clara: Clara
     readers: Mapping[str, Reader]
@@ -111,13 +105,9 @@ def last_of(runs: Sequence[RunConfig]) -> RunConfig:
 
 
 def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
-    """Read held-out questions of a mix, evenly from all sources, one by one in turn.
+    """Return at most `count` held-out questions of a mix, and the source of each.
 
-    Returns:
-      Questions, `count` at most, and the source of each.
-
-    Raises:
-      ClaraError: there are none.
+    They come from all sources in turn. Raises `ClaraError` if there are none.
     """
     files = [
         f for f in sorted((folder / "held_out").glob("*.jsonl")) if f.stat().st_size
@@ -257,11 +247,10 @@ def corpus_recall(
 ) -> dict[str, Any] | None:
     """Search the known corpus for each question, with both reasoners and with BM25.
 
-    Questions with a gold document that is not in it do not count.
-
     Returns:
       ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
-      searched, ``of`` so many, and of ``questions``; None where no question counts.
+      searched, ``of`` so many, and of ``questions``, whose gold documents are all among
+      them; None where there are none.
     """
     gold = [[known.places.get(t, -1) for t in q.gold_documents] for q in questions]
     counted = [i for i, row in enumerate(gold) if row and -1 not in row]

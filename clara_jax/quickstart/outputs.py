@@ -1,9 +1,8 @@
 """What the quickstart writes beside its runs: a base, data, and a report at the end.
 
-The base is a tiny language model as a Hugging Face folder. The one that comes with the
-package is trained again by ``configs/quickstart_base.py``. Its tokenizer has one token
-per word of the encyclopedia, and one for each fixed sentence of the prompts;
-``tests/quickstart/word_tokenizer.py`` builds its file.
+The base is a tiny language model, trained by ``configs/quickstart_base.py``. Its
+tokenizer has one token per word of the encyclopedia, and one for each fixed sentence of
+the prompts; ``tests/quickstart/word_tokenizer.py`` builds its file.
 """
 
 from __future__ import annotations
@@ -75,9 +74,7 @@ class Settings:
         untrained one; ``encyclopedia`` writes every entry once, with all its questions
         and a paraphrase, as sources of a mix have them.
       seed: of everything.
-      pretraining: number of texts for a base.
-      scp: number of training records.
-      instruct: number of training records.
+      pretraining, scp, instruct: numbers of texts and of training records.
       end_to_end: number of training records; 0 asks for every fact once.
       held_out: held-out questions for each of the stages.
       candidates: C, documents of an end_to_end record.

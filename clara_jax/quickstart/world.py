@@ -199,14 +199,9 @@ def ranking(
 ) -> Iterator[Row]:
     """Yield records of stage ``end_to_end``: candidates, a question, its answer.
 
-    Every fact of the entries asked about is asked for once, in random order.
-
-    Args:
-      rng: source of chance.
-      corpus: entries of different names, with their documents.
-      numbers: of the entries asked about, in the corpus.
-      candidates: C, of which one is right.
-      alike: how many of the others share half of the name, where there are so many.
+    Every fact of the entries of these `numbers` is asked for once, in random order. Of
+    the C `candidates` one is right, as names differ, and about `alike` of the others
+    share half of the name.
     """
     names = [item.name.split() for item, _ in corpus]
     facts = [(number, fact) for number in numbers for fact in FACTS]
