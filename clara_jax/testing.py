@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from tokenizers import models, pre_tokenizers
 
 from clara_jax.clara import IGNORE, ROLES, Batch, Network, Tokens
 from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
+from clara_jax.generate.batched import pad_rows
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
 from clara_jax.text import (
@@ -149,7 +150,7 @@ def random_tokens(
         _words(rng, int(rng.integers((length + 1) // 2, length + 1)), text_vocab)
         for _ in range(rows)
     ]
-    return _padded(lists, length)
+    return pad_rows(lists, PAD, rows, length)
 
 
 def random_batch(
@@ -192,7 +193,7 @@ def random_batch(
             [n + m + 1, BOS, *_words(rng, length, n), EOS, *range(n, n + m)]
             for length in rng.integers(1, doc_length + 1, count).tolist()
         ]
-        flat = _padded(lists, doc_length + 3 + m)
+        flat = pad_rows(lists, PAD, count, doc_length + 3 + m)
         return jax.tree.map(lambda x: x.reshape(*shape, -1), flat)
 
     def prompts(slot_groups: int) -> tuple[Tokens, jax.Array]:
@@ -207,8 +208,9 @@ def random_batch(
         width = 6 + len(slots) * slot_groups + answer_length
         pairs = list(zip(heads, answers, strict=True))
         labels = [[IGNORE] * len(head) + answer for head, answer in pairs]
-        ids = _padded([head + answer for head, answer in pairs], width)
-        return ids, _padded(labels, width, IGNORE).ids
+        ids = [head + answer for head, answer in pairs]
+        tokens = pad_rows(ids, PAD, rows, width)
+        return tokens, pad_rows(labels, IGNORE, rows, width).ids
 
     selection = SelectionConfig(top_k=documents)
     reads = STAGES[stage].reads(RunConfig(stage, "-", "-", selection=selection))
@@ -232,12 +234,3 @@ def random_batch(
 
 def _words(rng: np.random.Generator, length: int, text_vocab: int) -> list[int]:
     return rng.integers(EOS + 1, text_vocab, length).tolist()
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, pad: int = PAD) -> Tokens:
-    ids = np.full((len(rows), length), pad, np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return Tokens(jnp.asarray(ids), jnp.asarray(mask), right_padded=True)

@@ -193,11 +193,13 @@ class Session:
             )
         watch = Stopwatch()
         self.seconds, self.cut_documents = watch.seconds, 0
-        if not isinstance(documents, Stored):
+        self._shelf: Given | Stored
+        if isinstance(documents, Stored):
+            self._shelf = documents
+        else:
             length = clara.tokenizer.document_length
             self.cut_documents = sum(length(d.text) > limit for d in documents)
-            documents = Given(dataclasses.replace(clara, watch=watch), documents)
-        self._shelf: Given | Stored = documents
+            self._shelf = Given(dataclasses.replace(clara, watch=watch), documents)
 
     def unknown(self, texts: Sequence[str]) -> int:
         """Return how many texts hold words that the tokenizer has no token for."""

@@ -161,10 +161,10 @@ class Clara:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
         refuse_empty(questions, "question {}")
-        limit = self.question_limit
-        for i, question in enumerate(questions):
+        limit, cut = self.question_limit, self.config.too_long == "cut"
+        for i, question in enumerate(() if cut else questions):
             found = self.tokenizer.document_length(question)
-            if found > limit and self.config.too_long == "error":
+            if found > limit:
                 raise ClaraError(
                     f"question {i + 1} has {found} tokens, above the limit {limit}; "
                     "shorten it"

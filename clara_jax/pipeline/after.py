@@ -192,11 +192,11 @@ def _scores(predictions: list[Prediction], seed: int) -> dict[str, Any]:
     }
     gold = [p.gold for p in predictions]
     each = {
-        name: best_scores("f1", [p.answers[name] for p in predictions], gold)
+        name: np.array(best_scores("f1", [p.answers[name] for p in predictions], gold))
         for name in predictions[0].answers
     }
     found["differences"] = [
-        [one, other, *bootstrap(np.subtract(each[one], each[other]), seed).values()]
+        [one, other, *bootstrap((each[one] - each[other]).tolist(), seed).values()]
         for one, other in DIFFERENCES
         if one in each and other in each
     ]

@@ -109,12 +109,11 @@ def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
 
     They come from all sources in turn. Raises `ClaraError` if there are none.
     """
-    files = [
-        f for f in sorted((folder / "held_out").glob("*.jsonl")) if f.stat().st_size
-    ]
+    files = sorted((folder / "held_out").glob("*.jsonl"))
     sources = [
         [(question, file.stem) for question in questions_of(open_records(file), count)]
         for file in files
+        if file.stat().st_size
     ]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*sources))
     found = list(itertools.islice(filter(None, turns), count))
@@ -252,12 +251,11 @@ def corpus_recall(
       searched, ``of`` so many, and of ``questions``, whose gold documents are all among
       them; None where there are none.
     """
-    gold = [[known.places.get(t, -1) for t in q.gold_documents] for q in questions]
-    counted = [i for i, row in enumerate(gold) if row and -1 not in row]
+    counted = [q for q in questions if known.places.keys() >= {*q.gold_documents}]
     if not counted:
         return None
-    asked = [questions[i].question for i in counted]
-    right = [gold[i] for i in counted]
+    asked = [q.question for q in counted]
+    right = [[known.places[text] for text in q.gold_documents] for q in counted]
     k = min(max(KS), len(known.corpus))
     found = {
         "model": nearest(models.clara.reason(asked), known.vectors, k),
