@@ -57,12 +57,11 @@ def parser() -> argparse.ArgumentParser:
     add("--search", choices=SEARCHES, default="auto", help=how)
     fused = "fuse the latent ranking of the store with that of BM25"
     add("--hybrid", action="store_true", help=fused)
-    add(
-        "--documents",
-        action="append",
-        help=".txt or .md file (one document), or JSONL with text (and title, id) or "
-        f"docs; may be repeated; default: {DOCUMENTS} in the model's folder",
+    texts = (
+        ".txt or .md file (one document), or JSONL with text (and title, id) or docs; "
+        f"may be repeated; default: {DOCUMENTS} in the model's folder"
     )
+    add("--documents", action="append", help=texts)
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     add("--max-new-tokens", type=int, default=64, help="longest answer")
     add("--temperature", type=float, default=0.0, help="0 takes the best token")
@@ -142,20 +141,16 @@ def _given(arguments: argparse.Namespace) -> Session:
         raise ClaraError("no --model given; give a run's folder, or a --store")
     if arguments.hybrid or arguments.search != "auto":
         raise ClaraError("--search and --hybrid are ways to search a --store; give one")
-    files = arguments.documents
-    if not files:
-        default = named_folder(arguments.model) / DOCUMENTS
-        if not default.is_file():
-            raise ClaraError(
-                f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give "
-                "a file with --documents"
-            )
-        files = [default]
+    files = arguments.documents or [named_folder(arguments.model) / DOCUMENTS]
+    if not arguments.documents and not files[0].is_file():
+        raise ClaraError(
+            f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
+            "file with --documents"
+        )
     documents = read_documents(files)
     clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
-    pieces = session.pieces - len(documents)
-    if pieces:
+    if pieces := session.pieces - len(documents):
         _note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
     if session.cut_documents:
         _note(
@@ -165,8 +160,7 @@ def _given(arguments: argparse.Namespace) -> Session:
     if not arguments.json:
         seconds = session.seconds["compress"]
         print(f"compressed {len(documents)} documents in {seconds:.2f} s")
-    unknown = session.unknown([document.text for document in documents])
-    if unknown:
+    if unknown := session.unknown([document.text for document in documents]):
         _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
     return session
 
@@ -216,8 +210,7 @@ def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
             if sys.stdin.isatty():
                 print("question> ", end="", file=sys.stderr, flush=True)
             # Bytes that are no text pass as half surrogates, and are refused as such.
-            line = sys.stdin.readline()
-            if not line:
+            if not (line := sys.stdin.readline()):
                 break
             if line.strip():
                 yield line.strip(), f"standard input, line {number}"

@@ -43,10 +43,11 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclasses.dataclass
 class HeldOutLoss:
     """The stage's own loss, without dropout.
 
-    Args:
+    Attributes:
       eval_step: ``(trainable, network, batch) -> (sums, weights, metrics)``.
       network: all that is frozen.
       batches: gives the held-out batches, anew at every call.
@@ -54,16 +55,14 @@ class HeldOutLoss:
       shuffled: see `shuffle_documents`: what is lost by it is what the memory is worth.
     """
 
-    def __init__(
-        self,
-        eval_step: Callable[..., Any],
-        network: Network,
-        batches: Callable[[], Iterable[Batch]],
-        put: Callable[[Batch], Batch] = jax.device_put,
-        shuffled: bool = False,
-    ):
-        self._eval_step, self._network = jax.jit(eval_step), network
-        self._batches, self._put, self._shuffled = batches, put, shuffled
+    eval_step: Callable[..., Any]
+    network: Network
+    batches: Callable[[], Iterable[Batch]]
+    put: Callable[[Batch], Batch] = jax.device_put
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        self._step = jax.jit(self.eval_step)
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``loss``, ``loss/<term>`` and the loss's ``held_out/<metric>``.
@@ -71,12 +70,10 @@ class HeldOutLoss:
         Sums and weights are added up over all batches and divided once.
         """
         totals: dict[str, np.ndarray] = {}
-        for batch in self._batches():
-            if self._shuffled:
-                batch = shuffle_documents(batch)
-            sums, weights, metrics = self._eval_step(
-                dict(state.trainable), self._network, self._put(batch)
-            )
+        trainable = dict(state.trainable)
+        for batch in self.batches():
+            given = self.put(shuffle_documents(batch) if self.shuffled else batch)
+            sums, weights, metrics = self._step(trainable, self.network, given)
             pairs = {f"loss/{name}": (sums[name], weights[name]) for name in sums}
             pairs |= {f"held_out/{name}": pair for name, pair in metrics.items()}
             for name, pair in jax.device_get(pairs).items():
@@ -85,7 +82,7 @@ class HeldOutLoss:
         terms = [mean for name, mean in means.items() if name.startswith("loss/")]
         if terms:
             means = {"loss": sum(terms), **means}
-        prefix = "shuffled/" if self._shuffled else ""
+        prefix = "shuffled/" if self.shuffled else ""
         yield from ((f"{prefix}{name}", mean) for name, mean in means.items())
 
 

@@ -114,10 +114,7 @@ Corpus = Sequence[tuple[Entry, str]]
 
 def draw_entries(names: Iterable[str], rng: random.Random) -> list[Entry]:
     """Draw facts for each name."""
-    return [
-        Entry(name, {fact: rng.choice(values) for fact, values in FACTS.items()})
-        for name in names
-    ]
+    return [Entry(n, {f: rng.choice(v) for f, v in FACTS.items()}) for n in names]
 
 
 def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry, str]]:
