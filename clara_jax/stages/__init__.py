@@ -10,11 +10,9 @@ from clara_jax.clara import Loss
 from clara_jax.config import RunConfig
 from clara_jax.errors import ClaraError
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.stages.end_to_end import EndToEnd
-from clara_jax.stages.instruct import InstructionTuning
+from clara_jax.stages.compression import InstructionTuning, Pretraining
 from clara_jax.stages.lm import LanguageModelling
-from clara_jax.stages.rerank import Reranking
-from clara_jax.stages.scp import Pretraining
+from clara_jax.stages.ranking import EndToEnd, Reranking
 from clara_jax.stages.text import ClosedBook, FullText
 
 STAGES: dict[str, Stage] = {

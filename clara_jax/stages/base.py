@@ -203,11 +203,3 @@ class Stage:
 
     def _fields(self, config: RunConfig) -> set[str]:
         return {read.field for read in self.reads(config)}
-
-
-def ranking_reads(config: RunConfig) -> tuple[Reads, ...]:
-    """Return the rows of a question and its candidates, which are frozen."""
-    cached = config.data.cache_vectors or config.store
-    how = ("vectors", "") if cached else ("candidates", "compressor")
-    candidates = Reads(*how, per_row=config.data.candidates, trained=False)
-    return Reads("question", "reasoner"), candidates

@@ -1,8 +1,4 @@
-"""Stage 1, salient compressor pretraining (paper section 3.1).
-
-Each row is one document: the generator gives all its question-answer pairs back from
-the document's vectors, or paraphrases it under one of 13 instructions.
-"""
+"""Stages 1 and 2: documents become vectors from which the generator answers."""
 
 from __future__ import annotations
 
@@ -12,11 +8,21 @@ from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
+from clara_jax.text import (
+    PARAPHRASES,
+    answer_prompt,
+    paraphrase_prompt,
+    scp_prompt,
+    scp_target,
+)
 
 
 class Pretraining(Stage):
-    """Train the compressor, and the generator and memory rows that it starts with."""
+    """Stage 1, salient compressor pretraining (paper section 3.1).
+
+    Each row is one document: the generator gives all its question-answer pairs back
+    from the document's vectors, or paraphrases it under one of 13 instructions.
+    """
 
     name = "scp"
     trains = ("compressor", "generator", "memory")
@@ -64,3 +70,32 @@ class Pretraining(Stage):
         if questions:
             found.append(CompressedAnswers(held_out.clara, questions))
         return found
+
+
+class InstructionTuning(Pretraining):
+    """Stage 2, compression instruction tuning (paper section 3.2).
+
+    Each row has up to J documents, a question and its answer. Positives come first
+    where a record has more documents than J. As in the original the generator is new.
+    """
+
+    name = "instruct"
+    trains = ("compressor", "generator")
+    fresh = ("generator",)
+
+    def reads(self, config: RunConfig) -> tuple[Reads, ...]:
+        """Return the rows of a batch."""
+        return (
+            Reads("documents", "compressor", per_row=config.selection.top_k),
+            Reads("prompt", "generator"),
+        )
+
+    def dialogue(
+        self, make: ExampleMaker, record: Record, draw: Draw | None = None
+    ) -> Dialogue:
+        """Ask one question about the record's documents."""
+        make.require_question(record)
+        documents = make.chosen(record)
+        question, answer = make.pair(record, draw)
+        prompt = answer_prompt(make.slots(len(documents)), question)
+        return Dialogue(prompt, answer, documents, question)
