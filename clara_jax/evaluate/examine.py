@@ -14,6 +14,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,6 @@ from clara_jax.evaluate.metrics import (
     ANSWER_METRICS,
     best_scores,
     bootstrap,
-    score_answers,
     score_retrieval,
 )
 from clara_jax.files import write_text, writing
@@ -257,13 +257,11 @@ def _chunk(
     compress = exam.compress or clara.compress
     known = dict(zip(texts, compress(texts), strict=True))
     if exam.setting == "normal":
-        vectors, mask = _stacked(candidates, known)
+        stacked = _stacked(candidates, known)
         for name, ranker in {"model": clara, **exam.rankers}.items():
-            ranked, exist = choose(ranker, asked, vectors, mask, most)
-            chosen[name] = [
-                row[:count].tolist()
-                for row, count in zip(ranked, exist.sum(axis=1), strict=True)
-            ]
+            ranked, exist = choose(ranker, asked, *stacked, most)
+            pairs = zip(ranked.tolist(), exist.sum(axis=1), strict=True)
+            chosen[name] = [row[:count] for row, count in pairs]
         read["model"] = best("model")
     answers: dict[str, list[str]] = {}
     for name in exam.conditions:
@@ -272,9 +270,8 @@ def _chunk(
             texts = read[reader.reads]
             answers[name] = reader.clara.answer_from_text(asked, texts, reader.role)
         else:
-            answers[name] = clara.answer_from_vectors(
-                asked, *_stacked(read[name], known)
-            )
+            vectors = _stacked(read[name], known)
+            answers[name] = clara.answer_from_vectors(asked, *vectors)
     return answers, chosen
 
 
@@ -315,11 +312,11 @@ def scores_of(
     golds = [p.gold for p in predictions]
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
-        length = score_answers(said, golds)["output_length"]
-        answers[condition] = {"output_length": {"mean": length}} | {
-            name: bootstrap(best_scores(name, said, golds), seed)
-            for name in ANSWER_METRICS
-        }
+        length = fmean(len(text.split()) for text in said)
+        answers[condition] = {"output_length": {"mean": length}}
+        for name in ANSWER_METRICS:
+            each = best_scores(name, said, golds)
+            answers[condition][name] = bootstrap(each, seed)
     positives = [p.positives for p in predictions]
     ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
     retrieval = {
@@ -332,12 +329,8 @@ def scores_of(
         for other in ("none", "shuffled")
         for name in SHOWN
     }
-    return {
-        "questions": len(predictions),
-        "answers": answers,
-        "retrieval": retrieval,
-        "memory": memory,
-    }
+    found = {"answers": answers, "retrieval": retrieval, "memory": memory}
+    return {"questions": len(predictions), **found}
 
 
 def markdown(scores: Mapping[str, Any], title: str) -> str:
@@ -382,14 +375,10 @@ def markdown_table(
     columns: Sequence[str], rows: Iterable[Sequence[str | Mapping[str, float]]]
 ) -> list[str]:
     """Return the lines of a table, an empty one first; values of `bootstrap` whole."""
-    cells = [
-        [
-            value
-            if isinstance(value, str)
-            else "{mean:.3f} ({low:.3f}-{high:.3f})".format(**value)
-            for value in row
-        ]
-        for row in rows
-    ]
-    lines = [list(columns), ["---"] * len(columns), *cells]
+
+    def cell(value: str | Mapping[str, float]) -> str:
+        whole = "{mean:.3f} ({low:.3f}-{high:.3f})"
+        return value if isinstance(value, str) else whole.format(**value)
+
+    lines = [columns, ["---"] * len(columns), *(map(cell, row) for row in rows)]
     return ["", *(f"| {' | '.join(line)} |" for line in lines)]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.data.records import RecordSource
+from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.examine import (
     Prediction,
@@ -50,7 +50,7 @@ class Passage(NamedTuple):
         return "\n\n".join(self.documents)
 
 
-def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
+def passages_of(records: Iterable[Record], limit: int = 0) -> list[Passage]:
     """Return what records hold to paraphrase, each passage once, in the order met.
 
     Args:
@@ -59,7 +59,7 @@ def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
       limit: first so many; 0 takes all.
     """
     found: dict[Passage, None] = {}
-    for record in map(records.__getitem__, range(len(records))):
+    for record in records:
         passages = [Passage((text,), text) for text in record.documents]
         if record.kind == "paraphrase":
             passages = [Passage(record.documents, record.answers[0])]
@@ -105,9 +105,8 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
     By the library rouge-score, with its Porter stemmer, as the published figures are.
     It knows words of Latin letters and digits only: texts in other scripts score 0.
     """
-    scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
-        ["rougeL"], use_stemmer=True
-    )
+    rouge = need("rouge_score.rouge_scorer", "rouge-score")
+    scorer = rouge.RougeScorer(["rougeL"], use_stemmer=True)
     return [
         float(scorer.score(reference, text)["rougeL"].fmeasure)
         for text, reference in zip(predictions, references, strict=True)

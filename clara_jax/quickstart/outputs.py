@@ -206,16 +206,11 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     after = load(workdir / "end_to_end", short)
     questions = evaluators.questions_of(open_records(data / "held_out.jsonl"))
     numbers = _measure(before, after, questions)
-    shown = questions[:SHOWN]
-    chosen = after.select_and_answer(
-        [question.question for question in shown],
-        [question.documents for question in shown],
-    )
     text, examples = table(numbers) + "\n", []
-    for asked, answer, (best, *_) in zip(
-        shown, chosen.answers, chosen.indices.tolist(), strict=True
-    ):
-        gold, document = asked.gold[0], asked.documents[best]
+    for asked in questions[:SHOWN]:
+        chosen = after.select_and_answer([asked.question], [asked.documents])
+        (answer,), document = chosen.answers, asked.documents[chosen.indices[0, 0]]
+        gold = asked.gold[0]
         verdict = "" if answer == gold else f"   (it is {gold})"
         text += f"{asked.question}  {answer}{verdict}\n"
         text += f"    from the vectors of: {document}\n"
