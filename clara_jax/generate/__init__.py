@@ -2,25 +2,16 @@
 
 from clara_jax.generate.answering import AnswerConfig, Clara, Selection
 from clara_jax.generate.batched import Spoken, encode_rows
-from clara_jax.generate.decode import (
-    DecodeConfig,
-    DecodeState,
-    Sampling,
-    decode_loop,
-    decode_step,
-    prefill,
-)
+from clara_jax.generate.decode import DecodeConfig, Sampling, decode_loop, prefill
 
 __all__ = [
     "AnswerConfig",
     "Clara",
     "DecodeConfig",
-    "DecodeState",
     "Sampling",
     "Selection",
     "Spoken",
     "decode_loop",
-    "decode_step",
     "encode_rows",
     "prefill",
 ]
