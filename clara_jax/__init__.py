@@ -41,13 +41,7 @@ if sys.argv[:1] == ["-m"] and any(x.startswith("clara_jax.") for x in sys.orig_a
 _ROOMS = {
     "answer": ("Session",),
     "compress": (),
-    "clara": (
-        "Batch",
-        "Network",
-        "Tokens",
-        "cosine_scores",
-        "soft_topk",
-    ),
+    "clara": ("Batch", "Network", "Tokens", "cosine_scores", "soft_topk"),
     "config": (
         "LoraConfig",
         "MemoryConfig",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -42,10 +41,7 @@ def load(
       quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
         ``int8``, or ``nf4`` (4 bits).
       mesh: devices to lay the weights out over, as the table in `clara_jax.sharding`
-        says; whole on each where its axes are 1. Without one, all is on one device.
-
-    Returns:
-      The model. On a mesh, use it under ``jax.set_mesh(mesh)``.
+        says; then use the model under ``jax.set_mesh(mesh)``. None takes one device.
 
     Raises:
       ClaraError: `path` is damaged, or a plain base model.
@@ -66,10 +62,11 @@ def load(
         raise ClaraError(
             "dtype is 'float16', in which a CPU does not compute; take bfloat16"
         )
-    placement = None
-    if mesh is not None and quantize == "none":
-        # Weights that are to be quantized may not fit on the devices before.
-        placement = functools.partial(_shardings, mesh)
+    shardings = None
+    if mesh is not None:
+        shardings = functools.partial(tree_shardings, mesh, axes=logical_axes)
+    # Weights that are to be quantized may not fit on the devices before.
+    placement = shardings if quantize == "none" else None
     folder = load_model(path, base=base, placement=placement)
     settings = folder.clara
     if settings is None or folder.adapters is None:
@@ -88,26 +85,16 @@ def load(
         )
     if not config.eos_ids:
         config = dataclasses.replace(config, eos_ids=tuple(folder.eos_ids))
-    folder = dataclasses.replace(
-        folder, params=quantize_params(folder.params, quantize)
-    )
+    params = quantize_params(folder.params, quantize)
+    folder = dataclasses.replace(folder, params=params)
+    arrays = folder.backbone, folder.adapters
+    arrays = jax.device_put(arrays, shardings and tuple(map(shardings, arrays)))
     shape = dataclasses.replace(folder.config, dtype=dtype)
+    model = Transformer(shape, settings.text_vocab, lora=settings.lora)
     return Clara(
-        network=Network(
-            Transformer(shape, settings.text_vocab, lora=settings.lora),
-            _put(folder.backbone, mesh),
-            _put(folder.adapters, mesh),
-        ),
+        network=Network(model, *arrays),
         tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
         memory=settings.memory,
         selection=settings.selection,
         config=config,
     )
-
-
-def _put(tree: Any, mesh: Mesh | None) -> Any:
-    return jax.device_put(tree, None if mesh is None else _shardings(mesh, tree))
-
-
-def _shardings(mesh: Mesh, tree: Any) -> Any:
-    return tree_shardings(mesh, tree, logical_axes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -17,8 +17,6 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from clara_jax.errors import ClaraError
 from clara_jax.shapes import Array, Shaped
-
-Tree = TypeVar("Tree")
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -62,20 +60,13 @@ class ShardingRules:
     layers: MeshAxes = None
 
     def mesh_axes(self, logical: str) -> tuple[str, ...]:
-        """Mesh axes of one logical axis.
-
-        Raises:
-          ClaraError: the table has no such logical axis.
-        """
+        """Return the mesh axes of one logical axis, or refuse an unknown one."""
         names = [field.name for field in dataclasses.fields(self)]
         if logical not in names:
             raise ClaraError(
                 f"sharding: no logical axis '{logical}'; use one of {', '.join(names)}"
             )
-        axes = getattr(self, logical)
-        if axes is None:
-            return ()
-        return (axes,) if isinstance(axes, str) else tuple(axes)
+        return _names(getattr(self, logical))
 
 
 RULES = ShardingRules()
@@ -95,10 +86,6 @@ def make_mesh(
         takes the devices that the others leave.
       devices: what to lay out; None takes all of ``jax.devices()``.
 
-    Returns:
-      A mesh whose axes the compiler propagates through the program
-      (``AxisType.Auto``).
-
     Raises:
       ClaraError: the sizes do not multiply to the number of devices.
 
@@ -114,32 +101,19 @@ def make_mesh(
             f"--config.mesh.slice={slices}"
         )
     # Any mesh will do, though it be no product of the torus's own axes.
+    how: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices > 1:
-        laid_out = mesh_utils.create_hybrid_device_mesh(
-            (1, *sizes[1:]),
-            (slices, *(1,) * len(sizes[1:])),
-            devices,
-            allow_split_physical_axes=True,
-        )
+        inside, between = (1, *sizes[1:]), (slices, *(1,) * len(sizes[1:]))
+        laid_out = mesh_utils.create_hybrid_device_mesh(inside, between, **how)
     else:
-        laid_out = mesh_utils.create_device_mesh(
-            sizes, devices, allow_split_physical_axes=True
-        )
+        laid_out = mesh_utils.create_device_mesh(sizes, **how)
     return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_sizes(
     count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, slice: int = 1
 ) -> tuple[int, ...]:
-    """Sizes of all mesh axes, in the order of `MESH_AXES`.
-
-    Args:
-      count: devices.
-      data, fsdp, tensor, slice: see `make_mesh`.
-
-    Raises:
-      ClaraError: the sizes do not multiply to the number of devices.
-    """
+    """Return the sizes of `MESH_AXES` that `make_mesh` gives `count` devices."""
     sizes = [slice, data, fsdp, tensor]
     wanted = " x ".join(f"{n} {size}" for n, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -156,7 +130,7 @@ def mesh_sizes(
 
 
 def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> PartitionSpec:
-    """Mesh axes of an array with these logical axes, None for one that stays whole.
+    """Return the mesh axes of an array, by its logical axes; None stays whole.
 
     Raises:
       ClaraError: two of the axes would lie over the same mesh axis, or one is unknown.
@@ -180,61 +154,38 @@ def partition_spec(*logical: str | None, rules: ShardingRules = RULES) -> Partit
     return PartitionSpec(*entries)
 
 
-def named_sharding(
-    mesh: Mesh | AbstractMesh, *logical: str | None, rules: ShardingRules = RULES
-) -> NamedSharding:
-    """Where an array with these logical axes lies on `mesh`.
+def named_sharding(mesh: Mesh | AbstractMesh, *logical: str | None) -> NamedSharding:
+    """Return where an array lies on `mesh`, by its logical axes; see `partition_spec`.
 
-    With no axes named, the array is repeated on every device. For the refusals see
-    `partition_spec`.
+    With no axes named, the array is repeated on every device.
     """
-    return NamedSharding(mesh, partition_spec(*logical, rules=rules))
+    return NamedSharding(mesh, partition_spec(*logical))
 
 
 def tree_shardings(
     mesh: Mesh | AbstractMesh,
     tree: Any,
     axes: Callable[[tuple[str, ...], int], tuple[str | None, ...]],
-    rules: ShardingRules = RULES,
 ) -> Any:
-    """Where every array of a tree lies on `mesh`.
+    """Return the `NamedSharding` of every array (or shape) of a tree, as of `place`.
 
-    An axis is split over as many of its mesh axes, from the first on, as divide it.
-
-    Args:
-      mesh: from `make_mesh`.
-      tree: arrays or shapes.
-      axes: names on the way to an array, and its rank, to its logical axes.
-      rules: the table.
-
-    Returns:
-      The same tree of `NamedSharding`.
+    `axes` gives an array's logical axes, from the names on the way to it and its rank.
     """
 
     def place(path, leaf) -> NamedSharding:
         shape = jax.numpy.shape(leaf)
         names = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        spec = partition_spec(*axes(names, len(shape)), rules=rules)
-        return NamedSharding(mesh, _fitting(mesh, spec, shape))
+        return NamedSharding(mesh, _fitting(mesh, axes(names, len(shape)), shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def place(
-    x: Shaped[Array, "..."], *logical: str | None, rules: ShardingRules = RULES
-) -> Shaped[Array, "..."]:
+def place(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, "..."]:
     """Say where an array inside a compiled function lies on the mesh around it.
 
-    The mesh is that of ``jax.set_mesh``; without one nothing happens. An axis is split
-    over as many of its mesh axes, from the first on, as divide it.
-
-    Args:
-      x: any array.
-      *logical: a name of `ShardingRules`, or None, per axis of `x`.
-      rules: the table.
-
-    Returns:
-      `x`, constrained.
+    The mesh is that of ``jax.set_mesh``; without one nothing happens. Each axis has a
+    name of `ShardingRules`, or None. It is split over as many of its mesh axes, from
+    the first on, as divide it.
 
     Example::
 
@@ -244,30 +195,32 @@ def place(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = partition_spec(*logical, rules=rules)
-    return jax.lax.with_sharding_constraint(x, _fitting(mesh, spec, x.shape))
+    return jax.lax.with_sharding_constraint(x, _fitting(mesh, logical, x.shape))
 
 
-def batch_parts(mesh: Mesh | AbstractMesh, rules: ShardingRules = RULES) -> int:
-    """How many devices share the rows of a batch."""
-    return _count(mesh, rules.mesh_axes("batch"))
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Return how many devices share the rows of a batch."""
+    return _count(mesh, RULES.mesh_axes("batch"))
 
 
 def _fitting(
-    mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]
+    mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: tuple[int, ...]
 ) -> PartitionSpec:
-    """`spec` without the last mesh axes of an entry, as far as they do not divide."""
+    """Return the `partition_spec` without the last mesh axes that do not divide."""
 
     def fitting(entry: MeshAxes, size: int) -> MeshAxes:
-        names = (entry,) if isinstance(entry, str) else entry or ()
+        names = _names(entry)
         while size % _count(mesh, names):
             names = names[:-1]
         return names[0] if len(names) == 1 else names or None
 
-    pairs = zip(spec, shape, strict=True)
+    pairs = zip(partition_spec(*logical), shape, strict=True)
     return PartitionSpec(*(fitting(entry, size) for entry, size in pairs))
 
 
-def _count(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
+def _count(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())

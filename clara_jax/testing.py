@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,11 +25,11 @@ from tokenizers import models, pre_tokenizers
 
 from clara_jax.clara import IGNORE, ROLES, Batch, Network, Tokens
 from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
+from clara_jax.generate.batched import pad_rows
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
 from clara_jax.text import (
     PARAPHRASES,
-    Prompt,
     answer_prompt,
     paraphrase_prompt,
     scp_prompt,
@@ -51,17 +51,11 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def toy_config(**changes: Any) -> ModelConfig:
-    """Two layers, width 16, grouped heads; `changes` are fields of `ModelConfig`."""
-    fields: dict[str, Any] = {
-        "vocab_size": TEXT_VOCAB,
-        "width": 16,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 4,
-        "mlp_dim": 24,
-    }
-    return ModelConfig(**{**fields, **changes})
+    """Return two layers of width 16; `changes` are fields of `ModelConfig`."""
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    sizes = {"vocab_size": TEXT_VOCAB, "width": 16, "num_layers": 2, "mlp_dim": 24}
+    fields: dict[str, Any] = {**sizes, **heads, **changes}
+    return ModelConfig(**fields)
 
 
 def toy_network(
@@ -79,9 +73,6 @@ def toy_network(
       text_vocab: n, tokens before the special ones.
       lora: adapter settings; by default rank 4 on all layers.
       **changes: fields of `ModelConfig`.
-
-    Returns:
-      A network with an adapter for every role.
     """
     changes.setdefault("vocab_size", text_vocab)
     config = toy_config(**changes)
@@ -110,9 +101,8 @@ def toy_network(
     }
     if not config.tied:
         backbone["rows"]["head"] = rows(num_memory + 3)
-    adapters: dict[str, Any] = {"memory": rows(num_memory)}
-    for role in ROLES:
-        adapters[role] = jax.tree.map_with_path(draw, shapes["lora"])
+    adapters = {"memory": rows(num_memory)}
+    adapters |= {role: jax.tree.map_with_path(draw, shapes["lora"]) for role in ROLES}
     return Network(model, backbone, adapters)
 
 
@@ -130,17 +120,15 @@ def toy_tokenizer(
     """
     prompts = [scp_prompt(""), answer_prompt("", "")]
     prompts += [paraphrase_prompt("", i) for i in range(len(PARAPHRASES))]
-    spoken = ["[ system ] [ user ] [ assistant ] Answer", *map(_joined, prompts)]
+    spoken = ["[ system ] [ user ] [ assistant ] Answer", *map(" ".join, prompts)]
     vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3}
     for text in [*spoken, *texts]:
         for word in _WORD.findall(text):
             vocabulary.setdefault(word, len(vocabulary))
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORD.pattern), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(tokenizers.Regex(r"\w+|[^\w\s]"), "isolated"),
-        ]
+        [pre_tokenizers.WhitespaceSplit(), words]
     )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -153,10 +141,6 @@ def toy_tokenizer(
     return tokenizer
 
 
-def _joined(prompt: Prompt) -> str:
-    return f"{prompt.system} {prompt.user}"
-
-
 def random_tokens(
     rows: int, length: int, seed: int = 0, text_vocab: int = TEXT_VOCAB
 ) -> Tokens:
@@ -166,7 +150,7 @@ def random_tokens(
         _words(rng, int(rng.integers((length + 1) // 2, length + 1)), text_vocab)
         for _ in range(rows)
     ]
-    return _padded(lists, length)
+    return pad_rows(lists, PAD, rows, length)
 
 
 def random_batch(
@@ -183,6 +167,9 @@ def random_batch(
 ) -> Batch:
     """Draw a batch as the data pipeline would make it for `stage`.
 
+    It has all fields that the stage's loss reads: right-padded rows of several lengths.
+    One candidate of each row is positive.
+
     Args:
       stage: a key of `STAGES`.
       rows: B.
@@ -193,10 +180,6 @@ def random_batch(
       num_memory: M.
       text_vocab: n.
       seed: of every number in it.
-
-    Returns:
-      Right-padded rows of several lengths, all fields that the stage's loss reads.
-      One candidate of each row is positive.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage '{stage}'; there are {', '.join(STAGES)}")
@@ -210,7 +193,7 @@ def random_batch(
             [n + m + 1, BOS, *_words(rng, length, n), EOS, *range(n, n + m)]
             for length in rng.integers(1, doc_length + 1, count).tolist()
         ]
-        flat = _padded(lists, doc_length + 3 + m)
+        flat = pad_rows(lists, PAD, count, doc_length + 3 + m)
         return jax.tree.map(lambda x: x.reshape(*shape, -1), flat)
 
     def prompts(slot_groups: int) -> tuple[Tokens, jax.Array]:
@@ -225,8 +208,9 @@ def random_batch(
         width = 6 + len(slots) * slot_groups + answer_length
         pairs = list(zip(heads, answers, strict=True))
         labels = [[IGNORE] * len(head) + answer for head, answer in pairs]
-        ids = _padded([head + answer for head, answer in pairs], width)
-        return ids, _padded(labels, width, IGNORE).ids
+        ids = [head + answer for head, answer in pairs]
+        tokens = pad_rows(ids, PAD, rows, width)
+        return tokens, pad_rows(labels, IGNORE, rows, width).ids
 
     selection = SelectionConfig(top_k=documents)
     reads = STAGES[stage].reads(RunConfig(stage, "-", "-", selection=selection))
@@ -250,12 +234,3 @@ def random_batch(
 
 def _words(rng: np.random.Generator, length: int, text_vocab: int) -> list[int]:
     return rng.integers(EOS + 1, text_vocab, length).tolist()
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, pad: int = PAD) -> Tokens:
-    ids = np.full((len(rows), length), pad, np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return Tokens(jnp.asarray(ids), jnp.asarray(mask), right_padded=True)

@@ -4,9 +4,8 @@
     python -m clara_jax.answer --store DIR "question" ...
 
 Documents are compressed once, now or into a store before; for each question the
-reasoner chooses among them and the generator answers from the chosen vectors. ``-``
-reads questions from standard input, one a line. Times hold compilation where a part
-meets a new length.
+reasoner chooses among them and the generator answers from the chosen vectors. Times
+hold compilation where a part meets a new length.
 """
 
 from __future__ import annotations
@@ -54,39 +53,25 @@ def parser() -> argparse.ArgumentParser:
     add("questions", nargs="*", help="questions; - reads them from standard input")
     add("--model", help=f"{commands.MODEL}; default: that of the store")
     add("--store", help="folder that python -m clara_jax.compress has made")
-    add(
-        "--search",
-        choices=SEARCHES,
-        default="auto",
-        help="how to search the store; auto: by its ScaNN index, if any, else exact",
+    how = "how to search the store; auto: by its ScaNN index, if any, else exact"
+    add("--search", choices=SEARCHES, default="auto", help=how)
+    fused = "fuse the latent ranking of the store with that of BM25"
+    add("--hybrid", action="store_true", help=fused)
+    texts = (
+        ".txt or .md file (one document), or JSONL with text (and title, id) or docs; "
+        f"may be repeated; default: {DOCUMENTS} in the model's folder"
     )
-    add(
-        "--hybrid",
-        action="store_true",
-        help="fuse the latent ranking of the store with that of BM25",
-    )
-    add(
-        "--documents",
-        action="append",
-        help=".txt or .md file (one document), or JSONL with text (and title, id) or "
-        f"docs; may be repeated; default: {DOCUMENTS} in the model's folder",
-    )
+    add("--documents", action="append", help=texts)
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     add("--max-new-tokens", type=int, default=64, help="longest answer")
     add("--temperature", type=float, default=0.0, help="0 takes the best token")
     add("--top-p", type=float, default=1.0, help="share of probability to draw from")
     add("--seed", type=int, default=0, help="of the draws")
     add("--json", action="store_true", help="print one JSON object per question")
-    add(
-        "--questions",
-        dest="file",
-        help=".txt or .md file with one question a line, or JSONL with question",
-    )
-    add(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        help="print answers as they are decoded; default: on a terminal",
-    )
+    file = ".txt or .md file with one question a line, or JSONL with question"
+    add("--questions", dest="file", help=file)
+    stream = "print answers as they are decoded; default: on a terminal"
+    add("--stream", action=argparse.BooleanOptionalAction, help=stream)
     add(
         "--explain",
         type=int,
@@ -98,29 +83,21 @@ def parser() -> argparse.ArgumentParser:
         "(default %(const)s)",
     )
     commands.add_model_options(parser)
-    add(
-        "--whole",
-        action="store_true",
-        help="leave out the ends of long documents instead of cutting them in pieces",
-    )
+    whole = "leave out the ends of long documents instead of cutting them in pieces"
+    add("--whole", action="store_true", help=whole)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = parser().parse_args(_spelled(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    for i, text in enumerate(given):  # --explain before a question is no --explain N
+        if text == "--explain" and not "".join(given[i + 1 : i + 2]).isdecimal():
+            given[i] = f"--explain={EXPLAINED}"
+    arguments = parser().parse_args(given)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     return commands.run(lambda: _run(arguments), "nothing is lost")
-
-
-def _spelled(argv: Sequence[str]) -> list[str]:
-    """``--explain`` before a question is no ``--explain N``."""
-    given = list(argv)
-    for i, text in enumerate(given):
-        if text == "--explain" and not "".join(given[i + 1 : i + 2]).isdecimal():
-            given[i] = f"--explain={EXPLAINED}"
-    return given
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -164,20 +141,16 @@ def _given(arguments: argparse.Namespace) -> Session:
         raise ClaraError("no --model given; give a run's folder, or a --store")
     if arguments.hybrid or arguments.search != "auto":
         raise ClaraError("--search and --hybrid are ways to search a --store; give one")
-    files = arguments.documents
-    if not files:
-        default = named_folder(arguments.model) / DOCUMENTS
-        if not default.is_file():
-            raise ClaraError(
-                f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give "
-                "a file with --documents"
-            )
-        files = [default]
+    files = arguments.documents or [named_folder(arguments.model) / DOCUMENTS]
+    if not arguments.documents and not files[0].is_file():
+        raise ClaraError(
+            f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
+            "file with --documents"
+        )
     documents = read_documents(files)
     clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
-    pieces = session.pieces - len(documents)
-    if pieces:
+    if pieces := session.pieces - len(documents):
         _note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
     if session.cut_documents:
         _note(
@@ -187,8 +160,7 @@ def _given(arguments: argparse.Namespace) -> Session:
     if not arguments.json:
         seconds = session.seconds["compress"]
         print(f"compressed {len(documents)} documents in {seconds:.2f} s")
-    unknown = session.unknown([document.text for document in documents])
-    if unknown:
+    if unknown := session.unknown([document.text for document in documents]):
         _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
     return session
 
@@ -238,8 +210,7 @@ def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
             if sys.stdin.isatty():
                 print("question> ", end="", file=sys.stderr, flush=True)
             # Bytes that are no text pass as half surrogates, and are refused as such.
-            line = sys.stdin.readline()
-            if not line:
+            if not (line := sys.stdin.readline()):
                 break
             if line.strip():
                 yield line.strip(), f"standard input, line {number}"

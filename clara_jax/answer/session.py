@@ -39,10 +39,9 @@ class Stopwatch:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time of the block to part `name`."""
-        start = time.perf_counter()
+        start = time.perf_counter() - self.seconds.get(name, 0.0)
         yield
-        passed = time.perf_counter() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + passed
+        self.seconds[name] = time.perf_counter() - start
 
 
 class Given:
@@ -50,13 +49,12 @@ class Given:
 
     def __init__(self, clara: Clara, documents: Sequence[Document]):
         self._documents = tuple(documents)
-        step = 8 * clara.config.batch_size
-        parts = []
-        with tqdm(desc="compress", total=len(documents), unit="doc", delay=2) as bar:
-            for begin in range(0, len(documents), step):
-                texts = [document.text for document in documents[begin : begin + step]]
-                parts.append(clara.compress(texts))
-                bar.update(len(texts))
+        texts = [document.text for document in documents]
+        step, parts = 8 * clara.config.batch_size, []
+        with tqdm(desc="compress", total=len(texts), unit="doc", delay=2) as bar:
+            for begin in range(0, len(texts), step):
+                parts.append(clara.compress(texts[begin : begin + step]))
+                bar.update(len(parts[-1]))
         self._vectors = np.concatenate(parts)
 
     def numbers(self) -> list[int]:
@@ -66,9 +64,8 @@ class Given:
     def search(self, clara: Clara, question: str, top_k: int) -> Found:
         """Compare the question with every document."""
         query = clara.reason([question])
-        indices, cosines = clara.select(query, self._vectors, top_k)
-        chosen = indices[0].tolist()
-        return chosen, tuple(cosines[0, chosen].tolist())
+        (chosen,), (cosines,) = clara.select(query, self._vectors, top_k)
+        return chosen.tolist(), tuple(cosines[chosen].tolist())
 
     def vectors(self, clara: Clara, chosen: Sequence[int]) -> Float[AnyArray, "J M D"]:
         """Return the vectors of documents."""
@@ -102,11 +99,9 @@ class Stored:
         query = clara.reason([question])
         flat = np.asarray(query, np.float32).reshape(1, -1)
         with clara.watch("search"):
-            if isinstance(self._searcher, HybridSearcher):
-                scores, rows = self._searcher(flat, top_k, [question])
-            else:
-                scores, rows = self._searcher(flat, top_k)
-        return rows[0].tolist(), tuple(scores[0].tolist())
+            texts = ([question],) if isinstance(self._searcher, HybridSearcher) else ()
+            (scores,), (rows,) = self._searcher(flat, top_k, *texts)
+        return rows.tolist(), tuple(scores.tolist())
 
     def vectors(self, clara: Clara, chosen: Sequence[int]) -> Float[AnyArray, "J M D"]:
         """Read the vectors of documents, in the model's compute type."""
@@ -120,24 +115,17 @@ class Stored:
 
 
 def check_question(clara: Clara, question: str) -> None:
-    """Refuse a question that cannot be read.
-
-    Raises:
-      ClaraError: it is empty, no Unicode, or longer than the reasoner reads.
-    """
+    """Refuse a question that is empty, not Unicode, or too long for the reasoner."""
     if not question.strip():
         raise ClaraError("the question is empty")
     if not is_unicode(question):
         raise ClaraError("the question is no Unicode text; type it in UTF-8")
     found, limit = clara.tokenizer.document_length(question), clara.question_limit
-    if found > limit and clara.config.too_long == "error" and _selects(clara):
+    refused = clara.config.too_long == "error" and "reasoner" in clara.network.adapters
+    if found > limit and refused:
         raise ClaraError(
             f"the question has {found} tokens, above the limit {limit}; shorten it"
         )
-
-
-def _selects(clara: Clara) -> bool:
-    return "reasoner" in clara.network.adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +133,6 @@ class Answer:
     """An answer and where it comes from.
 
     Attributes:
-      question: the text.
-      answer: the text.
       documents: what it was answered from, in the prompt's order.
       scores: their cosines with the question; None where nothing was selected.
       seconds: by part.
@@ -165,22 +151,17 @@ class Session:
     Args:
       clara: the model.
       documents: at least one, compressed now; or a store of compressed ones.
-      top_k: documents to answer from; None takes the trained number, or all documents
-        where there are fewer.
+      top_k: J, documents to answer from, `ClaraError` if above their number; None takes
+        the trained number, or all documents where there are fewer.
       split: cut documents that are longer than the model reads into pieces that are
         not, where the reasoner can choose among them.
 
     Attributes:
-      top_k: J.
       pieces: how many documents there are, long ones counted in pieces.
       selects: whether the reasoner chooses. Without one, all documents are read in the
-        order given, if they are no more than `top_k`.
+        order given; more than `top_k` are refused.
       seconds: what compressing took.
       cut_documents: how many documents are longer than the model reads.
-
-    Raises:
-      ClaraError: `top_k` above the number of documents, or documents to choose from but
-        no reasoner.
     """
 
     def __init__(
@@ -192,7 +173,7 @@ class Session:
         split: bool = True,
     ):
         self._clara = clara
-        self.selects = _selects(clara)
+        self.selects = "reasoner" in clara.network.adapters
         limit = clara.memory.doc_max_length
         if not isinstance(documents, Stored) and split and self.selects:
             documents = split_documents(documents, clara.tokenizer, limit)
@@ -223,13 +204,10 @@ class Session:
     def unknown(self, texts: Sequence[str]) -> int:
         """Return how many texts hold words that the tokenizer has no token for."""
         base = self._clara.tokenizer.base
-        missing = base.unk_token_id
-        if missing is None:
+        if base.unk_token_id is None:
             return 0
-        return sum(
-            missing in base(text, add_special_tokens=False)["input_ids"]
-            for text in texts
-        )
+        rows = (base(text, add_special_tokens=False)["input_ids"] for text in texts)
+        return sum(base.unk_token_id in row for row in rows)
 
     def explain(self, question: str, count: int = 10) -> list[list[Spoken]]:
         """Return what the reasoner makes of a question; see `Clara.explain`."""
@@ -254,11 +232,10 @@ class Session:
         if tell is None:
             (answer,) = clara.answer_from_vectors([question], vectors[None])
         else:
-            pieces = []
+            answer = ""
             for piece in clara.stream(question, vectors):
-                pieces.append(piece)
+                answer += piece
                 tell(piece)
-            answer = "".join(pieces)
             watch.seconds.setdefault("decode", 0.0)  # the first token is prefill's
         documents = self._shelf.documents(chosen)
         return Answer(question, answer, documents, scores, watch.seconds)
@@ -266,9 +243,6 @@ class Session:
 
 PARTS = ("reason", "select", "search", "gather", "prefill", "decode")
 """Of an answer's time, in their order."""
-
-_SHOWN = 160
-"""Characters of a document that are shown."""
 
 
 def as_text(answer: Answer) -> str:
@@ -279,13 +253,12 @@ def as_text(answer: Answer) -> str:
         place = document.source
         if document.parts > 1:
             place = f"{place}, characters {document.start}-{document.stop}".lstrip(", ")
-        beginning = " ".join(document.text[: 4 * _SHOWN].split())
-        if len(beginning) > _SHOWN:
-            beginning = beginning[: _SHOWN - 3].rstrip() + "..."
+        beginning = " ".join(document.text[:640].split())
+        if len(beginning) > 160:
+            beginning = beginning[:157].rstrip() + "..."
         lines.append(f"  {i + 1}. {score}{document.label}  ({place})")
         lines.append(f"     {beginning}")
-    seconds = answer.seconds
-    times = [f"{name} {seconds[name]:.2f} s" for name in PARTS if name in seconds]
+    times = [f"{p} {answer.seconds[p]:.2f} s" for p in PARTS if p in answer.seconds]
     return "\n".join([*lines, "  " + ", ".join(times)])
 
 
@@ -302,10 +275,7 @@ def as_tokens(slots: Sequence[Sequence[Spoken]]) -> str:
 
 
 def as_json(answer: Answer, session: Session, explain: int = 0) -> str:
-    """Return an answer of a session as one JSON object.
-
-    With `explain`, it holds so many tokens nearest to each of the reasoner's vectors.
-    """
+    """Return an answer as one JSON object; for `explain` see `Session.explain`."""
     before = ("id", "title", "part", "parts", "source", "start", "stop")
     documents = [
         {

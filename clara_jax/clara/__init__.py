@@ -11,15 +11,7 @@ from clara_jax.clara.losses import (
     candidate_vectors,
     question_scores,
 )
-from clara_jax.clara.network import (
-    ROLES,
-    Compressor,
-    Generator,
-    Network,
-    Reasoner,
-    init_rows,
-    positions_in_rows,
-)
+from clara_jax.clara.network import ROLES, Network, init_rows, positions_in_rows
 from clara_jax.clara.topk import cosine_scores, soft_topk
 
 __all__ = [
@@ -27,12 +19,9 @@ __all__ = [
     "ROLES",
     "Batch",
     "CompressionLoss",
-    "Compressor",
     "EndToEndLoss",
-    "Generator",
     "Loss",
     "Network",
-    "Reasoner",
     "RerankLoss",
     "TextLoss",
     "Tokens",

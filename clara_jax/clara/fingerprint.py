@@ -30,24 +30,17 @@ _TURN = 0x9E3779B97F4A7C15
 
 
 def vector_fingerprint(network: Network) -> str:
-    """Return a digest of everything that a document's vectors depend on.
+    """Return a digest of all that document vectors depend on, 32 hexadecimal digits.
 
     The compressor, memory rows and marks go in whole. Of every backbone array go in at
     most `SAMPLE` numbers, rounded to bfloat16, which tells models apart without reading
     gigabytes; a float32 copy of a backbone and its bfloat16 copy are one and the same.
     A quantized backbone is another one, since its numbers are. Neither the compute type
     nor the mesh matters, nor do reasoner and generator.
-
-    Args:
-      network: on any mesh, or in host memory; has a compressor.
-
-    Returns:
-      32 hexadecimal digits.
     """
     model, backbone, adapters = network.model, network.backbone, network.adapters
-    shape = {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME}
     settings: dict[str, Any] = {
-        "shape": shape,
+        "shape": {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME},
         "text_vocab": model.text_vocab,
         "num_memory": network.num_memory,
     }

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
-from clara_jax.clara.network import Network
+from clara_jax.clara.network import Encoding, Network
 from clara_jax.clara.topk import cosine_scores, soft_topk
 from clara_jax.config import SelectionConfig
 from clara_jax.shapes import Array, Bool, Float, Int, Key, Scores, Shaped
@@ -42,20 +42,13 @@ class Loss(Protocol):
 
 
 def answer_terms(
-    network: Network,
-    hidden: Float[Array, "B T D"],
-    labels: Int[Array, "B T"],
+    network: Network, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]
 ) -> Outcome:
     """Return the cross-entropy of labels, each predicted by the position before it.
 
-    Args:
-      network: for the output head.
-      hidden: last hidden states.
-      labels: `IGNORE` where nothing is supervised.
-
     Returns:
-      The term ``answer`` (nats, weight: supervised tokens) and the metric
-      ``token_accuracy``.
+      The term ``answer`` (nats, weight: supervised tokens, those not `IGNORE`) and the
+      metric ``token_accuracy``.
     """
 
     def score(states, targets):
@@ -113,13 +106,10 @@ class CompressionLoss:
         prompt, labels, documents = batch.prompt, batch.labels, batch.documents
         assert prompt is not None and labels is not None and documents is not None
         keys = (None, None) if rng is None else tuple(jax.random.split(rng))
-        flat, (rows, per_row) = _flatten(documents)
-        encoding = network.compress(flat, rng=keys[0])
-        vectors = encoding.memory.reshape(rows, per_row, *encoding.memory.shape[1:])
-        vectors = place(vectors, *VECTOR_AXES)
+        vectors, encoding = _compressed(network, documents, keys[0])
         hidden = network.generate_hidden(prompt, vectors, rng=keys[1])
         sums, weights, metrics = answer_terms(network, hidden, labels)
-        present = jnp.any(flat.mask, axis=-1).astype(jnp.float32)
+        present = jnp.any(documents.mask, axis=-1).ravel().astype(jnp.float32)
         gap = jnp.square(encoding.memory_mean - encoding.text_mean)
         mse = jnp.sum(jnp.mean(gap, axis=-1) * present)
         count = jnp.sum(present)
@@ -164,11 +154,8 @@ class EndToEndLoss:
 class RerankLoss:
     """The supervised baseline: contrastive, with labelled positives.
 
-    Minus the log share of the positives in a softmax over all candidates; rows
-    without a positive do not count. Trains the reasoner alone.
-
-    Attributes:
-      selection: its temperature, and top_k for the metric ``recall``.
+    Minus the log share of the positives in a softmax over all candidates; rows without
+    a positive do not count. Trains the reasoner alone.
     """
 
     selection: SelectionConfig = SelectionConfig()
@@ -188,8 +175,7 @@ class RerankLoss:
         share = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(among, axis=-1)
         loss = jnp.sum(jnp.where(counted, share, 0.0))
         weight = jnp.sum(counted, dtype=jnp.float32)
-        k = min(self.selection.top_k, scores.shape[-1])
-        _, indices = jax.lax.top_k(logits, k)
+        _, indices = jax.lax.top_k(logits, min(self.selection.top_k, scores.shape[-1]))
         return {"rerank": loss}, {"rerank": weight}, _recall(indices, positives)
 
 
@@ -215,12 +201,11 @@ def candidate_vectors(network: Network, batch: Batch) -> Float[Array, "B C M D"]
     """Return the batch's vectors, or compress its candidates, without gradients."""
     if batch.vectors is not None:
         vectors = batch.vectors.astype(network.model.config.dtype)
+        vectors = place(vectors, *VECTOR_AXES)
     else:
         assert batch.candidates is not None
-        flat, (rows, per_row) = _flatten(batch.candidates)
-        memory = network.compress(flat).memory
-        vectors = memory.reshape(rows, per_row, *memory.shape[1:])
-    return jax.lax.stop_gradient(place(vectors, *VECTOR_AXES))
+        vectors, _ = _compressed(network, batch.candidates, None)
+    return jax.lax.stop_gradient(vectors)
 
 
 def question_scores(
@@ -235,10 +220,14 @@ def question_scores(
     return cosine_scores(queries, vectors.reshape(*vectors.shape[:2], -1))
 
 
-def _flatten(tokens: Tokens) -> tuple[Tokens, tuple[int, int]]:
-    rows, per_row = tokens.ids.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(rows * per_row, x.shape[-1]), tokens)
-    return flat, (rows, per_row)
+def _compressed(
+    network: Network, documents: Tokens, rng: Key | None
+) -> tuple[Float[Array, "B C M D"], Encoding]:
+    rows, per_row, length = documents.ids.shape
+    flat = jax.tree.map(lambda x: x.reshape(rows * per_row, length), documents)
+    encoding = network.compress(flat, rng=rng)
+    vectors = encoding.memory.reshape(rows, per_row, *encoding.memory.shape[1:])
+    return place(vectors, *VECTOR_AXES), encoding
 
 
 def _recall(indices: Int[Array, "B J"], positives: Bool[Array, "B C"]) -> Metrics:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -62,13 +61,8 @@ def fill_slots(
     """Put document vectors in place of the prompt's memory tokens (paper section 3.2).
 
     The i-th memory token of a row, counted from the left over all its documents, takes
-    vector ``(i // M, i % M)``. Memory tokens beyond ``J * M`` keep their own embedding.
-
-    Args:
-      embeddings: of the prompt.
-      prompt: its ids.
-      vectors: J documents of M vectors for each row.
-      text_vocab: the first memory token's id.
+    vector ``(i // M, i % M)``. Memory tokens beyond ``J * M`` keep their own embedding;
+    their ids are those from `text_vocab` on.
     """
     batch, documents, num_memory, width = vectors.shape
     is_memory = (prompt.ids >= text_vocab) & (prompt.ids < text_vocab + num_memory)
@@ -76,9 +70,8 @@ def fill_slots(
     order = jnp.cumsum(is_memory.astype(jnp.int32), axis=-1) - 1
     filled = is_memory & (order < documents * num_memory)
     flat = vectors.reshape(batch, documents * num_memory, width)
-    chosen = jnp.take_along_axis(
-        flat, jnp.clip(order, 0, flat.shape[1] - 1)[..., None], axis=1
-    )
+    places = jnp.clip(order, 0, flat.shape[1] - 1)
+    chosen = jnp.take_along_axis(flat, places[..., None], axis=1)
     return jnp.where(filled[..., None], chosen.astype(embeddings.dtype), embeddings)
 
 
@@ -94,77 +87,6 @@ class Encoding(NamedTuple):
     memory: Float[Array, "B M D"]
     memory_mean: Float[Array, "B D"]
     text_mean: Float[Array, "B D"]
-
-
-class Compressor(nn.Module):
-    """Read token rows and keep M vectors of each (paper section 3.1).
-
-    Shares the transformer's variables: apply it with those of `Network.variables`.
-    """
-
-    transformer: Transformer
-    num_memory: int
-
-    def setup(self) -> None:
-        """Use the transformer's own variable names."""
-        nn.share_scope(self, self.transformer)
-
-    def __call__(self, tokens: Tokens) -> Encoding:
-        """Encode rows ``[B, S]`` that end in M memory tokens."""
-        hidden = _hidden(self.transformer, self.transformer.embed(tokens.ids), tokens)
-        slots = memory_slots(tokens.mask, self.num_memory)
-        memory = jnp.take_along_axis(hidden, slots[..., None], axis=1)
-        columns = jnp.arange(tokens.ids.shape[1])[None, :]
-        in_memory = (columns >= slots[:, :1]) & (columns <= slots[:, -1:])
-        return Encoding(
-            memory=memory,
-            memory_mean=_mean(hidden, in_memory & tokens.mask),
-            text_mean=_mean(hidden, ~in_memory & tokens.mask),
-        )
-
-
-class Reasoner(Compressor):
-    """Read questions as the compressor reads documents, into the same space."""
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "B W"]:
-        """Encode questions ``[B, S]`` to flat vectors, ``W = M * D``."""
-        memory = super().__call__(tokens).memory
-        return memory.reshape(memory.shape[0], -1)
-
-
-class Generator(nn.Module):
-    """Answer a prompt whose document slots hold vectors instead of text."""
-
-    transformer: Transformer
-
-    def setup(self) -> None:
-        """Use the transformer's own variable names."""
-        nn.share_scope(self, self.transformer)
-
-    def embed(
-        self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
-    ) -> Float[Array, "B T D"]:
-        """Return the input embeddings of the prompt, its slots filled."""
-        embeddings = self.transformer.embed(prompt.ids)
-        if vectors is None or not vectors.shape[1]:
-            return embeddings
-        return fill_slots(embeddings, prompt, vectors, self.transformer.text_vocab)
-
-    def __call__(
-        self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
-    ) -> Float[Array, "B T D"]:
-        """Return last hidden states; `Transformer.logits` scores them."""
-        return _hidden(self.transformer, self.embed(prompt, vectors), prompt)
-
-
-def _hidden(
-    transformer: Transformer, embeddings: Float[Array, "B T D"], tokens: Tokens
-) -> Float[Array, "B T D"]:
-    positions = tokens.positions
-    if positions is None:
-        positions = positions_in_rows(tokens.mask)
-    mask = None if tokens.right_padded else tokens.mask
-    return transformer.hidden(embeddings, positions, mask)[0]
 
 
 def _mean(hidden: Float[Array, "B T D"], chosen) -> Float[Array, "B D"]:
@@ -242,13 +164,20 @@ class Network:
           role: whose adapter reads.
           rng: key of the adapter's dropout; None switches it off.
         """
-        module = Compressor(self.model, self.num_memory)
-        return self._apply(module, role, tokens, rng=rng)
+        hidden = self._hidden(self.embed(tokens, None), tokens, role, rng)
+        slots = memory_slots(tokens.mask, self.num_memory)
+        columns = jnp.arange(tokens.ids.shape[1])[None, :]
+        in_memory = (columns >= slots[:, :1]) & (columns <= slots[:, -1:])
+        return Encoding(
+            memory=jnp.take_along_axis(hidden, slots[..., None], axis=1),
+            memory_mean=_mean(hidden, in_memory & tokens.mask),
+            text_mean=_mean(hidden, ~in_memory & tokens.mask),
+        )
 
     def reason(self, tokens: Tokens, *, rng: Key | None = None) -> Float[Array, "B W"]:
         """Encode questions ``[B, S]`` in the documents' space, flat ``[B, M * D]``."""
-        module = Reasoner(self.model, self.num_memory)
-        return self._apply(module, "reasoner", tokens, rng=rng)
+        memory = self.compress(tokens, role="reasoner", rng=rng).memory
+        return memory.reshape(memory.shape[0], -1)
 
     def generate_hidden(
         self,
@@ -259,21 +188,36 @@ class Network:
         rng: Key | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the last hidden states of prompts whose slots hold `vectors`."""
-        return self._apply(Generator(self.model), role, prompt, vectors, rng=rng)
+        return self._hidden(self.embed(prompt, vectors), prompt, role, rng)
 
     def embed(
-        self, prompt: Tokens, vectors: Float[Array, "B J M D"] | None
+        self, tokens: Tokens, vectors: Float[Array, "B J M D"] | None
     ) -> Float[Array, "B T D"]:
-        """Return the input embeddings of prompts whose slots hold `vectors`."""
-        return self._apply(Generator(self.model), None, prompt, vectors, method="embed")
+        """Return the input embeddings of rows whose slots hold `vectors`, if any."""
+        apply: Any = self.model.apply
+        embeddings = apply(self.variables(), tokens.ids, method="embed")
+        if vectors is None or not vectors.shape[1]:
+            return embeddings
+        return fill_slots(embeddings, tokens, vectors, self.model.text_vocab)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Return float32 scores of hidden states, special rows included."""
         apply: Any = self.model.apply
         return apply(self.variables(), hidden, method="logits")
 
-    def _apply(
-        self, module: Any, role: str | None, *inputs: Any, rng: Any = None, **how: Any
-    ) -> Any:
+    def _hidden(
+        self,
+        embeddings: Float[Array, "B T D"],
+        tokens: Tokens,
+        role: str | None,
+        rng: Key | None,
+    ) -> Float[Array, "B T D"]:
+        positions = tokens.positions
+        if positions is None:
+            positions = positions_in_rows(tokens.mask)
+        mask = None if tokens.right_padded else tokens.mask
         rngs = None if rng is None else {"dropout": rng}
-        return module.apply(self.variables(role), *inputs, rngs=rngs, **how)
+        apply: Any = self.model.apply
+        variables = self.variables(role)
+        given = embeddings, positions, mask
+        return apply(variables, *given, rngs=rngs, method="hidden")[0]

@@ -22,7 +22,7 @@ from clara_jax.compress.stores import megabytes, model_place, size_of
 from clara_jax.data import Corpus, find_files
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
-from clara_jax.generate.requests import require_role
+from clara_jax.generate.batched import require_role
 from clara_jax.loading import load
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import center_of

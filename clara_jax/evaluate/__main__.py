@@ -59,12 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--model", required=True, help=commands.MODEL)
     add("--data", required=True, action="append", help="records; may be repeated")
     add("--format", default="auto", help="format of the data")
-    add(
-        "--setting",
-        choices=("normal", "oracle"),
-        default="normal",
-        help="normal: choose among candidates; oracle: gold documents are given",
-    )
+    how = "normal: choose among candidates; oracle: gold documents are given"
+    add("--setting", choices=("normal", "oracle"), default="normal", help=how)
     add("--limit", type=int, default=0, help="first so many questions; 0 takes all")
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     listed = "comma-separated, out of %(default)s; empty for none"
@@ -94,9 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Work(NamedTuple):
     """What is measured: texts for a model, how, and what becomes of its predictions."""
 
-    unit: str
-    texts: Sequence[Any]
     clara: Clara
+    texts: Sequence[Any]
     settings: dict[str, Any]
     predict: Callable[[int], Iterator[list[Prediction]]]
     scores: Callable[[list[Prediction]], dict[str, Any]]
@@ -110,17 +105,27 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ClaraError(
             "--spacy-model counts entities of paraphrases; add --paraphrase"
         )
-    work = _paraphrases(arguments) if arguments.paraphrase else _answers(arguments)
-    out = Path(arguments.out or _default_out(arguments))
+    named, data = Path(arguments.model), arguments.data
+    unit, setting, make = "question", arguments.setting, _answers
+    if arguments.paraphrase:
+        unit, setting, make = "passage", "paraphrase", _paraphrases
+    work = make(arguments)
+    folder = named / "evaluation" if named.exists() else "evaluation" / named
+    out = Path(arguments.out or folder / f"{Path(data[0]).stem}_{setting}")
     model, count = named_folder(arguments.model), len(work.texts)
+    # Another training, of which the adapters are, predicts otherwise.
+    peft = model.glob("*/adapter_model.safetensors")
+    adapters = (model / "adapters", model / "adapters.pth", *peft)
+    written = [path.stat().st_mtime_ns for path in adapters if path.exists()]
     content = hashlib.blake2b(repr(list(work.texts)).encode("utf-8"), digest_size=16)
     settings = {
         "model": os.path.realpath(model),
-        "trained": _stamp(model),
-        "data": [os.path.realpath(path) for path in arguments.data],
+        "trained": max(written, default=0),
+        "data": [os.path.realpath(path) for path in data],
         "base": os.path.realpath(arguments.base) if arguments.base else "",
+        "setting": setting,
         **work.settings,
-        f"{work.unit}s": count,
+        f"{unit}s": count,
         "max_new_tokens": work.clara.config.max_new_tokens,
         "dtype": work.clara.network.model.config.dtype,
         "content": content.hexdigest(),
@@ -130,15 +135,13 @@ def _run(arguments: argparse.Namespace) -> None:
     file = PredictionFile(out / "predictions.jsonl", settings)
     done = file.done
     del done[count:]
-    with tqdm(
-        desc=f"{work.unit}s", total=count, initial=len(done), unit=work.unit
-    ) as bar:
+    with tqdm(desc=f"{unit}s", total=count, initial=len(done), unit=unit) as bar:
         for predictions in work.predict(len(done)):
             file.add(predictions)
             bar.update(len(predictions))
     scores = work.scores(done)
-    names = ", ".join(Path(path).name for path in arguments.data)
-    text = work.table(scores, f"{Path(arguments.model).name} on {names}")
+    names = ", ".join(Path(path).name for path in data)
+    text = work.table(scores, f"{named.name} on {names}")
     write_json(out / "scores.json", {"settings": settings, **scores})
     write_text(out / "scores.md", text)
     print(f"{text}\nwritten to {out}")
@@ -157,10 +160,9 @@ def _answers(arguments: argparse.Namespace) -> _Work:
         refuse_top_k(top_k, questions)
     exam = Exam(arguments.setting, top_k, conditions)
     return _Work(
-        "question",
-        questions,
         clara,
-        {"setting": exam.setting, "top_k": top_k, "conditions": conditions},
+        questions,
+        {"top_k": top_k, "conditions": conditions},
         predict=lambda start: examine(clara, questions, exam, start),
         scores=lambda done: scores_of(done, top_k, arguments.seed),
         table=markdown,
@@ -185,10 +187,9 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
             file=sys.stderr,
         )
     return _Work(
-        "passage",
-        passages,
         clara,
-        {"setting": "paraphrase"},
+        passages,
+        {},
         predict=lambda start: paraphrase_all(clara, passages, start),
         scores=lambda done: paraphrase_scores(done, find, arguments.seed),
         table=paraphrase_markdown,
@@ -203,21 +204,6 @@ def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
         too_long="cut",
     )
     return load(arguments.model, config, **commands.model_options(arguments))
-
-
-def _stamp(model: Path) -> int:
-    """Return when the adapters were written: another training predicts otherwise."""
-    peft = model.glob("*/adapter_model.safetensors")
-    places = (model / "adapters", model / "adapters.pth", *peft)
-    return max((p.stat().st_mtime_ns for p in places if p.exists()), default=0)
-
-
-def _default_out(arguments: argparse.Namespace) -> Path:
-    what = "paraphrase" if arguments.paraphrase else arguments.setting
-    name = f"{Path(arguments.data[0]).stem}_{what}"
-    if Path(arguments.model).exists():
-        return Path(arguments.model) / "evaluation" / name
-    return Path("evaluation") / arguments.model / name
 
 
 if __name__ == "__main__":

@@ -19,18 +19,13 @@ MEASURES = {
     "eval/recall@1": "Recall@1",
     "eval/recall@5": "Recall@5",
 }
+_DOTTED = {"marker": "o", "markersize": 3}
 
 
 def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
-    """Draw the loss of every stage, and below it what was measured on held-out data.
+    """Draw a PNG of the loss of every stage, and of what was measured on held-out data.
 
-    Args:
-      workdir: holds a run folder for each stage.
-      stages: their names.
-      destination: a ``.png`` file; replaced whole.
-
-    Raises:
-      ClaraError: the file cannot be written.
+    `workdir` holds a run folder for each stage; `destination` is replaced whole.
     """
     import matplotlib
 
@@ -45,19 +40,16 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
         lines = path.read_text().splitlines() if path.exists() else []
         values = [json.loads(line) for line in lines]
         above, below = axes[0][column], axes[1][column]
-        above.plot(*_series(values, "loss"), color="tab:gray", label="training")
-        if _plot(above, values, LOSSES):
+        _plot(above, values, {"loss": "training"}, color="tab:gray")
+        if _plot(above, values, LOSSES, **_DOTTED):
             above.legend(fontsize=7, loc="best")
-        above.set_title(stage)
-        above.set_ylabel("loss" if column == 0 else "")
+        above.set(title=stage, ylabel="" if column else "loss")
         above.set_ylim(bottom=0)
-        if not _plot(below, values, MEASURES):
-            accuracy = _series(values, "token_accuracy")
-            below.plot(*accuracy, label="right tokens in training")
-        below.set_ylabel("share" if column == 0 else "")
-        below.set_ylim(0, 1.02)
-        below.set_xlabel("steps")
-        below.legend(fontsize=7, loc="lower right")
+        if not _plot(below, values, MEASURES, **_DOTTED):
+            _plot(below, values, {"token_accuracy": "right tokens in training"})
+        below.set(ylabel="" if column else "share", xlabel="steps", ylim=(0, 1.02))
+        if below.lines:
+            below.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     temporary = destination.with_name(f".{destination.name}.tmp")
     try:
@@ -70,15 +62,11 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
         pyplot.close(figure)
 
 
-def _plot(axes: Any, values: Sequence[dict[str, Any]], labels: dict[str, str]) -> bool:
+def _plot(axes: Any, values: Any, labels: dict[str, str], **style: Any) -> bool:
     """Plot the series that have values; return whether any has."""
-    found = {name: _series(values, name) for name in labels}
-    for name, (steps, numbers) in found.items():
-        if steps:
-            axes.plot(steps, numbers, marker="o", markersize=3, label=labels[name])
-    return any(steps for steps, _ in found.values())
-
-
-def _series(values: Sequence[dict[str, Any]], name: str) -> tuple[list, list]:
-    found = [line for line in values if line.get(name) is not None]
-    return [line["step"] for line in found], [line[name] for line in found]
+    before = len(axes.lines)
+    for name, label in labels.items():
+        found = [(v["step"], v[name]) for v in values if v.get(name) is not None]
+        if found:
+            axes.plot(*zip(*found, strict=True), label=label, **style)
+    return len(axes.lines) > before

@@ -8,6 +8,7 @@ that training does not change, the compiled programs included, and reads only
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.metrics import score_answers, score_retrieval
 from clara_jax.generate import Clara
 from clara_jax.search import Store
+from clara_jax.search.searcher import Searcher
 from clara_jax.shapes import Bool, Float, Int, Params
 
 Result = tuple[str, float]
@@ -29,10 +31,7 @@ Result = tuple[str, float]
 class Trained(Protocol):
     """A training state, as far as evaluators know it."""
 
-    @property
-    def trainable(self) -> Mapping[str, Params]:
-        """Adapter name to tree."""
-        ...
+    trainable: Mapping[str, Params]
 
 
 @runtime_checkable
@@ -44,64 +43,53 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclasses.dataclass
 class HeldOutLoss:
     """The stage's own loss, without dropout.
 
-    Args:
+    Attributes:
       eval_step: ``(trainable, network, batch) -> (sums, weights, metrics)``.
       network: all that is frozen.
       batches: gives the held-out batches, anew at every call.
       put: moves a batch to the devices.
-      shuffled: give every row the documents of the row before it: what is lost by that
-        is what the memory is worth.
+      shuffled: see `shuffle_documents`: what is lost by it is what the memory is worth.
     """
 
-    def __init__(
-        self,
-        eval_step: Callable[..., Any],
-        network: Network,
-        batches: Callable[[], Iterable[Batch]],
-        put: Callable[[Batch], Batch] = jax.device_put,
-        shuffled: bool = False,
-    ):
-        self._eval_step, self._network = jax.jit(eval_step), network
-        self._batches, self._put, self._shuffled = batches, put, shuffled
+    eval_step: Callable[..., Any]
+    network: Network
+    batches: Callable[[], Iterable[Batch]]
+    put: Callable[[Batch], Batch] = jax.device_put
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        self._step = jax.jit(self.eval_step)
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``loss``, ``loss/<term>`` and the loss's ``held_out/<metric>``.
 
-        Sums and weights are added up over all batches and divided once, so the result
-        does not depend on how rows fall into batches.
+        Sums and weights are added up over all batches and divided once.
         """
-        totals: dict[tuple[str, str], np.ndarray] = {}
-        for batch in self._batches():
-            if self._shuffled:
-                batch = shuffle_documents(batch)
-            sums, weights, metrics = self._eval_step(
-                dict(state.trainable), self._network, self._put(batch)
-            )
-            pairs = {("loss/", name): (sums[name], weights[name]) for name in sums}
-            pairs |= {("held_out/", name): pair for name, pair in metrics.items()}
-            for key, pair in jax.device_get(pairs).items():
-                totals[key] = totals.get(key, 0) + np.asarray(pair, np.float64)
-        means = {
-            prefix + name: float(total / weight)
-            for (prefix, name), (total, weight) in totals.items()
-            if weight > 0
-        }
-        terms = [v for name, v in means.items() if name.startswith("loss/")]
-        prefix = "shuffled/" if self._shuffled else ""
+        totals: dict[str, np.ndarray] = {}
+        trainable = dict(state.trainable)
+        for batch in self.batches():
+            given = self.put(shuffle_documents(batch) if self.shuffled else batch)
+            sums, weights, metrics = self._step(trainable, self.network, given)
+            pairs = {f"loss/{name}": (sums[name], weights[name]) for name in sums}
+            pairs |= {f"held_out/{name}": pair for name, pair in metrics.items()}
+            for name, pair in jax.device_get(pairs).items():
+                totals[name] = totals.get(name, 0) + np.asarray(pair, np.float64)
+        means = {name: float(s / w) for name, (s, w) in totals.items() if w > 0}
+        terms = [mean for name, mean in means.items() if name.startswith("loss/")]
         if terms:
-            yield f"{prefix}loss", sum(terms)
+            means = {"loss": sum(terms), **means}
+        prefix = "shuffled/" if self.shuffled else ""
         yield from ((f"{prefix}{name}", mean) for name, mean in means.items())
 
 
 def shuffle_documents(batch: Batch) -> Batch:
-    """Give every row of a batch the documents of the row before it.
+    """Give every row of a batch the documents of the row before it, in a ring.
 
-    Args:
-      batch: of numpy arrays, its empty rows at the end. Of a single row nothing can be
-        exchanged.
+    Empty rows, which are at the end of the numpy arrays, stay.
     """
     documents = batch.documents
     assert documents is not None, "only stages that read documents can be shuffled"
@@ -117,7 +105,6 @@ class Question:
     """One held-out question.
 
     Attributes:
-      question: the text.
       gold: answers that count as right.
       documents: candidates.
       positives: indices of those that hold the answer; empty when unknown.
@@ -135,20 +122,16 @@ class Question:
 
 
 def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
-    """Return every question of the records, with its own answers, in their order.
-
-    Args:
-      records: of any kind; those without questions are passed over.
-      limit: stop after so many questions; 0 takes all.
-    """
-    found: list[Question] = []
-    for record in records:
-        for i in range(len(record.questions) if record.kind == "qa" else 0):
-            if limit and len(found) == limit:
-                return found
-            question, _, gold = record.pair(i)
-            found.append(Question(question, gold, record.documents, record.positives))
-    return found
+    """Return the first questions of records, each with its own answers; 0 takes all."""
+    pairs = (
+        (record, record.pair(i))
+        for record in records
+        for i in range(len(record.questions) if record.kind == "qa" else 0)
+    )
+    return [
+        Question(question, gold, record.documents, record.positives)
+        for record, (question, _, gold) in itertools.islice(pairs, limit or None)
+    ]
 
 
 @dataclasses.dataclass
@@ -163,14 +146,17 @@ class _Asked:
     def texts(self) -> list[str]:
         return [question.question for question in self.questions]
 
+    @property
+    def gold(self) -> list[tuple[str, ...]]:
+        return [question.gold_documents for question in self.questions]
+
     def gather(
         self, clara: Clara, rows: Sequence[Sequence[str]], state: Trained
     ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
         """Compress documents; what is made by frozen adapters is kept between runs."""
         if state.trainable.keys() & {"compressor", "memory", "backbone"}:
             return clara.gather(rows)
-        if self._kept is None:
-            self._kept = clara.gather(rows)
+        self._kept = self._kept or clara.gather(rows)
         return self._kept
 
     def scores(self, prefix: str, answers: Sequence[str]) -> Iterator[Result]:
@@ -186,10 +172,8 @@ class CompressedAnswers(_Asked):
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        rows = [question.gold_documents for question in self.questions]
-        vectors, mask = self.gather(clara, rows, state)
-        answers = clara.answer_from_vectors(self.texts, vectors, mask)
-        yield from self.scores("gold", answers)
+        vectors = self.gather(clara, self.gold, state)
+        yield from self.scores("gold", clara.answer_from_vectors(self.texts, *vectors))
 
 
 @dataclasses.dataclass
@@ -240,8 +224,7 @@ class TextAnswers(_Asked):
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
         clara = with_adapters(self.clara, state.trainable)
-        rows = [question.gold_documents for question in self.questions]
-        answers = clara.answer_from_text(self.texts, rows, self.role)
+        answers = clara.answer_from_text(self.texts, self.gold, self.role)
         yield from self.scores("text", answers)
 
 
@@ -252,10 +235,7 @@ def choose(
     mask: Bool[np.ndarray, "B C"],
     top_k: int,
 ) -> tuple[Int[np.ndarray, "B C"], Bool[np.ndarray, "B J"]]:
-    """Rank every question's candidates, of which `mask` exist.
-
-    Published files have questions with fewer candidates than the others: these are
-    answered from all that they have.
+    """Rank every question's candidates, of which `mask` exist and which may be few.
 
     Returns:
       Candidates, best first; and which of the first J, or C if that is less, exist.
@@ -283,12 +263,6 @@ def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
     return dataclasses.replace(clara, network=clara.network.with_adapters(trainable))
 
 
-Search = Callable[
-    [Float[np.ndarray, "B W"], int],
-    tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]],
-]
-"""Queries and k to cosines and row numbers, best first; any searcher is one."""
-
 _AT_ONCE = 256
 """Questions whose documents' vectors are in memory together."""
 
@@ -304,12 +278,11 @@ class CorpusRetrieval(_Asked):
       store: the corpus, made by the model's compressor.
       search: over it.
       ks: cut-offs of recall; those above the number of documents are left out.
-      decode: also answer from the best ``clara.selection.top_k``; costs most of the
-        time.
+      decode: also answer from the best ``selection.top_k``; costs most of the time.
     """
 
     store: Store
-    search: Search
+    search: Searcher
     ks: Sequence[int] = (1, 5)
     decode: bool = True
 
@@ -332,22 +305,18 @@ class CorpusRetrieval(_Asked):
             asked = texts[start : start + _AT_ONCE]
             queries = clara.reason(asked).reshape(len(asked), -1).astype(np.float32)
             found = self.search(queries, max([top_k, *self.ks]))[1]
-            chosen += self._lowest(found).tolist()
+            # A corpus may have a text twice: the lowest row stands for all.
+            distinct, places = np.unique(found, return_inverse=True)
+            lowest = self.store.find(self.store.strings(distinct, "text"))
+            chosen += lowest[places.reshape(found.shape)].tolist()
             if self.decode:
                 best = found[:, :top_k]
                 shape = (*best.shape, self.store.num_memory, self.store.width)
                 vectors = self.store.vectors(best.ravel()).reshape(shape)
                 answers += clara.answer_from_vectors(asked, vectors)
-        recall = score_retrieval(self._gold, chosen, self.ks)
-        left_out = sum(not gold for gold in self._gold)
-        if left_out < len(texts):
+        if any(self._gold):
+            recall = score_retrieval(self._gold, chosen, self.ks)
             yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
-        yield "corpus/left_out", float(left_out)
+        yield "corpus/left_out", float(sum(not gold for gold in self._gold))
         if self.decode:
             yield from self.scores("corpus", answers)
-
-    def _lowest(self, rows: Int[np.ndarray, "B k"]) -> Int[np.ndarray, "B k"]:
-        """Replace rows by the lowest with their text: a corpus may have one twice."""
-        distinct, places = np.unique(rows, return_inverse=True)
-        lowest = self.store.find(self.store.strings(distinct, "text"))
-        return lowest[places.reshape(rows.shape)]

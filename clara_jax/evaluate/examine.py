@@ -4,10 +4,7 @@ The generator answers from vectors: of the documents that were chosen (``model``
 oracle: the right ones), of the right ones (``gold``), of none (``none``), of those of
 the next question that shares none (``shuffled``), and of what BM25 ranks first
 (``bm25``). The frozen backbone reads the documents of ``model`` as ``text``, or none
-(``closed_book``).
-
-What ``gold`` has above ``none`` and ``shuffled`` comes from the memory; what they have
-themselves comes from the weights, or from guessing.
+(``closed_book``). What ``gold`` has above ``none`` and ``shuffled`` is the memory's.
 """
 
 from __future__ import annotations
@@ -15,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +25,9 @@ from clara_jax.evaluate.metrics import (
     ANSWER_METRICS,
     best_scores,
     bootstrap,
-    score_answers,
     score_retrieval,
 )
-from clara_jax.files import write_error, write_text
+from clara_jax.files import write_text, writing
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import number_texts
 from clara_jax.shapes import Bool, Float
@@ -43,7 +40,7 @@ class Prediction:
 
     Attributes:
       answers: condition to answer.
-      chosen: ranking to the candidates taken, best first: ``model``, ``bm25``.
+      chosen: ranking (``model``, ``bm25``) to the candidates taken, best first.
     """
 
     index: int
@@ -60,12 +57,6 @@ class PredictionFile:
     Args:
       path: made if absent; a torn last line is dropped.
       settings: of the evaluation; a file made with others is refused.
-
-    Attributes:
-      done: predictions that are there.
-
-    Raises:
-      ClaraError: it belongs to another evaluation, or cannot be written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
@@ -73,26 +64,31 @@ class PredictionFile:
         self.done: list[Prediction] = []
         head = json.dumps({"settings": settings}, ensure_ascii=False, sort_keys=True)
         try:
-            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            with writing(path):
+                before = path.read_text(encoding="utf-8") if path.exists() else ""
         except UnicodeDecodeError as error:
             raise ClaraError(
                 f"{path}: is no file of predictions; give another --out"
             ) from error
-        except OSError as error:
-            raise write_error(path, error) from error
         # Not splitlines: texts may hold other line breaks, which JSON leaves alone.
-        lines = before.split("\n")
-        if before and lines[0] != head:
+        first, *lines = before.split("\n")
+        if before and first != head:
+            try:
+                old, now = (json.loads(line)["settings"] for line in (first, head))
+                changed = sorted(n for n in {**old, **now} if old.get(n) != now.get(n))
+            except (ValueError, KeyError, TypeError):
+                changed = []
+            names = ", ".join(changed) or "everything"
             raise ClaraError(
-                f"{path}: holds predictions made otherwise ({_changed(lines[0], head)} "
-                "changed); give another --out"
+                f"{path}: holds predictions made otherwise ({names} changed); give "
+                "another --out"
             )
         kept = [head]
-        for line in lines[1:]:
+        for line in lines:
             try:
                 values = json.loads(line)
-                lists = {name: tuple(values[name]) for name in ("gold", "positives")}
-                self.done.append(Prediction(**{**values, **lists}))
+                values |= {name: tuple(values[name]) for name in ("gold", "positives")}
+                self.done.append(Prediction(**values))
             except (ValueError, KeyError, TypeError):
                 break
             kept.append(line)
@@ -102,24 +98,11 @@ class PredictionFile:
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Append predictions and flush them."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                for prediction in predictions:
-                    values = dataclasses.asdict(prediction)
-                    file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            for prediction in predictions:
+                values = dataclasses.asdict(prediction)
+                file.write(json.dumps(values, ensure_ascii=False) + "\n")
         self.done.extend(predictions)
-
-
-def _changed(before: str, now: str) -> str:
-    """Return the names of the settings in which two heads differ."""
-    try:
-        old, new = (json.loads(head)["settings"] for head in (before, now))
-        names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
-    except (ValueError, KeyError, TypeError):
-        names = []
-    return ", ".join(names) or "everything"
 
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
@@ -137,8 +120,7 @@ class Reader:
     Attributes:
       clara: the model.
       role: whose adapter reads; None for the frozen backbone.
-      reads: which documents: those of the condition ``model``, ``gold``, ``bm25`` or
-        ``none``.
+      reads: the condition whose documents: ``model``, ``gold``, ``bm25`` or ``none``.
     """
 
     clara: Clara
@@ -154,10 +136,10 @@ class Exam:
       setting: ``normal`` chooses among the candidates, ``oracle`` is given the gold.
       top_k: J, documents chosen; all of a question that has fewer.
       conditions: of `conditions_of`, and those of `readers`.
-      readers: further conditions by name.
+      readers: further conditions.
       rankers: models whose reasoners rank the candidates too, by the ranking's name.
       ranked: candidates of a ranking that are kept, if more than top_k.
-      compress: documents to vectors, where these are at hand.
+      compress: gives documents' vectors; by default the model does.
       groups: of each question; ``shuffled`` exchanges documents within a group only.
     """
 
@@ -196,18 +178,9 @@ def conditions_of(
 def examine(
     clara: Clara, questions: Sequence[Question], exam: Exam, start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Answer every question under every condition; `start` of them are done before.
-
-    Yields:
-      Predictions, some questions at a time.
-
-    Raises:
-      ClaraError: a question cannot be read.
-    """
-    step = max(CHUNK, clara.config.batch_size)
+    """Answer questions from `start` on under every condition, some at a time."""
     gold = [question.gold_documents for question in questions]
-    for begin in range(start, len(questions), step):
-        numbers = range(begin, min(begin + step, len(questions)))
+    for numbers in chunks(clara, len(questions), start):
         chunk = [questions[i] for i in numbers]
         others = [other_documents(gold, i, exam.groups) for i in numbers]
         answers, chosen = _chunk(clara, chunk, others, exam)
@@ -218,16 +191,23 @@ def examine(
                 gold=question.gold,
                 positives=question.positives,
                 answers={name: answers[name][row] for name in exam.conditions},
-                chosen={name: chosen[name][row] for name in chosen},
+                chosen={name: rows[row] for name, rows in chosen.items()},
             )
             for row, (i, question) in enumerate(zip(numbers, chunk, strict=True))
         ]
 
 
+def chunks(clara: Clara, count: int, start: int) -> Iterator[range]:
+    """Yield the numbers from `start` on, those answered at a time together."""
+    step = max(CHUNK, clara.config.batch_size)
+    for begin in range(start, count, step):
+        yield range(begin, min(begin + step, count))
+
+
 def other_documents(
     rows: Sequence[Sequence[str]], index: int, groups: Sequence[str] = ()
 ) -> Sequence[str]:
-    """Return the next row of documents, round the end, that shares none with this one.
+    """Return the next row of documents, in a ring, that shares none with this one.
 
     It is of the same group, if there are groups. Where the next thousand rows all share
     some, there are no documents.
@@ -261,25 +241,28 @@ def _chunk(
         "none": [()] * len(chunk),
         "shuffled": other,
     }
+
+    def best(ranking: str) -> list[list[str]]:
+        pairs = zip(candidates, chosen[ranking], strict=True)
+        return [[texts[i] for i in row[: exam.top_k]] for texts, row in pairs]
+
     if "bm25" in {*exam.conditions, *(r.reads for r in exam.readers.values())}:
         chosen["bm25"] = [
             Bm25(question.documents).ranking(question.question)[:most].tolist()
             for question in chunk
         ]
-        read["bm25"] = _picked(candidates, chosen["bm25"], exam.top_k)
+        read["bm25"] = best("bm25")
     offered = candidates if exam.setting == "normal" else read.get("bm25", ())
     texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
     compress = exam.compress or clara.compress
     known = dict(zip(texts, compress(texts), strict=True))
     if exam.setting == "normal":
-        vectors, mask = _stacked(candidates, known)
+        stacked = _stacked(candidates, known)
         for name, ranker in {"model": clara, **exam.rankers}.items():
-            ranked, best = choose(ranker, asked, vectors, mask, most)
-            chosen[name] = [
-                row[:count].tolist()
-                for row, count in zip(ranked, best.sum(axis=1), strict=True)
-            ]
-        read["model"] = _picked(candidates, chosen["model"], exam.top_k)
+            ranked, exist = choose(ranker, asked, *stacked, most)
+            pairs = zip(ranked.tolist(), exist.sum(axis=1), strict=True)
+            chosen[name] = [row[:count] for row, count in pairs]
+        read["model"] = best("model")
     answers: dict[str, list[str]] = {}
     for name in exam.conditions:
         if name in readers:
@@ -287,19 +270,9 @@ def _chunk(
             texts = read[reader.reads]
             answers[name] = reader.clara.answer_from_text(asked, texts, reader.role)
         else:
-            vectors, mask = _stacked(read[name], known)
-            answers[name] = clara.answer_from_vectors(asked, vectors, mask)
+            vectors = _stacked(read[name], known)
+            answers[name] = clara.answer_from_vectors(asked, *vectors)
     return answers, chosen
-
-
-def _picked(
-    candidates: Sequence[Sequence[str]], chosen: Sequence[Sequence[int]], count: int
-) -> list[list[str]]:
-    """The `count` best chosen documents of each question, best first."""
-    return [
-        [documents[i] for i in row[:count]]
-        for documents, row in zip(candidates, chosen, strict=True)
-    ]
 
 
 def _stacked(
@@ -339,11 +312,11 @@ def scores_of(
     golds = [p.gold for p in predictions]
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
-        length = score_answers(said, golds)["output_length"]
-        answers[condition] = {"output_length": {"mean": length}} | {
-            name: bootstrap(best_scores(name, said, golds), seed)
-            for name in ANSWER_METRICS
-        }
+        length = fmean(len(text.split()) for text in said)
+        answers[condition] = {"output_length": {"mean": length}}
+        for name in ANSWER_METRICS:
+            each = best_scores(name, said, golds)
+            answers[condition][name] = bootstrap(each, seed)
     positives = [p.positives for p in predictions]
     ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
     retrieval = {
@@ -356,32 +329,22 @@ def scores_of(
         for other in ("none", "shuffled")
         for name in SHOWN
     }
-    return {
-        "questions": len(predictions),
-        "answers": answers,
-        "retrieval": retrieval,
-        "memory": memory,
-    }
+    found = {"answers": answers, "retrieval": retrieval, "memory": memory}
+    return {"questions": len(predictions), **found}
 
 
 def markdown(scores: Mapping[str, Any], title: str) -> str:
     """Return what `scores_of` gives as Markdown, means with their 95% intervals."""
-    answers = [
-        [LABELS[condition], *(values[name] for name in SHOWN)]
-        for condition, values in scores["answers"].items()
-    ]
     added = [
-        [
-            f"gold vectors over: {LABELS[other]}",
-            *(f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN),
-        ]
+        [f"gold vectors over: {LABELS[other]}"]
+        + [f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN]
         for other in ("none", "shuffled")
     ]
     lines = [
         f"# {title}",
         "",
         f"{scores['questions']} questions; 95% intervals by bootstrap over questions.",
-        *markdown_table(["answers", *SHOWN.values()], answers),
+        *answers_table("answers", scores, LABELS),
         *markdown_table(["what the memory adds", *SHOWN.values()], added),
     ]
     if scores["retrieval"]:
@@ -394,15 +357,28 @@ def markdown(scores: Mapping[str, Any], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def answers_table(
+    title: str,
+    scores: Mapping[str, Any],
+    labels: Mapping[str, str],
+    shown: Mapping[str, str] = SHOWN,
+) -> list[str]:
+    """Return the table of a score's ``answers``: conditions down, metrics across."""
+    rows = [
+        [labels[condition], *(values[name] for name in shown)]
+        for condition, values in scores["answers"].items()
+    ]
+    return markdown_table([title, *shown.values()], rows)
+
+
 def markdown_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str | Mapping[str, float]]]
+    columns: Sequence[str], rows: Iterable[Sequence[str | Mapping[str, float]]]
 ) -> list[str]:
     """Return the lines of a table, an empty one first; values of `bootstrap` whole."""
-    lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+
+    def cell(value: str | Mapping[str, float]) -> str:
+        whole = "{mean:.3f} ({low:.3f}-{high:.3f})"
+        return value if isinstance(value, str) else whole.format(**value)
+
+    lines = [columns, ["---"] * len(columns), *(map(cell, row) for row in rows)]
     return ["", *(f"| {' | '.join(line)} |" for line in lines)]
-
-
-def _cell(value: str | Mapping[str, float]) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f})"

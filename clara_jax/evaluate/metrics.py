@@ -1,7 +1,6 @@
 """Answer and retrieval scores, string by string as the original computes them.
 
-Everything here is plain Python on strings and lists of indices; nothing is traced. The
-normalisation is SQuAD's with one addition: the exact strings ``True`` and ``False``
+The normalisation is SQuAD's with one addition: the exact strings ``True`` and ``False``
 count as ``yes`` and ``no``.
 """
 
@@ -25,8 +24,8 @@ def normalize_answer(text: str) -> str:
     """Bring an answer into the form in which answers are compared.
 
     In this order: ``True``/``False`` become ``yes``/``no``; lower case; ASCII
-    punctuation is deleted (not replaced by spaces; Unicode quotes and dashes stay); the
-    words a, an, the go; white space collapses.
+    punctuation is deleted, not replaced by spaces; the words a, an, the go; white space
+    collapses.
     """
     text = _BOOLEANS.get(text, text).lower().translate(_DELETE_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
@@ -74,13 +73,7 @@ ANSWER_METRICS: Mapping[str, Callable[[str, str], float]] = {
 def best_scores(
     metric: str, predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
 ) -> list[float]:
-    """Score each prediction by its best gold answer; 0 where there is none.
-
-    Args:
-      metric: out of `ANSWER_METRICS`.
-      predictions: see `score_answers`.
-      answers: likewise.
-    """
+    """Return one of `ANSWER_METRICS` for each row; see `score_answers`."""
     score = ANSWER_METRICS[metric]
     rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
     return [
@@ -96,22 +89,16 @@ def score_answers(
 
     Args:
       predictions: one string per row.
-      answers: per row one gold answer, or several that are equally good.
+      answers: per row one gold answer, or several that are equally good; without any a
+        row scores 0.
 
     Returns:
       ``exact_match``, ``f1``, ``cover_em`` and ``output_length``, the mean number of
       words in a prediction. Empty input gives an empty dict.
-
-    Raises:
-      ValueError: if the two sequences differ in length.
     """
-    count = len(predictions)
     each = {name: best_scores(name, predictions, answers) for name in ANSWER_METRICS}
-    if not count:
-        return {}
-    words = sum(len(prediction.split()) for prediction in predictions)
-    scores = {name: sum(values) / count for name, values in each.items()}
-    return {**scores, "output_length": words / count}
+    each["output_length"] = [float(len(text.split())) for text in predictions]
+    return {name: sum(row) / len(row) for name, row in each.items() if row}
 
 
 def score_retrieval(
@@ -135,9 +122,6 @@ def score_retrieval(
 
     Returns:
       ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
-
-    Raises:
-      ValueError: if the two sequences differ in length.
     """
     rows = [(set(g), list(c)) for g, c in zip(gold, chosen, strict=True)]
     if rows_without_gold == "skip":
@@ -145,10 +129,9 @@ def score_retrieval(
     count = max(len(rows), 1)
     scores = {}
     for k in ks:
-        hits = [len(relevant.intersection(taken[:k])) for relevant, taken in rows]
-        recalls = [h / max(len(row[0]), 1) for h, row in zip(hits, rows, strict=True)]
-        scores[f"recall@{k}"] = sum(recalls) / count
-        scores[f"precision@{k}"] = sum(h / k for h in hits) / count
+        hits = [(len(g.intersection(c[:k])), len(g)) for g, c in rows]
+        scores[f"recall@{k}"] = sum(h / max(of, 1) for h, of in hits) / count
+        scores[f"precision@{k}"] = sum(h / k for h, _ in hits) / count
     return scores
 
 
@@ -173,14 +156,7 @@ def recall_of(
     ks: Sequence[int],
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Return ``recall@k`` as of `bootstrap`, over questions with known positives.
-
-    Args:
-      positives: right documents of each question.
-      chosen: documents as ranked, best first.
-      ks: cut-offs.
-      seed: of the bootstrap.
-    """
+    """Return `score_retrieval`'s ``recall@k`` with intervals as of `bootstrap`."""
     rows = [(set(g), list(c)) for g, c in zip(positives, chosen, strict=True) if g]
     return {
         f"recall@{k}": bootstrap([len(g & set(c[:k])) / len(g) for g, c in rows], seed)

@@ -1,32 +1,31 @@
 """How much of a document its vectors keep: the paraphrase held against the document.
 
-The generator writes from the document's own vectors (condition ``model``), from no
-document (``none``), and from the vectors of the next passage that shares no document
-(``shuffled``). What ``model`` has above the other two was in the vectors (paper section
-4.5).
+The generator writes from the document's own vectors (``model``), from no document
+(``none``), and from the vectors of the next passage that shares no document
+(``shuffled``). What ``model`` has above them was in the vectors (paper section 4.5).
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.data.records import RecordSource
+from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.examine import (
-    CHUNK,
     Prediction,
-    markdown_table,
+    answers_table,
+    chunks,
     other_documents,
 )
 from clara_jax.evaluate.metrics import bootstrap
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
-from clara_jax.generate.requests import draw_instructions
+from clara_jax.generate.batched import draw_instructions
 
 _LABELS = {
     "model": "the model",
@@ -40,12 +39,7 @@ FindEntities = Callable[[Sequence[str]], list[set[str]]]
 
 
 class Passage(NamedTuple):
-    """What is paraphrased.
-
-    Attributes:
-      documents: texts that go in together.
-      reference: text to give back.
-    """
+    """Texts that go in together, and the text to give back."""
 
     documents: tuple[str, ...]
     reference: str
@@ -56,7 +50,7 @@ class Passage(NamedTuple):
         return "\n\n".join(self.documents)
 
 
-def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
+def passages_of(records: Iterable[Record], limit: int = 0) -> list[Passage]:
     """Return what records hold to paraphrase, each passage once, in the order met.
 
     Args:
@@ -65,12 +59,11 @@ def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
       limit: first so many; 0 takes all.
     """
     found: dict[Passage, None] = {}
-    for i in range(len(records)):
-        record = records[i]
+    for record in records:
+        passages = [Passage((text,), text) for text in record.documents]
         if record.kind == "paraphrase":
-            found[Passage(record.documents, record.answers[0])] = None
-        else:
-            found.update((Passage((text,), text), None) for text in record.documents)
+            passages = [Passage(record.documents, record.answers[0])]
+        found.update(dict.fromkeys(passages))
         if limit and len(found) >= limit:
             break
     return list(found)[: limit or None]
@@ -79,26 +72,20 @@ def passages_of(records: RecordSource, limit: int = 0) -> list[Passage]:
 def paraphrase_all(
     clara: Clara, passages: Sequence[Passage], start: int = 0
 ) -> Iterator[list[Prediction]]:
-    """Paraphrase every passage under every condition; `start` of them are done before.
+    """Paraphrase every passage under every condition, as `examine` does questions.
 
-    Yields:
-      Predictions, some passages at a time; their question is the passage, their gold
-      answer the text to give back.
+    A prediction's question is the passage, its gold answer the text to give back.
     """
     instructions = draw_instructions(clara.config.seed, len(passages))
     rows = [passage.documents for passage in passages]
-    step = max(CHUNK, clara.config.batch_size)
-    for begin in range(start, len(passages), step):
-        numbers = range(begin, min(begin + step, len(passages)))
+    for numbers in chunks(clara, len(passages), start):
         read = {
             "model": [rows[i] for i in numbers],
             "none": [() for _ in numbers],
             "shuffled": [other_documents(rows, i) for i in numbers],
         }
-        said = {
-            name: clara.paraphrase(read[name], [instructions[i] for i in numbers])
-            for name in read
-        }
+        asked = [instructions[i] for i in numbers]
+        said = {name: clara.paraphrase(texts, asked) for name, texts in read.items()}
         yield [
             Prediction(
                 index=i,
@@ -117,13 +104,9 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
     By the library rouge-score, with its Porter stemmer, as the published figures are.
     It knows words of Latin letters and digits only: texts in other scripts score 0.
-
-    Raises:
-      ClaraError: the library is missing.
     """
-    scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
-        ["rougeL"], use_stemmer=True
-    )
+    rouge = need("rouge_score.rouge_scorer", "rouge-score")
+    scorer = rouge.RougeScorer(["rougeL"], use_stemmer=True)
     return [
         float(scorer.score(reference, text)["rougeL"].fmeasure)
         for text, reference in zip(predictions, references, strict=True)
@@ -131,11 +114,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def entity_finder(name: str) -> FindEntities:
-    """Return a finder of named entities: a spaCy model by name, or its folder.
-
-    Raises:
-      ClaraError: there is no such model, or it finds no entities.
-    """
+    """Return a finder of named entities: a spaCy model by name, or its folder."""
     spacy = need("spacy")
     try:
         pipeline = spacy.load(name)
@@ -168,9 +147,8 @@ def entities_kept(
     shares = []
     for text, names in zip(predictions, entities, strict=True):
         said = " ".join(text.casefold().split())
-        kept = [
-            bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)) for name in names
-        ]
+        whole = [rf"(?<!\w){re.escape(name)}(?!\w)" for name in names]
+        kept = [re.search(pattern, said) is not None for pattern in whole]
         shares.append(float(np.mean(kept)) if kept else float("nan"))
     return shares
 
@@ -189,12 +167,9 @@ def paraphrase_scores(
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
         values = {"rouge_l": rouge_l(said, [p.gold[0] for p in predictions])}
-        if entities is not None:
-            kept = entities_kept(said, entities)
-            values["entities"] = [share for share in kept if not np.isnan(share)]
-        answers[condition] = {
-            name: bootstrap(each, seed) for name, each in values.items() if each
-        }
+        kept = [] if entities is None else entities_kept(said, entities)
+        values["entities"] = [share for share in kept if not np.isnan(share)]
+        answers[condition] = {n: bootstrap(v, seed) for n, v in values.items() if v}
     return {
         "passages": len(predictions),
         "with_entities": None if entities is None else sum(map(bool, entities)),
@@ -205,15 +180,11 @@ def paraphrase_scores(
 def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
     """Return the scores as Markdown, means with their 95% intervals."""
     shown = {n: t for n, t in _SHOWN.items() if n in scores["answers"]["model"]}
-    rows = [
-        [_LABELS[condition], *(values[name] for name in shown)]
-        for condition, values in scores["answers"].items()
-    ]
     lines = [
         f"# {title}",
         "",
         f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
-        *markdown_table(["paraphrases from", *shown.values()], rows),
+        *answers_table("paraphrases from", scores, _LABELS, shown),
     ]
     named = scores["with_entities"]
     if named is None:

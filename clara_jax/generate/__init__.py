@@ -1,27 +1,17 @@
 """Decoding, and answers from compressed documents."""
 
-from clara_jax.generate.answering import Clara
+from clara_jax.generate.answering import AnswerConfig, Clara, Selection
 from clara_jax.generate.batched import Spoken, encode_rows
-from clara_jax.generate.decode import (
-    DecodeConfig,
-    DecodeState,
-    Sampling,
-    decode_loop,
-    decode_step,
-    prefill,
-)
-from clara_jax.generate.requests import AnswerConfig, Selection
+from clara_jax.generate.decode import DecodeConfig, Sampling, decode_loop, prefill
 
 __all__ = [
     "AnswerConfig",
     "Clara",
     "DecodeConfig",
-    "DecodeState",
     "Sampling",
     "Selection",
     "Spoken",
     "decode_loop",
-    "decode_step",
     "encode_rows",
     "prefill",
 ]

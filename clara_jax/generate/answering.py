@@ -1,8 +1,7 @@
 """Answers from documents: compress, reason, select, answer.
 
-`Clara` bundles what every answer needs. Its methods take texts, split them into padded
-batches of few shapes and run the functions of `clara_jax.clara` and of
-`clara_jax.generate.decode`, which are compiled once per shape.
+The methods of `Clara` take texts, split them into padded batches of few shapes and run
+the functions of `clara_jax.clara` and of `clara_jax.generate.decode` on them.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.clara import Network, Tokens
+from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig, SelectionConfig
 from clara_jax.distributed import to_host
 from clara_jax.errors import ClaraError
@@ -25,28 +25,27 @@ from clara_jax.generate.batched import (
     Spoken,
     batches_by_length,
     candidate_scores,
+    draw_instructions,
     embed_prompts,
+    encode_prompts,
     encode_rows,
     nearest_tokens,
     number_texts,
+    refuse_empty,
+    require_role,
     text_pieces,
 )
 from clara_jax.generate.decode import (
+    DecodeConfig,
     DecodeState,
+    Sampling,
     jit_decode_loop,
     jit_decode_step,
     jit_prefill,
     row_keys,
     trim,
 )
-from clara_jax.generate.requests import (
-    AnswerConfig,
-    Selection,
-    draw_instructions,
-    encode_prompts,
-    refuse_empty,
-    require_role,
-)
+from clara_jax.model import Transformer
 from clara_jax.shapes import Bool, Float, Int, Params
 from clara_jax.text import (
     ClaraTokenizer,
@@ -61,15 +60,67 @@ _PROMPT = 64
 
 
 @dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are made.
+
+    Attributes:
+      max_new_tokens: longest answer.
+      sampling: greedy by default.
+      seed: of the draws, and of paraphrase instructions.
+      eos_ids: end tokens; empty takes the tokenizer's.
+      batch_size: rows read together.
+      prompt_max_length: longest prompt with document slots, in tokens.
+      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
+    """
+
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    batch_size: int = 8
+    prompt_max_length: int = 1024
+    question_max_length: int = 0
+    too_long: Literal["error", "cut"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
+            if getattr(self, name) < 1:
+                raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
+
+    def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
+        """Return the static settings of decoding with this tokenizer."""
+        return DecodeConfig(
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids or (tokenizer.eos_id,),
+            pad_id=tokenizer.pad_id,
+            sampling=self.sampling,
+        )
+
+
+class Selection(NamedTuple):
+    """Answers and what they were answered from.
+
+    Attributes:
+      indices: ``[B, J]`` chosen candidates, best first.
+      scores: ``[B, C]`` cosines of all candidates; minus infinity where there is none.
+    """
+
+    answers: list[str]
+    indices: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Clara:
     """A model that answers questions from compressed documents.
 
     Attributes:
       network: backbone and adapters.
       tokenizer: with special tokens.
-      memory: how documents are compressed.
-      selection: how they are chosen.
-      config: how answers are made.
+      memory, selection, config: how documents are compressed, chosen and answered from.
       merged: role to a network whose weights hold its adapter; see `merge`.
       watch: called with a part's name (compress, reason, select, prefill, decode) for a
         context around it, to take times.
@@ -100,7 +151,7 @@ class Clara:
 
     @property
     def question_limit(self) -> int:
-        """Return the length of the longest question for the reasoner, in tokens."""
+        """Return how many tokens of a question the reasoner reads."""
         return self.config.question_max_length or self.memory.doc_max_length
 
     def reason(self, questions: Sequence[str]) -> Float[np.ndarray, "n M D"]:
@@ -110,9 +161,8 @@ class Clara:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
         refuse_empty(questions, "question {}")
-        limit = self.question_limit
-        refused = self.config.too_long == "error"
-        for i, question in enumerate(questions if refused else ()):
+        limit, cut = self.question_limit, self.config.too_long == "cut"
+        for i, question in enumerate(() if cut else questions):
             found = self.tokenizer.document_length(question)
             if found > limit:
                 raise ClaraError(
@@ -125,13 +175,10 @@ class Clara:
     def gather(
         self, documents: Sequence[Sequence[str]]
     ) -> tuple[Float[np.ndarray, "B C M D"], Bool[np.ndarray, "B C"]]:
-        """Compress rows of documents, each distinct text once.
-
-        Args:
-          documents: B rows of texts; their numbers may differ.
+        """Compress B rows of documents, C at most, each distinct text once.
 
         Returns:
-          Vectors ``[B, C, M, D]``, C the longest row, and which of them exist.
+          Vectors, and which of them exist.
         """
         for i, row in enumerate(documents):
             refuse_empty(row, f"document {{}} of question {i + 1}")
@@ -149,17 +196,12 @@ class Clara:
 
         Args:
           question_vectors: as of `reason`.
-          vectors: candidates of each question ``[B, C, M, D]``, or ``[C, M, D]`` the
-            same for all.
-          top_k: J.
+          vectors: of each question's candidates, or of the same ones for all.
+          top_k: J; `ClaraError` where a question has fewer candidates.
           mask: candidates that exist.
 
         Returns:
-          Chosen indices, best first, and all cosines, minus infinity where there is no
-          candidate.
-
-        Raises:
-          ClaraError: a question has fewer candidates than `top_k`.
+          Chosen indices, best first, and all cosines; minus infinity beside the mask.
         """
         if mask is None:
             mask = np.ones((question_vectors.shape[0], vectors.shape[-3]), bool)
@@ -184,8 +226,8 @@ class Clara:
         """Answer questions from the vectors of their documents.
 
         Args:
-          questions: texts, none empty.
-          vectors: J documents each, in the order in which the prompt holds them.
+          questions: none empty.
+          vectors: of J documents each, in the prompt's order.
           mask: documents that exist, the first ones of each row; by default all.
         """
         return self._texts(self.answer_prompts(questions, vectors, mask), vectors)
@@ -193,10 +235,7 @@ class Clara:
     def answer(
         self, questions: Sequence[str], documents: Sequence[Sequence[str]]
     ) -> list[str]:
-        """Answer each question from its own documents, of any number, in their order.
-
-        No text may be empty.
-        """
+        """Answer each question from its own documents, any number; none is empty."""
         return self.answer_from_vectors(questions, *self.gather(documents))
 
     def select_and_answer(
@@ -208,17 +247,14 @@ class Clara:
         """Answer each question from the best of its candidates.
 
         Args:
-          questions: texts, none empty.
+          questions: none empty.
           candidates: per question at least `top_k` documents; numbers may differ.
           top_k: J; the trained number by default.
-
-        Raises:
-          ClaraError: `top_k` above the number of candidates; see also `reason`.
         """
         top_k = self.selection.top_k if top_k is None else top_k
-        questions_as_vectors = self.reason(questions)
+        queries = self.reason(questions)
         vectors, mask = self.gather(candidates)
-        indices, scores = self.select(questions_as_vectors, vectors, top_k, mask)
+        indices, scores = self.select(queries, vectors, top_k, mask)
         chosen = vectors[np.arange(len(questions))[:, None], indices]
         return Selection(self.answer_from_vectors(questions, chosen), indices, scores)
 
@@ -228,12 +264,9 @@ class Clara:
         documents: Sequence[Sequence[str]],
         role: str | None = None,
     ) -> list[str]:
-        """Answer from the documents' full text: the baseline without compression.
+        """Answer from any number of documents' text: the baseline without compression.
 
-        Args:
-          questions: texts, none empty.
-          documents: per question any number of texts.
-          role: ``generator``, or None for the plain backbone.
+        The `role` is ``generator``, or None for the plain backbone.
         """
         refuse_empty(questions, "question {}")
         prompts = [
@@ -270,11 +303,7 @@ class Clara:
         counts = [vectors.shape[1]] * len(questions)
         if mask is not None:
             counts = mask.sum(axis=1).tolist()
-        prompts = [
-            answer_prompt(self._slots(count), question)
-            for count, question in zip(counts, questions, strict=True)
-        ]
-        return self._encode_slots(prompts)
+        return self._encode_slots(counts, answer_prompt, questions)
 
     def paraphrase_prompts(
         self, counts: Sequence[int], instructions: Sequence[int] | None = None
@@ -282,11 +311,7 @@ class Clara:
         """Return the token ids of the prompts of `paraphrase` of so many documents."""
         if instructions is None:
             instructions = draw_instructions(self.config.seed, len(counts))
-        prompts = [
-            paraphrase_prompt(self._slots(count), instruction)
-            for count, instruction in zip(counts, instructions, strict=True)
-        ]
-        return self._encode_slots(prompts)
+        return self._encode_slots(counts, paraphrase_prompt, instructions)
 
     def continue_prompts(
         self,
@@ -294,7 +319,7 @@ class Clara:
         vectors: Float[AnyArray, "n J M D"] | None,
         role: str | None = "generator",
     ) -> Int[np.ndarray, "n new"]:
-        """Decode what follows prompts, batch by batch.
+        """Decode what follows prompts: rows of tokens, filled up with pads.
 
         Draws do not depend on how rows fall into batches.
 
@@ -302,25 +327,12 @@ class Clara:
           rows: token ids of each prompt.
           vectors: fill the memory tokens from the left; None where there are none.
           role: whose adapter writes; None for the plain backbone.
-
-        Returns:
-          New tokens; a row ends with its end token, then pads.
         """
-        network, role = self._player(role)
-        variables = network.variables(role)
         config = self.config.decoding(self.tokenizer)
-        filled = None if vectors is None else np.asarray(vectors)
         out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
-        size = self.config.batch_size
-        batches = batches_by_length(rows, config.pad_id, size, smallest=_PROMPT)
-        for chosen, prompt in batches:
-            places = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
-            filling = None if filled is None else filled[places]
-            with self.watch("prefill"):
-                state = self._prefill(network, variables, prompt, filling, places)
-                jax.block_until_ready(state)
+        for chosen, played, state in self._prefilled(rows, vectors, role):
             with self.watch("decode"):
-                state = jit_decode_loop(network.model, variables, state, config)
+                state = jit_decode_loop(*played, state, config)
                 out[chosen] = to_host(state.tokens)[: len(chosen)]
         return out
 
@@ -335,47 +347,45 @@ class Clara:
 
     def stream(self, question: str, vectors: Float[AnyArray, "J M D"]) -> Iterator[str]:
         """Yield the answer of `answer_from_vectors` in pieces, as it is decoded."""
-        (row,) = self.answer_prompts([question], vectors[None])
-        return text_pieces(self._tokens(row, vectors), self.tokenizer.decode)
-
-    def _tokens(
-        self, row: Sequence[int], vectors: Float[AnyArray, "J M D"]
-    ) -> Iterator[int]:
-        """Yield what `continue_prompts` gives for one prompt, without its end token."""
-        network, role = self._player("generator")
-        variables = network.variables(role)
+        rows = self.answer_prompts([question], vectors[None])
         config = self.config.decoding(self.tokenizer)
-        with self.watch("prefill"):
-            batches = batches_by_length([row], config.pad_id, 1, smallest=_PROMPT)
-            ((places, prompt),) = batches
-            filling = vectors[None]
-            state = self._prefill(network, variables, prompt, filling, places)
-            token = int(state.tokens[0, 0])
-        for step in range(1, config.max_new_tokens + 1):
-            if token in config.eos_ids:
-                return
-            yield token
-            if step < config.max_new_tokens:
-                with self.watch("decode"):
-                    state = jit_decode_step(network.model, variables, state, config)
-                    token = int(state.tokens[0, step])
 
-    def _prefill(
+        def tokens() -> Iterator[int]:
+            ((_, played, state),) = self._prefilled(rows, vectors[None], "generator")
+            for step in range(config.max_new_tokens):
+                if step:
+                    with self.watch("decode"):
+                        state = jit_decode_step(*played, state, config)
+                        jax.block_until_ready(state)
+                token = int(state.tokens[0, step])
+                if token in config.eos_ids:
+                    return
+                yield token
+
+        return text_pieces(tokens(), self.tokenizer.decode)
+
+    def _prefilled(
         self,
-        network: Network,
-        variables: Params,
-        prompt: Tokens,
-        vectors: Float[AnyArray, "B J M D"] | None,
-        places: Int[np.ndarray, " B"],
-    ) -> DecodeState:
-        """Read prompts; `places` are the rows' numbers, of which their draws are."""
-        filling = None if vectors is None else jnp.asarray(vectors)
-        embeddings = embed_prompts(network, prompt, filling)
-        keys = row_keys(self.config.seed, jnp.asarray(places))
+        rows: Sequence[Sequence[int]],
+        vectors: Float[AnyArray, "n J M D"] | None,
+        role: str | None,
+    ) -> Iterator[tuple[np.ndarray, tuple[Transformer, Params], DecodeState]]:
+        """Read prompts; yield each batch's rows, who reads them, and its state."""
+        network, role = self._player(role)
+        played = network.model, network.variables(role)
         config = self.config.decoding(self.tokenizer)
-        return jit_prefill(
-            network.model, variables, embeddings, prompt.mask, config, keys
-        )
+        filled = None if vectors is None else np.asarray(vectors)
+        size = self.config.batch_size
+        batches = batches_by_length(rows, config.pad_id, size, smallest=_PROMPT)
+        for chosen, prompt in batches:
+            places = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
+            with self.watch("prefill"):
+                filling = None if filled is None else jnp.asarray(filled[places])
+                embeddings = embed_prompts(network, prompt, filling)
+                keys = row_keys(self.config.seed, jnp.asarray(places))
+                state = jit_prefill(*played, embeddings, prompt.mask, config, keys)
+                jax.block_until_ready(state)
+            yield chosen, played, state
 
     def explain(
         self, questions: Sequence[str], count: int = 10
@@ -395,17 +405,16 @@ class Clara:
                 f"{model.text_vocab}"
             )
         params, decode = self.network.backbone["params"], self.tokenizer.decode
-        found = []
-        for vector in vectors:
+
+        def spoken(vector: Float[np.ndarray, "M D"]) -> list[list[Spoken]]:
             near = nearest_tokens(model, params, jnp.asarray(vector), count)
-            ids, chances = (part.tolist() for part in near)
-            found.append(
-                [
-                    [Spoken(decode([i]), p) for i, p in zip(*slot, strict=True)]
-                    for slot in zip(ids, chances, strict=True)
-                ]
-            )
-        return found
+            slots = zip(*(part.tolist() for part in near), strict=True)
+            return [
+                [Spoken(decode([i]), p) for i, p in zip(*slot, strict=True)]
+                for slot in slots
+            ]
+
+        return [spoken(vector) for vector in vectors]
 
     def _texts(
         self,
@@ -443,9 +452,13 @@ class Clara:
         merged = self.merged.get(role)
         return (network, role) if merged is None else (merged, None)
 
-    def _encode_slots(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def _encode_slots(
+        self, counts: Sequence[int], form: Callable[..., Prompt], said: Sequence[Any]
+    ) -> list[list[int]]:
+        """Encode prompts of a form, each with slots for so many documents."""
+        prompts = [
+            form(self.tokenizer.slots(count, self.memory.separator), text)
+            for count, text in zip(counts, said, strict=True)
+        ]
         limit, cut = self.config.prompt_max_length, self.config.too_long == "cut"
         return encode_prompts(self.tokenizer, prompts, limit, cut)
-
-    def _slots(self, count: int) -> str:
-        return self.tokenizer.slots(count, self.memory.separator)

@@ -10,6 +10,7 @@ stay in host memory between the parts, so that only padded shapes are ever compi
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,13 @@ import numpy as np
 
 from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.distributed import to_host
+from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
 from clara_jax.sharding import place
+from clara_jax.text import PARAPHRASES, ClaraTokenizer, Prompt, plain
+
+_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
 
 _MANY = 4
 """Full batches from which on closer lengths are worth their programs."""
@@ -34,7 +39,7 @@ def length_bucket(
 
     Args:
       length: tokens in the longest row.
-      largest: longest length that can occur, where it is known: no result is above it.
+      largest: longest that can occur, where it is known: no result is above it.
       smallest: lower bound, which saves programs where short rows cost little.
       steps: from one power of two to the next; none is shorter than 8 tokens.
     """
@@ -70,7 +75,7 @@ def batches_by_length(
     smallest: int = 16,
     close: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tokens]]:
-    """Yield batches of rows of like length.
+    """Yield batches of rows of like length, and which rows ``[n]`` come first in each.
 
     Args:
       rows: token ids.
@@ -78,10 +83,6 @@ def batches_by_length(
       batch_size: rows in a batch, at most.
       largest, smallest: see `length_bucket`.
       close: lengths lie closer together once there are many rows.
-
-    Yields:
-      Which rows a batch holds, as indices ``[n]``, and the batch, whose first n rows
-      they are.
     """
     order = np.argsort([len(row) for row in rows], kind="stable")
     steps = 8 if close and len(rows) >= _MANY * batch_size else 2
@@ -96,11 +97,10 @@ def batches_by_length(
 def number_texts(
     rows: Sequence[Sequence[str]],
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Number the distinct texts of B ragged rows.
+    """Number the distinct texts of B ragged rows, in the order met.
 
     Returns:
-      The distinct texts in the order met; their numbers ``[B, C]``, C the longest row;
-      and which places ``[B, C]`` hold one.
+      The texts; their numbers ``[B, C]``, C the longest row; which places hold one.
     """
     width = max(map(len, rows), default=0)
     places = np.zeros((len(rows), width), np.int32)
@@ -112,10 +112,57 @@ def number_texts(
     return list(number), places, mask
 
 
-AnyArray = Array | np.ndarray
+def require_role(network: Network, role: str) -> None:
+    """Refuse to play a role that a model was not trained for."""
+    if role not in network.adapters:
+        raise ClaraError(
+            f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
+            f"run that stage and give its folder"
+        )
 
-Tell = Callable[[int], object]
-"""Told, as work goes on, how many rows more are done; what it raises ends the work."""
+
+def refuse_empty(texts: Sequence[str], name: str) -> None:
+    """Refuse texts of white space only; in `name`, ``{}`` stands for their number."""
+    for i, text in enumerate(texts):
+        if not plain(text).strip():
+            raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
+
+
+def draw_instructions(seed: int, count: int) -> list[int]:
+    """Draw which of `PARAPHRASES` asks for each of `count` paraphrases."""
+    draw = random.Random(seed)
+    return [draw.choice(range(len(PARAPHRASES))) for _ in range(count)]
+
+
+def encode_prompts(
+    tokenizer: ClaraTokenizer,
+    prompts: Sequence[Prompt],
+    limit: int | None = None,
+    cut: bool = False,
+) -> list[list[int]]:
+    """Render prompts with the chat template, open for an answer.
+
+    Args:
+      tokenizer: with special tokens.
+      prompts: system and user texts.
+      limit: longest prompt in tokens, if any; `ClaraError` where one is longer.
+      cut: cut longer prompts on the right instead, as the original does, unless that
+        would cut off a document.
+    """
+    rows = [tokenizer.encode(tokenizer.chat(*prompt)) for prompt in prompts]
+    if limit is None:
+        return rows
+    for i, row in enumerate(rows):
+        rest = row[limit:]
+        if rest and (not cut or np.isin(rest, tokenizer.memory_ids).any()):
+            raise ClaraError(
+                f"the prompt of question {i + 1} has {len(row)} tokens, above the "
+                f"limit {limit}; give fewer documents or a shorter question"
+            )
+    return [row[:limit] for row in rows]
+
+
+AnyArray = Array | np.ndarray
 
 
 def encode_rows(
@@ -126,7 +173,7 @@ def encode_rows(
     pad_id: int,
     batch_size: int,
     largest: int | None = None,
-    tell: Tell | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "n M D"]:
     """Compress documents, or encode questions, batch by batch.
 
@@ -139,11 +186,11 @@ def encode_rows(
       pad_id: fills shorter rows.
       batch_size: rows read together.
       largest: longest row that can occur, where it is known.
-      tell: called after each batch.
+      tell: called after each batch with its number of rows; may raise to end the work.
     """
-    shape = network.model.config
-    size = (len(rows), network.num_memory, shape.width)
-    vectors = np.zeros(size, jnp.dtype(shape.dtype))
+    config = network.model.config
+    shape = (len(rows), network.num_memory, config.width)
+    vectors = np.zeros(shape, jnp.dtype(config.dtype))
     under_way: list[tuple[np.ndarray, Array]] = []
 
     def fetch() -> None:
@@ -154,8 +201,7 @@ def encode_rows(
 
     batches = batches_by_length(rows, pad_id, batch_size, largest, close=True)
     for chosen, tokens in batches:
-        found = compress_batch(network, tokens, role)
-        under_way.append((chosen, found))
+        under_way.append((chosen, compress_batch(network, tokens, role)))
         if len(under_way) > 1:
             fetch()
     while under_way:
@@ -166,12 +212,9 @@ def encode_rows(
 def candidate_scores(
     questions: Float[AnyArray, "B M D"], vectors: Float[AnyArray, "*rows C M D"]
 ) -> Float[np.ndarray, "B C"]:
-    """Return float32 cosines of questions with their candidates, padded to few shapes.
+    """Return float32 cosines of questions with their candidates.
 
-    Args:
-      questions: their vectors.
-      vectors: of each question's candidates ``[B, C, M, D]``, or ``[C, M, D]`` the same
-        for all questions.
+    These are ``[B, C, M, D]``, or ``[C, M, D]`` the same for all questions.
     """
     rows, candidates = questions.shape[0], vectors.shape[-3]
     more_rows = row_bucket(rows, 1 << 30) - rows
@@ -199,23 +242,14 @@ def _scores(
 
 @functools.partial(jax.jit, static_argnames="role")
 def compress_batch(
-    network: Network,
-    tokens: Tokens,
-    role: str | None,
+    network: Network, tokens: Tokens, role: str | None
 ) -> Float[Array, "B M D"]:
     """Return the vectors of one padded batch of documents or questions."""
     tokens = jax.tree.map(lambda x: place(x, "batch", None), tokens)
     return network.compress(tokens, role=role).memory
 
 
-@jax.jit
-def embed_prompts(
-    network: Network,
-    prompt: Tokens,
-    vectors: Float[Array, "B J M D"] | None,
-) -> Float[Array, "B T D"]:
-    """Return the input embeddings of prompts whose slots hold `vectors`."""
-    return network.embed(prompt, vectors)
+embed_prompts = jax.jit(Network.embed)
 
 
 def text_pieces(
@@ -233,23 +267,17 @@ def text_pieces(
         ids.append(token)
         text = decode(ids).lstrip()
         # White space at the end may be the last of the answer.
-        if not text.endswith("\ufffd") and text.startswith(told):
-            piece = text.rstrip()[len(told) :]
-            if piece:
-                yield piece
-                told += piece
+        piece = text.rstrip()[len(told) :]
+        if piece and not text.endswith("\ufffd") and text.startswith(told):
+            yield piece
+            told += piece
     rest = decode(ids).strip()[len(told) :]
     if rest:
         yield rest
 
 
 class Spoken(NamedTuple):
-    """A token that a memory vector is close to.
-
-    Attributes:
-      token: its text.
-      probability: its share of the softmax over the text vocabulary.
-    """
+    """A token near a memory vector, with its probability in the text vocabulary."""
 
     token: str
     probability: float
@@ -261,8 +289,7 @@ def nearest_tokens(
 ) -> tuple[Int[Array, "M count"], Float[Array, "M count"]]:
     """Read vectors through the output head, without adapters (the logit lens).
 
-    Returns:
-      Ids and probabilities of the text tokens with the largest logits, best first.
+    Ids and probabilities are those of the text tokens with the largest logits.
     """
     apply: Any = model.apply
     logits = apply({"params": params}, vectors[None], method="logits")[0]

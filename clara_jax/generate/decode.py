@@ -1,14 +1,14 @@
 """Decoding with a key/value cache, in four parts: prefill, one step, loop, sampling.
 
 Prompts come as embeddings, since documents take part in them as vectors, with a mask.
-Padding may be anywhere, also in the middle of a row: a prompt of T slots is followed by
-one slot per new token, positions go on from each row's own length, and the mask hides
-the padding. Everything that changes while decoding is in one `DecodeState`.
+Padding may be anywhere: a prompt of T slots is followed by one slot per new token,
+positions go on from each row's own length, and the mask hides the padding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,14 +62,7 @@ def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Float[Array, "*B V"]:
 def sample(
     logits: Float[Array, "B V"], keys: Key | None, sampling: Sampling
 ) -> Int[Array, " B"]:
-    """Draw one token per row.
-
-    Args:
-      logits: float32.
-      keys: one key per row, ``[B]``, so that a row's draws do not depend on the rows
-        beside it; None is greedy sampling.
-      sampling: static settings.
-    """
+    """Draw one token per row, by its own key ``[B]``; None is greedy sampling."""
     if sampling.greedy or keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
@@ -81,13 +74,12 @@ def sample(
 @jax.jit
 def row_keys(seed: int | Int[Array, ""], rows: Int[Array, " B"]) -> Key:
     """Return a key per row ``[B]``: draws depend on its number and the seed alone."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
 def fold_step(keys: Key, step: Int[Array, ""]) -> Key:
     """Return the keys ``[B]`` of one decoding step."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +87,8 @@ class DecodeConfig:
     """How long to decode, when to stop and how to draw.
 
     Attributes:
-      max_new_tokens: longest continuation.
       eos_ids: a row stops after any of these.
       pad_id: fills a row that has stopped.
-      sampling: how the next token is drawn.
     """
 
     max_new_tokens: int
@@ -149,14 +139,11 @@ def prefill(
 
     Args:
       model: the backbone.
-      variables: its variables with the generator's role, as of `Network.variables`.
+      variables: of the generator's role, see `Network.variables`.
       embeddings: of the prompts.
       mask: True on real positions; padding may be anywhere.
       config: static settings.
-      keys: one key per row, as of `row_keys`; not needed when greedy.
-
-    Returns:
-      The state after one drawn token.
+      keys: one per row, see `row_keys`; not needed when greedy.
     """
     rows, length, _ = embeddings.shape
     slots = length + config.max_new_tokens
@@ -187,12 +174,7 @@ def prefill(
 def decode_step(
     model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
 ) -> DecodeState:
-    """Feed the tokens drawn last and draw the next ones; rows that are done draw pads.
-
-    Args:
-      model, variables, config: those that `prefill` was given.
-      state: a state with room for one more token.
-    """
+    """Feed the tokens drawn last, draw the next ones; rows that are done draw pads."""
     token = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
     slots = jnp.arange(state.visible.shape[1])
     visible = state.visible | (slots == state.cache.length)[None]
@@ -213,14 +195,11 @@ def decode_loop(
     model: Transformer, variables: Params, state: DecodeState, config: DecodeConfig
 ) -> DecodeState:
     """Step until every row is done or the longest continuation is reached."""
-
-    def unfinished(state: DecodeState) -> Bool[Array, ""]:
-        return (state.step < config.max_new_tokens) & ~state.done.all()
-
-    def body(state: DecodeState) -> DecodeState:
-        return decode_step(model, variables, state, config)
-
-    return jax.lax.while_loop(unfinished, body, state)
+    return jax.lax.while_loop(
+        lambda state: (state.step < config.max_new_tokens) & ~state.done.all(),
+        lambda state: decode_step(model, variables, state, config),
+        state,
+    )
 
 
 jit_prefill = jax.jit(prefill, static_argnames=("model", "config"))
@@ -234,11 +213,10 @@ jit_decode_loop = jax.jit(
 
 def trim(tokens: Any, eos_ids: Sequence[int]) -> list[list[int]]:
     """Return each row of ``[B, new]`` tokens, cut off before its first end token."""
-    rows = []
-    for row in tokens.tolist():
-        ends = [i for i, token in enumerate(row) if token in eos_ids]
-        rows.append(row[: ends[0]] if ends else row)
-    return rows
+    return [
+        list(itertools.takewhile(lambda token: token not in eos_ids, row))
+        for row in tokens.tolist()
+    ]
 
 
 def _draw(

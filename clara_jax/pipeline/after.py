@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,12 +23,13 @@ from clara_jax.evaluate.examine import (
     LABELS,
     SHOWN,
     Prediction,
+    answers_table,
     markdown_table,
     scores_of,
 )
 from clara_jax.evaluate.metrics import best_scores, bootstrap, recall_of
 from clara_jax.files import read_json, write_json, write_text
-from clara_jax.pipeline.before import ReportSettings, describe
+from clara_jax.pipeline.before import ReportSettings, card
 from clara_jax.pipeline.measure import (
     KS,
     Known,
@@ -88,12 +90,12 @@ def report(
       settings: fields of `ReportSettings`.
       runs: finished ones.
       mix_folder: their data.
-      seconds: that this may take, about; None for any time. Some questions are answered
-        under every condition however little it is.
+      seconds: that this may take, about; None for any time. However little it is, some
+        questions are answered under every condition.
 
     Raises:
       ClaraError: a run or the data are missing, or nothing can be written.
-      Interrupted: SIGINT or SIGTERM; what was measured is kept.
+      Interrupted: SIGINT or SIGTERM.
     """
     given = parse(ReportSettings, settings, "report")
     last = last_of(runs)
@@ -121,8 +123,7 @@ def report(
         if path.exists():  # the card of the model that was measured
             scores = text.split("\n", 2)[2].strip()  # its heading left out
             read = load_model(last.workdir)
-            card = describe(workdir, last, given, str(mix_folder), read, scores)
-            write_text(path, card)
+            write_text(path, card(workdir, last, given, str(mix_folder), read, scores))
         write_text(done, text)
     print(f"\n{done.read_text(encoding='utf-8')}")
     print(f"written to {done}; curves: {workdir / 'curves.png'}\nask your own:")
@@ -153,11 +154,9 @@ def _measure(
     some = questions[: len(answered)]
     recall = corpus_recall(models, some, known, settings.seed)
     stop()
-    names = sources[: len(answered)]
-    by_source = {
-        name: [p for p, own in zip(answered, names, strict=True) if own == name]
-        for name in sorted(set(names))
-    }
+    by_source: dict[str, list[Prediction]] = {}
+    for prediction, source in zip(answered, sources, strict=False):
+        by_source.setdefault(source, []).append(prediction)
     best, clara = product_rate(runs[0].dtype), models.clara
     arrays = jax.tree.leaves(clara.network.backbone["params"]["layers"])
     layers = sum(array.size for array in arrays)
@@ -171,7 +170,9 @@ def _measure(
         "candidates": max(len(q.documents) for q in questions),
         "questions": {"answered": len(answered), "of": len(questions)},
         "all": _scores(answered, settings.seed),
-        "sources": {n: _scores(ps, settings.seed) for n, ps in by_source.items()},
+        "sources": {
+            name: _scores(own, settings.seed) for name, own in sorted(by_source.items())
+        },
         "corpus": recall,
         "training": [_training(run, layers, best) for run in runs],
         "product_flops": best,
@@ -191,14 +192,11 @@ def _scores(predictions: list[Prediction], seed: int) -> dict[str, Any]:
     }
     gold = [p.gold for p in predictions]
     each = {
-        name: best_scores("f1", [p.answers[name] for p in predictions], gold)
+        name: np.array(best_scores("f1", [p.answers[name] for p in predictions], gold))
         for name in predictions[0].answers
     }
     found["differences"] = [
-        [
-            *(one, other),
-            *bootstrap(np.subtract(each[one], each[other]).tolist(), seed).values(),
-        ]
+        [one, other, *bootstrap((each[one] - each[other]).tolist(), seed).values()]
         for one, other in DIFFERENCES
         if one in each and other in each
     ]
@@ -214,8 +212,10 @@ def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
     # 2 for each weight and token forwards, 2 for the gradient of its input.
     flops = 4.0 * layers * summary["tokens_per_s"] / summary["device"]["count"]
     held = {
-        name: [line[f"eval/{name}"] for line in lines if f"eval/{name}" in line]
+        name: line[f"eval/{name}"]
         for name in ("loss", "shuffled/loss")
+        for line in lines
+        if f"eval/{name}" in line
     }
     return {
         "name": Path(run.workdir).name,
@@ -226,7 +226,7 @@ def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
         "seconds": summary["wall_seconds"],
         "product_share": flops / best if best else None,
         "loss": [fmean(losses[:some]), fmean(losses[-some:])] if losses else None,
-        "held_out": {name: values[-1] for name, values in held.items() if values},
+        "held_out": held,
     }
 
 
@@ -235,13 +235,12 @@ def product_rate(dtype: str, rounds: int = 5) -> float:
     size = 1024 if jax.default_backend() == "cpu" else 8192
     factor = jax.numpy.full((size, size), 0.5, dtype)
     multiply = jax.jit(lambda a, b: a @ b)
-    multiply(factor, factor).block_until_ready()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
+
+    def once() -> None:
         multiply(factor, factor).block_until_ready()
-        times.append(time.perf_counter() - begin)
-    return 2.0 * size**3 / min(times)
+
+    once()
+    return 2.0 * size**3 / min(timeit.repeat(once, number=1, repeat=rounds))
 
 
 NAMES = {
@@ -269,6 +268,19 @@ def to_markdown(facts: Mapping[str, Any]) -> str:
     count = f"{asked['answered']} held-out questions"
     if asked["answered"] < asked["of"]:
         count += f" (of {asked['of']}, for which there was time)"
+    differences = [
+        [NAMES[one], NAMES[other], f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"]
+        for one, other, mean, low, high in facts["all"]["differences"]
+    ]
+
+    def split(counts: Mapping[str, int]) -> str:
+        return f"{counts['train']:,} / {counts['held_out']:,}"
+
+    data = [
+        [name, own["licence"], split(own["passages"]), split(own["questions"])]
+        for name, own in facts["mix"].get("sources", {}).items()
+    ]
+    columns = ["data", "licence", "passages: train / held out", "questions"]
     lines = [
         f"# {facts['name']}: {facts['backbone']} at {facts['rate']}x",
         "",
@@ -276,103 +288,82 @@ def to_markdown(facts: Mapping[str, Any]) -> str:
         f"vectors a passage, the best {facts['top_k']} of {facts['candidates']} "
         "candidates in the prompt; answers decoded in full; 95% intervals by bootstrap "
         "over questions.",
-        *_answers_table(facts),
+        *answers_table("answers", facts["all"], NAMES),
         *_by_source_table(facts),
-        *_differences_table(facts),
+        *markdown_table(["this", "over that", "F1"], differences),
         *_retrieval_table(facts),
         *_training_table(facts),
-        *_data_table(facts),
+        *markdown_table(columns, data),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _answers_table(facts: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [NAMES[name], *(values[metric] for metric in SHOWN)]
-        for name, values in facts["all"]["answers"].items()
-    ]
-    return markdown_table(["answers", *SHOWN.values()], rows)
-
-
 def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
     sources = facts["sources"].values()
+
+    def cells(kind: str, name: str, metrics: Iterable[str]) -> list[str]:
+        found = [source[kind].get(name, {}) for source in sources]
+        return [_joined(", ", (f[m]["mean"] for m in metrics if f)) for f in found]
+
     rows = [
-        [NAMES[name], *(_means(s["answers"][name], SHOWN) for s in sources)]
+        [NAMES[name], *cells("answers", name, SHOWN)]
         for name in facts["all"]["answers"]
     ]
-    for name, label in RANKINGS.items():
-        if name in facts["all"]["retrieval"]:
-            found = [s["retrieval"].get(name, {}) for s in sources]
-            cells = [_means(recalls, recalls) for recalls in found]
-            rows.append([f"{label}: Recall@1, @5", *cells])
+    recalls = [f"recall@{k}" for k in KS]
+    rows += [
+        [f"{label}: Recall@1, @5", *cells("retrieval", name, recalls)]
+        for name, label in RANKINGS.items()
+        if name in facts["all"]["retrieval"]
+    ]
     columns = [f"{name} ({s['questions']})" for name, s in facts["sources"].items()]
     title = "EM, F1, cover-EM by source (questions)"
     return markdown_table([title, *columns], rows)
 
 
-def _means(values: Mapping[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(f"{values[name]['mean']:.3f}" for name in names)
-
-
-def _differences_table(facts: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [NAMES[one], NAMES[other], f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"]
-        for one, other, mean, low, high in facts["all"]["differences"]
-    ]
-    return markdown_table(["this", "over that", "F1"], rows)
+def _joined(between: str, numbers: Iterable[float]) -> str:
+    return between.join(f"{number:.3f}" for number in numbers)
 
 
 def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
     found, whole = facts["all"]["retrieval"], facts["corpus"]
-    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
-    rows = [
-        [label, *found[name].values()]
-        for name, label in RANKINGS.items()
-        if name in found
-    ]
-    if not rows:
+    names = [name for name in RANKINGS if name in found]
+    if not names:
         return []
+    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
+    rows = [[RANKINGS[name], *found[name].values()] for name in names]
+    note = (
+        "Recall over the whole corpus is not known: no gold document of these "
+        "questions is in the part that was compressed"
+    )
     if whole is not None:
         columns += [f"Recall@{k} of {whole['passages']:,}" for k in KS]
-        names = [name for name in RANKINGS if name in found]
         for name, row in zip(names, rows, strict=True):
             row += whole["rankings"][name].values()
-    lines = markdown_table(columns, rows)
-    if whole is None:
-        why = "no gold document of these questions is in the part that was compressed"
-        return [*lines, "", f"Recall over the whole corpus is not known: {why}."]
-    count, of = whole["questions"], facts["questions"]["answered"]
-    note = f"Over the corpus: {count} of {of} questions, whose gold documents are in it"
-    if whole["passages"] < whole["of"]:
-        note += f"; of its {whole['of']:,} passages there was time for the first"
-    return [*lines, "", f"{note}."]
+        count = f"{whole['questions']} of {facts['questions']['answered']} questions"
+        note = f"Over the corpus: {count}, whose gold documents are in it"
+        if whole["passages"] < whole["of"]:
+            note += f"; of its {whole['of']:,} passages there was time for the first"
+    return [*markdown_table(columns, rows), "", f"{note}."]
 
 
 def _training_table(facts: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [
-            stage["name"],
-            f"{stage['steps']:,}"
-            + (f" of {stage['cut']['of']:,} (time)" if stage["cut"] else ""),
-            f"{stage['seconds']:,.0f} s",
-            f"{stage['tokens']:,}",
-            f"{stage['tokens_per_s']:,.0f}",
-            f"{stage['product_share']:.1%}" if stage["product_share"] else "",
-            " to ".join(f"{value:.3f}" for value in stage["loss"] or ()),
-            " / ".join(f"{value:.3f}" for value in stage["held_out"].values()),
-        ]
-        for stage in facts["training"]
-    ]
-    columns = [
-        "training",
-        "steps",
-        "time",
-        "tokens",
-        "tokens/s",
-        "of the product",
-        "loss, first to last tenth",
-        "held out, stage 1: gold / another's vectors",
-    ]
+    rows = []
+    for stage in facts["training"]:
+        cut, share = stage["cut"], stage["product_share"]
+        row = {
+            "training": stage["name"],
+            "steps": f"{stage['steps']:,}"
+            + (f" of {cut['of']:,} (time)" if cut else ""),
+            "time": f"{stage['seconds']:,.0f} s",
+            "tokens": f"{stage['tokens']:,}",
+            "tokens/s": f"{stage['tokens_per_s']:,.0f}",
+            "of the product": f"{share:.1%}" if share else "",
+            "loss, first to last tenth": _joined(" to ", stage["loss"] or ()),
+            "held out, stage 1: gold / another's vectors": _joined(
+                " / ", stage["held_out"].values()
+            ),
+        }
+        rows.append(row)
     best = facts["product_flops"] / 1e12
     note = (
         f"On {facts['device']}, whose best matrix product in this run made {best:.3g} "
@@ -380,19 +371,4 @@ def _training_table(facts: Mapping[str, Any]) -> list[str]:
         "padding, adapters, head and attention left out. Time includes start-up, "
         "compilation and evaluations."
     )
-    return [*markdown_table(columns, rows), "", note]
-
-
-def _data_table(facts: Mapping[str, Any]) -> list[str]:
-    sources = facts["mix"].get("sources", {})
-    rows = [
-        [
-            name,
-            source["licence"],
-            f"{source['passages']['train']:,} / {source['passages']['held_out']:,}",
-            f"{source['questions']['train']:,} / {source['questions']['held_out']:,}",
-        ]
-        for name, source in sources.items()
-    ]
-    columns = ["data", "licence", "passages: train / held out", "questions"]
-    return markdown_table(columns, rows)
+    return [*markdown_table(list(rows[0]), [[*r.values()] for r in rows]), "", note]

@@ -29,10 +29,10 @@ class MixSettings:
     """The data of an experiment; the config's group ``mix``.
 
     Attributes:
+      folder: where the mix is, or is made.
       recipe: a TOML file, see `clara_jax.data.read_recipe`; empty takes a mix that was
         made before as it is, without its sources.
       data: the folder that the recipe's paths are below; empty takes the recipe's.
-      folder: where the mix is, or is made.
     """
 
     folder: str
@@ -77,7 +77,7 @@ def prepare(settings: Mapping[str, Any], first: RunConfig) -> None:
 
     Args:
       settings: fields of `MixSettings`.
-      first: the run whose tokenizer and document length cut the data.
+      first: the run by whose tokenizer and document length the data are cut.
 
     Raises:
       ClaraError: the recipe, a source or the folder is wrong.
@@ -102,13 +102,7 @@ def export(
 ) -> None:
     """Copy a finished run's adapters to ``workdir/adapters/NAME``, in bfloat16.
 
-    `clara_jax.load` reads them; they are what is taken along, or shipped.
-
-    Args:
-      workdir: the experiment's folder.
-      run: whose adapters.
-      settings: fields of `ReportSettings`, for what the card says.
-      mix_folder: of its data, whose sources and licences the card names.
+    With a `card`: `settings` are fields of `ReportSettings`.
     """
     folder = workdir / "adapters" / Path(run.workdir).name
     made = Path(run.workdir) / "summary.json"
@@ -123,28 +117,8 @@ def export(
         # The others are those that it started from, and read nothing here.
         own = {name: model.adapters[name] for name in ("generator", "memory")}
         model = dataclasses.replace(model, adapters=own)
-    export_adapters(
-        folder, model, base, describe(workdir, run, given, mix_folder, model)
-    )
-
-
-def describe(
-    workdir: Path,
-    run: RunConfig,
-    settings: ReportSettings,
-    mix_folder: str,
-    model: ModelFolder,
-    scores: str = "",
-) -> str:
-    """Return the card of a run's adapters; see `export` and `card`."""
-    assert model.clara is not None
-    base = settings.base or run.backbone or model.clara.backbone
-    summary = read_json(Path(run.workdir) / "summary.json")
-    manifest = read_json(Path(mix_folder) / "manifest.json") if mix_folder else {}
-    name = settings.name or workdir.name
-    if not STAGES[run.stage].retrieves(run):
-        name += f"-{Path(run.workdir).name}"
-    return card(name, base, model, summary, manifest, scores)
+    text = card(workdir, run, given, mix_folder, model)
+    export_adapters(folder, model, base, text)
 
 
 _CARD = """\
@@ -178,35 +152,39 @@ _TEXT = "A baseline: it reads documents as text, or none at all."
 
 
 def card(
-    name: str,
-    base: str,
+    workdir: Path,
+    run: RunConfig,
+    settings: ReportSettings,
+    mix_folder: str,
     model: ModelFolder,
-    summary: Mapping[str, Any],
-    manifest: Mapping[str, Any],
     scores: str = "",
 ) -> str:
-    """Return the card of adapters as Markdown.
+    """Return the card of a run's adapters as Markdown.
 
     Args:
-      name: what the model is called.
-      base: its backbone.
-      model: with its settings.
-      summary: of the run that trained it.
-      manifest: of the data that were mixed for it; may be empty.
+      workdir: the experiment's folder.
+      run: that trained them.
+      settings: what they and their backbone are called.
+      mix_folder: of its data, whose sources and licences the card names; may be empty.
+      model: the adapters, with their settings.
       scores: Markdown with what was measured, if anything was.
     """
     clara = model.clara
     assert clara is not None and model.adapters is not None
-    cut, compresses = summary.get("cut"), "compressor" in model.adapters
+    summary = read_json(Path(run.workdir) / "summary.json")
+    manifest = read_json(Path(mix_folder) / "manifest.json") if mix_folder else {}
+    name, cut = settings.name or workdir.name, summary.get("cut")
+    if not STAGES[run.stage].retrieves(run):
+        name += f"-{Path(run.workdir).name}"
     rows = [
         f"- {source}: {about['licence']}"
         + (f" ({about['origin']})" if about.get("origin") else "")
         for source, about in manifest.get("sources", {}).items()
     ]
-    text = _CARD.replace("{reads}", _READS if compresses else _TEXT)
-    return text.format(
+    reads = _READS if "compressor" in model.adapters else _TEXT
+    return _CARD.replace("{reads}", reads).format(
         name=name,
-        base=base,
+        base=settings.base or run.backbone or clara.backbone,
         clara=clara,
         roles=", ".join(sorted(set(model.adapters) - {"memory"})),
         run=summary,

@@ -1,15 +1,9 @@
 """Answers and rankings of everything that an experiment has trained, side by side.
 
-Besides the conditions of `clara_jax.evaluate.examine`, which ask the generator:
-
-| condition | who answers | from what |
-|---|---|---|
-| tuned_text | LoRA of stage ``text`` | full text of the gold documents |
-| tuned_text_bm25 | the same | full text of the documents that BM25 ranks first |
-| tuned_closed_book | LoRA of stage ``closed_book`` | no documents |
-| frozen_text | the backbone as it is | full text of the gold documents |
-
-Rankings: the reasoner, the reasoner before stage 3 (the compressor's copy), and BM25.
+The conditions are those of `clara_jax.evaluate.examine`, and ``tuned_text``,
+``tuned_text_bm25`` and ``tuned_closed_book``, answered by the LoRA of the text
+baselines, and ``frozen_text``, by the backbone as it is. Rankings are those of the
+reasoner, of the reasoner before stage 3 (the compressor's copy), and of BM25.
 """
 
 from __future__ import annotations
@@ -56,19 +50,14 @@ _AT_ONCE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """What an experiment has trained.
-
-    Attributes:
-      clara: compressor, reasoner and generator after the last stage.
-      readers: further conditions, out of the table above.
-    """
+    """The model after the last stage, and the readers of the other conditions."""
 
     clara: Clara
     readers: Mapping[str, Reader]
 
     @classmethod
     def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
-        """Load the newest run that compresses, and the baselines beside it.
+        """Load the last run that retrieves, and the baselines beside it.
 
         Raises:
           ClaraError: no run trains a reasoner, or one is not finished.
@@ -116,23 +105,18 @@ def last_of(runs: Sequence[RunConfig]) -> RunConfig:
 
 
 def held_out(folder: Path, count: int) -> tuple[list[Question], list[str]]:
-    """Read held-out questions of a mix, evenly from all sources, one by one in turn.
+    """Return at most `count` held-out questions of a mix, and the source of each.
 
-    Returns:
-      Questions, `count` at most, and the source of each.
-
-    Raises:
-      ClaraError: there are none.
+    They come from all sources in turn. Raises `ClaraError` if there are none.
     """
     files = sorted((folder / "held_out").glob("*.jsonl"))
-    files = [file for file in files if file.stat().st_size]
-    sources = {file.stem: questions_of(open_records(file), count) for file in files}
-    found = [
-        (question, name)
-        for turn in itertools.zip_longest(*sources.values())
-        for question, name in zip(turn, sources, strict=True)
-        if question is not None
-    ][:count]
+    sources = [
+        [(question, file.stem) for question in questions_of(open_records(file), count)]
+        for file in files
+        if file.stat().st_size
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*sources))
+    found = list(itertools.islice(filter(None, turns), count))
     if not found:
         raise ClaraError(
             f"{folder / 'held_out'}: holds no questions; mix the data anew"
@@ -144,8 +128,7 @@ class Known:
     """Vectors of a corpus, made beforehand, and of other documents, each made once.
 
     Attributes:
-      corpus: the passages that have vectors.
-      vectors: theirs ``[U, M, D]``.
+      corpus: the first passages, which have the `vectors` ``[U, M, D]``.
       whole: how many passages there are, those without vectors included.
       places: passage to its place in the corpus.
     """
@@ -161,16 +144,15 @@ class Known:
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Return the vectors of documents, in their order."""
-        have = self.places.keys() | self._others.keys()
-        missing = [t for t in dict.fromkeys(texts) if t not in have]
-        if missing:
-            found = self._clara.compress(missing)
-            self._others.update(zip(missing, found, strict=True))
-        found = [
-            self.vectors[self.places[t]] if t in self.places else self._others[t]
-            for t in texts
+        others, places = self._others, self.places
+        missing = [
+            t for t in dict.fromkeys(texts) if t not in places and t not in others
         ]
-        return np.stack(found)
+        if missing:
+            others.update(zip(missing, self._clara.compress(missing), strict=True))
+        return np.stack(
+            [others[t] if t in others else self.vectors[places[t]] for t in texts]
+        )
 
 
 def compress_corpus(
@@ -178,29 +160,20 @@ def compress_corpus(
     corpus: Sequence[str],
     folder: Path,
     seconds: float | None,
-    stop: Callable[[], None],
+    stop: Callable[[], object],
 ) -> Float[np.ndarray, "U M D"]:
     """Compress distinct passages, or as many of the first as there is time for.
 
-    ``folder/vectors`` keeps them for a command that goes on; `seconds` and `stop` are
-    as of `answer_all`.
+    ``folder/vectors`` keeps them; `seconds` and `stop` are as of `answer_all`.
     """
-    begin = time.monotonic()
-
-    def stopped() -> bool:
-        stop()
-        return False
-
-    def late(_: int) -> bool:
-        return seconds is not None and time.monotonic() - begin >= seconds
-
+    end = None if seconds is None else time.monotonic() + seconds
     found = cached_vectors(
         folder / "vectors",
         clara,
         list(corpus),
         batch_size=clara.config.batch_size,
-        stop=stopped,
-        late=None if seconds is None else late,
+        stop=lambda: bool(stop()),
+        late=None if end is None else lambda _: time.monotonic() >= end,
     )
     assert found is not None, "stop raises"
     return found
@@ -213,21 +186,19 @@ def answer_all(
     known: Known,
     folder: Path,
     seconds: float | None,
-    stop: Callable[[], None],
+    stop: Callable[[], object],
 ) -> list[Prediction]:
-    """Answer questions under every condition; go on where an earlier command was.
+    """Answer the first questions under every condition, all where time suffices.
 
     Args:
       models: what answers.
       questions: with candidates.
       sources: of each question; documents are exchanged within a source only.
       known: compresses documents.
-      folder: keeps ``predictions.jsonl``; one of other questions or models is replaced.
+      folder: keeps ``predictions.jsonl`` for a command that goes on; one of other
+        questions or models is replaced.
       seconds: after which no more are begun, once some are answered; None for no end.
       stop: called between batches; raises to end.
-
-    Returns:
-      Predictions of the first questions, of all where time sufficed.
     """
     begin = time.monotonic()
     clara = models.clara
@@ -273,29 +244,25 @@ def corpus_recall(
 ) -> dict[str, Any] | None:
     """Search the known corpus for each question, with both reasoners and with BM25.
 
-    Questions with a gold document that is not in it do not count.
-
     Returns:
       ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
-      searched, ``of`` so many, and of ``questions``; None where no question counts.
+      searched, ``of`` so many, and of ``questions``, whose gold documents are all among
+      them; None where there are none.
     """
-    gold = [[known.places.get(t, -1) for t in q.gold_documents] for q in questions]
-    counted = [i for i, row in enumerate(gold) if row and -1 not in row]
+    counted = [q for q in questions if known.places.keys() >= {*q.gold_documents}]
     if not counted:
         return None
-    asked = [questions[i].question for i in counted]
-    right = [gold[i] for i in counted]
+    asked = [q.question for q in counted]
+    right = [[known.places[text] for text in q.gold_documents] for q in counted]
     k = min(max(KS), len(known.corpus))
     found = {
         "model": nearest(models.clara.reason(asked), known.vectors, k),
         "before": nearest(models.before.reason(asked), known.vectors, k),
         "bm25": Bm25(known.corpus).best(asked, k)[1],
     }
+    rankings = {n: recall_of(right, r.tolist(), KS, seed) for n, r in found.items()}
     return {
-        "rankings": {
-            name: recall_of(right, rows.tolist(), KS, seed)
-            for name, rows in found.items()
-        },
+        "rankings": rankings,
         "passages": len(known.corpus),
         "of": known.whole,
         "questions": len(asked),
@@ -327,8 +294,6 @@ def corpus_of(folder: Path, count: int) -> list[str]:
     """Read distinct passages of a mix, held-out ones first; 0 as `count` takes all."""
     found: dict[str, None] = {}
     with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            if count and len(found) == count:
-                break
+        while (not count or len(found) < count) and (line := file.readline()):
             found[json.loads(line)["text"]] = None
     return list(found)

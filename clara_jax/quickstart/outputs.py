@@ -1,9 +1,8 @@
 """What the quickstart writes beside its runs: a base, data, and a report at the end.
 
-The base is a tiny language model as a Hugging Face folder. The one that comes with the
-package is trained again by ``configs/quickstart_base.py``. Its tokenizer has one token
-per word of the encyclopedia, and one for each fixed sentence of the prompts;
-``tests/quickstart/word_tokenizer.py`` builds its file.
+The base is a tiny language model, trained by ``configs/quickstart_base.py``. Its
+tokenizer has one token per word of the encyclopedia, and one for each fixed sentence of
+the prompts; ``tests/quickstart/word_tokenizer.py`` builds its file.
 """
 
 from __future__ import annotations
@@ -75,9 +74,7 @@ class Settings:
         untrained one; ``encyclopedia`` writes every entry once, with all its questions
         and a paraphrase, as sources of a mix have them.
       seed: of everything.
-      pretraining: number of texts for a base.
-      scp: number of training records.
-      instruct: number of training records.
+      pretraining, scp, instruct: numbers of texts and of training records.
       end_to_end: number of training records; 0 asks for every fact once.
       held_out: held-out questions for each of the stages.
       candidates: C, documents of an end_to_end record.
@@ -101,27 +98,24 @@ class Settings:
         counts = ("pretraining", "scp", "instruct", "held_out", "documents")
         positive("quickstart", self, *counts)
         not_negative("quickstart", self, "seed", "end_to_end", "alike")
-        too_many = f"is {self.documents}, but must be at most 20"
-        require(self.documents <= 20, "quickstart.documents", too_many)
-        require(
-            self.alike < self.candidates <= 200,
-            "quickstart.candidates",
-            f"is {self.candidates}, but must be above alike ({self.alike}) and at most "
-            "200",
-        )
+        wrong = f"is {self.documents}, but must be at most 20"
+        require(self.documents <= 20, "quickstart.documents", wrong)
+        limits = f"must be above alike ({self.alike}) and at most 200"
+        wrong = f"is {self.candidates}, but {limits}"
+        require(self.alike < self.candidates <= 200, "quickstart.candidates", wrong)
 
 
 def random_base(seed: int) -> ModelFolder:
     """Make a base of the shipped one's shape, untrained, with its tokenizer.
 
-    Its embeddings start large (standard deviation 0.25), so that tokens do not drown in
-    what the first layers add: it learns several times faster than from 0.02.
+    With large embeddings (standard deviation 0.25) tokens do not drown in what the
+    first layers add: it learns several times faster than from 0.02.
     """
     config, tokenizer = load_config(BASE), load_tokenizer(BASE)
     model = Transformer(config, text_vocab=len(tokenizer))
     params = jax.device_get(init_backbone(model, jax.random.key(seed)))
-    draw = np.random.default_rng(seed)
-    table = draw.normal(0.0, 0.25, (config.vocab_size, config.width))
+    shape = (config.vocab_size, config.width)
+    table = np.random.default_rng(seed).normal(0.0, 0.25, shape)
     params["embed"]["embedding"] = table.astype(np.float32)
     return ModelFolder(config, params, tokenizer)
 
@@ -130,7 +124,7 @@ def prepare(workdir: str | Path, settings: Mapping[str, Any]) -> Path:
     """Write ``workdir/data`` unless it is there already, and return its path.
 
     The folder appears whole or not at all, and holds the same bytes for the same
-    settings, which are fields of `Settings`.
+    settings, fields of `Settings`.
 
     Raises:
       ClaraError: it holds data of other settings, or cannot be written.
@@ -175,10 +169,10 @@ def _contents(settings: Settings) -> dict[str, Iterable[world.Row]]:
         }
     scp = world.compression(rng("scp"))
     instruct = world.instruction(rng("instruct"), settings.documents)
-    shape = settings.candidates, settings.alike
-    ranked = world.ranking(rng("end_to_end"), train, range(len(train)), *shape)
-    numbers = range(len(train), len(both))
-    held_ranked = world.ranking(rng("held out questions"), both, numbers, *shape)
+    shape, count = (settings.candidates, settings.alike), len(train)
+    ranked = world.ranking(rng("end_to_end"), train, range(count), *shape)
+    asked = range(count, len(both))
+    held_ranked = world.ranking(rng("held out questions"), both, asked, *shape)
     return {
         "scp.jsonl": islice(scp, settings.scp),
         "instruct.jsonl": islice(instruct, settings.instruct),
@@ -212,29 +206,23 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
     after = load(workdir / "end_to_end", short)
     questions = evaluators.questions_of(open_records(data / "held_out.jsonl"))
     numbers = _measure(before, after, questions)
-    shown = questions[:SHOWN]
-    chosen = after.select_and_answer(
-        [question.question for question in shown],
-        [question.documents for question in shown],
-    )
     text, examples = table(numbers) + "\n", []
-    for question, answer, row in zip(
-        shown, chosen.answers, chosen.indices.tolist(), strict=True
-    ):
-        gold, document = question.gold[0], question.documents[row[0]]
+    for asked in questions[:SHOWN]:
+        chosen = after.select_and_answer([asked.question], [asked.documents])
+        (answer,), document = chosen.answers, asked.documents[chosen.indices[0, 0]]
+        gold = asked.gold[0]
         verdict = "" if answer == gold else f"   (it is {gold})"
-        text += f"{question.question}  {answer}{verdict}\n"
+        text += f"{asked.question}  {answer}{verdict}\n"
         text += f"    from the vectors of: {document}\n"
-        item = {"question": question.question, "answer": answer}
+        item = {"question": asked.question, "answer": answer}
         examples.append({**item, "gold": gold, "document": document})
     write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
     write_text(workdir / "report.txt", text)
     curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
-    documents = str(data / "documents.jsonl")
-    places = ["--model", str(workdir / "end_to_end"), "--documents", documents]
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
-    command = shlex.join([*places, questions[-1].question])
-    print(f"  python -m clara_jax.answer {command}")
+    model, documents = str(workdir / "end_to_end"), str(data / "documents.jsonl")
+    given = ["--model", model, "--documents", documents, questions[-1].question]
+    print(f"  python -m clara_jax.answer {shlex.join(given)}")
 
 
 def _measure(
@@ -269,10 +257,9 @@ def _measure(
 
 def table(numbers: Mapping[str, float]) -> str:
     """Return the numbers of ``report.json`` as a table for people."""
-    count = f"{numbers['vectors']:.0f}"
     ratio = f"{numbers['document_tokens'] / numbers['vectors']:.1f}"
     return TABLE.format(
-        read=f"as {count} vectors ({ratio}x), after stage 2",
+        read=f"as {numbers['vectors']:.0f} vectors ({ratio}x), after stage 2",
         alike=f"one of {numbers['candidates']:.0f}, most share half its name",
         **numbers,
     )

@@ -1,8 +1,7 @@
 """An invented encyclopedia, and the records of every stage made of it.
 
-Every entry is a made-up person: a name of two words and four facts. Names are split
-once, by a fixed rule, into those that training may use and those that are held out, so
-that no stage, the base's pretraining included, ever meets a held-out name.
+Every entry is a made-up person: a name of two words and four facts. Names are split by
+a fixed rule, so that no stage, nor the base's pretraining, ever meets a held-out one.
 """
 
 from __future__ import annotations
@@ -72,10 +71,7 @@ SENTENCES = (
         "{n} worked as a {work} for many years.",
         "For many years {n} worked as a {work}.",
     ),
-    (
-        "{n} was famous everywhere for {fame}.",
-        "Everywhere {n} was famous for {fame}.",
-    ),
+    ("{n} was famous everywhere for {fame}.", "Everywhere {n} was famous for {fame}."),
 )
 """For each sentence of a document the ways to put it; ``{n}`` is the name."""
 
@@ -118,10 +114,7 @@ Corpus = Sequence[tuple[Entry, str]]
 
 def draw_entries(names: Iterable[str], rng: random.Random) -> list[Entry]:
     """Draw facts for each name."""
-    return [
-        Entry(name, {fact: rng.choice(values) for fact, values in FACTS.items()})
-        for name in names
-    ]
+    return [Entry(n, {f: rng.choice(v) for f, v in FACTS.items()}) for n in names]
 
 
 def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry, str]]:
@@ -130,10 +123,9 @@ def encyclopedia(rng: random.Random, held_out: bool = False) -> list[tuple[Entry
 
 
 def pretraining(rng: random.Random) -> Iterator[Row]:
-    """Yield plain text for a base: conversations about a document in full.
+    """Yield conversations about a document in full, for a base to learn as plain text.
 
-    They have the form of the stages' prompts in the tokenizer's chat template, so that
-    the base knows them as an instruction-tuned model does.
+    Their form is that of the stages' prompts in the tokenizer's chat template.
     """
     while True:
         (item,) = draw_entries(rng.sample(NAMES[False], 1), rng)
@@ -204,14 +196,9 @@ def ranking(
 ) -> Iterator[Row]:
     """Yield records of stage ``end_to_end``: candidates, a question, its answer.
 
-    Every fact of the entries asked about is asked for once, in random order.
-
-    Args:
-      rng: source of chance.
-      corpus: entries and documents; names differ, so one candidate alone is right.
-      numbers: of the entries asked about, in the corpus.
-      candidates: C, the right document included.
-      alike: how many of the others share half of the name, where there are so many.
+    Every fact of the entries of these `numbers` is asked for once, in random order. Of
+    the C `candidates` one is right, as names differ, and about `alike` of the others
+    share half of the name.
     """
     names = [item.name.split() for item, _ in corpus]
     facts = [(number, fact) for number in numbers for fact in FACTS]
@@ -219,8 +206,7 @@ def ranking(
     for number, fact in facts:
         chosen = {number}
         for place, half in enumerate(names[number]):
-            near = [i for i, name in enumerate(names) if name[place] == half]
-            near.remove(number)
+            near = [i for i, n in enumerate(names) if n[place] == half and i != number]
             chosen.update(rng.sample(near, min(alike // 2, len(near))))
         while len(chosen) < candidates:
             chosen.add(rng.randrange(len(corpus)))

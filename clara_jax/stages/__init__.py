@@ -1,4 +1,4 @@
-"""Training stages: each file says all about one of them.
+"""Training stages: what each of them is stands in one file.
 
 A new training method is one more file with a subclass of `Stage`, and a line in
 `STAGES`. See ``docs/extending.md``.

@@ -18,9 +18,7 @@ from clara_jax.search import Store
 
 @dataclasses.dataclass(frozen=True)
 class Reads:
-    """Rows of a batch and the role that reads them.
-
-    Shapes of batches, abstract batches and operation counts all follow from these.
+    """Rows of a batch and the role that reads them; all shapes follow from these.
 
     Attributes:
       field: of `Batch`: ``prompt``, ``documents``, ``question``, ``candidates``, or
@@ -109,11 +107,8 @@ class Stage:
 
         Args:
           make: puts texts into rows, by the config.
-          record: of training or held-out data.
+          record: one that fits the stage, or `ClaraError` names its file and line.
           draw: chooses among several questions; None takes the first.
-
-        Raises:
-          ClaraError: the record does not fit the stage; names file and line.
         """
         raise NotImplementedError
 
@@ -122,11 +117,7 @@ class Stage:
         raise NotImplementedError
 
     def check(self, config: RunConfig) -> None:
-        """Refuse settings that the stage cannot use.
-
-        Raises:
-          ClaraError: names the field.
-        """
+        """Refuse settings that the stage cannot use, in a `ClaraError`."""
         require(
             not config.store,
             "store",
@@ -159,19 +150,15 @@ class Stage:
         Raises:
           ClaraError: the record does not fit the stage, or its limits; names the line.
         """
-        said = self.dialogue(make, record, draw)
+        said, rows = self.dialogue(make, record, draw), {}
+        if "prompt" in make.fields:
+            rows["prompt"], rows["labels"] = make.prompt(record, said)
+        if "documents" in make.fields:
+            rows["documents"] = make.documents(said.documents)
         example = Example(source=record.source)
         if "question" in make.fields:
-            prompt = make.prompt(record, said) if "prompt" in make.fields else ()
             example = make.ranked(record, said.question, candidate_ids)
-        else:
-            prompt = make.prompt(record, said)
-        if "documents" in make.fields:
-            rows = make.documents(said.documents)
-            example = dataclasses.replace(example, documents=rows)
-        if prompt:
-            example = dataclasses.replace(example, prompt=prompt[0], labels=prompt[1])
-        return example
+        return dataclasses.replace(example, **rows)
 
     def check_record(self, make: ExampleMaker, record: Record) -> None:
         """Raise what `example` would, but for a prompt that is too long.
@@ -197,31 +184,22 @@ class Stage:
 
     def needs(self, config: RunConfig) -> set[str]:
         """Return the adapters without which the stage cannot run."""
-        read = self.reads(config)
-        roles = {one.role for one in read if one.role}
+        roles = {read.role for read in self.reads(config) if read.role}
         if self.compresses(config):
             roles.add("compressor")
         return {"memory", *self.trains, *self.copies, *roles}
 
     def compresses(self, config: RunConfig) -> bool:
         """Return whether documents are vectors, not text."""
-        fields = {read.field for read in self.reads(config)}
-        return bool(fields & {"documents", "candidates", "vectors"})
+        return bool(self._fields(config) & {"documents", "candidates", "vectors"})
 
     def retrieves(self, config: RunConfig) -> bool:
         """Return whether questions select documents, and are answered from them."""
-        return {"question", "prompt"} <= {read.field for read in self.reads(config)}
+        return self._fields(config) >= {"question", "prompt"}
 
     def caches_vectors(self, config: RunConfig) -> bool:
         """Return whether candidates are vectors before training starts."""
-        return any(read.field == "vectors" for read in self.reads(config))
+        return "vectors" in self._fields(config)
 
-
-def ranking_reads(config: RunConfig) -> tuple[Reads, ...]:
-    """Return the rows of a question and its candidates, which are frozen."""
-    data = config.data
-    cached = data.cache_vectors or bool(config.store)
-    candidates = Reads("candidates", "compressor", data.candidates, trained=False)
-    if cached:
-        candidates = Reads("vectors", per_row=data.candidates, trained=False)
-    return Reads("question", "reasoner"), candidates
+    def _fields(self, config: RunConfig) -> set[str]:
+        return {read.field for read in self.reads(config)}

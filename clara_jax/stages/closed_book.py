@@ -1,4 +1,4 @@
-"""The baseline that reads nothing: what the backbone knows by heart."""
+"""A baseline without documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from clara_jax.stages.text import FullText
 
 
 class ClosedBook(FullText):
-    """Train a generator of its own on questions without documents."""
+    """Train a generator of its own without documents: what is known by heart."""
 
     name = "closed_book"
     baselines = {"tuned_closed_book": "none"}  # noqa: RUF012

@@ -1,9 +1,4 @@
-"""Stage 3, end-to-end training (paper section 3.3).
-
-Each row has C candidates, the question twice (for reasoner and generator) and its
-answer; which candidates hold the answer is not used. With candidates out of a corpus,
-records bring none: what is nearest in the store takes their place.
-"""
+"""Stage 3: the answer's loss alone teaches the reasoner to choose documents."""
 
 from __future__ import annotations
 
@@ -12,16 +7,56 @@ from clara_jax.config import RunConfig, require
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CorpusRetrieval, Evaluator, SelectedAnswers
-from clara_jax.stages.base import HeldOut, Reads, Stage, ranking_reads
+from clara_jax.stages.base import HeldOut, Reads, Stage
 from clara_jax.text import answer_prompt
 
 
-class EndToEnd(Stage):
-    """Train reasoner and generator from the answer's loss alone."""
+class Ranking(Stage):
+    """A question and its candidates, which are frozen: what both stages have."""
+
+    copies = {"reasoner": "compressor"}  # noqa: RUF012
+
+    def reads(self, config: RunConfig) -> tuple[Reads, ...]:
+        """Return the rows of a batch."""
+        cached = config.data.cache_vectors or config.store
+        how = ("vectors", "") if cached else ("candidates", "compressor")
+        candidates = Reads(*how, per_row=config.data.candidates, trained=False)
+        return Reads("question", "reasoner"), candidates
+
+    def evaluators(self, held_out: HeldOut) -> list[Evaluator]:
+        """Add what is chosen, and where the stage has answers what is answered.
+
+        The loss, and selection among candidates, need candidates that records bring.
+        With a store, what is found in all of it is measured too, whatever training
+        takes.
+        """
+        config, questions = held_out.config, held_out.questions
+        given, measure = config.candidates == "given", set(config.hooks.measure)
+        found = super().evaluators(held_out) if given else []
+        decode = self.retrieves(config) and "answers" in measure
+        if not questions or not {"answers", "recall"} & measure:
+            return found
+        clara, top_k = held_out.clara, config.selection.top_k
+        if given:
+            ks = tuple(sorted({1, top_k}))
+            found.append(SelectedAnswers(clara, questions, ks=ks, decode=decode))
+        if held_out.store is not None:
+            ks = (1, 5, top_k, max(1, config.data.candidates))
+            corpus = held_out.store, held_out.searcher(), ks
+            found.append(CorpusRetrieval(clara, questions, *corpus, decode))
+        return found
+
+
+class EndToEnd(Ranking):
+    """Stage 3, end-to-end training (paper section 3.3).
+
+    Each row has C candidates, the question twice (for reasoner and generator) and its
+    answer; which candidates hold the answer is not used. With candidates out of a
+    corpus, records bring none: what is nearest in the store takes their place.
+    """
 
     name = "end_to_end"
     trains = ("reasoner", "generator")
-    copies = {"reasoner": "compressor"}  # noqa: RUF012
 
     def trained(self, config: RunConfig) -> tuple[str, ...]:
         """Leave the generator out where ``train_generator`` is off."""
@@ -29,7 +64,7 @@ class EndToEnd(Stage):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (*ranking_reads(config), Reads("prompt", "generator"))
+        return (*super().reads(config), Reads("prompt", "generator"))
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None
@@ -50,10 +85,6 @@ class EndToEnd(Stage):
         """Return the cross-entropy of the answer."""
         return EndToEndLoss(config.selection)
 
-    def evaluators(self, held_out: HeldOut) -> list[Evaluator]:
-        """Add recall and answers, among candidates and in the store."""
-        return ranking_evaluators(super().evaluators(held_out), held_out, decode=True)
-
     def check(self, config: RunConfig) -> None:
         """Refuse a corpus without a store, or with too few documents a question."""
         if config.candidates != "corpus":
@@ -71,35 +102,3 @@ class EndToEnd(Stage):
             f"is {count}, but with a corpus it says how many documents are searched "
             f"for; set at least selection.top_k {top_k}",
         )
-
-
-def ranking_evaluators(
-    losses: list[Evaluator], held_out: HeldOut, decode: bool
-) -> list[Evaluator]:
-    """Return evaluators of stages that select documents.
-
-    The loss, and selection among candidates, need candidates that records bring. With a
-    store, what is found in all of it is measured too, whatever training takes.
-
-    Args:
-      losses: of the held-out records.
-      held_out: what they are made of.
-      decode: whether the stage has answers, if the config asks for them.
-    """
-    config, questions = held_out.config, held_out.questions
-    given = config.candidates == "given"
-    found = losses if given else []
-    decode = decode and "answers" in config.hooks.measure
-    if not questions or not {"answers", "recall"} & set(config.hooks.measure):
-        return found
-    top_k = config.selection.top_k
-    if given:
-        ks = tuple(sorted({1, top_k}))
-        found.append(SelectedAnswers(held_out.clara, questions, ks=ks, decode=decode))
-    if held_out.store is not None:
-        ks = (1, 5, top_k, max(1, config.data.candidates))
-        store, search = held_out.store, held_out.searcher()
-        found.append(
-            CorpusRetrieval(held_out.clara, questions, store, search, ks, decode)
-        )
-    return found

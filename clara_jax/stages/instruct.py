@@ -1,8 +1,4 @@
-"""Stage 2, compression instruction tuning (paper section 3.2).
-
-Each row has up to J documents, a question and its answer. Positives come first where a
-record has more documents than J.
-"""
+"""Stage 2: the generator answers questions from the vectors of several documents."""
 
 from __future__ import annotations
 
@@ -10,11 +6,17 @@ from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.stages.base import Reads
 from clara_jax.stages.scp import Pretraining
-from clara_jax.text import answer_prompt
+from clara_jax.text import (
+    answer_prompt,
+)
 
 
 class InstructionTuning(Pretraining):
-    """Train the compressor and a new generator, as the original does."""
+    """Stage 2, compression instruction tuning (paper section 3.2).
+
+    Each row has up to J documents, a question and its answer. Positives come first
+    where a record has more documents than J. As in the original the generator is new.
+    """
 
     name = "instruct"
     trains = ("compressor", "generator")

@@ -1,8 +1,4 @@
-"""Stage 1, salient compressor pretraining (paper section 3.1).
-
-Each row is one document: the generator gives all its question-answer pairs back from
-the document's vectors, or paraphrases it under one of 13 instructions.
-"""
+"""Stage 1: documents become vectors from which the generator answers."""
 
 from __future__ import annotations
 
@@ -12,11 +8,20 @@ from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
+from clara_jax.text import (
+    PARAPHRASES,
+    paraphrase_prompt,
+    scp_prompt,
+    scp_target,
+)
 
 
 class Pretraining(Stage):
-    """Train the compressor, and the generator and memory rows that it starts with."""
+    """Stage 1, salient compressor pretraining (paper section 3.1).
+
+    Each row is one document: the generator gives all its question-answer pairs back
+    from the document's vectors, or paraphrases it under one of 13 instructions.
+    """
 
     name = "scp"
     trains = ("compressor", "generator", "memory")

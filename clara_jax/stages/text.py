@@ -1,4 +1,4 @@
-"""The baseline that reads: up to J documents stand in the prompt as text."""
+"""A baseline without vectors: documents in the prompt as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clara_jax.text import answer_prompt, plain
 
 
 class FullText(Stage):
-    """Train a generator of its own on text; nothing is compressed."""
+    """Train a generator of its own on the text of up to J documents."""
 
     name = "text"
     trains = ("generator",)
@@ -46,8 +46,7 @@ class FullText(Stage):
         candidate_ids: np.ndarray | None = None,
     ) -> Example:
         """Make the row, of each document as much as the compressor would read."""
-        limit = make.config.memory.doc_max_length
-        shorten = make.tokenizer.shorten
+        limit, shorten = make.config.memory.doc_max_length, make.tokenizer.shorten
         texts = tuple(shorten(text, limit) for text in self.texts(make, record))
         if texts:
             record = dataclasses.replace(record, documents=texts, positives=())

@@ -22,7 +22,7 @@ from clara_jax.evaluate.paraphrases import (
     rouge_l,
 )
 from clara_jax.generate import AnswerConfig, Clara
-from clara_jax.generate.requests import draw_instructions
+from clara_jax.generate.batched import draw_instructions
 
 
 @functools.cache

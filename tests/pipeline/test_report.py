@@ -3,10 +3,12 @@
 import pytest
 from toy_folder import write_toy
 
+from clara_jax.config import RunConfig
 from clara_jax.convert import load_model
 from clara_jax.evaluate.examine import Prediction
-from clara_jax.pipeline.after import NAMES, _scores, product_rate, to_markdown
-from clara_jax.pipeline.before import card
+from clara_jax.files import write_json
+from clara_jax.pipeline.after import NAMES, _scores, to_markdown
+from clara_jax.pipeline.before import ReportSettings, card
 
 SAID = {
     "model": "Corin",
@@ -104,7 +106,15 @@ def test_the_card_names_data_and_licences(tmp_path, facts):
         "versions": {"clara_jax": "1", "jax": "2"},
         "cut": {"of": 1000},
     }
-    text = card("toy-4x", "a base", model, summary, facts["mix"], "| a | table |")
+    settings = ReportSettings(name="toy-4x", base="a base")
+    write_json(tmp_path / "mix" / "manifest.json", facts["mix"])
+
+    def card_of(stage, mix, read, scores=""):
+        run = RunConfig(stage, str(tmp_path / stage), "some base")
+        write_json(tmp_path / stage / "summary.json", summary)
+        return card(tmp_path, run, settings, mix and str(tmp_path / mix), read, scores)
+
+    text = card_of("end_to_end", "mix", model, "| a | table |")
     for part in (
         "toy-4x: CLaRa adapters for a base",
         "- squad: CC BY-SA 4.0",
@@ -113,11 +123,8 @@ def test_the_card_names_data_and_licences(tmp_path, facts):
         assert part in text
     assert "| a | table |" in text and "loss 1.250; on a device" in text
     assert 'clara_jax.load("toy-4x")' in text and "becomes 2 vectors" in text
-    text = write_toy(tmp_path / "text", roles=("generator",))
-    baseline = card("toy-text", "a base", load_model(text), summary, {})
+    plain = load_model(write_toy(tmp_path / "plain", roles=("generator",)))
+    baseline = card_of("text", "", plain)
+    assert "toy-4x-text: CLaRa adapters" in baseline
     assert "A baseline" in baseline and "vectors (" not in baseline
-    assert "Not recorded" in card("toy-4x", "a base", model, summary, {})
-
-
-def test_the_product_is_measured():
-    assert product_rate("float32", rounds=2) > 1e8
+    assert "Not recorded" in card_of("end_to_end", "", model)
