@@ -19,7 +19,7 @@ from typing import Any
 from clara_jax.commands import Parser, run, start
 from clara_jax.errors import ClaraError
 from clara_jax.files import writable_folder
-from clara_jax.plan.topology import cache_home, default_libtpu, parse_topology, prepare
+from clara_jax.plan.topology import cache_home, parse_topology, prepare
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep-accumulate", default="", help="such as 1,2,4")
     add("--sweep-remat", default="", help="such as full,dots")
     add("--out", default="", help="folder for the sweep's table and picture")
-    text = f"folder with libtpu; default: installed, or {default_libtpu()}"
+    text = f"folder with libtpu; default: installed, or {cache_home() / 'libtpu'}"
     add("--libtpu", default="", help=text)
     add("--cache", default="", help=f"default: {cache_home() / 'plan'}")
     add("--json", action="store_true", help="print all figures as one JSON object")

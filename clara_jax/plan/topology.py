@@ -175,22 +175,17 @@ def cache_home() -> Path:
     return Path(home) / "clara_jax"
 
 
-def default_libtpu() -> Path:
-    """Return where the planner looks for a libtpu of its own."""
-    return cache_home() / "libtpu"
-
-
 def find_libtpu(given: str = "") -> Path:
     """Find the library and check that it goes with the installed jax.
 
     `given` is a folder that ``pip install --target`` filled, or the library itself; by
-    default ``TPU_LIBRARY_PATH``, the Python environment, then `default_libtpu`.
+    default ``TPU_LIBRARY_PATH``, the Python environment, then ``libtpu`` in the cache.
 
     Raises:
       ClaraError: it is missing, or of a version that jax was not made for.
     """
     named = given or os.environ.get("TPU_LIBRARY_PATH", "")
-    place = Path(named).expanduser() if named else default_libtpu()
+    place = Path(named).expanduser() if named else cache_home() / "libtpu"
     places = [place, place / "libtpu" / "libtpu.so"]
     missing = f"no libtpu in {named}"
     if not named:
@@ -227,9 +222,8 @@ def wanted_libtpu() -> str:
 
 
 def _install() -> str:
-    return (
-        f"pip install --no-deps --target {default_libtpu()} 'libtpu{wanted_libtpu()}'"
-    )
+    folder, package = cache_home() / "libtpu", f"libtpu{wanted_libtpu()}"
+    return f"pip install --no-deps --target {folder} '{package}'"
 
 
 def _version(library: Path) -> str:

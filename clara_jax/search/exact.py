@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,7 @@ from clara_jax.search.codecs import code_type, decode, decode_parts
 from clara_jax.search.store import Store
 from clara_jax.shapes import Array
 
-BLOCK = 256 << 20
-"""Bytes of codes of a block, on all devices together: one call of the program."""
-
+BLOCK = 256 << 20  # bytes of codes on all devices together: one call of the program
 LARGEST_BATCH = 256  # questions searched together; more go in several passes
 
 RECALL = 0.99
@@ -56,17 +54,9 @@ Best = tuple[Float[Array, "devices B k"], Int32[Array, "devices B k"]]
 that of the lower row first; and places, rows among those of the device."""
 
 
-@runtime_checkable
-class Searcher(Protocol):
-    """Finds the documents nearest to questions."""
-
-    def __call__(self, queries: Flat, k: int) -> Found:
-        """Return the `k` best rows of each question, a vector of any length.
-
-        Raises:
-          ClaraError: the store holds other vectors, or fewer than `k` documents.
-        """
-        ...
+Searcher = Callable[[Flat, int], Found]
+"""Finds the `k` documents nearest to each question, a vector of any length; refuses
+vectors of other stores, and a `k` that is too large."""
 
 
 class Scan(NamedTuple):

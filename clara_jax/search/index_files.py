@@ -31,9 +31,7 @@ from clara_jax.search.keys import DIMS, SAMPLE, Keys
 from clara_jax.search.manifest import Lock, digest_of, json_bytes, wrong_file
 from clara_jax.search.store import Store
 
-FORMAT = 1
-META = "meta.json"
-ROWS = "rows.npy"
+FORMAT, META, ROWS = 1, "meta.json", "rows.npy"
 
 KINDS = {"scann": ("ScaNN", ""), "bm25": ("BM25", " --bm25")}
 """Indexes: what users call them, and the option that builds them."""

@@ -332,7 +332,8 @@ def hold_part(store: Path, part: int, parts: int) -> Lock:
 
 def sweep(store: Path) -> bool:
     """Remove locks that killed processes left; return whether a part is held."""
-    return any(list(map(_is_held, (store / LOCKS).glob("part-*-of-*"))))
+    held = [_is_held(path) for path in (store / LOCKS).glob("part-*-of-*")]
+    return any(held)  # after all of them were tried
 
 
 def _is_held(path: Path) -> bool:
