@@ -30,9 +30,6 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _NAMES = re.compile(r"%([\w.\-]+)")
 
-_Sent = tuple[str, float, bool, int]
-"""Kind, bytes, whether they go between slices, and how often."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
@@ -199,8 +196,10 @@ class _Program:
             elif found := _INSTRUCTION.match(line):
                 current[found[2]] = _Line(*found.groups())
 
-    def run(self, part: str, times: int = 1, fused: bool = False) -> Iterator[_Sent]:
-        """Find what a computation that runs `times` over sends."""
+    def run(
+        self, part: str, times: int = 1, fused: bool = False
+    ) -> Iterator[tuple[str, float, bool, int]]:
+        """Find what a computation that runs `times` over sends, and how often each."""
         lines = list(self.parts[part].values())
         marked = [x for x in lines if fused and "AsyncCollective" in x.rest]
         if marked or part.startswith("async_collective_fusion"):

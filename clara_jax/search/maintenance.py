@@ -98,8 +98,8 @@ def check(
 ) -> list[str]:
     """Compare every file with its checksum; return a line for each thing that is wrong.
 
-    So are the shards of a job under way; not search indexes, which can be built again.
-    After each shard `progress` is called with the bytes read, of how many.
+    Shards of a job under way are checked too; search indexes, which can be built again,
+    are not. After each shard `progress` is called with the bytes read, of how many.
 
     Raises:
       ClaraError: there is no store.
