@@ -49,12 +49,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
 
-    def full(self, text, encoding):
-        with self.open("w") as file:
-            file.write(text[:3])
+    def full(path, data):
+        path.write_bytes(data[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(files, "write_bytes", full)
     with pytest.raises(ClaraError, match="the disk is full"):
         write_json(path, {"new": 2})
     monkeypatch.undo()

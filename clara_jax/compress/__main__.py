@@ -12,6 +12,7 @@ the same command goes on where it was. Started on several hosts, each with its -
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,53 +41,29 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="folder of the store")
     add("--model", default="", metavar="DIR", help=commands.MODEL)
-    add(
-        "--corpus",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH",
-        help=".txt or .md file (one document), JSONL with text (and title, id, fields "
-        "of your own) or docs, or a folder of such files",
-    )
+    files = {"nargs": "+", "action": "extend", "default": [], "metavar": "PATH"}
+    text = ".txt or .md file (one document), JSONL with text (and title, id, fields "
+    text += "of your own) or docs, or a folder of such files"
+    add("--corpus", **files, help=text)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--add", action="store_true", help="put documents into a store")
-    how.add_argument(
-        "--replace",
-        action="store_true",
-        help="as --add, but in place of documents with the same ids",
-    )
+    flag = functools.partial(how.add_argument, action="store_true")
+    flag("--add", help="put documents into a store")
+    flag("--replace", help="as --add, but in place of documents with the same ids")
     how.add_argument("--delete", nargs="+", metavar="ID", help="take documents out")
-    how.add_argument(
-        "--compact", action="store_true", help="give back the room of deleted documents"
-    )
-    how.add_argument("--check", action="store_true", help="look every byte over")
-    add(
-        "--codec",
-        choices=CODECS,
-        help="how vectors are kept (default bfloat16, or as the store has them)",
-    )
+    flag("--compact", help="give back the room of deleted documents")
+    flag("--check", help="look every byte over")
+    text = "how vectors are kept (default bfloat16, or as the store has them)"
+    add("--codec", choices=CODECS, help=text)
     add("--whole", action="store_true", help="leave out the ends of long documents")
-    add(
-        "--shard-size",
-        type=commands.count,
-        default=1024,
-        help="documents (default 1024)",
-    )
-    add(
-        "--batch-size",
-        type=commands.count,
-        default=0,
-        help="documents read together by all devices (default 32 for each device)",
-    )
+    number = functools.partial(add, type=commands.count)
+    number("--shard-size", default=1024, help="documents (default 1024)")
+    text = "documents read together by all devices (default 32 for each device)"
+    number("--batch-size", default=0, help=text)
     add("--mesh", default="", help="such as fsdp=4 or fsdp=2,tensor=2: split the model")
     add("--part", default="", metavar="I/N", help="one of N that write this store")
     commands.add_model_options(parser)
-    add(
-        "--no-merge",
-        action="store_true",
-        help="do not put the adapter into the weights: less memory, less speed",
-    )
+    text = "do not put the adapter into the weights: less memory, less speed"
+    add("--no-merge", action="store_true", help=text)
     return parser
 
 
@@ -103,21 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     store, given = Path(arguments.store), vars(arguments)
-    edits = ("delete", "compact", "check")
-    plain = vars(parser().parse_args(["--store", arguments.store]))
-    more = [n for n, v in given.items() if n not in edits and v != plain[n]]
-    if any(given[name] for name in edits) and more:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
-        raise ClaraError(
-            "--delete, --compact and --check take a --store and nothing else; leave "
-            f"{names} out"
-        )
-    if arguments.delete:
-        return delete_documents(store, arguments.delete)
-    if arguments.compact:
-        return compact_store(store)
-    if arguments.check:
-        return check_store(store)
+    if arguments.delete or arguments.compact or arguments.check:
+        plain = vars(parser().parse_args(["--store", arguments.store]))
+        edits = ("delete", "compact", "check")
+        more = [n for n, v in given.items() if n not in edits and v != plain[n]]
+        if more:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
+            raise ClaraError(
+                "--delete, --compact and --check take a --store and nothing else; "
+                f"leave {names} out"
+            )
+        if arguments.delete:
+            return delete_documents(store, arguments.delete)
+        return compact_store(store) if arguments.compact else check_store(store)
     for name in ("model", "corpus"):
         if not getattr(arguments, name):
             raise ClaraError(

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,8 +33,7 @@ from clara_jax.sharding import batch_parts, make_mesh
 T = TypeVar("T")
 Watched = Callable[[Iterable[T]], Iterator[T]]
 
-PER_DEVICE = 32
-"""Documents that a device reads together by default."""
+PER_DEVICE = 32  # documents that a device reads together by default
 
 SAMPLE = 64
 """Documents that tell what all vectors have in common, see ``codecs.center_of``."""
@@ -78,12 +77,9 @@ def own_part(environment: Mapping[str, str] = os.environ) -> Part:
 def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     """Compress a corpus into a store, or what is missing of it; return an exit status.
 
-    Args:
-      arguments: of the command.
-      interrupt: notes signals; the command ends after the batch at hand.
-
     Raises:
-      ClaraError: bad input. Interrupted: a signal arrived.
+      ClaraError: bad input.
+      Interrupted: a signal arrived; the batch at hand was finished.
     """
     path = Path(arguments.store)
 
@@ -107,30 +103,25 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     sizes = parse_mesh(arguments.mesh, ("data", "fsdp", "tensor"))
     # Other hosts have work of their own: nothing is asked of their devices.
     mesh = make_mesh(**sizes, devices=jax.local_devices())
-    _report_others(find_files(arguments.corpus)[1])
+    if others := find_files(arguments.corpus)[1]:
+        names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
+        what = "files are no documents" if len(others) > 1 else "file is no document"
+        _note(f"{len(others)} {what} and left out: {', '.join(names)}")
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")
     check()
     corpus = Corpus(arguments.corpus, watched)
-    reader = Reader(
-        corpus,
-        clara.tokenizer,
-        clara.memory,
-        arguments.shard_size,
-        split=not arguments.whole,
-    )
+    split, shard_size = not arguments.whole, arguments.shard_size
+    reader = Reader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     settings = _settings(arguments, clara, path)
     size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
-
-    def make_compressor() -> Compressor:
-        return Compressor(clara, mesh, size, merge=not arguments.no_merge)
-
+    merge = not arguments.no_merge
     compressor = None
     begun = (path / JOB).is_file() or (path / MANIFEST).is_file()
     if settings.dtype != "bfloat16" and not begun:
         check_folder(path, mode)
-        compressor = make_compressor()
+        compressor = Compressor(clara, mesh, size, merge=merge)
         vectors = compressor(reader.sample(SAMPLE), lambda _: check())
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
@@ -154,7 +145,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
                 except (ClaraError, Interrupted):
                     job.abandon()
                     raise
-            compressor = compressor or make_compressor()
+            compressor = compressor or Compressor(clara, mesh, size, merge=merge)
             del clara  # and with it the weights that were merged, and other adapters
             begin = time.perf_counter()
             counts = write_shards(job, reader, compressor, part, check)
@@ -162,12 +153,17 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
         store = job.commit()
     _report_counts(counts, seconds)
     if store is None:
-        print(
-            f"{part} is written; {path} is finished by the part that ends last, so "
-            "start the others, too"
-        )
+        rest = f"{path} is finished by the part that ends last"
+        print(f"{part} is written; {rest}, so start the others, too")
         return 0
-    _report_store(store, corpus.documents if mode == "new" else 0)
+    held = size_of(store)
+    each = f"{megabytes(held / max(store.rows, 1))} a piece"
+    if mode == "new" and corpus.documents:
+        each = f"{megabytes(held / corpus.documents)} a document, {each}"
+    print(
+        f"{path}: {len(store):,} pieces of {store.num_memory} x {store.width} numbers "
+        f"in {store.dtype}, {megabytes(held)} ({each})"
+    )
     if searches:
         print(
             f'next: python -m clara_jax.answer --store {path} "question"\n'
@@ -175,10 +171,8 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
             f"python -m clara_jax.compress index --store {path}"
         )
     else:
-        _note(
-            "this model has no reasoner, which stage end_to_end trains, to search the "
-            "store with"
-        )
+        reasoner = "no reasoner, which stage end_to_end trains"
+        _note(f"this model has {reasoner}, to search the store with")
     return 0
 
 
@@ -223,15 +217,6 @@ def _refuse_known(store: Store, corpus: Corpus, watched: Watched) -> None:
     look()
 
 
-def _report_others(others: Sequence[Path]) -> None:
-    """Note which files of a folder are left out."""
-    if not others:
-        return
-    names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
-    what = "files are no documents" if len(others) > 1 else "file is no document"
-    _note(f"{len(others)} {what} and left out: {', '.join(names)}")
-
-
 def _report_counts(counts: Counter[str], seconds: float) -> None:
     documents, pieces = counts["documents"], counts["pieces"]
     if counts["cut"]:
@@ -250,18 +235,6 @@ def _report_counts(counts: Counter[str], seconds: float) -> None:
             f"{seconds:,.1f} s, {documents / seconds:,.1f} documents/s, "
             f"{counts['tokens'] / seconds:,.0f} tokens/s"
         )
-
-
-def _report_store(store: Store, documents: int) -> None:
-    """Print what the store holds, by document too if their number is known."""
-    size = size_of(store)
-    each = f"{megabytes(size / max(store.rows, 1))} a piece"
-    if documents:
-        each = f"{megabytes(size / documents)} a document, {each}"
-    print(
-        f"{store.path}: {len(store):,} pieces of {store.num_memory} x {store.width} "
-        f"numbers in {store.dtype}, {megabytes(size)} ({each})"
-    )
 
 
 def _note(text: str) -> None:

@@ -26,8 +26,7 @@ from clara_jax.search import Job
 from clara_jax.shapes import Float, Int
 from clara_jax.text import ClaraTokenizer
 
-LETTERS = 4
-"""Characters a token, about, in most languages with an alphabet."""
+LETTERS = 4  # characters a token, about, in most languages with an alphabet
 
 
 class Part(NamedTuple):
@@ -44,33 +43,26 @@ class Part(NamedTuple):
 class Texts:
     """What goes into one shard.
 
-    Attributes:
-      shard: its number.
-      pieces: in the corpus's order.
-      rows: of token ids, one a piece, as the compressor reads them.
-      counts: ``documents``, ``pieces`` and ``tokens``; ``cut``, documents longer than
-        the model reads; ``unknown``, pieces with words that have no token.
+    Counts are ``documents``, ``pieces`` and ``tokens``; ``cut``, documents longer than
+    the model reads; ``unknown``, pieces with words that have no token.
     """
 
-    shard: int
-    pieces: list[Document]
-    rows: list[list[int]]
+    shard: int  # its number
+    pieces: list[Document]  # in the corpus's order
+    rows: list[list[int]]  # token ids of each piece, as the compressor reads them
     counts: dict[str, int]
 
 
 def shard_bounds(
     lengths: Int[np.ndarray, " n"], entries: int, characters: int
 ) -> Int[np.ndarray, " k"]:
-    """Share the entries of a corpus out over shards.
+    """Return where each shard of a corpus begins, and last the number of entries.
 
     Args:
       lengths: characters of each entry.
       entries: most entries of a shard.
       characters: most characters of a shard that has more than one entry, so that long
         documents do not make it too large for the memory.
-
-    Returns:
-      Where each shard begins, and last the number of entries.
 
     Example:
       >>> shard_bounds(np.asarray([1, 1, 1, 90, 1]), entries=2, characters=50)
@@ -87,14 +79,10 @@ def shard_bounds(
 
 
 class Reader:
-    """Reads shards of a corpus.
+    """Reads shards of a corpus, of so many entries at most.
 
-    Args:
-      corpus: of documents.
-      tokenizer, memory: how a document becomes a row.
-      entries: most entries of a shard.
-      split: cut documents that are longer than the model reads into pieces that are
-        not; else their ends are left out.
+    With `split`, documents that are longer than the model reads are cut into pieces
+    that are not; else their ends are left out.
 
     Attributes:
       bounds: where each shard begins, see `shard_bounds`.
@@ -167,8 +155,8 @@ class Compressor:
       clara: the model, laid out over `mesh`.
       mesh: the rows of a batch are split over it.
       batch_size: rows read together, on all devices.
-      merge: put the adapter into the weights: one product per matrix in place of
-        three. Quantized weights are left as they are.
+      merge: put the adapter into the weights, unless they are quantized: one product
+        per matrix in place of three.
     """
 
     def __init__(
@@ -176,7 +164,9 @@ class Compressor:
     ):
         network = clara.network
         self._role: str | None = "compressor"
-        if merge and not _is_quantized(network.backbone["params"]):
+        leaves = jax.tree.leaves_with_path(network.backbone["params"])
+        quantized = any(getattr(path[-1], "key", "") == "codes" for path, _ in leaves)
+        if merge and not quantized:
             with jax.set_mesh(mesh):
                 network = network.merge("compressor")
             self._role = None
@@ -202,11 +192,6 @@ class Compressor:
             )
 
 
-def _is_quantized(params: dict) -> bool:
-    paths = (path for path, _ in jax.tree.leaves_with_path(params))
-    return any(getattr(path[-1], "key", "") == "codes" for path in paths)
-
-
 def write_shards(
     job: Job,
     reader: Reader,
@@ -216,13 +201,8 @@ def write_shards(
 ) -> Counter[str]:
     """Write the shards of a part that are missing; return the sums of their counts.
 
-    Args:
-      job: begun.
-      reader: of the corpus.
-      compressor: of the model.
-      part: which shards, see ``search.Job.missing``.
-      check: called after every batch with the number of shards that are left; what it
-        raises ends the work, and the shard at hand is dropped.
+    After every batch `check` is called with the number of shards that are left; what it
+    raises ends the work, and the shard at hand is dropped.
     """
     missing = job.missing(*part)
     total = sum(map(reader.entries, range(part.index, len(reader), part.count)))

@@ -26,9 +26,7 @@ from clara_jax.search.index_files import has_index
 from clara_jax.search.scann_index import METHODS, build_index, report, update_index
 from clara_jax.shapes import Float
 
-_NEAR = 2
-"""Folders up from a store to one that its model is looked for below."""
-
+_NEAR = 2  # folders up from a store to one that its model is looked for below
 _SETTINGS = (
     ("dims", "directions of a key (default 128)"),
     ("leaves", "of a tree (default: the square root of the documents)"),
@@ -44,11 +42,8 @@ def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
     """Return how a store names the model, a folder, file or hub name, that made it.
 
     Where both lie near each other, so that they may be moved together, this is a path
-    relative to the store; else an absolute one; a hub name stays as it is.
-
-    Example::
-
-      model_place("runs/a/end_to_end", "runs/a/store")  # "../end_to_end"
+    relative to the store, such as ``../end_to_end``; else an absolute one; a hub name
+    stays as it is.
     """
     if not str(model) or not Path(model).exists():
         return str(model)
@@ -74,8 +69,7 @@ def find_model(store: Store) -> tuple[str, str]:
 
 def delete_documents(store: Path, ids: Sequence[str]) -> int:
     """Take documents out of a store; return an exit status."""
-    pieces = delete(store, ids)
-    count = len(dict.fromkeys(ids))
+    pieces, count = delete(store, ids), len(set(ids))
     print(
         f"deleted {count} document{'s' * (count > 1)} in {pieces} "
         f"piece{'s' * (pieces > 1)}; {len(Store.open(store)):,} pieces are left. "
@@ -106,10 +100,8 @@ def check_store(store: Path) -> int:
     if findings:
         return 1
     opened = Store.open(store)
-    print(
-        f"{store}: whole: {len(opened):,} pieces, {opened.dtype}, "
-        f"{megabytes(size_of(opened))}"
-    )
+    size = megabytes(size_of(opened))
+    print(f"{store}: whole: {len(opened):,} pieces, {opened.dtype}, {size}")
     return 0
 
 
@@ -151,22 +143,14 @@ def index_parser() -> argparse.ArgumentParser:
     for name, text in _SETTINGS:
         add(f"--{name}", type=int, metavar="N", help=text)
     add("--no-soar", action="store_true", help="put each key into one leaf only")
-    add(
-        "--rebuild",
-        action="store_true",
-        help="build anew; else an index that is there is brought up to date, unless "
-        "other settings are given",
-    )
+    text = "build anew; else an index that is there is brought up to date, unless "
+    add("--rebuild", action="store_true", help=text + "other settings are given")
     add("--bm25", action="store_true", help="index the words, too, for --hybrid")
     add("--no-report", action="store_true", help="do not compare with exact search")
     add("--top-k", type=int, default=5, help="documents compared (default 5)")
-    add(
-        "--questions",
-        default="",
-        metavar="FILE",
-        help="compare with these (.txt: one a line; JSONL: question), read by the "
-        "store's model; else with questions made up from documents",
-    )
+    text = "compare with these (.txt: one a line; JSONL: question), read by the "
+    text += "store's model; else with questions made up from documents"
+    add("--questions", default="", metavar="FILE", help=text)
     add("--model", default="", help="default: the one that the store names")
     commands.add_model_options(parser)
     return parser
@@ -200,13 +184,11 @@ def index_store(arguments: argparse.Namespace) -> int:
     else:
         note = build_index(store, **given, progress=_say)
     seconds = time.perf_counter() - begin
-    settings = note["settings"]
-    parts = [settings["method"].replace("_", " "), f"{settings['dims']} dims"]
-    if settings["leaves"]:
-        searched = settings["leaves_to_search"]
-        parts.append(f"{searched} of {settings['leaves']} leaves")
-    parts.append(f"{settings['candidates']} candidates")
-    how = ", ".join(parts)
+    used = note["settings"]
+    how = f"{used['method'].replace('_', ' ')}, {used['dims']} dims"
+    if used["leaves"]:
+        how += f", {used['leaves_to_search']} of {used['leaves']} leaves"
+    how += f", {used['candidates']} candidates"
     print(f"ScaNN index of {note['documents']:,} pieces ({how}): {seconds:.1f} s")
     if not arguments.no_report:
         found = report(store, queries, arguments.top_k, progress=_say)

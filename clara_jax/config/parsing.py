@@ -114,6 +114,16 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one, of dotted names."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{name}.{key}" if name else str(key))
+    return flat
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON values, the inverse of `parse`."""
     return dataclasses.asdict(config)

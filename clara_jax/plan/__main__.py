@@ -19,7 +19,7 @@ from typing import Any
 from clara_jax.commands import Parser, run, start
 from clara_jax.errors import ClaraError
 from clara_jax.files import writable_folder
-from clara_jax.plan.topology import cache_home, default_libtpu, parse_topology, prepare
+from clara_jax.plan.topology import cache_home, parse_topology, prepare
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,21 +40,15 @@ def parser() -> argparse.ArgumentParser:
     add("--documents", type=int, default=0, help="size of the corpus to compress")
     add("--backbone", default="", help="preset, folder or file, if not the config's")
     add("--stage", default="", help="which one of a config with several")
-    add(
-        "--show-sharding",
-        action="store_true",
-        help="print every array, and what each device holds of it; compiles nothing",
-    )
+    text = "print every array, and what each device holds of it; compiles nothing"
+    add("--show-sharding", action="store_true", help=text)
     add("--sweep", action="store_true", help="try meshes, microbatches and remat")
     add("--sweep-meshes", default="", help="such as 'fsdp=16;fsdp=8,tensor=2'")
     add("--sweep-accumulate", default="", help="such as 1,2,4")
     add("--sweep-remat", default="", help="such as full,dots")
     add("--out", default="", help="folder for the sweep's table and picture")
-    add(
-        "--libtpu",
-        default="",
-        help=f"folder with libtpu; default: installed, or {default_libtpu()}",
-    )
+    text = f"folder with libtpu; default: installed, or {cache_home() / 'libtpu'}"
+    add("--libtpu", default="", help=text)
     add("--cache", default="", help=f"default: {cache_home() / 'plan'}")
     add("--json", action="store_true", help="print all figures as one JSON object")
     add("--markdown", action="store_true", help="print a table of one line")
@@ -65,19 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     arguments, overrides = parser().parse_known_args(given)
-
-    def work() -> None:
-        print(_run(arguments, overrides, given), end="", flush=True)
-
-    return run(work, "what was compiled is kept")
+    return run(
+        lambda: print(_run(arguments, overrides, given), end="", flush=True),
+        "what was compiled is kept",
+    )
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) -> str:
-    if not (arguments.topology or arguments.show_sharding):
-        raise ClaraError("no --topology given; name a machine, such as v5e:4x4")
     topology = parse_topology("cpu:1")
     if arguments.topology:
         topology = parse_topology(arguments.topology, arguments.slices)
+    elif not arguments.show_sharding:
+        raise ClaraError("no --topology given; name a machine, such as v5e:4x4")
     if arguments.show_sharding:
         os.environ["JAX_PLATFORMS"] = "cpu"
     else:

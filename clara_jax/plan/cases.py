@@ -27,28 +27,19 @@ HUB = {
 }
 """Hub names whose shapes are known without a file."""
 
-TEXT_VOCAB = {"phi4_mini": 200_029}
-"""Length of a preset's tokenizer, where its table has more rows."""
+TEXT_VOCAB = {"phi4_mini": 200_029}  # tokenizers that are shorter than the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compiled and measured.
+    """What is compiled and measured."""
 
-    Attributes:
-      work: train, compress or decode.
-      config: with mesh and microbatches settled.
-      shape, text_vocab: of the backbone.
-      topology: the machine.
-      rows: documents or prompts at a time (compress, decode).
-    """
-
-    work: str
-    config: RunConfig
-    shape: ModelConfig
-    text_vocab: int
+    work: str  # train, compress or decode
+    config: RunConfig  # with mesh and microbatches settled
+    shape: ModelConfig  # of the backbone
+    text_vocab: int  # of its tokenizer
     topology: Topology
-    rows: int = 0
+    rows: int = 0  # documents or prompts at a time (compress, decode)
 
     def __str__(self) -> str:
         count, remat = self.config.optim.accumulate, self.config.remat
@@ -73,11 +64,9 @@ class Case:
         """Return the case with about so many microbatches, and another remat policy."""
         counts = microbatches(self.config.data.batch_size, self.parts)
         count = min(counts, key=lambda n: (abs(n - max(1, int(accumulate))), n))
-        config = dataclasses.replace(
-            self.config,
-            optim=dataclasses.replace(self.config.optim, accumulate=count),
-            remat=remat or self.config.remat,
-        )
+        optim = dataclasses.replace(self.config.optim, accumulate=count)
+        remat = remat or self.config.remat
+        config = dataclasses.replace(self.config, optim=optim, remat=remat)
         return dataclasses.replace(self, config=config)
 
 
@@ -126,20 +115,16 @@ def make_case(
 
 
 def _choose_stage(arguments: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
-    runs = read_experiment([f"--config={arguments.config}", *overrides]).runs
-    names = [Path(run.workdir).name for run in runs]
+    file = arguments.config
+    runs = read_experiment([f"--config={file}", *overrides]).runs
     if not arguments.stage and len(runs) > 1:
-        raise ClaraError(
-            f"{arguments.config} has several stages; give --stage, one of "
-            f"{', '.join(names)}"
-        )
-    for run, name in zip(runs, names, strict=True):
-        if arguments.stage in ("", name, run.stage):
+        names = ", ".join(Path(run.workdir).name for run in runs)
+        raise ClaraError(f"{file} has several stages; give --stage, one of {names}")
+    for run in runs:
+        if arguments.stage in ("", Path(run.workdir).name, run.stage):
             return run
-    raise ClaraError(
-        f"--stage: no '{arguments.stage}' in {arguments.config}; it has "
-        f"{', '.join(run.stage for run in runs)}"
-    )
+    stages = ", ".join(run.stage for run in runs)
+    raise ClaraError(f"--stage: no '{arguments.stage}' in {file}; it has {stages}")
 
 
 def sweep_settings(
@@ -155,9 +140,8 @@ def sweep_settings(
     remats = [name for name in arguments.sweep_remat.split(",") if name]
     for name in remats:
         if name not in REMAT_POLICIES:
-            raise ClaraError(
-                f"--sweep-remat: '{name}' is none of {', '.join(REMAT_POLICIES)}"
-            )
+            known = ", ".join(REMAT_POLICIES)
+            raise ClaraError(f"--sweep-remat: '{name}' is none of {known}")
     try:
         counts = [int(n) for n in arguments.sweep_accumulate.split(",") if n]
     except ValueError:
@@ -250,15 +234,12 @@ def settle(
 def backbone_shape(
     config: RunConfig, named: str, hint: str = ""
 ) -> tuple[ModelConfig, int, list[str]]:
-    """Find the shape of a run's backbone, and the length of its tokenizer.
+    """Find the shape of a run's backbone, the length of its tokenizer, and notes.
 
     Args:
       config: of the run.
       named: a preset, a hub name that is known, a folder or a file; may be empty.
       hint: another text that may name a preset: the config file's path.
-
-    Returns:
-      Both, and notes on what was inferred.
     """
     notes = []
     name = named or config.backbone

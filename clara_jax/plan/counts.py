@@ -1,13 +1,10 @@
 """Operations of all devices, and bytes that one device sends, by our own count.
 
 `useful` is what the method needs, by formula: a matrix of n numbers costs 2n operations
-per token forwards and 2n for the gradient of its input; frozen weights need no gradient
-of their own, so LoRA costs 4N per token where full training costs 6N, and the adapters'
-own 6 per number; attention comes on top. MFU is measured by it. `performed` adds up the
-matrix products of the traced program, `traffic` the collectives of the compiled one.
-
-Loops are multiplied everywhere. XLA's cost analysis counts a loop's body once, and this
-package's layers are a loop, so it is never used.
+per token forwards and 2n for the gradient of its input, so LoRA on frozen weights costs
+4N per token where full training costs 6N; MFU is measured by it. `performed` adds up
+the matrix products of the traced program, `traffic` the collectives of the compiled
+one. Loops are multiplied everywhere; XLA's cost analysis counts a loop's body once.
 """
 
 from __future__ import annotations
@@ -33,28 +30,17 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _NAMES = re.compile(r"%([\w.\-]+)")
 
-_Sent = tuple[str, float, bool, int]
-"""Kind, bytes, whether they go between slices, and how often."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Rows that one role reads in a step.
+    """Rows that one role reads in a step."""
 
-    Attributes:
-      role: compressor, reasoner, generator or backbone.
-      rows, length: how many, and their padded tokens.
-      trained: whether gradients go through.
-      adapter: whether it carries LoRA.
-      logits: tokens whose output distribution is computed.
-    """
-
-    role: str
+    role: str  # compressor, reasoner, generator or backbone
     rows: int
-    length: int
-    trained: bool
-    adapter: bool = True
-    logits: int = 0
+    length: int  # padded tokens of a row
+    trained: bool  # whether gradients go through
+    adapter: bool = True  # whether it carries LoRA
+    logits: int = 0  # tokens whose output distribution is computed
 
     @property
     def tokens(self) -> int:
@@ -64,19 +50,15 @@ class Reading:
 
 def _layer_sizes(shape: ModelConfig) -> list[tuple[str, int, int]]:
     """Name, inputs and outputs of the matrices of one layer."""
+    width, mlp = shape.width, shape.mlp_dim
     queries, keys = (n * shape.head_dim for n in (shape.num_heads, shape.num_kv_heads))
-    qkv = [("query", queries), ("key", keys), ("value", keys)]
+    qkv = [("query", width, queries), ("key", width, keys), ("value", width, keys)]
     if shape.fused_qkv:
-        qkv = [("query_key_value", queries + 2 * keys)]
-    gates = [("gate", shape.mlp_dim), ("up", shape.mlp_dim)]
+        qkv = [("query_key_value", width, queries + 2 * keys)]
+    gates = [("gate", width, mlp), ("up", width, mlp)]
     if shape.fused_gate_up:
-        gates = [("gate_up", 2 * shape.mlp_dim)]
-    return [
-        *((name, shape.width, size) for name, size in qkv),
-        ("output", queries, shape.width),
-        *((name, shape.width, size) for name, size in gates),
-        ("down", shape.mlp_dim, shape.width),
-    ]
+        gates = [("gate_up", width, 2 * mlp)]
+    return [*qkv, ("output", queries, width), *gates, ("down", mlp, width)]
 
 
 def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
@@ -98,8 +80,8 @@ def useful(reading: Reading, config: RunConfig, shape: ModelConfig) -> dict[str,
     """Return the operations that the method needs for one reading, by formula.
 
     They are ``matrices`` (4N per token where trained with LoRA, 2N where not trained,
-    6N where the backbone itself learns), ``adapters``, ``attention`` (causal: half of
-    all pairs) and ``head``.
+    6N where the backbone itself learns), ``adapters`` (6 per number, or 2),
+    ``attention`` (causal: half of all pairs) and ``head``.
     """
     sizes = _layer_sizes(shape)
     matrices = shape.num_layers * sum(a * b for _, a, b in sizes)
@@ -144,7 +126,9 @@ def _count(jaxpr: Any) -> float:
             depth = math.prod(left.shape[axis] for axis in contracted)
             total += 2.0 * math.prod(out.shape) * depth
             continue
-        inner = [_count(part) for part in _inner(params)]
+        # Jaxprs among the parameters: of loops, branches and calls.
+        items = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(params.values()))]
+        inner = [_count(item) for item in items if hasattr(item, "eqns")]
         if name == "cond":
             total += max(inner, default=0.0)
         else:
@@ -152,24 +136,10 @@ def _count(jaxpr: Any) -> float:
     return total
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
-    """Jaxprs among the parameters of an equation."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)
-            if hasattr(item, "eqns"):
-                found.append(item)
-    return found
-
-
 def traffic(text: str, devices: int, slices: int = 1) -> dict[str, Any]:
-    """Add up the collectives of a compiled program.
+    """Add up the collectives of a compiled program, ``compiled.as_text()``.
 
-    Args:
-      text: of ``compiled.as_text()``.
-      devices: how many run it.
-      slices: into how many equal parts they fall, in the order of the mesh.
+    `slices` are equal parts of the devices, in the order of the mesh.
 
     Returns:
       By kind of collective, ``sent``: bytes that cross a device's links; ``far``: those
@@ -226,8 +196,10 @@ class _Program:
             elif found := _INSTRUCTION.match(line):
                 current[found[2]] = _Line(*found.groups())
 
-    def run(self, part: str, times: int = 1, fused: bool = False) -> Iterator[_Sent]:
-        """Find what a computation that runs `times` over sends."""
+    def run(
+        self, part: str, times: int = 1, fused: bool = False
+    ) -> Iterator[tuple[str, float, bool, int]]:
+        """Find what a computation that runs `times` over sends, and how often each."""
         lines = list(self.parts[part].values())
         marked = [x for x in lines if fused and "AsyncCollective" in x.rest]
         if marked or part.startswith("async_collective_fusion"):
@@ -253,32 +225,28 @@ class _Program:
             elif line.op in ("call", "async-start", "fusion"):
                 for called in line.called("to_apply", "calls"):
                     yield from self.run(called, times, line.op == "fusion")
-            elif line.op == "send":
-                yield from self._between_slices(line, part, times)
-            elif line.op.removesuffix("-start") in KINDS:
-                yield from self._collective(line, part, times)
+            elif sent := self._sent(line, part):
+                yield (*sent, times)
 
-    def _collective(self, line: _Line, part: str, times: int) -> Iterator[_Sent]:
-        kind = line.op.removesuffix("-start")
-        if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # as TPUs write one
-        groups = groups_of(line.rest, self.devices)
-        slice_of = groups // (self.devices // self.slices)
-        far = bool((slice_of != slice_of[:, :1]).any())
-        size = self._size(part, line.operands) * _share(kind, groups.shape[1])
-        if size:
-            yield kind, size, far, times
-
-    def _between_slices(self, line: _Line, part: str, times: int) -> Iterator[_Sent]:
-        """Read what a TPU hands to its host, which knows the collective."""
-        found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
-        if found:
-            kind = found[1].lower().replace("_", "-")
-            size = self._size(part, line.operands[:1]) * _share(kind, self.slices)
-            yield kind, size, True, times
-
-    def _size(self, part: str, names: list[str]) -> float:
-        return sum(array_bytes(self.parts[part][name].type) for name in names)
+    def _sent(self, line: _Line, part: str) -> tuple[str, float, bool] | None:
+        """Kind, bytes and whether they go between slices, if it is a collective."""
+        kind, operands = line.op.removesuffix("-start"), line.operands
+        if kind == "send":
+            # What a TPU hands to its host, which knows the collective.
+            found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
+            kind = found[1].lower().replace("_", "-") if found else ""
+            members, far, operands = self.slices, True, operands[:1]
+        elif kind in KINDS:
+            if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # as TPUs write one
+            groups = groups_of(line.rest, self.devices)
+            slice_of = groups // (self.devices // self.slices)
+            members, far = groups.shape[1], bool((slice_of != slice_of[:, :1]).any())
+        else:
+            return None
+        size = sum(array_bytes(self.parts[part][name].type) for name in operands)
+        size *= _share(kind, members)
+        return (kind, size, far) if kind and size else None
 
     def _turns(self, loop: _Line) -> int | None:
         """How often a loop runs: as XLA notes it, or by what its condition compares."""

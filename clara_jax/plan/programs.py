@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -36,55 +38,30 @@ from clara_jax.plan.counts import Reading, performed, readings, traffic, useful
 from clara_jax.sharding import MESH_AXES, make_mesh, tree_shardings
 from clara_jax.train.abstract import AbstractRun, abstract_run, placed
 
+# What compiled programs and their figures are made by.
 _SOURCES = (
     "config shapes.py sharding.py model clara stages train generate "
     "plan/cases.py plan/counts.py plan/programs.py"
 ).split()
-"""What compiled programs and their figures are made by."""
 
 _REFUSED = re.compile(r"out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
 _NEEDED = re.compile(
     r"(?:Used |\()([\d.]+)([KMGT])(?: of |\) exceeds available HBM \()([\d.]+)([KMGT])"
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_WHOLE = ("memory", "marks", "head", "embedding")
-"""Small weights without axes of their own."""
+_WHOLE = ("memory", "marks", "head", "embedding")  # small weights without own axes
 
 
 class Program(NamedTuple):
-    """One function to be compiled.
+    """One function to be compiled."""
 
-    Attributes:
-      name: what it does.
-      lower: lowers it on a mesh; takes also the compiled program before it, if any.
-      function, arguments: to be traced for counting.
-      useful: operations by formula; see `counts.useful`.
-      tokens: that it reads or writes in one call.
-      repeats: calls per unit of work.
-    """
-
-    name: str
-    lower: Callable[[Mesh, Any], Any]
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    useful: dict[str, float]
-    tokens: int
-    repeats: int = 1
-
-
-def programs(case: Case) -> list[Program]:
-    """Return everything that a case compiles."""
-    run = run_of(case)
-    if case.work == "train":
-        return [_train(case, run)]
-    if run.network.model.lora is None:
-        stage = case.config.stage
-        raise ClaraError(
-            f"--work {case.work}: stage {stage} has no adapters to work with"
-        )
-    if case.rows % case.parts:
-        raise ClaraError(f"--rows {case.rows}: {case.parts} devices cannot share them")
-    return [_compress(case, run)] if case.work == "compress" else _decode(case, run)
+    name: str  # what it does
+    function: Any
+    arguments: tuple[Any, ...]  # besides those that `call` adds
+    useful: dict[str, float]  # operations by formula, see `counts.useful`
+    tokens: int  # that it reads or writes in one call
+    call: Callable[..., Any] = lambda function, *given: function(*given)
+    repeats: int = 1  # calls per unit of work
 
 
 def run_of(case: Case) -> AbstractRun:
@@ -92,88 +69,80 @@ def run_of(case: Case) -> AbstractRun:
     return abstract_run(case.config, case.shape, case.text_vocab)
 
 
-def _train(case: Case, run: AbstractRun) -> Program:
-    read, counted = readings(case.config), collections.Counter()
-    for reading in read:
-        counted.update(useful(reading, case.config, run.network.model.config))
-    return Program(
-        name="train step",
-        lower=lambda mesh, before: run.lower(mesh),
-        function=run.step,
-        arguments=run.arguments,
-        useful=dict(counted),
-        tokens=sum(reading.tokens for reading in read),
-    )
-
-
-def _compress(case: Case, run: AbstractRun) -> Program:
-    memory = case.config.memory
-    length = memory.row_length(memory.doc_max_length)
+def programs(case: Case) -> list[Program]:
+    """Return everything that a case compiles."""
+    run, config = run_of(case), case.config
+    shape = run.network.model.config
+    if case.work == "train":
+        read, counted = readings(config), collections.Counter()
+        for reading in read:
+            counted.update(useful(reading, config, shape))
+        tokens = sum(reading.tokens for reading in read)
+        return [Program("train step", run.step, run.arguments, dict(counted), tokens)]
+    if run.network.model.lora is None:
+        raise ClaraError(
+            f"--work {case.work}: stage {config.stage} has no adapters to work with"
+        )
+    if case.rows % case.parts:
+        raise ClaraError(f"--rows {case.rows}: {case.parts} devices cannot share them")
+    if case.work == "decode":
+        return _decoding(case, run)
+    length = config.memory.row_length(config.memory.doc_max_length)
     reading = Reading("compressor", case.rows, length, trained=False)
     ids: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
     mask: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
-    given = run.only("compressor", "memory"), Tokens(ids, mask, right_padded=True)
-    return Program(
-        name="compress a batch of documents",
-        lower=lambda mesh, before: compress_batch.lower(
-            *on_mesh(mesh, given), "compressor"
-        ),
-        function=lambda *arguments: compress_batch(*arguments, "compressor"),
-        arguments=given,
-        useful=useful(reading, case.config, run.network.model.config),
-        tokens=reading.tokens,
-    )
+    return [
+        Program(
+            name="compress a batch of documents",
+            function=compress_batch,
+            arguments=(
+                run.only("compressor", "memory"),
+                Tokens(ids, mask, right_padded=True),
+            ),
+            useful=useful(reading, config, shape),
+            tokens=reading.tokens,
+            call=lambda function, *given: function(*given, "compressor"),
+        )
+    ]
 
 
-def _decode(case: Case, run: AbstractRun) -> list[Program]:
-    config, model = case.config, run.network.model
+def _decoding(case: Case, run: AbstractRun) -> list[Program]:
+    config, model, rows = case.config, run.network.model, case.rows
     new, length = config.hooks.max_new_tokens, config.data.prompt_max_length
     decoding = DecodeConfig(max_new_tokens=new, eos_ids=(2,), pad_id=0)
     if "generator" not in {**run.network.adapters, **run.state.trainable}:
         raise ClaraError(f"--work decode: stage {config.stage} has no generator")
+
+    def call(function: Callable[..., Any], *given: Any) -> Any:
+        return function(model, *given, decoding)
+
     wanted = run.only("generator", "memory")
     variables = jax.eval_shape(lambda network: network.variables("generator"), wanted)
-    prompt = jax.ShapeDtypeStruct(
-        (case.rows, length, model.config.width), jnp.dtype(model.config.dtype)
-    )
-    mask = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
-    first = Reading("generator", case.rows, length, False, logits=case.rows)
-    step = Reading("generator", case.rows, 1, False, logits=case.rows)
-    counted = useful(step, config, model.config)
-    pairs = case.rows * (length + new / 2)
+    dtype = jnp.dtype(model.config.dtype)
+    prompt = jax.ShapeDtypeStruct((rows, length, model.config.width), dtype)
+    given = variables, prompt, jax.ShapeDtypeStruct((rows, length), jnp.bool_)
+    state = jax.eval_shape(functools.partial(call, jit_prefill), *given)
+    first = Reading("generator", rows, length, False, logits=rows)
+    step = Reading("generator", rows, 1, False, logits=rows)
     heads = case.shape.num_heads * case.shape.head_dim * case.shape.num_layers
-    counted["attention"] = 4.0 * heads * pairs
-
-    def prefill(*arguments: Any) -> Any:
-        return jit_prefill(model, *arguments, decoding)
-
-    state = jax.eval_shape(prefill, variables, prompt, mask)
-
-    def lower_prefill(mesh: Mesh, before: Any) -> Any:
-        given = on_mesh(mesh, (variables, prompt, mask))
-        return jit_prefill.lower(model, *given, decoding)
-
-    def lower_step(mesh: Mesh, before: Any) -> Any:
-        # The state lies where reading the prompts has left it.
-        there = placed(state, before.output_shardings)
-        return jit_decode_step.lower(model, on_mesh(mesh, variables), there, decoding)
-
+    counted = useful(step, config, model.config)
+    counted["attention"] = 4.0 * heads * rows * (length + new / 2)
     return [
         Program(
             name="read the prompts",
-            lower=lower_prefill,
-            function=prefill,
-            arguments=(variables, prompt, mask),
+            function=jit_prefill,
+            arguments=given,
             useful=useful(first, config, model.config),
             tokens=first.tokens,
+            call=call,
         ),
         Program(
             name="one token more",
-            lower=lower_step,
-            function=lambda *given: jit_decode_step(model, *given, decoding),
+            function=jit_decode_step,
             arguments=(variables, state),
             useful=counted,
-            tokens=case.rows,
+            tokens=rows,
+            call=call,
             repeats=new - 1,
         ),
     ]
@@ -206,19 +175,17 @@ def show(case: Case) -> str:
     header = ("array", "shape", "dtype", "mesh axes", "bytes", "per device", "holds")
     trees = arrays(case)
     tables = {name: [header, *_rows(tree)] for name, tree in trees.items()}
-    columns = zip(*(row for rows in tables.values() for row in rows), strict=True)
+    columns = zip(*itertools.chain(*tables.values()), strict=True)
     widths = [max(map(len, column)) for column in columns]
+    aligned = [f"{{:{side}{n}}}" for side, n in zip("<<<<>><", widths, strict=True)]
+    row_format = "  ".join(aligned)
     sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items())
     lines = [f"mesh {sizes}: {case.devices} devices"]
     for name, tree in trees.items():
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         here = bytes_per_device(tree)
         lines += ["", f"{name}: {total:,} bytes, {here:,} per device"]
-        for row in tables[name]:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            for i in (4, 5):
-                cells[i] = row[i].rjust(widths[i])
-            lines.append("  " + "  ".join(cells).rstrip())
+        lines += ["  " + row_format.format(*row).rstrip() for row in tables[name]]
     return "\n".join(lines) + "\n"
 
 
@@ -313,14 +280,15 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     mesh = make_mesh(**case.sizes, devices=machines.devices(case.topology))
     arguments = {name: bytes_per_device(tree) for name, tree in arrays(case).items()}
     needed = sum(v for k, v in arguments.items() if not k.startswith("cache"))
-    limit, found, before = case.topology.chip.memory, [], None
-    hopeless = case.work == "train" and 0 < limit < needed
-    if hopeless:
+    limit, found, before, todo = case.topology.chip.memory, [], None, []
+    if case.work == "train" and 0 < limit < needed:
         gib = needed / machines.GIB
         text = f"the arguments alone need {gib:.2f} GiB: nothing was compiled"
         refused = {"message": text, "needed": float(needed), "limit": float(limit)}
         found = [{"name": "train step", "refused": refused, "compile_seconds": 0.0}]
-    for program in () if hopeless else programs(case):
+    else:
+        todo = programs(case)
+    for program in todo:
         what = f"{program.name}, {case.topology.name}, {mesh_text(case.sizes)}"
         print(f"compiling: {what}", file=sys.stderr, flush=True)
         values, before = _compile(program, case, mesh, before)
@@ -385,18 +353,28 @@ def _compile(
     program: Program, case: Case, mesh: Mesh, before: Any
 ) -> tuple[dict[str, Any], Any]:
     """Figures of one program, and itself unless the compiler refuses it."""
+    function = functools.partial(program.call, program.function)
     values: dict[str, Any] = {
         "name": program.name,
         "tokens": program.tokens,
         "rows": case.rows or case.config.data.batch_size,
         "repeats": program.repeats,
         "useful_flops": program.useful,
-        "performed_flops": performed(program.function, *program.arguments),
+        "performed_flops": performed(function, *program.arguments),
         "refused": None,
     }
-    compiled, started = None, time.perf_counter()
+    compiled: Any = None
+    started = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = program.lower(mesh, before)
+        if case.work == "train":
+            run = run_of(case).on(mesh)
+            given, lowered = run.arguments, run.lower(mesh)
+        else:
+            given = there = on_mesh(mesh, program.arguments)
+            if before is not None:
+                # The state lies where reading the prompts has left it.
+                there = given[0], placed(given[1], before.output_shardings)
+            lowered = program.call(program.function.lower, *there)
         values["lower_seconds"] = time.perf_counter() - started
         try:
             compiled = lowered.compile()
@@ -410,13 +388,9 @@ def _compile(
     values["compile_seconds"] = seconds - values["lower_seconds"]
     if compiled is None:
         return values, None
-    if case.work == "train":
-        arguments = run_of(case).on(mesh).arguments
-    else:
-        arguments = on_mesh(mesh, program.arguments)
     memory = compiled.memory_analysis()
     values["memory"] = {
-        "placed": bytes_per_device(arguments),
+        "placed": bytes_per_device(given),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes,

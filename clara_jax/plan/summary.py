@@ -19,9 +19,9 @@ from typing import Any
 
 from clara_jax.config import REMAT_POLICIES
 from clara_jax.errors import ClaraError
-from clara_jax.files import write_error, write_text
+from clara_jax.files import write_text, writing
 from clara_jax.plan.cases import Case, mesh_text, microbatches
-from clara_jax.plan.topology import CHIPS, GIB, GPUS, Chip
+from clara_jax.plan.topology import CHIPS, GIB, GPUS, TPUS
 
 
 def memory_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -31,20 +31,18 @@ def memory_of(result: dict[str, Any]) -> dict[str, Any]:
     place of arguments) and ``code`` add up to ``peak``, as far as known. ``fits`` is
     None where no ``limit`` is known; ``refused`` is what the compiler said instead.
     """
-    limit = _chip(result).memory
+    limit, found = CHIPS[_kind(result)].memory, []
     exact = sum(v for k, v in result["arguments"].items() if not k.startswith("cache"))
-    found = []
+    # Arrays that a train step does not read lie there all the same.
+    least = exact if result["work"] == "train" else 0
     for program in result["programs"]:
         if refused := program["refused"]:
             limit = refused.get("limit", limit)
-            peak = refused.get("needed", limit)
-            peak += exact if refused.get("alone") else 0
+            peak = refused.get("needed", limit) + refused.get("alone", False) * exact
             values = {"arguments": exact, "temporaries": None, "peak": peak}
             values |= {"limit": limit, "fits": False, "refused": refused["message"]}
             return values
         memory = program["memory"]
-        # Arrays that a train step does not read lie there all the same.
-        least = exact if result["work"] == "train" else 0
         values = {
             "arguments": max(memory["arguments"], least),
             "temporaries": memory["temporaries"],
@@ -53,7 +51,7 @@ def memory_of(result: dict[str, Any]) -> dict[str, Any]:
         }
         peak = sum(values.values())
         values |= {"peak": peak, "limit": limit, "refused": ""}
-        found.append({**values, "fits": peak <= limit if limit else None})
+        found.append(values | {"fits": peak <= limit if limit else None})
     return max(found, key=lambda memory: memory["peak"])
 
 
@@ -63,7 +61,7 @@ def floor_of(result: dict[str, Any], program: dict[str, Any]) -> dict[str, Any]:
     ``seconds_best`` is the largest of them, if all goes on at once; None, and nothing
     else, where chip or program are not known.
     """
-    chip = _chip(result)
+    chip = CHIPS[_kind(result)]
     if not chip.flops or program["refused"]:
         return {"seconds_best": None}
     sent, far = (sum(program["traffic"][name].values()) for name in ("sent", "far"))
@@ -84,8 +82,8 @@ def floor_of(result: dict[str, Any], program: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chip(result: dict[str, Any]) -> Chip:
-    return CHIPS[result["topology"].split(":")[0]]
+def _kind(result: dict[str, Any]) -> str:
+    return result["topology"].split(":")[0]
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +108,14 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
     """A `summary` as text, by column."""
     temporaries, limit = line["temporaries_gib"], line["limit_gib"]
     known = line["seconds_best"] is not None
+    of = f" of {limit:.2f}" if limit else ""
     return {
         "mesh": line["mesh"],
         "microbatches": str(line["accumulate"]),
         "remat": line["remat"],
         "arguments": f"{line['arguments_gib']:.2f}",
         "temporaries": "?" if temporaries is None else f"{temporaries:.2f}",
-        "peak of memory": f"{line['peak_gib']:.2f}"
-        + (f" of {limit:.2f} GiB" if limit else " GiB"),
+        "peak of memory": f"{line['peak_gib']:.2f}{of} GiB",
         "fits": {True: "yes", False: "no", None: "-"}[line["fits"]],
         "step, at least": f"{line['seconds_best']:.2f} s" if known else "-",
         "tokens/s, at most": f"{line['tokens_per_s_best']:,.0f}" if known else "-",
@@ -147,10 +145,7 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
 def report(
     result: dict[str, Any], notes: Sequence[str] = (), documents: int = 0
 ) -> str:
-    """Return all that is known about a case, for reading.
-
-    `notes` say how the case came about, `documents` how large a corpus to compress is.
-    """
+    """Return all that is known about a case, notes on how it came about included."""
     mesh = ", ".join(f"{k} {v}" for k, v in result["mesh"].items() if v > 1) or "1"
     where, rows = result["topology"], f"{result['rows']} rows at a time"
     if result["slices"] > 1:
@@ -181,40 +176,49 @@ def report(
 
 
 def _memory_lines(result: dict[str, Any]) -> list[str]:
-    memory, kind = memory_of(result), result["topology"].split(":")[0]
-    compiler = "TPU compiler"
+    memory, kind = memory_of(result), _kind(result)
+    compiler = "TPU compiler" if kind in TPUS else "XLA's compiler for CPUs"
     if kind in GPUS:
-        compiler = "XLA's compiler for CPUs, NOT for this GPU: a rough guide"
-    elif kind == "cpu":
-        compiler = "XLA's compiler for CPUs"
-    exact = "; ".join(
-        f"{name} {_gib(size)}"
-        for name, size in result["arguments"].items()
-        if size and not name.startswith(("cache", "rest"))
-    )
-    said = {"temporaries": f"  {compiler}"}
+        compiler += ", NOT for this GPU: a rough guide"
+    arrays, verdict = "", ""
     if result["work"] == "train":
-        said["arguments"] = f"  exact: {exact}"
-    lines = [f"memory of one device ({_chip(result).source})"]
-    if memory["refused"]:
-        lines.append(f"  refused: {memory['refused']}")
-    names = {"outputs": "new outputs", "code": "program"}
-    for name in ("arguments", "temporaries", "outputs", "code", "peak"):
-        if memory.get(name) is not None:
-            label, size = names.get(name, name), _gib(memory[name])
-            lines.append(f"  {label:<12} {size:>12}{said.get(name, '')}")
+        arrays = "exact: " + "; ".join(
+            f"{name} {_gib(size)}"
+            for name, size in result["arguments"].items()
+            if size and not name.startswith(("cache", "rest"))
+        )
     if limit := memory["limit"]:
         room = limit - memory["peak"]
-        lines[-1] += (
-            f"  of {_gib(limit)}: {'fits' if memory['fits'] else 'DOES NOT FIT'}, "
+        verdict = (
+            f"of {_gib(limit)}: {'fits' if memory['fits'] else 'DOES NOT FIT'}, "
             f"{_gib(abs(room))} {'to spare' if room >= 0 else 'too much'} "
             f"({abs(room) / limit:.0%})"
         )
+    lines = [f"memory of one device ({CHIPS[kind].source})"]
+    if memory["refused"]:
+        lines.append(f"  refused: {memory['refused']}")
+    for name, label, text in (
+        ("arguments", "arguments", arrays),
+        ("temporaries", "temporaries", compiler),
+        ("outputs", "new outputs", ""),
+        ("code", "program", ""),
+        ("peak", "peak", verdict),
+    ):
+        if memory.get(name) is not None:
+            lines.append(f"  {label:<12} {_gib(memory[name]):>12}  {text}".rstrip())
     return lines
 
 
+_FLOOR = """\
+  ESTIMATE of time, a floor: at least {seconds_best:.3g} s, bound by {bound}; a real \
+run takes longer
+    compute {seconds_compute:.3g} s, memory {seconds_memory:.3g} s to read the \
+arguments once, links {seconds_links:.3g} s{network}
+    at most {tokens_per_s_best:,.0f} tokens/s, MFU {mfu_best:.1%}"""
+
+
 def _program_lines(result: dict[str, Any], program: dict[str, Any]) -> list[str]:
-    useful, sent = program["useful_flops"], program["traffic"]
+    useful, traffic = program["useful_flops"], program["traffic"]
     parts = ", ".join(f"{name} {value:.3g}" for name, value in useful.items() if value)
     lines = [
         f"{program['name']}: {program['tokens']:,} tokens with padding",
@@ -226,52 +230,44 @@ def _program_lines(result: dict[str, Any], program: dict[str, Any]) -> list[str]
         "each loop's body once: not used",
         "  collectives, bytes that one device sends, loops counted:",
     ]
-    for kind, size in sorted(sent["sent"].items(), key=lambda item: -item[1]):
-        far = sent["far"].get(kind, 0)
+    for kind, size in sorted(traffic["sent"].items(), key=lambda item: -item[1]):
+        far = traffic["far"].get(kind, 0)
         between = f", {_gib(far)} of it between slices" if far else ""
-        count = sent["count"][kind]
+        count = traffic["count"][kind]
         lines.append(f"    {kind:<20} {_gib(size):>12}  in {count:,.0f}{between}")
-    if not sent["sent"]:
+    if not traffic["sent"]:
         lines.append("    none")
-    if sent["endless"]:
-        lines.append(f"    {sent['endless']} loops of unknown length counted once")
+    if traffic["endless"]:
+        lines.append(f"    {traffic['endless']} loops of unknown length counted once")
     floor = floor_of(result, program)
     if floor["seconds_best"] is None:
         return [*lines, "  no estimate of time: nothing is known of this machine"]
     far = floor["seconds_network"]
     network = f", between slices {far:.3g} s" if far else ""
-    return [
-        *lines,
-        f"  ESTIMATE of time, a floor: at least {floor['seconds_best']:.3g} s, bound "
-        f"by {floor['bound']}; a real run takes longer",
-        f"    compute {floor['seconds_compute']:.3g} s, memory "
-        f"{floor['seconds_memory']:.3g} s to read the arguments once, links "
-        f"{floor['seconds_links']:.3g} s{network}",
-        f"    at most {floor['tokens_per_s_best']:,.0f} tokens/s, MFU "
-        f"{floor['mfu_best']:.1%}",
-    ]
+    return [*lines, _FLOOR.format(**floor, network=network)]
 
 
 def _work_lines(result: dict[str, Any], documents: int) -> list[str]:
     """What the figures mean for a corpus, or for answers."""
     seconds = [floor_of(result, one)["seconds_best"] for one in result["programs"]]
-    lines, estimate = [], ""
+    rows, estimate = result["rows"], ""
     if result["work"] == "compress" and documents:
         size = _gib(result["vector_bytes"] * documents)
-        lines = ["", f"a corpus of {documents:,} documents: {size} of vectors"]
+        what = f"a corpus of {documents:,} documents: {size} of vectors"
         if None not in seconds:
-            rate = result["rows"] / seconds[0]
+            rate = rows / seconds[0]
             hours = documents / rate / 3600
             estimate = f"at most {rate:,.0f} documents/s, at least {hours:.2g} hours"
-    if result["work"] == "decode":
+    elif result["work"] == "decode":
         more, held = result["programs"][-1]["repeats"], result["arguments"]
         cache = next(size for name, size in held.items() if name.startswith("cache"))
-        lines = ["", f"cache of keys and values: {_gib(cache)} per device"]
+        what = f"cache of keys and values: {_gib(cache)} per device"
         if None not in seconds:
             least = seconds[0] + more * seconds[1]
-            answers = f"{result['rows']} answers of {more + 1} tokens"
-            estimate = f"{answers} in at least {least:.3g} s"
-    return lines + ([f"  ESTIMATE: {estimate}"] if estimate else [])
+            estimate = f"{rows} answers of {more + 1} tokens in at least {least:.3g} s"
+    else:
+        return []
+    return ["", what] + ([f"  ESTIMATE: {estimate}"] if estimate else [])
 
 
 def _gib(size: int | float) -> str:
@@ -283,61 +279,52 @@ def _gib(size: int | float) -> str:
 def advice(result: dict[str, Any]) -> list[str]:
     """Return settings worth a try, the most promising first, as arguments."""
     memory = memory_of(result)
-    if result["work"] != "train" or not memory["limit"]:
+    peak, limit = memory["peak"], memory["limit"]
+    if result["work"] != "train" or not limit:
         return []
     mesh, accumulate, rows = result["mesh"], result["accumulate"], result["rows"]
     data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
-    parts = mesh["slice"] * data * fsdp
+    parts, full = mesh["slice"] * data * fsdp, result["remat"] == "full"
     # Rows of a microbatch that the memory would hold, were temporaries their sum.
-    temporaries, fill = memory["temporaries"], 0
+    temporaries = memory["temporaries"]
     if memory["refused"]:
-        temporaries = memory["peak"] - memory["arguments"]
-    room = memory["limit"] - (memory["peak"] - temporaries)
+        temporaries = peak - memory["arguments"]
+    room, fill = limit - (peak - temporaries), 0
     if temporaries > 0 and room > 0:
         fill = int(room / temporaries * (rows // accumulate)) // parts * parts
 
-    def mesh_of(**sizes: int) -> str:
-        return f"--mesh {mesh_text({**mesh, **sizes})}"
+    def hint(setting: str, why: str, **sizes: int) -> None:
+        named = mesh_text({**mesh, **sizes}) if sizes else ""
+        hints.append(f"--{setting}{named}: {why}")
 
-    hints = []
+    hints: list[str] = []
     if not memory["fits"]:
-        if data > 1 and memory["arguments"] > memory["limit"] / 4:
-            wanted = mesh_of(data=1, fsdp=fsdp * data)
-            hints.append(f"{wanted}: weights cut {fsdp * data} ways instead of {fsdp}")
-        if result["remat"] != "full":
-            hints.append("--config.remat=full: keep only each layer's input")
+        if data > 1 and memory["arguments"] > limit / 4:
+            why = f"weights cut {fsdp * data} ways instead of {fsdp}"
+            hint("mesh ", why, data=1, fsdp=fsdp * data)
+        if not full:
+            hint("config.remat=full", "keep only each layer's input")
         if rows // accumulate // parts > 1:
-            known = f"; about {fill} rows at a time would fit" if fill else ""
-            hints.append(
-                f"--config.optim.accumulate={accumulate * 2}: half the rows at a time, "
-                f"about half the temporaries{known}"
-            )
+            why = "half the rows at a time, about half the temporaries"
+            why += f"; about {fill} rows at a time would fit" if fill else ""
+            hint(f"config.optim.accumulate={accumulate * 2}", why)
         if fsdp % 2 == 0:
-            wanted = mesh_of(fsdp=fsdp // 2, tensor=tensor * 2)
-            hints.append(
-                f"{wanted}: each device holds a part of every activation inside a layer"
-            )
+            why = "each device holds a part of every activation inside a layer"
+            hint("mesh ", why, fsdp=fsdp // 2, tensor=tensor * 2)
         return hints or ["a larger machine: nothing is left to split"]
-    if memory["peak"] < memory["limit"] / 2:
+    if peak < limit / 2:
         fewer = [n for n in microbatches(rows, parts) if n < accumulate]
         if fewer:
-            hints.append(
-                f"--config.optim.accumulate={fewer[-1]}: fewer, larger microbatches; "
-                "weights are gathered less often"
-            )
+            why = "fewer, larger microbatches; weights are gathered less often"
+            hint(f"config.optim.accumulate={fewer[-1]}", why)
         elif fill > rows:
-            hints.append(
-                f"--config.data.batch_size={2 * rows}: about {fill} rows at a time "
-                "would fill the memory"
-            )
-        if result["remat"] == "full":
-            hints.append(
-                "--config.remat=dots: keep matrix products instead of computing them "
-                "again (" + ", ".join(REMAT_POLICIES) + ")"
-            )
+            why = f"about {fill} rows at a time would fill the memory"
+            hint(f"config.data.batch_size={2 * rows}", why)
+        if full:
+            why = "keep matrix products instead of computing them again"
+            hint("config.remat=dots", f"{why} ({', '.join(REMAT_POLICIES)})")
         if tensor > 1 and rows % (parts * tensor) == 0:
-            wanted = mesh_of(tensor=1, fsdp=fsdp * tensor)
-            hints.append(f"{wanted}: no sums inside layers")
+            hint("mesh ", "no sums inside layers", tensor=1, fsdp=fsdp * tensor)
     return hints
 
 
@@ -349,15 +336,10 @@ def sweep(
 ) -> str:
     """Measure many cases; return their table, what fits first, then what is fast.
 
-    With microbatches or remat policies given, every combination is tried; otherwise
-    every mesh, and then other microbatches and remat policies on the best of them.
-    ``sweep.csv`` is written after every case, ``sweep.png`` at last.
-
-    Args:
-      case: the config as it is.
-      settings: of `cases.sweep_settings`.
-      measured: compiles a case, or finds what was kept of it.
-      out: folder of the files.
+    With microbatches or remat policies among the `settings`, see
+    `cases.sweep_settings`, every combination is tried; otherwise every mesh, and then
+    other microbatches and remat policies on the best of them. ``sweep.csv`` in `out` is
+    written after every case, ``sweep.png`` at last.
 
     Raises:
       ClaraError: the folder cannot be written, or no case could be compiled.
@@ -430,8 +412,7 @@ def _plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     labels = [f"{x['mesh']}  x{x['accumulate']}  {x['remat']}" for x in lines]
-    places = list(range(len(lines)))[::-1]
-    size = (12, 1.5 + 0.3 * len(lines))
+    places, size = range(len(lines))[::-1], (12, 1.5 + 0.3 * len(lines))
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=size)
     colors = ["tab:green" if x["fits"] is not False else "tab:red" for x in lines]
     left.barh(places, [x["peak_gib"] for x in lines], color=colors)
@@ -443,9 +424,6 @@ def _plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
     right.barh(places, [x["seconds_best"] or 0.0 for x in lines])
     right.set_xlabel("seconds of a step at least: an estimate")
     figure.tight_layout()
-    try:
+    with writing(path):
         figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        plt.close(figure)
+    plt.close(figure)

@@ -27,25 +27,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device, as a program sees it.
+    """One device, as a program sees it; speeds are per second.
 
-    Attributes:
-      memory: bytes a program may use; 0 where there is no limit to compare with. For
-        TPUs the figure that the compiler itself names when it refuses a program
-        (libtpu 0.0.42), a little below the maker's.
-      flops: bfloat16 operations per second, dense.
-      hbm: bytes per second between memory and chip.
-      links: bytes per second that a device sends to its neighbours in all directions.
-      network: bytes per second and device between slices or hosts.
-      source: where the figures are from.
+    The `memory` of a TPU is what the compiler itself names when it refuses a program
+    (libtpu 0.0.42), a little below the maker's.
     """
 
-    memory: float
-    flops: float
-    hbm: float
-    links: float
-    network: float
-    source: str
+    memory: float  # bytes a program may use; 0: no limit to compare with
+    flops: float  # bfloat16 operations, dense
+    hbm: float  # bytes between memory and chip
+    links: float  # bytes that a device sends to its neighbours in all directions
+    network: float  # bytes of a device between slices or hosts
+    source: str  # of the figures
 
 
 _TPU = "docs.cloud.google.com/tpu/docs/"
@@ -76,17 +69,11 @@ TPUS = tuple(name for name in CHIPS if name not in (*GPUS, "cpu"))
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A machine by name.
+    """A machine by name."""
 
-    Attributes:
-      name: as given, such as ``v5e:4x4``.
-      kind: what stands before the colon, out of `CHIPS`.
-      slices: TPU slices joined by the data-center network.
-    """
-
-    name: str
-    kind: str
-    slices: int = 1
+    name: str  # such as v5e:4x4
+    kind: str  # what stands before the colon, out of `CHIPS`
+    slices: int = 1  # joined by the data-center network
 
     @property
     def chip(self) -> Chip:
@@ -140,8 +127,7 @@ def prepare(topology: Topology, libtpu: str = "") -> None:
             # Compiling occupies no TPU: another plan may run beside it.
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
-        for name, value in quiet.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(quiet | os.environ)
     elif "jax" not in sys.modules:
         flags = os.environ.get("XLA_FLAGS", "")
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
@@ -153,14 +139,13 @@ def devices(topology: Topology) -> list[Any]:
     """Return the devices of a machine for which `prepare` has set the environment."""
     import jax
 
+    name = f"--topology {topology.name}"
     if not topology.is_tpu:
-        found = jax.devices("cpu")
-        if len(found) < topology.simulated:
-            raise ClaraError(
-                f"--topology {topology.name}: this process simulates {len(found)} "
-                "devices only"
-            )
-        return found[: topology.simulated]
+        found, count = jax.devices("cpu"), topology.simulated
+        if len(found) < count:
+            have = len(found)
+            raise ClaraError(f"{name}: this process simulates {have} devices only")
+        return found[:count]
     from jax.experimental import topologies
 
     sizes = [int(size) for size in topology.name.split(":")[1].split("x")]
@@ -173,14 +158,11 @@ def devices(topology: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(topology.name, platform="tpu", **options)
     except Exception as error:  # else, whatever libtpu raises is about the name
-        if "Failed to open" in str(error):
-            raise ClaraError(
-                f"libtpu cannot be loaded ({first_line(error)}); {_install()}"
-            ) from error
-        raise ClaraError(
-            f"--topology {topology.name}: libtpu {libtpu_version()} does not know it "
-            f"({first_line(error)})"
-        ) from error
+        text = f"libtpu cannot be loaded ({first_line(error)}); {_install()}"
+        if "Failed to open" not in str(error):
+            known = f"libtpu {libtpu_version()} does not know it"
+            text = f"{name}: {known} ({first_line(error)})"
+        raise ClaraError(text) from error
     finally:
         # libtpu takes it over, and answers it with the report of a crash.
         signal.signal(signal.SIGTERM, before)
@@ -193,33 +175,24 @@ def cache_home() -> Path:
     return Path(home) / "clara_jax"
 
 
-def default_libtpu() -> Path:
-    """Return where the planner looks for a libtpu of its own."""
-    return cache_home() / "libtpu"
-
-
 def find_libtpu(given: str = "") -> Path:
     """Find the library and check that it goes with the installed jax.
 
-    Args:
-      given: folder that ``pip install --target`` filled, or the library itself; by
-        default ``TPU_LIBRARY_PATH``, the Python environment, then `default_libtpu`.
+    `given` is a folder that ``pip install --target`` filled, or the library itself; by
+    default ``TPU_LIBRARY_PATH``, the Python environment, then ``libtpu`` in the cache.
 
     Raises:
       ClaraError: it is missing, or of a version that jax was not made for.
     """
     named = given or os.environ.get("TPU_LIBRARY_PATH", "")
-    if named:
-        place = Path(named).expanduser()
-        places = [place, place / "libtpu" / "libtpu.so"]
-        missing = f"no libtpu in {named}"
-    else:
-        spec = importlib.util.find_spec("libtpu")
-        places = (
-            [Path(spec.origin).parent / "libtpu.so"] if spec and spec.origin else []
-        )
-        places.append(default_libtpu() / "libtpu" / "libtpu.so")
+    place = Path(named).expanduser() if named else cache_home() / "libtpu"
+    places = [place, place / "libtpu" / "libtpu.so"]
+    missing = f"no libtpu in {named}"
+    if not named:
         missing = "compiling for a TPU needs libtpu (no TPU), which is not installed"
+        spec = importlib.util.find_spec("libtpu")
+        if spec and spec.origin:
+            places.insert(0, Path(spec.origin).parent / "libtpu.so")
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ClaraError(f"{missing}; {_install()}")
@@ -249,9 +222,8 @@ def wanted_libtpu() -> str:
 
 
 def _install() -> str:
-    return (
-        f"pip install --no-deps --target {default_libtpu()} 'libtpu{wanted_libtpu()}'"
-    )
+    folder, package = cache_home() / "libtpu", f"libtpu{wanted_libtpu()}"
+    return f"pip install --no-deps --target {folder} '{package}'"
 
 
 def _version(library: Path) -> str:

@@ -17,8 +17,7 @@ from jaxtyping import Float, Shaped
 
 from clara_jax.errors import ClaraError
 
-CODECS = ("bfloat16", "int8", "int4")
-"""From the widest to the narrowest."""
+CODECS = ("bfloat16", "int8", "int4")  # from the widest to the narrowest
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Where int4 may cut a vector's numbers off, in parts of the largest of them."""
@@ -34,20 +33,15 @@ Scales = Float[np.ndarray, "*n"]
 def check_codec(dtype: str) -> None:
     """Refuse what is not one of `CODECS`."""
     if dtype not in CODECS:
-        raise ClaraError(
-            f"there is no codec '{dtype}' for document vectors; give one of "
-            f"{', '.join(CODECS)}"
-        )
+        what = f"there is no codec '{dtype}' for document vectors"
+        raise ClaraError(f"{what}; give one of {', '.join(CODECS)}")
 
 
 def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
     """Return the type of codes, and how many hold a vector of `width` numbers."""
     check_codec(dtype)
-    if dtype == "bfloat16":
-        return np.dtype(np.uint16), width
-    if dtype == "int8":
-        return np.dtype(np.int8), width
-    return np.dtype(np.uint8), (width + 1) // 2
+    kinds = {"bfloat16": np.uint16, "int8": np.int8, "int4": np.uint8}
+    return np.dtype(kinds[dtype]), (width + 1) // 2 if dtype == "int4" else width
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
@@ -95,7 +89,12 @@ def encode(
         part = slice(start, start + step)
         wide = np.asarray(vectors[part], np.float32)
         wide = wide if center is None else wide - center
-        codes[part], scales[part] = _int8(wide) if dtype == "int8" else _int4(wide)
+        if dtype == "int4":
+            codes[part], scales[part] = _int4(wide)
+        else:
+            scales[part] = np.abs(wide).max(-1, initial=0) / np.float32(127)
+            rounded = np.rint(wide / _divisor(scales[part])[..., None])
+            codes[part] = np.clip(rounded, -127, 127)
     return codes, scales
 
 
@@ -137,12 +136,6 @@ def _check_finite(vectors: Float[np.ndarray, "..."]) -> None:
             "document vectors hold numbers that are not finite; the model is damaged, "
             "or its compute type is too narrow"
         )
-
-
-def _int8(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:
-    scales = np.abs(vectors).max(-1, initial=0) / np.float32(127)
-    codes = np.rint(vectors / _divisor(scales)[..., None])
-    return np.clip(codes, -127, 127).astype(np.int8), scales
 
 
 def _int4(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:

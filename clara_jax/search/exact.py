@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,8 @@ from clara_jax.search.codecs import code_type, decode, decode_parts
 from clara_jax.search.store import Store
 from clara_jax.shapes import Array
 
-BLOCK = 256 << 20
-"""Bytes of codes of a block, on all devices together: one call of the program."""
-
-LARGEST_BATCH = 256
-"""Questions searched together; more go in several passes."""
+BLOCK = 256 << 20  # bytes of codes on all devices together: one call of the program
+LARGEST_BATCH = 256  # questions searched together; more go in several passes
 
 RECALL = 0.99
 """Of ``approx_max_k`` within a tile, on TPUs only: few of the nearest lie in one."""
@@ -38,13 +35,11 @@ _CPU_TILE, _TILE = 4 << 20, 64 << 20
 
 _ROWS = PartitionSpec("rows")
 
-Flat = Float[np.ndarray, "n W"]
-"""Flat vectors, ``W = M * D``."""
+Flat = Float[np.ndarray, "n W"]  # flat vectors, ``W = M * D``
 
 Found = tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]
 """For each question exact cosines (float32) of the full vectors, descending, and row
 numbers of the store (int64). Deleted rows are never among them."""
-
 
 Block = tuple[
     Shaped[Array | np.ndarray, "rows M _"],
@@ -59,17 +54,9 @@ Best = tuple[Float[Array, "devices B k"], Int32[Array, "devices B k"]]
 that of the lower row first; and places, rows among those of the device."""
 
 
-@runtime_checkable
-class Searcher(Protocol):
-    """Finds the documents nearest to questions."""
-
-    def __call__(self, queries: Flat, k: int) -> Found:
-        """Return the `k` best rows of each question, a vector of any length.
-
-        Raises:
-          ClaraError: the store holds other vectors, or fewer than `k` documents.
-        """
-        ...
+Searcher = Callable[[Flat, int], Found]
+"""Finds the `k` documents nearest to each question, a vector of any length; refuses
+vectors of other stores, and a `k` that is too large."""
 
 
 class Scan(NamedTuple):
@@ -101,8 +88,7 @@ class ExactSearcher:
         memory_limit: int | None = None,
         start: int = 0,
     ):
-        self.store = store
-        self.start = start
+        self.store, self.start = store, start
         devices = list(jax.local_devices() if devices is None else devices)
         kind, count = devices[0].platform, store.rows - start
         self.documents = int(np.count_nonzero(store.live[start:]))
@@ -151,7 +137,10 @@ class ExactSearcher:
             query = jax.device_put((padded, offsets), whole)
             none = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
             best = jax.device_put(none, split)
-            for number, block in enumerate(self._walk()):
+            blocks = self._resident
+            if blocks is None:
+                blocks = map(self._put, read_ahead(self._read, range(self._blocks)))
+            for number, block in enumerate(blocks):
                 first = jax.device_put(np.int32(number * self._share), whole)
                 best = _scan(query, block, first, best, self._scan)
             scores, places = jax.device_get(best)
@@ -161,12 +150,6 @@ class ExactSearcher:
         flat = (len(padded), devices * wide)
         scores, rows = (x.transpose(1, 0, 2).reshape(flat) for x in (scores, rows))
         return best_of(scores[: len(units)], rows[: len(units)], k)
-
-    def _walk(self) -> Iterable[Block]:
-        """All blocks, on the devices."""
-        if self._resident is not None:
-            return self._resident
-        return map(self._put, read_ahead(self._read, range(self._blocks)))
 
     def _read(self, number: int) -> Block:
         """Copy one block out of the store's files; its last row fills it up."""
@@ -186,12 +169,12 @@ class ExactSearcher:
 
 def check_queries(queries: Flat, k: int, store: Store) -> Flat:
     """Bring queries to length 1, in float32; refuse what no search can answer."""
-    width = store.num_memory * store.width
-    if queries.shape[1] != width:
+    width, given = store.num_memory * store.width, queries.shape[1]
+    if given != width:
         raise ClaraError(
             f"{store.path}: its documents are {store.num_memory} x {store.width} = "
-            f"{width} numbers, but the question vectors have {queries.shape[1]}; "
-            "encode questions with the model that made the store"
+            f"{width} numbers, but the question vectors have {given}; encode "
+            "questions with the model that made the store"
         )
     if k < 1:
         raise ClaraError(f"{k} documents per question were asked for; take 1 or more")

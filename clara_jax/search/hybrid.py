@@ -23,8 +23,7 @@ K0 = 60
 DEPTH = 100
 """Documents of each ranking that are fused; at least twice as many as asked for."""
 
-_AT_ONCE = 4096
-"""Documents read together."""
+_AT_ONCE = 4096  # documents read together
 
 
 def build_bm25(store: Store, *, progress: Progress = lambda _: None) -> dict[str, Any]:
@@ -65,8 +64,6 @@ def build_bm25(store: Store, *, progress: Progress = lambda _: None) -> dict[str
 
 class HybridSearcher:
     """BM25 and another search of a store, fused by rank; a ``Searcher`` with texts.
-
-    Maps the BM25 index into memory, after comparing its checksums. For any thread.
 
     Raises:
       ClaraError: bm25s is not installed, there is no BM25 index, it is damaged, of

@@ -26,20 +26,12 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import checksum, first_line, read_json, write_error
+from clara_jax.files import checksum, first_line, read_json, replace_file, write_error
 from clara_jax.search.keys import DIMS, SAMPLE, Keys
-from clara_jax.search.manifest import (
-    Lock,
-    digest_of,
-    json_bytes,
-    replace_file,
-    wrong_file,
-)
+from clara_jax.search.manifest import Lock, digest_of, json_bytes, wrong_file
 from clara_jax.search.store import Store
 
-FORMAT = 1
-META = "meta.json"
-ROWS = "rows.npy"
+FORMAT, META, ROWS = 1, "meta.json", "rows.npy"
 
 KINDS = {"scann": ("ScaNN", ""), "bm25": ("BM25", " --bm25")}
 """Indexes: what users call them, and the option that builds them."""
@@ -80,19 +72,19 @@ class IndexFolder:
 
     def check(self, note: Mapping[str, Any]) -> None:
         """Refuse an index of other vectors or other row numbers."""
-        store, what = self.store, ""
+        store = self.store
         if note["fingerprint"] != store.fingerprint:
-            what = (
+            raise self.useless(
+                self.path,
                 "was built for vectors of another model (fingerprint "
-                f"{note['fingerprint']}, the store's is {store.fingerprint})"
+                f"{note['fingerprint']}, the store's is {store.fingerprint})",
             )
-        elif note["epoch"] != store.epoch or note["rows"] > store.rows:
-            what = (
+        if note["epoch"] != store.epoch or note["rows"] > store.rows:
+            raise self.useless(
+                self.path,
                 f"was built for epoch {note['epoch']} of the store, which is in epoch "
-                f"{store.epoch} since it was compacted: its rows have other numbers"
+                f"{store.epoch} since it was compacted: its rows have other numbers",
             )
-        if what:
-            raise self.useless(self.path, what)
 
     def files(self, note: Mapping[str, Any]) -> Path:
         """Return the folder of an index's files after comparing all checksums."""
@@ -119,11 +111,8 @@ class IndexFolder:
     ) -> dict[str, Any]:
         """Write a new index beside the old one, put it in its place, return its note.
 
-        Call it inside `hold`. If it cannot be written, the old index stays.
-
-        Args:
-          write: writes the files into a folder.
-          note: what the kind of index has to say.
+        Call it inside `hold`. If it cannot be written, the old index stays. `write`
+        writes the files into a folder; `note` is what the kind of index has to say.
         """
         current = ""
         with contextlib.suppress(ClaraError):
@@ -136,13 +125,19 @@ class IndexFolder:
             folder.mkdir()
             try:
                 write(folder)
+                files = {}
+                for path in folder.iterdir():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                    size, found = checksum(path)
+                    files[path.name] = {"size": size, "checksum": found}
                 whole = {
                     **note,
                     "fingerprint": self.store.fingerprint,
                     "epoch": self.store.epoch,
                     "rows": self.store.rows,
                     "folder": number,
-                    "files": {path.name: _synced(path) for path in folder.iterdir()},
+                    "files": files,
                 }
                 self.write_note(whole)
             except BaseException:
@@ -168,37 +163,23 @@ class IndexFolder:
                 path.unlink()
 
 
-def _synced(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    size, found = checksum(path)
-    return {"size": size, "checksum": found}
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a ScaNN index is made.
 
-    Attributes:
-      method: ``brute_force``: all keys compared; ``hashing``: all hashed keys;
-        ``tree``: hashed keys of the nearest leaves.
-      leaves: of the tree.
-      leaves_to_search: of them, for a question.
-      dims: principal directions of a key.
-      soar: put each key into a second leaf, chosen to err otherwise than the first.
-      candidates: that are rescored exactly, for a question.
-      sample: documents that keys are learnt from, at most.
-      seed: of that sample.
+    `method` ``brute_force`` compares all keys; ``hashing`` all hashed keys; ``tree``
+    hashed keys of the nearest leaves. With `soar` each key is put into a second leaf,
+    chosen to err otherwise than the first.
     """
 
     method: str
-    leaves: int
-    leaves_to_search: int
-    dims: int = DIMS
+    leaves: int  # of the tree
+    leaves_to_search: int  # of them, for a question
+    dims: int = DIMS  # principal directions of a key
     soar: bool = True
-    candidates: int = 200
-    sample: int = SAMPLE
-    seed: int = 0
+    candidates: int = 200  # that are rescored exactly, for a question
+    sample: int = SAMPLE  # documents that keys are learnt from, at most
+    seed: int = 0  # of that sample
 
 
 def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) -> None:

@@ -1,20 +1,14 @@
 """Short keys of document vectors, for indexes that 10^4 to 10^5 dimensions overwhelm.
 
-A key is what principal component analysis keeps of a flat unit vector, centred, and its
-part along the mean. With ``u`` a document's unit vector, ``m`` the mean of all of them
-and ``P`` an orthonormal basis whose first direction is ``m``'s,
+For a document's unit vector ``u``, the mean ``m`` of all, and an orthonormal basis
+``P`` of ``m``'s direction and the principal ones, the cosine is ``q·m + q·(u - m)``,
+about ``q·m + (Pᵀq)·(Pᵀ(u - m))``: products of ``Pᵀq`` and keys ``Pᵀ(u - m)`` rank so.
 
-    cos(q, u) = q·m + q·(u - m),   and   q·(u - m) ≈ (Pᵀq)·(Pᵀ(u - m)):
-
-the product of ``Pᵀq`` and the key ``Pᵀ(u - m)`` ranks documents as the cosine does.
-
-All vectors of a model lie in a narrow cone: questions are nearly parallel to ``m``, and
-documents differ least along it. A hash that treats all directions alike gets wrong what
-is then multiplied by the largest number of the question (only 26% of questions' best
-five were among ScaNN's 200 candidates). So keys are balanced: along the mean, documents
-are stretched until they vary as much as along the first principal direction, and
-questions shrunk by as much; and they are turned at random, so that every number varies
-alike. That changes no product, and makes it 100%.
+Questions are nearly parallel to ``m``, along which documents differ least: hashed so,
+only 26% of questions' best five were among ScaNN's 200 candidates. So keys are
+balanced: documents are stretched along ``m`` until they vary as much as along the first
+principal direction, questions shrunk by as much, and both turned at random. That
+changes no product, and makes it 100%.
 """
 
 from __future__ import annotations
@@ -29,19 +23,13 @@ from jaxtyping import Float, Int
 from clara_jax.search.exact import Flat, unit
 from clara_jax.search.store import Progress, Store
 
-Short = Float[np.ndarray, "n Q"]
-"""Keys of documents or questions."""
+Short = Float[np.ndarray, "n Q"]  # keys of documents or questions
 
 DIMS, SAMPLE = 128, 20_000
-PASSES = 3
-"""Readings of the sample after the one for its mean."""
-
+PASSES = 3  # readings of the sample after the one for its mean
 _OVERSAMPLE = 16
-_AT_ONCE = 1 << 24
-"""Numbers decoded at a time: 64 MB."""
-
-_STRETCHED = 1000.0
-"""The most that documents are stretched along the mean."""
+_AT_ONCE = 1 << 24  # numbers decoded at a time: 64 MB
+_STRETCHED = 1000.0  # the most that documents are stretched along the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +37,10 @@ class Keys:
     """A projection from flat vectors to keys.
 
     Attributes:
-      mean: of unit vectors, ``[W]``.
-      basis: orthonormal columns, ``[W, Q]``; the first is the mean's direction.
-      documents: what balances and turns their parts along `basis`, ``[Q, Q]``.
-      questions: the same for these; the product of one with the other transposed is
-        the identity.
+      mean: of unit vectors.
+      basis: orthonormal columns; the first is the mean's direction.
+      documents, questions: what balances and turns their parts along `basis`; the
+        product of one with the other transposed is the identity.
     """
 
     mean: Float[np.ndarray, "W"]
@@ -92,7 +79,7 @@ def learn_keys(
     dims: int = DIMS,
     sample: int = SAMPLE,
     seed: int = 0,
-    leave_out: Int[np.ndarray, "h"] | None = None,
+    leave_out: Int[np.ndarray, "h"] | tuple[()] = (),
     progress: Progress = lambda _: None,
 ) -> Keys:
     """Learn keys from a sample of a store, by randomized subspace iteration.
@@ -106,11 +93,9 @@ def learn_keys(
       sample: rows that are read, at most.
       seed: of the sample, and of what is random besides.
       leave_out: rows that are not read.
-      progress: called with a line for each step.
+      progress: see `Progress`.
     """
-    rows = np.flatnonzero(store.live)
-    if leave_out is not None:
-        rows = np.setdiff1d(rows, leave_out, assume_unique=True)
+    rows = np.setdiff1d(np.flatnonzero(store.live), leave_out, assume_unique=True)
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))
@@ -134,7 +119,14 @@ def learn_keys(
         if number:
             basis = _orthonormal(product[:, 1:], first)
         both = np.concatenate([first[:, None], basis], 1)
-        product = _covariance(store, rows, mean, both)
+        # The covariance matrix of the unit vectors times `both`, without making it.
+        product = np.zeros_like(both)
+        total, shift = np.zeros(both.shape[1], np.float32), mean @ both
+        for units in unit_vectors(store, rows):
+            projected = units @ both - shift
+            product += units.T @ projected
+            total += projected.sum(0)
+        product = (product - np.outer(mean, total)) / len(rows)
     inner = both.T @ product
     inner = (inner + inner.T) / 2
     values, turn = np.linalg.eigh(inner[1:, 1:])
@@ -151,28 +143,9 @@ def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
         yield unit(vectors.reshape(len(vectors), -1))
 
 
-def _orthonormal(
-    columns: Float[np.ndarray, "W span"], first: Float[np.ndarray, "W"]
-) -> Float[np.ndarray, "W span"]:
+def _orthonormal(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Orthonormal columns of the same span, at right angles to `first`."""
     return np.linalg.qr(columns - np.outer(first, first @ columns))[0]
-
-
-def _covariance(
-    store: Store,
-    rows: Int[np.ndarray, "n"],
-    mean: Float[np.ndarray, "W"],
-    basis: Float[np.ndarray, "W span"],
-) -> Float[np.ndarray, "W span"]:
-    """Covariance matrix of the unit vectors times `basis`, without making it."""
-    product = np.zeros_like(basis)
-    total = np.zeros(basis.shape[1], np.float32)
-    shift = mean @ basis
-    for units in unit_vectors(store, rows):
-        projected = units @ basis - shift
-        product += units.T @ projected
-        total += projected.sum(0)
-    return (product - np.outer(mean, total)) / len(rows)
 
 
 def _balanced(

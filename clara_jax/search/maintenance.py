@@ -14,23 +14,9 @@ from jaxtyping import Int64
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
+from clara_jax.search import manifest as disk
 from clara_jax.search.codecs import code_type
-from clara_jax.search.manifest import (
-    JOB,
-    MANIFEST,
-    SHARDS,
-    ShardInfo,
-    find_strays,
-    hold_store,
-    read_deleted,
-    read_job,
-    read_manifest,
-    remove_strays,
-    replace_manifest,
-    shard_folder,
-    sweep,
-    wrong_file,
-)
+from clara_jax.search.manifest import JOB, MANIFEST, SHARDS, ShardInfo, wrong_file
 from clara_jax.search.store import NOTE, Store, read_shard, write_shard
 
 SHARD_BYTES, SHARD_ROWS = 1 << 26, 8192
@@ -50,17 +36,16 @@ def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:
         rows = {id: store.rows_of(id) for id in ids}
         unknown = [f"'{id}'" for id, found in rows.items() if not id or not len(found)]
         if unknown:
-            rest = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise ClaraError(
-                f"{path}: has no document with the id {', '.join(unknown[:5])}{rest}; "
-                "nothing was deleted"
-            )
+            names = ", ".join(unknown[:5])
+            names += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            what = f"has no document with the id {names}; nothing was deleted"
+            raise ClaraError(f"{path}: {what}")
         if not rows:
             return 0
         deleted = np.concatenate(list(rows.values()))
         generation = store.generation + 1
         manifest = dataclasses.replace(store.manifest, generation=generation, job="")
-        replace_manifest(store.path, manifest, deleted)
+        disk.replace_manifest(store.path, manifest, deleted)
     return len(deleted)
 
 
@@ -69,8 +54,8 @@ def compact(
 ) -> int:
     """Drop deleted rows for good, join small shards, and return how many were dropped.
 
-    Rows keep their order but get other numbers, so the epoch is raised. After each
-    shard `progress` is called with how many rows are written, of how many.
+    Rows keep their order but get other numbers: the epoch is raised. After each shard
+    `progress` is called with how many rows are written, of how many.
 
     Raises:
       ClaraError: another process is changing the store, a shard to be rewritten is
@@ -91,7 +76,7 @@ def compact(
         generation, done, new = store.generation + 1, 0, itertools.count()
         for group in plan:
             if not isinstance(group, ShardInfo):
-                folder = shard_folder(store.path, generation, next(new))
+                folder = disk.shard_folder(store.path, generation, next(new))
                 done += len(group)
                 group = write_shard(folder, store.arrays(group), store.table(group))
                 progress(done, todo)
@@ -104,7 +89,7 @@ def compact(
             deleted=None,
             job="",
         )
-        replace_manifest(store.path, manifest)
+        disk.replace_manifest(store.path, manifest)
     return store.rows - len(store)
 
 
@@ -113,8 +98,8 @@ def check(
 ) -> list[str]:
     """Compare every file with its checksum; return a line for each thing that is wrong.
 
-    So are the shards of a job under way; not search indexes, which can be built again.
-    After each shard `progress` is called with the bytes read, of how many.
+    Shards of a job under way are checked too; search indexes, which can be built again,
+    are not. After each shard `progress` is called with the bytes read, of how many.
 
     Raises:
       ClaraError: there is no store.
@@ -122,33 +107,32 @@ def check(
     path = Path(path)
     findings: list[str] = []
     try:
-        manifest = read_manifest(path)
+        manifest = disk.read_manifest(path)
     except ClaraError as error:
         if not (path / MANIFEST).is_file():
             raise
         return [str(error)]
     shards = list(manifest.shards)
     try:
-        if job := read_job(path, manifest):
+        if job := disk.read_job(path, manifest):
             folders = path.glob(f"{SHARDS}/{job['generation']:06d}-*")
             shards += [read_shard(folder)[0] for folder in sorted(folders)]
     except ClaraError as error:
         findings.append(str(error))
-    done, total = 0, sum(sum(shard.sizes.values()) for shard in shards)
-    for shard in shards:
+    sizes = [sum(shard.sizes.values()) for shard in shards]
+    for shard, done in zip(shards, itertools.accumulate(sizes), strict=True):
         findings += _check_shard(path, shard)
-        done += sum(shard.sizes.values())
-        progress(done, total)
+        progress(done, sum(sizes))
     try:
-        read_deleted(path, manifest)
+        disk.read_deleted(path, manifest)
     except ClaraError as error:
         findings.append(str(error))
-    for stray in find_strays(path, manifest):
-        findings.append(
-            f"{stray}: does not belong to the store; a command that was killed left it "
-            "there, and the next --add, --delete or --compact removes it"
-        )
-    return findings
+    remedy = (
+        "does not belong to the store; a command that was killed left it there, and "
+        "the next --add, --delete or --compact removes it"
+    )
+    strays = disk.find_strays(path, manifest)
+    return findings + [f"{stray}: {remedy}" for stray in strays]
 
 
 def _check_shard(store: Path, shard: ShardInfo) -> Iterator[str]:
@@ -202,22 +186,20 @@ def _plan(store: Store) -> list[ShardInfo | Int64[np.ndarray, "n"]]:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[Store]:
     """A store that nobody else changes meanwhile, and that nobody is adding to."""
-    read_manifest(path)  # before a folder for locks is made where no store is
-    with hold_store(path):
-        if sweep(path):
-            raise ClaraError(
-                f"{path}: another process is writing to this store; wait until it has "
-                "ended"
-            )
+    disk.read_manifest(path)  # before a folder for locks is made where no store is
+    with disk.hold_store(path):
+        if disk.sweep(path):
+            what = "another process is writing to this store; wait until it has ended"
+            raise ClaraError(f"{path}: {what}")
         store = Store.open(path)
-        if read_job(path, store.manifest) is not None:
+        if disk.read_job(path, store.manifest) is not None:
             raise ClaraError(
                 f"{path}: documents are still being added; finish that with the "
                 f"command that began it, or remove {path / JOB} to give it up"
             )
-        remove_strays(path, store.manifest)
+        disk.remove_strays(path, store.manifest)
         try:
             yield store
         finally:
             # What the old manifest named, or what was to be named by a new one.
-            remove_strays(path, read_manifest(path))
+            disk.remove_strays(path, disk.read_manifest(path))

@@ -1,12 +1,11 @@
 """``store.json``: what a store of document vectors holds, and the step that changes it.
 
 A change writes new files beside the old ones and then replaces ``store.json`` by
-rename. Whenever a process is killed, the store is what it was before or after; what it
-left behind is not named in the manifest, and the next change removes it.
+rename. What a killed process left is not named there, and the next change removes it.
 
-Locks end with the process that holds them. Several processes may write one store
-together, each its own part of the shards; an edit wants the store for itself. Where the
-file system has no locks, nobody is kept out.
+Several processes may write one store together, each its own part of the shards; an edit
+wants the store for itself. Locks end with their process; where the file system has
+none, nobody is kept out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -35,12 +33,10 @@ from jaxtyping import Int64
 
 from clara_jax.config import MemoryConfig, parse
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error
+from clara_jax.files import read_json, replace_file, write_error
 from clara_jax.search.codecs import check_codec
 
-FORMAT = 1
-"""Of the folder; a program reads its own only."""
-
+FORMAT = 1  # of the folder; a program reads its own only
 MANIFEST = "store.json"
 JOB = "job.json"
 SHARDS = "shards"
@@ -54,27 +50,16 @@ _HASH = functools.partial(hashlib.blake2b, digest_size=16)
 
 @dataclasses.dataclass(frozen=True)
 class StoreSettings:
-    """What all vectors of a store have in common.
+    """What all vectors of a store have in common."""
 
-    Attributes:
-      fingerprint: of everything that document vectors depend on.
-      model: a path relative to the store, an absolute one, or a hub name.
-      base: the same for a backbone kept elsewhere; empty: none.
-      memory: how a document became vectors.
-      width: D.
-      dtype: how vectors are kept, one of ``codecs.CODECS``.
-      compute: type that the model computed in; for information.
-      center: see ``codecs.center_of``.
-    """
-
-    fingerprint: str
-    model: str
-    base: str
-    memory: MemoryConfig
-    width: int
-    dtype: str = "bfloat16"
-    compute: str = ""
-    center: str = ""
+    fingerprint: str  # of everything that document vectors depend on
+    model: str  # a path relative to the store, an absolute one, or a hub name
+    base: str  # the same for a backbone kept elsewhere; empty: none
+    memory: MemoryConfig  # how a document became vectors
+    width: int  # D
+    dtype: str = "bfloat16"  # how vectors are kept, one of `codecs.CODECS`
+    compute: str = ""  # type that the model computed in; for information
+    center: str = ""  # see `codecs.center_of`
 
     def __post_init__(self) -> None:
         check_codec(self.dtype)
@@ -82,19 +67,12 @@ class StoreSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """One shard, as the manifest knows it.
+    """One shard, as the manifest knows it."""
 
-    Attributes:
-      name: its folder under ``shards/``.
-      rows: documents in it.
-      sizes: bytes of each of its files.
-      digest: checksum of its ``shard.json``, which holds those of its other files.
-    """
-
-    name: str
-    rows: int
-    sizes: dict
-    digest: str
+    name: str  # of its folder
+    rows: int  # documents
+    sizes: dict  # bytes of each file
+    digest: str  # checksum of its shard.json, which holds those of the other files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,28 +80,20 @@ class DeletedInfo:
     """The file of deleted row numbers: sorted int64."""
 
     file: str
-    count: int
-    size: int
+    count: int  # of rows
+    size: int  # bytes
     checksum: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest(StoreSettings):
-    """A store at one moment.
+    """A store at one moment."""
 
-    Attributes:
-      epoch: raised by compaction, which gives documents other row numbers.
-      generation: raised by every change.
-      shards: in the order of their rows.
-      deleted: rows that are no longer part of it; None: all are.
-      job: digest of the job that made this generation; empty after an edit.
-    """
-
-    epoch: int = 0
-    generation: int = 1
-    shards: tuple[ShardInfo, ...] = ()
-    deleted: DeletedInfo | None = None
-    job: str = ""
+    epoch: int = 0  # raised by compaction, which gives documents other row numbers
+    generation: int = 1  # raised by every change
+    shards: tuple[ShardInfo, ...] = ()  # in the order of their rows
+    deleted: DeletedInfo | None = None  # rows that are no longer part of it
+    job: str = ""  # digest of the job that made this generation; empty after an edit
 
     @property
     def rows(self) -> int:
@@ -133,16 +103,13 @@ class Manifest(StoreSettings):
 
 def read_manifest(store: Path) -> Manifest:
     """Read a manifest; refuse a store that is unfinished or damaged, or is none."""
-    path = store / MANIFEST
+    path, command = store / MANIFEST, "`python -m clara_jax.compress`"
     if not path.is_file():
         if (store / JOB).is_file():
-            raise ClaraError(
-                f"{store}: is not finished; go on with the same `python -m "
-                "clara_jax.compress` command"
-            )
+            raise ClaraError(f"{store}: is not finished; go on with the same {command}")
         raise ClaraError(
             f"{store}: holds no {MANIFEST}, so it is not a store of document vectors; "
-            "make one with `python -m clara_jax.compress`"
+            f"make one with {command}"
         )
     values = _read_signed(
         path,
@@ -194,20 +161,26 @@ def read_job(store: Path, manifest: Manifest | None) -> dict[str, Any] | None:
     return None if done else values
 
 
+def shard_folder(store: Path, generation: int, k: int) -> Path:
+    """Return the folder of shard `k` of a generation."""
+    return store / SHARDS / f"{generation:06d}-{k:06d}"
+
+
 def find_strays(store: Path, manifest: Manifest | None) -> list[Path]:
     """List what killed processes left: named by no manifest and no job under way."""
     found = sorted(store.glob(".*.tmp"))
     kept = {shard.name for shard in manifest.shards} if manifest else set()
-    shards = [path for path in store.glob(f"{SHARDS}/*") if path.name not in kept]
+    if manifest and manifest.deleted:
+        kept.add(manifest.deleted.file)
+    own = "no job"
     with contextlib.suppress(ClaraError):
         if job := read_job(store, manifest):
             own = f"{job['generation']:06d}-"
-            shards = [p for p in shards if not p.name.lstrip(".").startswith(own)]
         else:
             found += store.glob(JOB)
-    deleted = manifest.deleted.file if manifest and manifest.deleted else ""
-    found += [path for path in store.glob("deleted-*.npy") if path.name != deleted]
-    return found + sorted(shards)
+    files = [*store.glob("deleted-*.npy"), *sorted(store.glob(f"{SHARDS}/*"))]
+    unknown = [path for path in files if path.name not in kept]
+    return found + [x for x in unknown if not x.name.lstrip(".").startswith(own)]
 
 
 def remove_strays(store: Path, manifest: Manifest | None) -> None:
@@ -218,11 +191,6 @@ def remove_strays(store: Path, manifest: Manifest | None) -> None:
         else:
             with contextlib.suppress(OSError):
                 stray.unlink(missing_ok=True)
-
-
-def shard_folder(store: Path, generation: int, k: int) -> Path:
-    """Return the folder of shard `k` of a generation."""
-    return store / SHARDS / f"{generation:06d}-{k:06d}"
 
 
 def wrong_file(path: Path, size: int, checksum: str = "") -> str:
@@ -284,35 +252,11 @@ def checksum_of(data: Any) -> str:
     return _HASH(data).hexdigest()
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; several processes may write the same one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(temporary, data)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
-
-
-def write_bytes(path: Path, data: Any) -> None:
-    """Write a file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 class Lock(contextlib.AbstractContextManager):
     """A file in `LOCKS` that this process holds until `release`, which removes it.
 
-    Args:
-      store: the store's folder.
-      name: of the file.
-      busy: what another holder is doing; the end of the error's sentence.
-      patience: seconds to wait; by default for a process that is just giving it back.
+    It waits `patience` seconds for another holder, then refuses with what that one is
+    doing, `busy`.
     """
 
     def __init__(self, store: Path, name: str, busy: str, patience: float = 0.5):
@@ -357,7 +301,7 @@ class Lock(contextlib.AbstractContextManager):
             self._file.close()
             self._file = None
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.release()
 
 
@@ -389,7 +333,7 @@ def hold_part(store: Path, part: int, parts: int) -> Lock:
 def sweep(store: Path) -> bool:
     """Remove locks that killed processes left; return whether a part is held."""
     held = [_is_held(path) for path in (store / LOCKS).glob("part-*-of-*")]
-    return any(held)
+    return any(held)  # after all of them were tried
 
 
 def _is_held(path: Path) -> bool:

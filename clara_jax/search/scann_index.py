@@ -1,11 +1,9 @@
 """Approximate search: ScaNN over short keys, then exact cosines of the best few.
 
-Documents that were added since the index was built are compared exactly beside it, and
-deleted ones are left out, so that an index is usable until compaction renumbers rows.
-
-ScaNN 1.4.2 corrupts memory when a point is deleted from a tree with SOAR to which
-points were added, so nothing is ever deleted from an index: `update_index` adds, and
-builds anew when much has changed.
+Documents added since the index was built are compared exactly beside it, and deleted
+ones are left out: an index is usable until compaction renumbers rows. ScaNN 1.4.2
+corrupts memory when a point is deleted from a tree with SOAR to which points were
+added, so `update_index` only adds, and builds anew when much has changed.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
+from clara_jax.search import index_files
 from clara_jax.search.exact import (
     ExactSearcher,
     Flat,
@@ -33,15 +32,7 @@ from clara_jax.search.exact import (
     rescore,
     unit,
 )
-from clara_jax.search.index_files import (
-    IndexFolder,
-    Settings,
-    has_index,
-    load,
-    save,
-    scann,
-    scann_at_work,
-)
+from clara_jax.search.index_files import IndexFolder, Settings, has_index, scann_at_work
 from clara_jax.search.keys import Keys, Short, learn_keys, unit_vectors
 from clara_jax.search.store import Progress, Store
 
@@ -50,22 +41,20 @@ METHODS = ("brute_force", "hashing", "tree")
 BRUTE_FORCE_BELOW, HASHING_BELOW = 20_000, 100_000
 """ScaNN's rules of thumb: documents from which on the next method is worth it."""
 
-CHANGED = 0.2
-"""Share of documents added or deleted from which on an update builds anew."""
+CHANGED = 0.2  # share of documents added or deleted from which on an update builds anew
 
 HELD_OUT = 200
 """Documents that keys are not learnt from, at most; a tenth of a small store."""
 
 _UPSERTED = 256  # keys that ScaNN takes in together
 _ENOUGH = 0.95  # recall below which a report warns
-
 OWN, OTHER, NOISE = 0.7, 0.3, 0.5
 MADE_UP = (
     f"made up: {OWN:g} of a document that keys were not learnt from, {OTHER:g} of "
     f"another one, and noise of {NOISE:g} of the typical distance of two documents"
 )
 
-_CLOSE = 1e-6
+_CLOSE = 1e-6  # of two cosines that count as equal
 _PATIENCE = 20.0  # seconds after which no further single questions are timed
 
 
@@ -76,17 +65,15 @@ def open_searcher(
 
     Args:
       store: what is searched.
-      kind: ``exact``; ``scann``, which needs an index; ``auto``: ``scann`` where there
-        is an index, else ``exact``.
+      kind: one of `SEARCHES`; ``auto`` is ``scann`` where there is an index.
       memory_limit: of the exact search, see `ExactSearcher`.
 
     Raises:
       ClaraError: the index is missing, damaged or of another store.
     """
     if kind not in SEARCHES:
-        raise ClaraError(
-            f"there is no search '{kind}'; give one of {', '.join(SEARCHES)}"
-        )
+        known = ", ".join(SEARCHES)
+        raise ClaraError(f"there is no search '{kind}'; give one of {known}")
     if kind == "exact" or (kind == "auto" and not has_index(store)):
         return ExactSearcher(store, memory_limit=memory_limit)
     return ScannSearcher(store, memory_limit=memory_limit)
@@ -95,12 +82,8 @@ def open_searcher(
 class ScannSearcher:
     """Search through a store's ScaNN index, in memory; a ``Searcher``, for any thread.
 
-    Args:
-      store: with an index.
-      memory_limit: of the exact search among documents that were added since.
-
-    Attributes:
-      note: what the index holds, see `build_index`.
+    `memory_limit` is of the exact search among documents that were added since; `note`
+    is what the index holds, see `build_index`.
 
     Raises:
       ClaraError: there is no index, it is damaged, or of other vectors or row numbers.
@@ -112,11 +95,10 @@ class ScannSearcher:
         self.note = index.read()
         index.check(self.note)
         self._settings = Settings(**self.note["settings"])
-        self._keys, self._rows, self._scann = load(index.files(self.note))
+        self._keys, self._rows, self._scann = index_files.load(index.files(self.note))
         self._live = store.live[self._rows]
         self._documents = int(np.count_nonzero(self._live))
-        self._added = None
-        start = self.note["rows"]
+        self._added, start = None, self.note["rows"]
         if np.any(store.live[start:]):
             self._added = ExactSearcher(store, memory_limit=memory_limit, start=start)
 
@@ -143,30 +125,23 @@ class ScannSearcher:
         most, all_leaves = len(self._rows), self._settings.leaves
         count, leaves = wanted, self._settings.leaves_to_search
         while len(waiting):
-            asked = self._ask(keys[waiting], count, leaves)
-            for i, places in zip(waiting, asked, strict=True):
+            search = self._scann.search_batched
+            if len(waiting) > 1:
+                search = self._scann.search_batched_parallel
+            asked = search(
+                np.ascontiguousarray(keys[waiting], np.float32),
+                final_num_neighbors=count,
+                leaves_to_search=leaves or None,
+            )
+            for i, places, scores in zip(waiting, *asked, strict=True):
+                # Where there are fewer, ScaNN fills up with place 0 and no score.
+                places = places[~np.isnan(scores)]
                 found[i] = self._rows[places[self._live[places]]]
             if (count, leaves) == (most, all_leaves):
                 break
             waiting = waiting[[len(found[i]) < wanted for i in waiting]]
             count, leaves = min(2 * count, most), min(2 * leaves, all_leaves)
         return [rows[:wanted] for rows in found]
-
-    def _ask(self, keys: Short, count: int, leaves: int) -> list[Int[np.ndarray, "_"]]:
-        """Places in the index of the best keys, `count` or less of them."""
-        many = len(keys) > 1
-        library = self._scann
-        search = library.search_batched_parallel if many else library.search_batched
-        places, scores = search(
-            np.ascontiguousarray(keys, np.float32),
-            final_num_neighbors=count,
-            leaves_to_search=leaves or None,
-        )
-        # Where there are fewer, ScaNN fills up with place 0 and no score.
-        return [
-            row[~np.isnan(score)].astype(np.int64)
-            for row, score in zip(places, scores, strict=True)
-        ]
 
 
 def choose(documents: int, **given: Any) -> Settings:
@@ -202,12 +177,8 @@ def build_index(
 ) -> dict[str, Any]:
     """Build the ScaNN index of a store, in place of the one that is there.
 
-    In memory are the keys (4 bytes x 129 a document) and ScaNN's own copy.
-
-    Args:
-      store: what is indexed.
-      progress: called with a line for each step.
-      **given: fields of `Settings`; see `choose`.
+    In memory are the keys (4 bytes x 129 a document) and ScaNN's own copy. For what may
+    be `given`, fields of `Settings`, see `choose`.
 
     Returns:
       What the index holds, see `IndexFolder.read`. ScaNN's adds: ``documents``, how
@@ -216,8 +187,8 @@ def build_index(
       keys were not learnt from; ``measured``, the last report.
 
     Raises:
-      ClaraError: a setting makes no sense, the store is empty, another process is
-        building the index, the disk is full, or ScaNN is not installed.
+      ClaraError: a setting makes no sense, the store is empty, another process builds
+        the index, the disk is full, or ScaNN is not installed.
     """
     names = [field.name for field in dataclasses.fields(Settings)]
     index = IndexFolder(store, "scann")
@@ -232,8 +203,7 @@ def update_index(
 
     Added documents are put in with the keys and hashes that were learnt before. Where
     it is damaged, the epoch or the model differs, much has changed, or the number of
-    documents asks for another method, the index is built anew, with the settings that
-    were given then.
+    documents asks for another method, it is built anew, with the settings given then.
     """
     index = IndexFolder(store, "scann")
     with index.hold():
@@ -252,14 +222,14 @@ def update_index(
         added = note["rows"] + np.flatnonzero(store.live[note["rows"] :])
         if not len(added):
             return note
-        keys, rows, searcher = load(folder)
+        keys, rows, searcher = index_files.load(folder)
         progress(f"{len(added):,} documents added")
         new = _document_keys(store, keys, added, progress)
         with scann_at_work(folder, "add documents"):
             searcher.searcher.upsert([None] * len(new), new, _UPSERTED)
         rows = np.concatenate([rows, added])
         note |= {"documents": len(rows), "measured": {}}
-        return index.write(lambda to: save(to, keys, rows, searcher), note)
+        return index.write(lambda to: index_files.save(to, keys, rows, searcher), note)
 
 
 def _outgrown(index: IndexFolder, note: Mapping[str, Any]) -> str:
@@ -280,7 +250,7 @@ def _outgrown(index: IndexFolder, note: Mapping[str, Any]) -> str:
 def _build(
     index: IndexFolder, given: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    library, store = scann(), index.store
+    library, store = index_files.scann(), index.store
     rows = np.flatnonzero(store.live)
     if not len(rows):
         raise ClaraError(f"{store.path}: holds no documents to index")
@@ -288,14 +258,8 @@ def _build(
     draw = np.random.default_rng(settings.seed)
     count = min(HELD_OUT, len(rows) // 10)
     held_out = np.sort(draw.choice(rows, count, replace=False))
-    keys = learn_keys(
-        store,
-        dims=settings.dims,
-        sample=settings.sample,
-        seed=settings.seed,
-        leave_out=held_out,
-        progress=progress,
-    )
+    sizes = {name: getattr(settings, name) for name in ("dims", "sample", "seed")}
+    keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
     found = _document_keys(store, keys, rows, progress)
     progress(f"ScaNN: {settings.method}, {len(rows):,} keys of {keys.dims}")
     with scann_at_work(index.path, "build an index"):
@@ -321,7 +285,7 @@ def _build(
         "held_out": held_out.tolist(),
         "measured": {},
     }
-    return index.write(lambda to: save(to, keys, rows, searcher), note)
+    return index.write(lambda to: index_files.save(to, keys, rows, searcher), note)
 
 
 def _document_keys(
@@ -342,26 +306,18 @@ def _document_keys(
 class Report:
     """A comparison of ScaNN with the exact search.
 
-    Attributes:
-      recall: share of the best `k` documents, or ones as near as the last of them, that
-        ScaNN finds.
-      k: documents per question.
-      queries: how many questions.
-      source: where they are from.
-      documents: how many the store holds.
-      exact_seconds: median over questions asked one at a time.
-      scann_seconds: the same, rescoring included.
-      streamed: the exact search read its vectors from disk.
+    `recall` is the share of the best `k` documents, or ones as near as the last of
+    them, that ScaNN finds; seconds are medians over questions asked one at a time.
     """
 
     recall: float
-    k: int
-    queries: int
-    source: str
-    documents: int
+    k: int  # documents per question
+    queries: int  # how many
+    source: str  # of the queries
+    documents: int  # in the store
     exact_seconds: float
-    scann_seconds: float
-    streamed: bool
+    scann_seconds: float  # rescoring included
+    streamed: bool  # the exact search read its vectors from disk
 
     @property
     def crossover(self) -> float:
@@ -396,11 +352,8 @@ def report(
 ) -> Report:
     """Compare the ScaNN index of a store with the exact search, and note it there.
 
-    Args:
-      store: with an index.
-      queries: flat question vectors; None makes them up, see `made_up_queries`.
-      k: documents per question; fewer where the store holds fewer.
-      progress: called with a line for each step.
+    Without flat `queries` they are made up, see `made_up_queries`; `k` documents are
+    compared for each, fewer where the store holds fewer.
     """
     scann = ScannSearcher(store)
     held_out = np.array(scann.note["held_out"], np.int64)

@@ -29,21 +29,10 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
 
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error
+from clara_jax.files import read_json, write_bytes, writing
+from clara_jax.search import manifest as disk
 from clara_jax.search.codecs import code_type, decode, decode_parts, encode, read_center
-from clara_jax.search.manifest import (
-    SHARDS,
-    Manifest,
-    ShardInfo,
-    StoreSettings,
-    array_bytes,
-    checksum_of,
-    json_bytes,
-    read_deleted,
-    read_manifest,
-    write_bytes,
-    wrong_file,
-)
+from clara_jax.search.manifest import SHARDS, Manifest, ShardInfo, StoreSettings
 
 NOTE = "shard.json"
 TABLE = "pieces.arrow"
@@ -57,14 +46,12 @@ SCHEMA = pa.schema(
     }
 )
 
-Rows = Sequence[Any] | Int[np.ndarray, "k"]
-"""Row numbers, in any order."""
+Rows = Sequence[Any] | Int[np.ndarray, "k"]  # row numbers, in any order
 
 Column = Literal["text", "id"]
-Progress = Callable[[str], None]
+Progress = Callable[[str], None]  # called with a line for each step
 
-OPEN_FILES = 8192
-"""That stay mapped; Linux allows a process about 65,000 maps."""
+OPEN_FILES = 8192  # that stay mapped; Linux allows a process about 65,000 maps
 
 
 class Store:
@@ -74,15 +61,12 @@ class Store:
       path: the folder.
       manifest: what ``store.json`` says.
       rows: how many there are, deleted ones included.
-      num_memory: M, vectors per document.
-      width: D.
+      num_memory, width: M vectors of D numbers per document.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
         """Take a manifest unchecked; use `open`."""
-        self.path = path
-        self.manifest = manifest
-        self.rows = manifest.rows
+        self.path, self.manifest, self.rows = path, manifest, manifest.rows
         self.num_memory, self.width = manifest.memory.num_memory, manifest.width
         self.dtype, self.fingerprint = manifest.dtype, manifest.fingerprint
         self.epoch, self.generation = manifest.epoch, manifest.generation
@@ -95,16 +79,14 @@ class Store:
     def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> Store:
         """Open a store, without reading vectors or documents.
 
-        Args:
-          path: the folder.
-          fingerprint: of the model that is to read the vectors; None takes any.
+        `fingerprint` is that of the model that is to read the vectors; None: any.
 
         Raises:
           ClaraError: there is none, it is unfinished, damaged or of another format, a
             file is missing or truncated, or another model made it.
         """
         path = Path(path)
-        manifest = read_manifest(path)
+        manifest = disk.read_manifest(path)
         if fingerprint is not None and fingerprint != manifest.fingerprint:
             raise ClaraError(
                 f"{path}: was made by another model: its fingerprint is "
@@ -120,13 +102,13 @@ class Store:
         if manifest.deleted is not None:
             sizes[path / manifest.deleted.file] = manifest.deleted.size
         for file, size in sizes.items():
-            if wrong := wrong_file(file, size):
+            if wrong := disk.wrong_file(file, size):
                 raise ClaraError(f"{file}: {wrong}; look at the store with --check")
         return cls(path, manifest)
 
     def __len__(self) -> int:
         deleted = self.manifest.deleted
-        return self.rows - (0 if deleted is None else deleted.count)
+        return self.rows - (deleted.count if deleted else 0)
 
     @functools.cached_property
     def center(self) -> Float[np.ndarray, "M D"] | None:
@@ -136,7 +118,7 @@ class Store:
     @functools.cached_property
     def deleted(self) -> Int64[np.ndarray, "n"]:
         """Sorted numbers of the rows that are deleted."""
-        return read_deleted(self.path, self.manifest)
+        return disk.read_deleted(self.path, self.manifest)
 
     @functools.cached_property
     def live(self) -> Bool[np.ndarray, "n"]:
@@ -167,11 +149,9 @@ class Store:
 
     def table(self, rows: Rows, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
         """Read columns of the table of documents, in the rows' order."""
-        tables = [SCHEMA.empty_table().select(columns)]
-        order = [np.empty(0, np.int64)]
+        tables, order = [SCHEMA.empty_table().select(columns)], [np.empty(0, np.int64)]
         for places, folder, local in self._split(rows):
-            table = self._map(folder / TABLE)
-            tables.append(table.select(columns).take(local))
+            tables.append(self._map(folder / TABLE).select(columns).take(local))
             order.append(places)
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
 
@@ -233,9 +213,8 @@ class Store:
         numbers = np.asarray(rows, np.int64)
         wrong = numbers[(numbers < 0) | (numbers >= self.rows)]
         if len(wrong):
-            raise ClaraError(
-                f"{self.path}: has no row {wrong[0]}; it holds {self.rows} rows"
-            )
+            what = f"has no row {wrong[0]}; it holds {self.rows} rows"
+            raise ClaraError(f"{self.path}: {what}")
         shards = np.searchsorted(self._ends, numbers, "right")
         order = np.argsort(shards, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
@@ -248,15 +227,16 @@ class Store:
 def _layout(settings: StoreSettings) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Type and shape of a row in each array of a shard, by its file's name."""
     kind, length = code_type(settings.dtype, settings.width)
-    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-        "vectors.npy": (kind, (settings.memory.num_memory, length)),
-        "norms.npy": (np.dtype(np.float32), ()),
-        "texts.npy": (np.dtype(np.uint64), ()),
-        "ids.npy": (np.dtype(np.uint64), ()),
+    number, hashed = np.dtype(np.float32), np.dtype(np.uint64)
+    count = settings.memory.num_memory
+    scales = {} if settings.dtype == "bfloat16" else {"scales.npy": (number, (count,))}
+    return {
+        "vectors.npy": (kind, (count, length)),
+        "norms.npy": (number, ()),
+        "texts.npy": (hashed, ()),
+        "ids.npy": (hashed, ()),
+        **scales,
     }
-    if settings.dtype != "bfloat16":
-        arrays["scales.npy"] = (np.dtype(np.float32), (settings.memory.num_memory,))
-    return arrays
 
 
 def shard_arrays(
@@ -295,9 +275,8 @@ def to_table(documents: Sequence[Document]) -> pa.Table:
         place = place.encode("utf-8", "replace").decode()
         texts = (document.text, document.id, document.title, document.source)
         if not is_unicode("".join(texts)):
-            raise ClaraError(
-                f"{place}: holds half of a surrogate pair, which is not text"
-            )
+            what = "holds half of a surrogate pair, which is not text"
+            raise ClaraError(f"{place}: {what}")
         metadata = document.metadata
         try:
             kept = json.dumps(metadata, sort_keys=True) if metadata else ""
@@ -319,27 +298,26 @@ def write_shard(
     with pa.ipc.new_file(buffer, table.schema) as writer:
         # Copied, so that slices and joined tables give the same bytes as new ones.
         writer.write_table(table.combine_chunks())
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: Any) -> None:
+        write_bytes(temporary / name, data)
+        files[name] = {"size": len(data), "checksum": disk.checksum_of(data)}
+
     try:
-        temporary.mkdir(parents=True)
-        files = {}
-        for name, array in arrays.items():
-            files[name] = _write(temporary / name, array_bytes(array))
-        files[TABLE] = _write(temporary / TABLE, memoryview(buffer.getvalue()))
-        note = {"rows": table.num_rows, "job": job, "files": files}
-        _write(temporary / NOTE, json_bytes(note))
-        shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
-        temporary.rename(folder)
-    except BaseException as error:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            for name, array in arrays.items():
+                write(name, disk.array_bytes(array))
+            write(TABLE, memoryview(buffer.getvalue()))
+            note = {"rows": table.num_rows, "job": job, "files": files}
+            write_bytes(temporary / NOTE, disk.json_bytes(note))
+            shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
+            temporary.rename(folder)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise write_error(folder, error) from error
         raise
     return read_shard(folder)[0]
-
-
-def _write(path: Path, data: Any) -> dict[str, Any]:
-    write_bytes(path, data)
-    return {"size": len(data), "checksum": checksum_of(data)}
 
 
 def read_shard(folder: Path) -> tuple[ShardInfo, str]:
@@ -350,12 +328,11 @@ def read_shard(folder: Path) -> tuple[ShardInfo, str]:
         note = path.read_bytes()
         sizes = {name: int(file["size"]) for name, file in values["files"].items()}
         sizes = dict(sorted({**sizes, NOTE: len(note)}.items()))
-        info = ShardInfo(folder.name, values["rows"], sizes, checksum_of(note))
+        info = ShardInfo(folder.name, values["rows"], sizes, disk.checksum_of(note))
         return info, str(values["job"])
     except (AttributeError, KeyError, TypeError) as error:
-        raise ClaraError(
-            f"{path}: is damaged; remove {folder} and start the command again"
-        ) from error
+        remedy = f"remove {folder} and start the command again"
+        raise ClaraError(f"{path}: is damaged; {remedy}") from error
 
 
 def _map(path: Path) -> Any:

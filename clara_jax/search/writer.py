@@ -1,7 +1,7 @@
 """Write a store: a job cut in numbered shards, which any process may write.
 
-Killed at any moment and begun again, a job loses the shard at hand at most. A finished
-store is byte for byte the same, whoever wrote which shard and in what order.
+Killed and begun again, a job loses the shard at hand at most. A finished store is byte
+for byte the same, whoever wrote which shard and in what order.
 """
 
 from __future__ import annotations
@@ -20,29 +20,12 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
 from clara_jax.config import parse
+from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
+from clara_jax.search import manifest as disk
 from clara_jax.search.codecs import center_of
-from clara_jax.search.manifest import (
-    FORMAT,
-    JOB,
-    MANIFEST,
-    SHARDS,
-    Lock,
-    Manifest,
-    ShardInfo,
-    StoreSettings,
-    digest_of,
-    hold_part,
-    hold_store,
-    read_job,
-    read_manifest,
-    remove_strays,
-    replace_manifest,
-    shard_folder,
-    sweep,
-    write_signed,
-)
+from clara_jax.search.manifest import JOB, MANIFEST, Manifest, ShardInfo, StoreSettings
 from clara_jax.search.store import (
     Store,
     read_shard,
@@ -84,8 +67,8 @@ class Job(contextlib.AbstractContextManager):
         self._mode: str = values["mode"]
         self._generation: int = values["generation"]
         self._settings = parse(StoreSettings, values["settings"], str(store / JOB))
-        self._digest = digest_of(_identity(values))
-        self._part: Lock | None = None
+        self._digest = disk.digest_of(_identity(values))
+        self._part: disk.Lock | None = None
 
     @classmethod
     def begin(
@@ -99,22 +82,21 @@ class Job(contextlib.AbstractContextManager):
         """Begin a job, or go on with it.
 
         Args:
-          store: folder of the store.
+          store: its folder.
           settings: what its vectors have in common; see also `FREE` and `SAME`.
-          shards: how many shards the corpus makes.
+          shards: how many the corpus makes.
           corpus: a JSON object that says what is compressed.
           mode: ``new`` makes a store; ``add`` puts documents into one and refuses ids
             that it has; ``replace`` takes out documents with the same ids.
 
         Raises:
-          ClaraError: another job is under way here (names what differs), there is a
-            store already (or none to add to), another model made it, or an edit is
-            running.
+          ClaraError: another job or an edit is under way here, there is a store already
+            (or none to add to), or another model made it.
         """
         path = Path(store)
         check_folder(path, mode)
         values = {
-            "format": FORMAT,
+            "format": disk.FORMAT,
             "mode": mode,
             "generation": 1,
             "shards": shards,
@@ -122,29 +104,35 @@ class Job(contextlib.AbstractContextManager):
             "corpus": json.loads(json.dumps(corpus)),
             "settings": dataclasses.asdict(settings),
         }
-        with hold_store(path):
+        with disk.hold_store(path):
             before = _manifest_of(path)
             if before is not None:
                 values["generation"] = before.generation + 1
                 values["settings"]["center"] = before.center
-            job, begun = cls(path, values), read_job(path, before)
+            job, begun = cls(path, values), disk.read_job(path, before)
             if begun is None and before is not None and before.job == job._digest:
                 job._generation, job.finished = before.generation, True
             elif before is not None:
                 _check_added(path, before, values)
             if begun is not None:
-                _check_same(path, before, begun, values)
+                if changed := _differences(_identity(begun), _identity(values)):
+                    way_out = f"remove {path / JOB}" if before else "remove the folder"
+                    raise ClaraError(
+                        f"{path}: another job is under way here; it differs in "
+                        f"{changed}; finish it with the command that began it, or "
+                        f"{way_out} to give it up"
+                    )
                 return cls(path, begun)
-            remove_strays(path, before)
+            disk.remove_strays(path, before)
             if not job.finished:
-                write_signed(path / JOB, values)
+                disk.write_signed(path / JOB, values)
         return job
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
         """Take shards ``k % parts == part``, and return those not written yet."""
         if self.finished:
             return []
-        self._part = hold_part(self.store, part, parts)
+        self._part = disk.hold_part(self.store, part, parts)
         numbers = range(part, self.shards, parts)
         for k in numbers:
             folder = self._folder(k)
@@ -180,12 +168,12 @@ class Job(contextlib.AbstractContextManager):
         """
         if not self.finished:
             # On network disks, listing shows what other hosts wrote just now.
-            list(self.store.glob(f"{SHARDS}/*"))
+            list(self.store.glob(f"{disk.SHARDS}/*"))
             found = [self._info(k) for k in range(self.shards)]
             infos = [info for info in found if info is not None]
             if len(infos) == self.shards:
                 # One after the other: the second finds the first one's store.
-                with hold_store(self.store):
+                with disk.hold_store(self.store):
                     if not self._is_committed():
                         self._commit(infos)
             elif not self._is_committed():
@@ -202,28 +190,26 @@ class Job(contextlib.AbstractContextManager):
         """Release the part; a job that is not finished can be begun again."""
         if self._part is not None:
             self._part.release()
-        sweep(self.store)
+        disk.sweep(self.store)
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _commit(self, infos: Sequence[ShardInfo]) -> None:
         before = _manifest_of(self.store)
-        job = read_job(self.store, before)
-        if job is None or digest_of(_identity(job)) != self._digest:
+        job = disk.read_job(self.store, before)
+        if job is None or disk.digest_of(_identity(job)) != self._digest:
             raise ClaraError(
                 f"{self.store}: the job was ended or given up meanwhile; start the "
                 "command again"
             )
-        before = before or Manifest(**vars(self._settings))
+        old = before or Manifest(**vars(self._settings))
+        shards, generation = (*old.shards, *infos), self._generation
         manifest = dataclasses.replace(
-            before,
-            generation=self._generation,
-            shards=(*before.shards, *infos),
-            job=self._digest,
+            old, generation=generation, shards=shards, job=self._digest
         )
         store = Store(self.store, manifest)
-        deleted = _replaced(store, before.rows)
+        deleted = _replaced(store, old.rows)
         if self._mode == "add" and len(deleted):
             (piece,) = store.pieces(deleted[:1])
             raise ClaraError(
@@ -231,7 +217,7 @@ class Job(contextlib.AbstractContextManager):
                 f"{piece.source or 'an unnamed source'}); replace it with --replace, "
                 "or give the new document another id"
             )
-        replace_manifest(self.store, manifest, deleted)
+        disk.replace_manifest(self.store, manifest, deleted)
 
     def _is_committed(self) -> bool:
         made = _manifest_of(self.store)
@@ -239,7 +225,7 @@ class Job(contextlib.AbstractContextManager):
         return made is not None and (made.generation, made.job) == known
 
     def _folder(self, k: int) -> Path:
-        return shard_folder(self.store, self._generation, k)
+        return disk.shard_folder(self.store, self._generation, k)
 
     def _info(self, k: int) -> ShardInfo | None:
         if not self._folder(k).is_dir():
@@ -269,7 +255,7 @@ def write_store(
 
 
 def _manifest_of(store: Path) -> Manifest | None:
-    return read_manifest(store) if (store / MANIFEST).is_file() else None
+    return disk.read_manifest(store) if (store / MANIFEST).is_file() else None
 
 
 def check_folder(path: Path, mode: str) -> None:
@@ -305,18 +291,6 @@ def _check_added(path: Path, before: Manifest, values: Mapping[str, Any]) -> Non
         )
 
 
-def _check_same(
-    path: Path, before: Manifest | None, begun: Mapping[str, Any], now: dict[str, Any]
-) -> None:
-    """Refuse to go on with another job than the one that was begun."""
-    if changed := _differences(_identity(begun), _identity(now)):
-        way_out = f"remove {path / JOB}" if before else "remove the folder"
-        raise ClaraError(
-            f"{path}: another job is under way here; it differs in {changed}; finish "
-            f"it with the command that began it, or {way_out} to give it up"
-        )
-
-
 def _replaced(store: Store, start: int) -> Int64[np.ndarray, "n"]:
     """Rows before `start` whose ids come again; refuses an id of two new documents."""
     new = store.table(range(start, store.rows), ["id", "part", "source"])
@@ -340,24 +314,15 @@ def _replaced(store: Store, start: int) -> Int64[np.ndarray, "n"]:
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two jobs the same, wherever and onto whatever they are begun."""
     settings = {k: v for k, v in values["settings"].items() if k not in FREE}
-    names = ("mode", "shards", "corpus")
-    return {**{name: values[name] for name in names}, "settings": settings}
+    found = {name: values[name] for name in ("mode", "shards", "corpus")}
+    return {**found, "settings": settings}
 
 
 def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """All entries that differ, with both values."""
-    old, new = _flatten(begun), _flatten(now)
+    old, new = flatten(begun), flatten(now)
     return ", ".join(
         f"{name} (was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))})"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     )
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flatten(item, f"{name}.{key}" if name else str(key)))
-    return flat

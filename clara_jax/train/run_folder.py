@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import platform
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +20,7 @@ import jax
 
 from clara_jax import __version__
 from clara_jax.config import RunConfig, to_dict
+from clara_jax.config.parsing import flatten
 from clara_jax.errors import ClaraError
 from clara_jax.files import lock_file, read_json, writable_folder, write_json
 from clara_jax.train.hooks import read_lines
@@ -149,14 +149,3 @@ class RunFolder:
 def _fields(config: RunConfig) -> dict[str, Any]:
     """Fields as JSON gives them back, so that tuples compare with lists."""
     return flatten(json.loads(json.dumps(to_dict(config))))
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested groups into dotted names."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = item
-    return flat

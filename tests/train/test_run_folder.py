@@ -80,13 +80,11 @@ def test_summary_has_the_last_values_and_the_middle_speed(begun):
 
 
 def test_a_full_disk_leaves_the_earlier_file(begun, monkeypatch):
-    from pathlib import Path
-
-    def full(self, *args, **kwargs):
+    def full(path, data):
         raise OSError(28, "No space left on device")
 
     before = begun.config.read_text()
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("clara_jax.files.write_bytes", full)
     with pytest.raises(ClaraError, match="disk is full"):
         write_json(begun.config, dataclasses.asdict(config(begun.path)))
     assert begun.config.read_text() == before
