@@ -21,7 +21,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.metrics import score_answers, score_retrieval
 from clara_jax.generate import Clara
 from clara_jax.search import Store
-from clara_jax.search.searcher import Searcher
+from clara_jax.search.exact import Searcher
 from clara_jax.shapes import Bool, Float, Int, Params
 
 Result = tuple[str, float]
