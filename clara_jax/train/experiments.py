@@ -61,13 +61,7 @@ class Experiment:
 
 
 def read_experiment(arguments: Sequence[str]) -> Experiment:
-    """Read ``--config=FILE[:ARG] [--config.field=value ...]``.
-
-    Args:
-      arguments: the command line without the program's name.
-
-    Returns:
-      The validated experiment.
+    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all.
 
     Raises:
       ClaraError: one line on whatever is wrong: the file, a field's name or a value.
@@ -94,11 +88,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def load_config(path: str, argument: str | None = None) -> ConfigDict:
-    """Run a config file.
-
-    Args:
-      path: a Python file with ``get_config``.
-      argument: handed to ``get_config``, as after the colon of ``--config=FILE:ARG``.
+    """Run ``get_config(argument)`` of a Python file, without argument if it is None.
 
     Raises:
       ClaraError: no such file, or one that fails; names file and line.
@@ -120,7 +110,11 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
     except ClaraError:
         raise
     except Exception as error:
-        line = _line_in(path, error)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(path)]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
+        line = f" line {lines[-1]}" if lines else ""
         raise ClaraError(f"config file {path}{line}: {first_line(error)}") from error
     finally:
         sys.path[:] = before
@@ -260,7 +254,7 @@ def _checked(text: str, config: ConfigDict) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn ConfigDicts into dicts, all the way down."""
+    """Turn ConfigDicts into dicts and lists into tuples, all the way down."""
     if isinstance(value, Mapping | ConfigDict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -287,11 +281,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, 
             value = _merge(base[key], value, f"{where}.{key}")
         merged[key] = value
     return merged
-
-
-def _line_in(path: str, error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename == path:
-        return f" line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename) == Path(path)]
-    return f" line {lines[-1]}" if lines else ""

@@ -30,9 +30,6 @@ class Parts:
     """The pieces of a run; nothing in it changes during training.
 
     Attributes:
-      config: of the run.
-      stage: of the config.
-      mesh: the devices.
       start: backbone and frozen adapters, on the devices, and what starts to train.
       make: makes the examples of records.
       train: training records.
