@@ -87,10 +87,8 @@ def parser() -> argparse.ArgumentParser:
             text = "whose adapter" + " (default: all)" * (form == "to-peft")
             sub.add_argument("--role", choices=ROLES, default="", help=text)
         if form != "to-hf":
-            text = (
-                "what to call the base model in the files (default: the name or path "
-                "that it came from)"
-            )
+            text = "what to call the base model in the files (default: the name or "
+            text += "path that it came from)"
             sub.add_argument("--base-name", default="", help=text)
     return parser
 
@@ -102,12 +100,9 @@ def _add_options(
     sub.add_argument("destination", type=Path, help="a new folder")
     choices = ("float32", "bfloat16")
     sub.add_argument("--dtype", choices=choices, default="", help=dtype)
-    text = (
-        "the base model (folder, hub name, .gguf or model folder; default: the one "
-        "that the source names)"
-    )
+    text = "the base model (folder, hub name, .gguf or model folder; default: the one "
     if base:
-        sub.add_argument("--base", default="", help=text)
+        sub.add_argument("--base", default="", help=text + "that the source names)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +133,12 @@ def _convert(options: argparse.Namespace) -> None:
         write_hf_folder(destination, model, options.role, dtype)
     else:
         write_model_folder(destination, model)
-    print(_listing(destination) if form in WRITERS else _summary(model, destination))
+    if form in READERS:
+        print(_summary(model, destination))
+        return
+    size = sum(p.stat().st_size for p in destination.rglob("*") if p.is_file())
+    names = ", ".join(sorted(path.name for path in destination.iterdir()))
+    print(f"{destination}: {size:,} bytes in {names}")
 
 
 def _summary(model: ModelFolder, destination: Path) -> str:
@@ -161,15 +161,7 @@ def _summary(model: ModelFolder, destination: Path) -> str:
             f"{model.clara.memory.doc_max_length} tokens"
         )
     command = "python -m clara_jax.train --config configs/X.py"
-    lines.append(f"next: {command} --config.{option}={destination}")
-    return "\n".join(lines)
-
-
-def _listing(destination: Path) -> str:
-    """List in a line what was written for others."""
-    size = sum(p.stat().st_size for p in destination.rglob("*") if p.is_file())
-    names = sorted(path.name for path in destination.iterdir())
-    return f"{destination}: {size:,} bytes in {', '.join(names)}"
+    return "\n".join([*lines, f"next: {command} --config.{option}={destination}"])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 A folder holds ``config.json``, ``adapters.pth`` (LoRA by adapter) and
 ``decoder_first_last_layers.pth`` (the resized embedding, and the head when untied).
 Every other weight is that of the base model that ``config.json`` names. Which adapter
-carries a copy of the tables, in which order things stand and which fields
-``config.json`` has are those of files that the original wrote at each stage.
+has a copy of the tables, the order of entries and the fields of ``config.json`` are
+those of files that the original wrote at each stage.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,6 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The base's first text rows (and head columns) are replaced where the checkpoint's
     differ, as the original does on loading.
-
-    Raises:
-      ClaraError: a file is missing, damaged or refused, or does not fit the base.
     """
     path = folder / "config.json"
     values = read_json(path)
@@ -192,9 +190,8 @@ def _read_adapters(
     groups = read_pth(path, keep=lambda key: key not in (EMBEDDING, HEAD))
     for name, group in groups.items():
         if name not in ROLES or not isinstance(group, dict):
-            raise ClaraError(
-                f"{path}: adapter '{name}' is unknown; known are {', '.join(ROLES)}"
-            )
+            known = ", ".join(ROLES)
+            raise ClaraError(f"{path}: adapter '{name}' is unknown; known are {known}")
         for key, array in group.items():
             if not isinstance(array, np.ndarray):
                 raise ClaraError(f"{path}: {name}: '{key}' is not a tensor")
@@ -256,19 +253,14 @@ def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
 def write_apple_checkpoint(
     path: str | os.PathLike, model: ModelFolder, dtype: str = "", name: str = ""
 ) -> None:
-    """Write a checkpoint that the original implementation loads.
+    """Write a checkpoint that the original implementation loads, to a new folder.
 
     It always scales LoRA by 2 (another scale is put into the B matrices), adapts all
     linear layers (others get zeros), selects at temperature 0.02 and drops out 0.1 in
     training. Of the base only the text rows are written; the original takes the rest
-    from the model that is named.
-
-    Args:
-      path: a new or empty folder.
-      model: a CLaRa model.
-      dtype: type of all tensors; empty takes that of the checkpoint the model was read
-        from, else the base's.
-      name: hub name or path of the base model; empty takes the one that it came from.
+    from the model that is named: by `name` (hub name or path) or, if that is empty, as
+    it came here. All tensors are of `dtype`; empty takes that of the checkpoint that
+    the model was read from, else the base's.
     """
     clara, adapters, _ = model.parts()
     ours = _fields(clara, model.needed_name(name))
@@ -307,14 +299,13 @@ def _adapter(
         array = extract(tree, tensor)
         return [array * factor if tensor.path[-1] == "b" else array]
 
-    def outgoing(tensor: TensorName) -> Outgoing:
-        return Outgoing(tensor.shape, np.dtype(dtype), lambda: made(tensor))
+    def registered(tensor: TensorName) -> tuple:
+        # As the modules of transformers are registered; Phi-3's o_proj is first.
+        _, room, name, _ = tensor.path
+        return tensor.layer, room, name == "query_key_value"
 
     every = lora_tensors(model.config, dataclasses.replace(lora, layers=("all",)))
-    return {t.name: outgoing(t) for t in sorted(every, key=_registered)}
-
-
-def _registered(tensor: TensorName) -> tuple:
-    """Sort as the modules of transformers are registered; Phi-3's o_proj is first."""
-    _, room, name, _ = tensor.path
-    return tensor.layer, room, name == "query_key_value"
+    return {
+        t.name: Outgoing(t.shape, np.dtype(dtype), functools.partial(made, t))
+        for t in sorted(every, key=registered)
+    }

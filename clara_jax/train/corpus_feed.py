@@ -109,6 +109,7 @@ class CorpusFeed:
         self._begin(state)
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Begin the batch after the next one, by the weights of this state."""
         self._begin(state)
 
     def __next__(self) -> Batch:

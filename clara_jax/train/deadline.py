@@ -44,7 +44,7 @@ class Deadline:
         self.progress = 1 / steps
 
     def begin(self, step: int, wall: float) -> bool:
-        """Return whether `step` (1, 2, ...), begun now, is the last that there is time for.
+        """Return whether `step` (1, 2, ...), begun now, is the last with time for it.
 
         `wall` is the seconds that the run has taken.
 

@@ -130,9 +130,8 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
       ClaraError: a field that is unknown, missing or wrong.
     """
     values = _plain(config)
-    groups: dict[str, Any] = {
-        name: values.pop(name, None) or None for name in ("quickstart", "mix", "report")
-    }
+    names = ("quickstart", "mix", "report")
+    groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}
     stages = values.pop("stages", None) or ()
     if not isinstance(stages, tuple) or not all(isinstance(s, dict) for s in stages):
         raise ClaraError(
@@ -176,9 +175,8 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             runs.append(_checked_run(merged))
         except ClaraError as error:
             raise ClaraError(f"stage '{name}': {error}") from error
-    if groups["report"]:
-        share = groups["report"].pop("share", 1.0)
-        shares["report"] = _share(share, "report.share")
+    if report := groups["report"]:
+        shares["report"] = _share(report.pop("share", 1.0), "report.share")
     # The time of the whole, which `Budget` shares out.
     minutes = runs[0].minutes
     each = tuple(dataclasses.replace(run, minutes=0.0) for run in runs)
@@ -217,7 +215,7 @@ def _checked(text: str, config: ConfigDict) -> str:
     found = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", text, re.DOTALL)
     if not found:
         return text
-    path, value = found[1], found[2]
+    path, value = found.groups()
     group: Any = config
     parts = path.split(".")
     for i, part in enumerate(parts):
@@ -234,8 +232,7 @@ def _checked(text: str, config: ConfigDict) -> str:
             f"config field '{path}' is a group; set one of its fields, as in "
             f"--config.{path}.{first}=..."
         )
-    stages: Any = config.get("stages") or ()
-    for stage in stages:
+    for stage in config.get("stages") or ():
         inner: Any = stage
         for part in parts:
             inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None

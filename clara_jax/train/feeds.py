@@ -88,7 +88,7 @@ def make_feed(
 
 @dataclasses.dataclass
 class Pinned:
-    """A feed that goes on only with the store of `note`, which it began with, or none."""
+    """A feed that goes on only with the store that it began with, as of `note_of`."""
 
     feed: Feed
     note: dict[str, Any] | None

@@ -87,7 +87,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """Steps with ETA, loss and tokens per second, on standard error: hook and writer."""
+    """Steps with ETA, loss and tokens per second on standard error: hook, writer."""
 
     every = 1
     pauses = False
@@ -103,6 +103,7 @@ class ProgressBar:
         )
 
     def __call__(self, state: Any, metrics: Mapping[str, Any]) -> None:
+        """Count one step."""
         self._bar.update(1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -148,7 +149,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases (the extra ``wandb``), the run's id kept in `folder`."""
+    """Scalars to Weights & Biases (the extra ``wandb``); `folder` keeps its id."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         module = _need("wandb", "hooks.wandb", "pip install 'clara_jax[wandb]'")
@@ -198,6 +199,7 @@ class StopOnNonFinite:
         self._before: tuple[int, Any] | None = None
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Check the step before this one, and the last step itself."""
         now = metrics["step"], metrics["finite"]
         for step, finite in filter(None, (self._before, now)):
             if (step < now[0] or step == self._last) and not bool(finite):
@@ -223,6 +225,7 @@ class Log:
         self._mark = (self.run.tokens, self.run.seconds())
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Fetch the scalars and write them."""
         values = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
         step = int(values.pop("step"))
         del values["finite"]
@@ -245,7 +248,8 @@ class Evaluate:
     pauses = True
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
-        if not bool(state.healthy):  # the last good one of a failed run
+        """Evaluate, unless the state is the last good one of a failed run."""
+        if not bool(state.healthy):
             return
         values = {
             f"eval/{name}": float(value)
@@ -267,6 +271,7 @@ class Checkpoint:
     pauses = True
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Save, unless the step was not finite."""
         if bool(state.healthy):
             self.save(state)
 
@@ -289,6 +294,7 @@ class Profile:
     _running = False
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Start and stop the trace."""
         if metrics["step"] == self.start:
             jax.block_until_ready(state.step)
             jax.profiler.start_trace(str(self.folder))
