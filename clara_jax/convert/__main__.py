@@ -62,8 +62,7 @@ WRITERS = {
         "it is, without --role.",
     ),
 }
-"""Forms for others to read: what is written, the type of its tensors unless
-one is given, and what to know about it."""
+"""Forms for others to read: what is written, its default type, what to know of it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -145,9 +144,9 @@ def _summary(model: ModelFolder, destination: Path) -> str:
     """Describe in a few lines what was converted, and what to run next."""
     config = model.config
     numbers, size = count(model.params)
+    dtype = config.param_dtype
     lines = [
-        f"{destination}: {numbers:,} parameters, {size:,} bytes in "
-        f"{config.param_dtype}",
+        f"{destination}: {numbers:,} parameters, {size:,} bytes in {dtype}",
         f"  {config.num_layers} layers of width {config.width}, {config.num_heads} "
         f"heads ({config.num_kv_heads} for keys and values), vocabulary "
         f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",

@@ -1,8 +1,7 @@
 """Hugging Face folders: a base model read, a model or one role of it written.
 
 A role is written as an ordinary model, its LoRA merged in: the tables end with the rows
-of the special tokens, and the tokenizer knows these, so that whatever reads such
-folders computes what the role computes.
+of the special tokens, which the tokenizer knows.
 """
 
 from __future__ import annotations
@@ -165,12 +164,10 @@ def _merged(model: ModelFolder, role: str, dtype: str) -> dict[str, Outgoing]:
     scale = np.float32(clara.lora.alpha / clara.lora.rank)
 
     def added(tensor: TensorName) -> list[np.ndarray]:
-        tree = adapter
-        for key in tensor.path[:-1]:
-            tree = tree[key]
-        a, b = (np.asarray(tree[key][tensor.layer], np.float32) for key in "ab")
-        kernel = np.asarray(extract(model.params, tensor), np.float32)
-        return [kernel + scale * (b.T @ a.T)]
+        names = (tensor._replace(path=(*tensor.path[:-1], key)) for key in "ab")
+        a, b = (extract(adapter, name).astype(np.float32) for name in names)
+        kernel = extract(model.params, tensor).astype(np.float32)
+        return [kernel + scale * (b @ a)]
 
     for tensor in hf_tensors(model.config):
         if tensor.path[0] in tables:

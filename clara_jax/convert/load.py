@@ -161,9 +161,7 @@ def shipped_names() -> tuple[str, ...]:
 
 def shipped_folder(name: str) -> Path | None:
     """Return the folder of the model of this name, or None where there is none."""
-    if not _NAME.fullmatch(name):
-        return None
-    places = (folder / name for folder in _folders())
+    places = [f / name for f in _folders()] if _NAME.fullmatch(name) else []
     return next((place for place in places if _form_of(place) == "peft"), None)
 
 
@@ -249,13 +247,10 @@ def _locate(source: str | os.PathLike) -> Path:
 
 
 def _base_of(form: Form, folder: Path) -> str:
-    """Return where the base is that a CLaRa model of this form names.
-
-    A name is tried as it is, then below the folder and each of its parents; where there
-    is none, it is for the hub.
-    """
+    """Return where the base is that a CLaRa model of this form names."""
     if form != "model":
         name = apple_base(folder) if form == "apple" else peft_base(folder)
+        # As it is, then below the folder and each of its parents; else on the hub.
         for place in (Path(), folder.resolve(), *folder.resolve().parents):
             if (place / name).is_dir():
                 return str(place / name)

@@ -70,9 +70,6 @@ class ClaraSettings:
     """What a CLaRa model needs to know beside its backbone's shape.
 
     Attributes:
-      memory: how a document becomes vectors.
-      lora: rank, scale and layers of the adapters.
-      selection: of documents.
       text_vocab: n, the base tokenizer's length; special ids start here.
       backbone: where the frozen weights are: ``backbone`` is this folder's own; else
         a path (relative to this folder, or absolute) or hub name for `load_model`.
@@ -94,8 +91,6 @@ class ModelFolder:
     """A model in host memory, whatever it was read from.
 
     Attributes:
-      config: shape of the backbone.
-      params: its parameter tree, numpy arrays.
       tokenizer: the base tokenizer, before special tokens are added.
       clara: settings, or None for a plain base model.
       adapters: trees by role, and ``memory`` ``[M, D]``; None for a base model.

@@ -20,8 +20,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
 from clara_jax.config import LoraConfig, ModelConfig, parse, to_dict
@@ -42,8 +40,6 @@ from clara_jax.convert.names import (
 )
 from clara_jax.convert.tensors import (
     SafetensorsFile,
-    build_tree,
-    check_tensors,
     outgoing,
     stacked,
     write_safetensors,
@@ -86,11 +82,10 @@ def write_peft_folder(
     dtype: str = "",
     name: str = "",
 ) -> None:
-    """Write a model's adapters as PEFT folders, and its special rows beside them.
+    """Write adapters as PEFT folders to a new folder, and special rows beside them.
 
     Args:
-      path: a new or empty folder.
-      model: a CLaRa model.
+      path, model: a new or empty folder; a CLaRa model.
       roles: which adapters; empty takes all.
       dtype: of the LoRA matrices; empty is float32, in which special rows always are.
       name: hub name or path of the base model; empty takes the one that it came from.
@@ -201,8 +196,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
         TensorName(name, (name,), None, (clara.memory.num_special, config.width))
         for name in (("embedding",) if config.tied else ("embedding", "head"))
     ]
-    check_tensors(tensors, file.shapes, file.path)
-    rows = build_tree(tensors, lambda t: file.tensor(t.name), np.float32)
+    rows = file.tree(tensors, file.shapes)
     embedding = rows.pop("embedding")
     return dataclasses.replace(
         base,
@@ -214,11 +208,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
 
 
 def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraConfig]:
-    """Read one PEFT folder for a base of this shape: its LoRA tree and settings.
-
-    Copies of the embedding and the head, which PEFT adds when they were resized, are
-    passed over.
-    """
+    """Read one PEFT folder for a base of this shape: its LoRA tree and settings."""
     fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     fields.only("peft_type", "LORA")
     fields.only("bias", "none", None)
@@ -229,12 +219,11 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
         alpha *= math.sqrt(rank)
     dropout = fields.get("lora_dropout", float, 0.0)
     file = SafetensorsFile(folder / WEIGHTS)
+    # PEFT adds copies of the embedding and the head when they were resized.
     copies = ("embed_tokens.weight", "head.weight")
     shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
     lora = LoraConfig(rank, alpha, dropout, covered_layers(config, shapes))
-    tensors = lora_tensors(config, lora, _PREFIX)
-    check_tensors(tensors, shapes, file.path)
-    return build_tree(tensors, lambda t: file.tensor(t.name), np.float32), lora
+    return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
 
 
 def _settings(folder: Path) -> ClaraSettings:

@@ -2,9 +2,8 @@
 
 A file is a zip of raw storages, and of one pickle that says how tensors lie in them. A
 pickle is a program that calls what it names. Here no name is looked up: each of the
-dozen that tensors need stands for a description that does nothing. Any other name, and
-any instruction that tensors do not need, ends the reading. Sizes are checked against
-the zip before anything is read.
+dozen that tensors need stands for a description that does nothing. Any other name or
+instruction ends the reading. Sizes are checked before anything is read.
 
 Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
@@ -58,13 +57,10 @@ _ALIGNMENT = 64
 
 
 def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict:
-    """Read the dict that ``torch.save`` (1.6 or later) wrote, with numpy arrays in it.
+    """Read the dict that ``torch.save`` (1.6 or later) wrote.
 
-    Tensors become read-only arrays, if `keep` says so of their keys.
-
-    Raises:
-      ClaraError: it is missing, damaged, compressed or in the old form, or its pickle
-        holds anything but tensors and plain containers.
+    Tensors become read-only arrays, if `keep` says so of their keys. Anything but
+    tensors and plain containers is refused.
     """
     try:
         with zipfile.ZipFile(path) as archive:

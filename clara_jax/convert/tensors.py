@@ -75,13 +75,9 @@ def build_tree(
 ) -> Params:
     """Build our tree; each array is allocated once and filled part by part.
 
-    Args:
-      tensors: everything that the tree is made of.
-      read: gives one of them as the file stores it: an array, or what gives arrays
-        for slices of it.
-      dtype: type of our arrays.
-      placement: where they lie, as `jax.Array`; each process then reads only what its
-        devices hold. None is numpy arrays.
+    Of each tensor, `read` gives an array as the file stores it, or what gives arrays
+    for slices of it. With a `placement` arrays are `jax.Array`, of which each process
+    reads only what its devices hold; else numpy's.
     """
     tree: dict[str, Any] = {}
     for tensor in tensors:
@@ -220,6 +216,11 @@ class SafetensorsFile:
     def tensor(self, name: str) -> Any:
         """Return one tensor, whose slices are arrays and read when they are taken."""
         return self._file.get_slice(name)
+
+    def tree(self, tensors: Sequence[TensorName], shapes: Mapping[str, Any]) -> Params:
+        """Return our tree of `tensors` in float32, if the file has these `shapes`."""
+        check_tensors(tensors, shapes, self.path)
+        return build_tree(tensors, lambda t: self.tensor(t.name), np.float32)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Outgoing]) -> None:

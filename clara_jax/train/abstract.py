@@ -85,14 +85,9 @@ def abstract_run(
 ) -> AbstractRun:
     """Build a run of `config` on a backbone of `shape`, without any array.
 
-    Its batch is the longest that the config allows.
-
-    Args:
-      config: stage, settings and lengths.
-      shape: of the backbone.
-      text_vocab: length of its tokenizer.
-      candidates: C of end_to_end and rerank, if the config does not say.
-      attention: as of `Transformer`, in place of the config's.
+    Its tokenizer has `text_vocab` tokens; its batch is the longest that the config
+    allows, with `candidates` C of end_to_end and rerank, if the config does not say.
+    `attention` is as of `Transformer`, in place of the config's.
     """
     shape = dataclasses.replace(
         shape,

@@ -130,11 +130,8 @@ class Checkpoints:
         """Begin to write one checkpoint; does nothing if `step` is saved already.
 
         The pytree of arrays may change once this returns; `extra` holds JSON values. A
-        write that fails is reported by the next call, or by `wait`.
-
-        Raises:
-          ClaraError: this one or the one before could not be written (disk full, no
-            permission). Earlier checkpoints stay.
+        write that fails is reported by the next call, or by `wait`; earlier checkpoints
+        stay.
         """
         self.wait()
         if step in self._manager.all_steps():

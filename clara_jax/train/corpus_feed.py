@@ -66,11 +66,9 @@ class CorpusFeed:
     measures recall over the store.
 
     Args:
-      questions: batches without candidates, as an iterator of `data.make_batches`
-        gives them.
+      questions: batches without candidates, an iterator of `data.make_batches`.
       encode: see `question_encoder`.
-      search: over `store`.
-      store: of the run's own frozen compressor.
+      search, store: of the run's own frozen compressor.
       candidates: C.
       rows: this process's rows of a global batch; None for all.
       dtype: of the vectors that batches carry.

@@ -40,13 +40,11 @@ from clara_jax.stages import find_stage
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What one command does.
+    """What one command does: runs in order, in the folder `workdir`.
 
     Attributes:
-      workdir: the folder of it all.
-      runs: in order; a single one unless the config has ``stages``.
-      quickstart: settings of the generated data, or None.
-      mix, report: settings of the data that is mixed and of the last report, or None.
+      quickstart, mix, report: settings of the generated data, of the data that is mixed
+        and of the last report, or None.
       minutes: of the whole; 0 for any time.
       shares: of the time, by the runs' folder names, and ``report``.
     """
@@ -61,11 +59,7 @@ class Experiment:
 
 
 def read_experiment(arguments: Sequence[str]) -> Experiment:
-    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all.
-
-    Raises:
-      ClaraError: one line on whatever is wrong: the file, a field's name or a value.
-    """
+    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all."""
     path, argument, overrides = _split(list(arguments))
     config = load_config(path, argument)
     argv = ["train", *(_checked(text, config) for text in overrides)]
@@ -88,11 +82,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def load_config(path: str, argument: str | None = None) -> ConfigDict:
-    """Run ``get_config(argument)`` of a Python file, without argument if it is None.
-
-    Raises:
-      ClaraError: no such file, or one that fails; names file and line.
-    """
+    """Run ``get_config(argument)`` of a Python file, without argument if it is None."""
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
     spec = importlib.util.spec_from_file_location("clara_jax_config", path)
@@ -124,11 +114,7 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
 
 
 def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
-    """Turn a config into validated runs.
-
-    Raises:
-      ClaraError: a field that is unknown, missing or wrong.
-    """
+    """Turn a config into validated runs."""
     values = _plain(config)
     names = ("quickstart", "mix", "report")
     groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}

@@ -37,8 +37,7 @@ def make_feed(
     """Make the training batches; vectors that are cached are made now.
 
     Args:
-      parts: of the run.
-      claim: makes the run's folder, before vectors are written to it.
+      parts, claim: of the run; makes its folder, before vectors are written to it.
       stop: asked from time to time whether to end early.
       late: likewise, whether to make do with the records whose documents are compressed
         by then; None compresses all.
@@ -102,11 +101,7 @@ class Pinned:
         return state if self.note is None else {"store": self.note, "feed": state}
 
     def set_state(self, state: Any) -> None:
-        """Go to a position of `get_state`.
-
-        Raises:
-          ClaraError: the run had another store, or other documents in it.
-        """
+        """Go to a position of `get_state`; refuse another store or its documents."""
         before = state.get("store")
         if before != self._note:
             raise ClaraError(

@@ -45,13 +45,9 @@ class RunFolder:
         self._held: IO[bytes] | None = None
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a folder in which this run may not go on.
+        """Refuse a folder with another config's run, unless that never logged or saved.
 
-        A folder whose run never logged or saved anything may be used again.
-
-        Raises:
-          ClaraError: it holds a run with another config (names the fields), or
-            something else.
+        Refuse one without a run that holds something else, too.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ClaraError(

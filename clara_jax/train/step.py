@@ -38,14 +38,9 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 def total_weights(loss: Loss, network: Network, parts: Batch) -> dict[str, Array]:
     """Add up the weights of a loss's terms over microbatches ``[parts, rows, ...]``.
 
-    Only the weights are kept, which depend on the batch alone, so that compilation
-    leaves nothing of the forward pass.
+    They depend on the batch alone: compilation leaves nothing of the forward pass.
     """
-
-    def weigh(_, batch: Batch):
-        return None, loss(network, batch, None)[1]
-
-    _, weights = jax.lax.scan(weigh, None, parts)
+    weights = jax.lax.map(lambda batch: loss(network, batch, None)[1], parts)
     return jax.tree.map(lambda w: w.sum(0), weights)
 
 

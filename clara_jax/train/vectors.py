@@ -49,20 +49,13 @@ def cached_vectors(
 ) -> np.ndarray | None:
     """Compress every document, or find that an earlier command did.
 
-    Args:
-      folder: holds ``vectors.bin`` and ``vectors.json``.
-      clara: whose compressor reads.
-      documents: texts; distinct ones, as `UniqueDocuments` gives them.
-      batch_size: documents compressed together.
-      stop: asked after every chunk whether to end early.
-      late: likewise, whether to make do with so many documents as are done by then.
+    The `folder` holds ``vectors.bin`` and ``vectors.json``. After every chunk `stop` is
+    asked whether to end early, and `late` whether to make do with so many documents as
+    are done by then.
 
     Returns:
       A memory map ``[len(documents), M, D]`` in the compute type, of the first
       documents only after `late`; None after `stop`.
-
-    Raises:
-      ClaraError: the file cannot be written.
     """
     network, memory = clara.network, clara.memory
     shape = (len(documents), memory.num_memory, network.model.config.width)

@@ -48,9 +48,7 @@ class Start:
 
     Attributes:
       network: all that is frozen. In ``lm``, which trains them, ``params`` are None.
-      trainable: adapter name to tree, given to the optimizer.
       tokenizer: of the base, before special tokens are added.
-      eos_ids: ids that end an answer.
       reference: what ``clara.json`` will name as the backbone.
     """
 
@@ -63,9 +61,8 @@ class Start:
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """Return the model folder that holds the result of training."""
         model, backbone = self.network.model, self.network.backbone
-        adapters, rows = to_host(
-            ({**self.network.adapters, **trainable}, backbone.get("rows"))
-        )
+        adapters = to_host({**self.network.adapters, **trainable})
+        rows = to_host(backbone.get("rows"))
         trains_backbone = STAGES[config.stage].trains_backbone
         # Only a folder with a backbone of its own holds these. Files hold no codes:
         # such a backbone is written as it was used.
@@ -168,12 +165,12 @@ def make_adapters(
 ) -> tuple[dict[str, Params], dict[str, Any]]:
     """Return adapters by name and the frozen rows, of an earlier run or new ones.
 
+    Works under ``jax.eval_shape``.
+
     Args:
-      config: stage, ``reinit``, memory and LoRA settings.
-      model: for the shapes of adapters.
+      config, model: stage, ``reinit`` and settings; what has the adapters.
       params: the backbone, whose tables new memory tokens, marks and (untied) rows of
-        the head resemble; see ``clara.init_rows``. Shapes will do under
-        ``jax.eval_shape``.
+        the head resemble; see ``clara.init_rows``.
       earlier: what ``init_from`` holds, or None.
       key: root of all draws; each name has its own.
       placement: where new adapters are made; None for the default device.
