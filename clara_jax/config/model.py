@@ -114,11 +114,9 @@ class ModelConfig:
         require(heads % kv_heads == 0, "model.num_kv_heads", uneven)
         wrong = f"must be above 0 or none, not {window}"
         require(window is None or window > 0, "model.sliding_window", wrong)
-        require(
-            all(0 <= layer < self.num_layers for layer in self.full_layers),
-            "model.full_layers",
-            f"must name layers from 0 to {self.num_layers - 1}, not {self.full_layers}",
-        )
+        known = all(0 <= layer < self.num_layers for layer in self.full_layers)
+        wrong = f"must name layers from 0 to {self.num_layers - 1}, not "
+        require(known, "model.full_layers", f"{wrong}{self.full_layers}")
         check_choices("model", self)
 
 
@@ -166,12 +164,9 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         positive("memory", self, "doc_max_length", "compression_rate")
-        require(
-            self.compression_rate <= self.doc_max_length,
-            "memory.compression_rate",
-            f"{self.compression_rate} leaves no memory token for documents of "
-            f"{self.doc_max_length} tokens",
-        )
+        length, rate = self.doc_max_length, self.compression_rate
+        none = f"{rate} leaves no memory token for documents of {length} tokens"
+        require(rate <= length, "memory.compression_rate", none)
 
     @property
     def num_memory(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from clara_jax.config.model import (
@@ -75,11 +76,9 @@ class DataConfig:
         check_choices("data", self)
         for name in ("doc_buckets", "prompt_buckets"):
             lengths = getattr(self, name)
-            require(
-                list(lengths) == sorted(set(lengths)) and all(n > 0 for n in lengths),
-                f"data.{name}",
-                f"must ascend and be above 0, not {lengths}",
-            )
+            ascend = all(a < b for a, b in itertools.pairwise((0, *lengths)))
+            wrong = f"must ascend and be above 0, not {lengths}"
+            require(ascend, f"data.{name}", wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +177,8 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require(
-                value > 0 or value == -1,
-                f"mesh.{name}",
-                f"must be above 0, or -1 for the devices left, not {value}",
-            )
+            wrong = f"must be above 0, or -1 for the devices left, not {value}"
+            require(value > 0 or value == -1, f"mesh.{name}", wrong)
 
 
 @dataclasses.dataclass(frozen=True)

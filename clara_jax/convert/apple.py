@@ -103,10 +103,10 @@ _FIELDS: dict[str, Any] = {
 def apple_base(folder: Path) -> str:
     """Return the base model that a checkpoint names."""
     path = folder / "config.json"
-    name = Fields(read_json(path), str(path)).get("decoder_model_name", str)
-    if not name:
-        raise ClaraError(f"{path}: field 'decoder_model_name' is empty")
-    return name
+    fields = Fields(read_json(path), str(path))
+    if name := fields.get("decoder_model_name", str):
+        return name
+    raise fields.error("field 'decoder_model_name' is empty")
 
 
 def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
@@ -219,18 +219,16 @@ def _check_table(
 ) -> None:
     if not isinstance(table, np.ndarray):
         raise ClaraError(f"{where} is missing")
-    text, special = clara.text_vocab, clara.memory.num_special
+    text, special, rows = clara.text_vocab, clara.memory.num_special, config.vocab_size
     shape = (text + special, config.width)
     if table.shape != shape:
         raise ClaraError(
             f"{where} has shape {list(table.shape)}, but {list(shape)} is needed: the "
             f"base tokenizer's {text} tokens and {special} special ones"
         )
-    if text > config.vocab_size:
-        raise ClaraError(
-            f"{where}: the base tokenizer has {text} tokens, but the base model "
-            f"only {config.vocab_size} rows"
-        )
+    if text > rows:
+        have = f"the base tokenizer has {text} tokens, but the base model only {rows}"
+        raise ClaraError(f"{where}: {have} rows")
 
 
 def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:

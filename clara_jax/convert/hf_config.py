@@ -156,7 +156,7 @@ def model_config_from_hf(
     head_dim = fields.get("head_dim", int, 0) or sizes["width"] // max(heads, 1)
     bias = family in ("Llama", "Qwen3") and fields.get("attention_bias", bool, False)
     window, full_layers = _read_window(fields, family)
-    stored = str(values.get("dtype") or values.get("torch_dtype") or "")
+    stored = str(values.get("dtype") or values.get("torch_dtype"))
     stored = stored.removeprefix("torch.")
     dtype: Any = param_dtype or (stored if stored in DTYPES else "float32")
     return ModelConfig(
@@ -247,14 +247,10 @@ def _read_rope(fields: Fields, head_dim: int, phi: bool) -> RopeConfig:
         )
     longest = fields.get("max_position_embeddings", int)
     if longest < 2:
-        raise fields.error(
-            f"field 'max_position_embeddings' is {longest}; no text is that short"
-        )
-    found: dict[str, Any] = {
-        "theta": rope.get("rope_theta", float, 10000.0),
-        "fraction": fraction,
-        "max_position": longest,
-    }
+        name = "max_position_embeddings"
+        raise fields.error(f"field '{name}' is {longest}; no text is that short")
+    theta = rope.get("rope_theta", float, 10000.0)
+    found: dict = {"theta": theta, "fraction": fraction, "max_position": longest}
     if kind not in ("default", "linear"):
         name = "original_max_position_embeddings"
         top = fields.get(name, int, 0)
@@ -330,11 +326,10 @@ def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     read = model_config_from_hf(values, "config.json")
     wanted = dataclasses.replace(config, rope=rope)
     found = dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+    for name, ours in vars(wanted).items():
+        theirs = getattr(found, name)
         if ours != theirs:
-            difference = f"'{field.name}' would be {theirs!r}, not {ours!r}"
-            raise _no_form(f"as {family}, {difference}")
+            raise _no_form(f"as {family}, '{name}' would be {theirs!r}, not {ours!r}")
     return values
 
 

@@ -160,7 +160,7 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Return the folder of the model of this name, or None where there is none."""
+    """Return the folder of the model of this name, if there is one."""
     places = [f / name for f in _folders()] if _NAME.fullmatch(name) else []
     return next((place for place in places if _form_of(place) == "peft"), None)
 

@@ -128,9 +128,8 @@ class ModelFolder:
         """Return one role's LoRA tree; refuse a role that the model does not have."""
         _, adapters, _ = self.parts()
         if role not in adapters:
-            raise ClaraError(
-                f"the source has no {role}; it has {', '.join(self.roles())}"
-            )
+            roles = ", ".join(self.roles())
+            raise ClaraError(f"the source has no {role}; it has {roles}")
         return adapters[role]
 
     def tables(self, dtype: str) -> dict[str, Outgoing]:
@@ -153,13 +152,12 @@ class ModelFolder:
 
     def needed_name(self, name: str) -> str:
         """Return `name` or else the base model's own; refuse one that has none."""
-        name = name or self.base_name()
-        if not name:
-            raise ClaraError(
-                "the source does not say what its base model is called; give its hub "
-                "name or path with --base-name"
-            )
-        return name
+        if name := name or self.base_name():
+            return name
+        raise ClaraError(
+            "the source does not say what its base model is called; give its hub name "
+            "or path with --base-name"
+        )
 
 
 def write_model_folder(
@@ -172,12 +170,11 @@ def write_model_folder(
     by rename.
     """
     path = Path(path).absolute()
-    if not update or not path.exists():
-        with new_folder(path) as whole:
-            _write_parts(whole, model)
-        return
-    with folder_beside(path) as whole:
+    update = update and path.exists()
+    with folder_beside(path) if update else new_folder(path) as whole:
         _write_parts(whole, model)
+        if not update:
+            return
         # model.json last: a folder without it is no model folder yet.
         for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
             if part.is_dir():

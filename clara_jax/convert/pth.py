@@ -317,10 +317,7 @@ def write_pth(path: Path, values: dict[str, Any]) -> None:
 
 
 def _add(
-    archive: zipfile.ZipFile,
-    name: str,
-    size: int,
-    blocks: Iterable[bytes | memoryview],
+    archive: zipfile.ZipFile, name: str, size: int, blocks: Iterable[bytes | memoryview]
 ) -> None:
     """Put an entry at the archive's end, its data at a multiple of the alignment."""
     info = zipfile.ZipInfo(name)
