@@ -67,11 +67,8 @@ WRITERS = {
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = Parser(
-        prog="python -m clara_jax.convert",
-        description="Convert a model to a model folder, or a CLaRa model (to-...) to "
-        "what others read.",
-    )
+    what = "Convert a model to a model folder, or a CLaRa model (to-...) to what others"
+    parser = Parser(prog="python -m clara_jax.convert", description=f"{what} read.")
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
     for form, (source, text) in READERS.items():
         sub = forms.add_parser(form, help=text, description=f"Convert {text}.")
@@ -152,12 +149,12 @@ def _summary(model: ModelFolder, destination: Path) -> str:
         f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",
     ]
     option = "backbone"
-    if model.clara is not None:
+    if clara := model.clara:
         option, roles = "init_from", [r for r in model.adapters or {} if r != "memory"]
         lines.append(
-            f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
-            f"{model.clara.memory.num_memory} memory vectors per document of "
-            f"{model.clara.memory.doc_max_length} tokens"
+            f"  adapters: {', '.join(roles)}; LoRA rank {clara.lora.rank}; "
+            f"{clara.memory.num_memory} memory vectors per document of "
+            f"{clara.memory.doc_max_length} tokens"
         )
     command = "python -m clara_jax.train --config configs/X.py"
     return "\n".join([*lines, f"next: {command} --config.{option}={destination}"])

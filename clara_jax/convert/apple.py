@@ -40,11 +40,11 @@ from clara_jax.shapes import Params
 from clara_jax.text import NAME_KEY
 
 ROLES = {
+    "decoder_adapter": "generator",
     "encoder_adapter": "compressor",
     "query_reasoner_adapter": "reasoner",
-    "decoder_adapter": "generator",
 }
-"""The original's names of the adapters, and ours."""
+"""The original's names of the adapters in the order of its files, and ours."""
 
 STAGES = {
     "scp": "stage1",
@@ -60,7 +60,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WRONG_BASE = 0.1
 """Relative distance of embeddings above which the base is taken for another model."""
 
-_ORDER = ("decoder_adapter", "encoder_adapter", "query_reasoner_adapter")
 _WITH_TABLES = {
     "stage1": ("decoder_adapter", "encoder_adapter"),
     "stage1_2": ("decoder_adapter",),
@@ -261,18 +260,17 @@ def write_apple_checkpoint(
     the model was read from, else the base's.
     """
     clara, adapters, _ = model.parts()
-    ours = _fields(clara, model.needed_name(name))
-    fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank}
-    fields |= {**clara.original.fields, **ours}
-    stage, stored = ours["training_stage"], model.config.param_dtype
+    fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank, **clara.original.fields}
+    fields |= _fields(clara, model.needed_name(name))
+    stage, stored = fields["training_stage"], model.config.param_dtype
     kind = dtype or clara.original.adapter_dtype or stored
     # PEFT stores a tied head too: the embedding under both names, in one storage.
     tables = model.tables(kind)
     extra = {EMBEDDING: tables["embed"], HEAD: tables.get("head", tables["embed"])}
     groups = {}
-    for theirs in _ORDER:
-        if ROLES[theirs] in adapters:
-            groups[theirs] = _adapter(model, clara.lora, adapters[ROLES[theirs]], kind)
+    for theirs, ours in ROLES.items():
+        if ours in adapters:
+            groups[theirs] = _adapter(model, clara.lora, adapters[ours], kind)
             if theirs in _WITH_TABLES.get(stage, ()):
                 groups[theirs] |= extra
     tables = model.tables(dtype or clara.original.table_dtype or stored)

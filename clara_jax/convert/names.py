@@ -148,15 +148,8 @@ def _backbone_tensors(
 
 
 def _axis_sizes(config: ModelConfig) -> dict[str, int]:
-    heads = config.num_heads * config.head_dim
-    kv_heads = config.num_kv_heads * config.head_dim
-    return {
-        "V": config.vocab_size,
-        "D": config.width,
-        "H": config.head_dim,
-        "NH": heads,
-        "KH": kv_heads,
-        "QKV": heads + 2 * kv_heads,
-        "F": config.mlp_dim,
-        "2F": 2 * config.mlp_dim,
-    }
+    sizes = {"V": config.vocab_size, "D": config.width, "H": config.head_dim}
+    sizes["NH"] = config.num_heads * config.head_dim
+    sizes["KH"] = config.num_kv_heads * config.head_dim
+    sizes["QKV"] = sizes["NH"] + 2 * sizes["KH"]
+    return {**sizes, "F": config.mlp_dim, "2F": 2 * config.mlp_dim}

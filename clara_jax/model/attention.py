@@ -183,13 +183,10 @@ def takes_fused(
         raise ClaraError(
             f"attention is '{attention}', but must be one of {', '.join(ATTENTIONS)}"
         )
-    if attention == "xla":
-        return False
     forced = attention == "cudnn"
-    if not forced and not _on_nvidia():
+    if attention == "xla" or not (forced or _on_nvidia()):
         return False
-    head = query.shape[-1]
-    refusal = None
+    head, refusal = query.shape[-1], None
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         refusal = f"it needs bfloat16 or float16, not {query.dtype}"
     elif head % 8 or head > _LARGEST_HEAD:

@@ -122,11 +122,6 @@ class ClaraTokenizer:
         """Write the base tokenizer and its `name`, without the special tokens."""
         self.base.save_pretrained(str(folder))
 
-    @property
-    def num_special(self) -> int:
-        """E, memory tokens and the three markers."""
-        return self.num_memory + 3
-
     def slots(self, num_documents: int, separator: bool = True) -> str:
         """Spell J documents in a prompt: M memory tokens each, and SEP if asked for."""
         names = [f"MEM{i}" for i in range(self.num_memory)]

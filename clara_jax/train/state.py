@@ -164,8 +164,6 @@ def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 def _decayed(params: Any) -> Any:
     """Mark the leaves that decay, by name: ranks do not tell, as layers are stacked."""
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return getattr(path[-1], "key", None) not in ("scale", "bias")
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) not in ("scale", "bias"), params
+    )
