@@ -217,12 +217,12 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
     rank, alpha = fields.positive("r"), fields.get("lora_alpha", float)
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    lora = LoraConfig(rank, alpha, fields.get("lora_dropout", float, 0.0))
+    dropout = fields.get("lora_dropout", float, 0.0)
     file = SafetensorsFile(folder / WEIGHTS)
     # PEFT adds copies of the embedding and the head when they were resized.
     copies = ("embed_tokens.weight", "head.weight")
     shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
-    lora = dataclasses.replace(lora, layers=covered_layers(config, shapes))
+    lora = LoraConfig(rank, alpha, dropout, covered_layers(config, shapes))
     return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
 
 

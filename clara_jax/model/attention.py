@@ -275,15 +275,22 @@ class Attention(nn.Module):
     that matters, never NaN, forwards and backwards.
 
     Attributes:
-      config: the backbone's shape.
-      linear, norm: arguments of each `Linear` by its name, and of `RMSNorm`.
       implementation: out of `ATTENTIONS`, for whole rows padded on the right; rows
         under a mask, cached ones among them, are always XLA's.
     """
 
-    config: ModelConfig
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    qk_norm: bool
+    norm_eps: float
+    fused: bool
+    qkv_bias: bool
+    output_bias: bool
     linear: dict[str, dict]
-    norm: dict[str, Any]
+    dtype: str
+    param_dtype: str
     implementation: str
 
     @nn.compact
@@ -296,22 +303,21 @@ class Attention(nn.Module):
         start: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Mix `x` over the keys it sees, those of `cache` included."""
-        config = self.config
-        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        widths = [n * config.head_dim for n in heads]
-        if config.fused_qkv:
-            fused = self._linear("query_key_value", sum(widths), config.qkv_bias)(x)
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        widths = [n * self.head_dim for n in heads]
+        if self.fused:
+            fused = self._linear("query_key_value", sum(widths), self.qkv_bias)(x)
             parts = jnp.split(fused, (widths[0], widths[0] + widths[1]), axis=-1)
         else:
             names = zip(("query", "key", "value"), widths, strict=True)
-            parts = [self._linear(*name, config.qkv_bias)(x) for name in names]
+            parts = [self._linear(*name, self.qkv_bias)(x) for name in names]
         query, key, value = (
-            part.reshape(*x.shape[:2], n, config.head_dim)
+            part.reshape(*x.shape[:2], n, self.head_dim)
             for part, n in zip(parts, heads, strict=True)
         )
-        if config.qk_norm:
-            query = RMSNorm(**self.norm, name="query_norm")(query)
-            key = RMSNorm(**self.norm, name="key_norm")(key)
+        if self.qk_norm:
+            query = self._norm("query_norm")(query)
+            key = self._norm("key_norm")(key)
         query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
             assert start is not None
@@ -320,12 +326,30 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, place)
             cache = (key, value)
         if visible is None:
-            options = config.sliding_window, self.implementation
+            options = self.window, self.implementation
             mixed = causal_attention(query, key, value, *options)
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
-        flat = mixed.reshape(*x.shape[:2], widths[0])
-        return self._linear("output", x.shape[-1], config.output_bias)(flat), cache
+        flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
+        return self._linear("output", x.shape[-1], self.output_bias)(flat), cache
 
     def _linear(self, name: str, features: int, bias: bool) -> Linear:
         return Linear(features, use_bias=bias, name=name, **self.linear[name])
+
+    def _norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.norm_eps, self.dtype, self.param_dtype, name=name)
+
+
+def attention_settings(
+    config: ModelConfig, linear: dict[str, dict], implementation: str = "auto"
+) -> dict[str, Any]:
+    """Return the arguments of the `Attention` that `config` describes."""
+    same = "num_heads num_kv_heads head_dim qk_norm norm_eps qkv_bias output_bias"
+    names = (*same.split(), "dtype", "param_dtype")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "window": config.sliding_window,
+        "fused": config.fused_qkv,
+        "linear": linear,
+        "implementation": implementation,
+    }

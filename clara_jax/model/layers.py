@@ -142,6 +142,10 @@ def _rounded_product(x, kernel):
     return wide.astype(x.dtype)
 
 
+def _product_forward(x, kernel):
+    return _rounded_product(x, kernel), (x, kernel)
+
+
 def _product_backward(saved, gradient):
     # The derivative of a wide product would multiply the widened gradient.
     x, kernel = saved
@@ -150,6 +154,4 @@ def _product_backward(saved, gradient):
     return _rounded_product(gradient, kernel.T), wide.astype(kernel.dtype)
 
 
-_rounded_product.defvjp(
-    lambda x, kernel: (_rounded_product(x, kernel), (x, kernel)), _product_backward
-)
+_rounded_product.defvjp(_product_forward, _product_backward)

@@ -12,6 +12,7 @@ from clara_jax.model.attention import (
     Cache,
     LayerCache,
     Rotation,
+    attention_settings,
     visible_keys,
 )
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
@@ -33,34 +34,36 @@ _POLICIES = {
 class Mlp(nn.Module):
     """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
 
-    config: ModelConfig
+    hidden: int
+    fused: bool
+    use_bias: bool
     linear: dict[str, dict]
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         """Map each token on its own."""
-        hidden = self.config.mlp_dim
-        if self.config.fused_gate_up:
-            gate, up = jnp.split(self._linear("gate_up", 2 * hidden)(x), 2, axis=-1)
+        if self.fused:
+            both = self._linear("gate_up", 2 * self.hidden)(x)
+            gate, up = jnp.split(both, 2, axis=-1)
         else:
-            gate, up = self._linear("gate", hidden)(x), self._linear("up", hidden)(x)
+            gate = self._linear("gate", self.hidden)(x)
+            up = self._linear("up", self.hidden)(x)
         return self._linear("down", x.shape[-1])(nn.silu(gate) * up)
 
     def _linear(self, name: str, features: int) -> Linear:
-        bias = self.config.mlp_bias
-        return Linear(features, use_bias=bias, name=name, **self.linear[name])
+        return Linear(features, use_bias=self.use_bias, name=name, **self.linear[name])
 
 
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on a normed residual stream.
 
-    For the attributes see `Attention`.
+    Attributes:
+      attention, mlp, norm: arguments of `Attention`, `Mlp` and `RMSNorm`.
     """
 
-    config: ModelConfig
-    linear: dict[str, dict]
+    attention: dict[str, Any]
+    mlp: dict[str, Any]
     norm: dict[str, Any]
-    implementation: str
 
     @nn.compact
     def __call__(
@@ -79,9 +82,8 @@ class Block(nn.Module):
         `visible`.
         """
         x = place(x, "batch", None, None)
-        shared = self.config, self.linear
-        attention = Attention(*shared, self.norm, self.implementation, name="attention")
-        mlp = Mlp(*shared, name="mlp")
+        attention = Attention(**self.attention, name="attention")
+        mlp = Mlp(**self.mlp, name="mlp")
         input_norm = RMSNorm(**self.norm, name="input_norm")
         post_norm = RMSNorm(**self.norm, name="post_norm")
         if full is not None:
@@ -90,6 +92,28 @@ class Block(nn.Module):
         mixed, cache = attention(input_norm(x), rotation, visible, cache, start)
         x = x + mixed
         return x + mlp(post_norm(x)), cache
+
+
+def block_settings(
+    config: ModelConfig, lora: LoraConfig | None, attention: str = "auto"
+) -> dict[str, Any]:
+    """Return the arguments of the `Block` that `config` describes."""
+    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    linear: dict[str, dict] = dict.fromkeys(LORA_LAYERS, types)
+    if lora is not None:
+        scale = lora.alpha / lora.rank
+        adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
+        linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
+    return {
+        "attention": attention_settings(config, linear, attention),
+        "mlp": {
+            "hidden": config.mlp_dim,
+            "fused": config.fused_gate_up,
+            "use_bias": config.mlp_bias,
+            "linear": linear,
+        },
+        "norm": {"eps": config.norm_eps, **types},
+    }
 
 
 class Transformer(nn.Module):
@@ -125,13 +149,7 @@ class Transformer(nn.Module):
         param_dtype = jnp.dtype(config.param_dtype)
         table = (config.vocab_size, config.width)
         self.embedding = _Table(table, param_dtype, "embedding", name="embed")
-        types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        norm = {"eps": config.norm_eps, **types}
-        linear: dict[str, dict] = dict.fromkeys(LORA_LAYERS, types)
-        if lora := self.lora:
-            scale = lora.alpha / lora.rank
-            adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
-            linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
+        settings = block_settings(config, self.lora, self.attention)
         block = Block
         if config.remat != "none":
             policy = _POLICIES[config.remat]
@@ -143,8 +161,8 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 4, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
-        )(config, linear, norm, self.attention)
-        self.final_norm = RMSNorm(**norm)
+        )(**settings)
+        self.final_norm = RMSNorm(**settings["norm"])
         if not config.tied:
             self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")
 

@@ -218,8 +218,7 @@ def _checked(text: str, config: ConfigDict) -> str:
             f"config field '{path}' is a group; set one of its fields, as in "
             f"--config.{path}.{first}=..."
         )
-    stages: Any = config.get("stages") or ()
-    for stage in stages:
+    for stage in config.get("stages") or ():
         inner: Any = stage
         for part in parts:
             inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None
