@@ -17,7 +17,7 @@ import numpy as np
 from clara_jax.clara.network import Network
 from clara_jax.config import to_dict
 from clara_jax.distributed import to_host
-from clara_jax.shapes import Array, Params, Shaped
+from clara_jax.shapes import Array, Shaped
 
 SAMPLE = 4096
 """Numbers that are looked at in an array of the backbone."""
@@ -40,7 +40,7 @@ def vector_fingerprint(network: Network) -> str:
     """
     model, backbone, adapters = network.model, network.backbone, network.adapters
     settings: dict[str, Any] = {
-        "shape": {k: v for k, v in to_dict(model.config).items() if k not in _RUN_TIME},
+        "shape": backbone_shape(network),
         "text_vocab": model.text_vocab,
         "num_memory": network.num_memory,
     }
@@ -53,14 +53,21 @@ def vector_fingerprint(network: Network) -> str:
         "memory": adapters["memory"],
         "marks": backbone["rows"]["marks"],
     }
-    for name, leaf in _named(whole):
+    for name, leaf in named_leaves(whole):
         _add(digest, name, leaf.shape, to_host(leaf).astype(np.float32))
-    for name, leaf in _named(adapters.get("backbone", backbone["params"])):
+    for name, leaf in named_leaves(adapters.get("backbone", backbone["params"])):
         _add(digest, name, leaf.shape, _sample(leaf))
     return digest.hexdigest()
 
 
-def _named(tree: Params) -> list[tuple[str, Any]]:
+def backbone_shape(network: Network) -> dict[str, Any]:
+    """Return the backbone's settings, without those that only say how it is run."""
+    shape = to_dict(network.model.config)
+    return {k: v for k, v in shape.items() if k not in _RUN_TIME}
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Return the arrays of a tree with their names, keys joined by slashes."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]

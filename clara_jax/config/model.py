@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from clara_jax.config.parsing import check_choices, positive, require
+from clara_jax.config.parsing import below_one, check_choices, positive, require
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
@@ -69,12 +69,7 @@ class ModelConfig:
 
     Attributes:
       vocab_size: V, rows of the embedding table as stored.
-      width: D.
-      num_layers: depth.
-      num_heads: N.
-      num_kv_heads: K.
-      head_dim: H.
-      mlp_dim: F.
+      width, num_heads, num_kv_heads, head_dim, mlp_dim: D, N, K, H, F.
       norm_eps: added to the mean square in every RMSNorm.
       tied: the output head is the embedding table.
       qkv_bias, output_bias, mlp_bias: which projections carry a bias.
@@ -114,21 +109,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         sizes = "vocab_size width num_layers num_heads num_kv_heads head_dim mlp_dim"
         positive("model", self, *sizes.split(), "norm_eps")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "model.num_kv_heads",
-            f"{self.num_kv_heads} does not divide num_heads {self.num_heads}",
-        )
-        require(
-            self.sliding_window is None or self.sliding_window > 0,
-            "model.sliding_window",
-            f"must be above 0 or none, not {self.sliding_window}",
-        )
-        require(
-            all(0 <= layer < self.num_layers for layer in self.full_layers),
-            "model.full_layers",
-            f"must name layers from 0 to {self.num_layers - 1}, not {self.full_layers}",
-        )
+        heads, kv_heads, window = self.num_heads, self.num_kv_heads, self.sliding_window
+        uneven = f"{kv_heads} does not divide num_heads {heads}"
+        require(heads % kv_heads == 0, "model.num_kv_heads", uneven)
+        wrong = f"must be above 0 or none, not {window}"
+        require(window is None or window > 0, "model.sliding_window", wrong)
+        known = all(0 <= layer < self.num_layers for layer in self.full_layers)
+        wrong = f"must name layers from 0 to {self.num_layers - 1}, not "
+        require(known, "model.full_layers", f"{wrong}{self.full_layers}")
         check_choices("model", self)
 
 
@@ -151,11 +139,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         positive("lora", self, "rank", "alpha")
-        require(
-            0 <= self.dropout < 1,
-            "lora.dropout",
-            f"must be in [0, 1), not {self.dropout}",
-        )
+        below_one("lora", self, "dropout")
         require(bool(self.layers), "lora.layers", "names no layer; use ('all',)")
         check_choices("lora", self)
 
@@ -180,12 +164,9 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         positive("memory", self, "doc_max_length", "compression_rate")
-        require(
-            self.compression_rate <= self.doc_max_length,
-            "memory.compression_rate",
-            f"{self.compression_rate} leaves no memory token for documents of "
-            f"{self.doc_max_length} tokens",
-        )
+        length, rate = self.doc_max_length, self.compression_rate
+        none = f"{rate} leaves no memory token for documents of {length} tokens"
+        require(rate <= length, "memory.compression_rate", none)
 
     @property
     def num_memory(self) -> int:

@@ -1,7 +1,4 @@
-"""Plain mappings to checked dataclasses and back.
-
-Every refusal is one `ClaraError` that names the field as the user wrote it.
-"""
+"""Plain mappings to checked dataclasses and back; errors name the user's field."""
 
 from __future__ import annotations
 
@@ -38,6 +35,13 @@ def not_negative(section: str, obj: Any, *names: str) -> None:
         require(value >= 0, field, f"must not be negative, but is {value}")
 
 
+def below_one(section: str, obj: Any, *names: str) -> None:
+    """Refuse the fields of `obj` called `names` that are not from 0 to below 1."""
+    for name in names:
+        value = getattr(obj, name)
+        require(0 <= value < 1, f"{section}.{name}", f"must be in [0, 1), not {value}")
+
+
 def check_choices(section: str, obj: Any) -> None:
     """Refuse values of fields of type ``Literal``, or tuples of it, that it lacks."""
     for name, hint in typing.get_type_hints(type(obj)).items():
@@ -58,10 +62,8 @@ def check_choices(section: str, obj: Any) -> None:
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build dataclass `cls` from a mapping, nested ones included.
 
-    Args:
-      cls: a dataclass, its fields plain values, tuples or dataclasses.
-      values: field values; lists become tuples where the field is a tuple.
-      where: what the mapping was read from, put before field names in errors.
+    Lists become tuples where the field is a tuple. Errors put `where`, what the mapping
+    was read from, before field names.
 
     Raises:
       ClaraError: a key that `cls` does not have (the nearest one is suggested), a
@@ -108,9 +110,8 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ClaraError(
-            f"config field '{path}' must be {hint.__name__}, not {value!r}"
-        )
+        name = hint.__name__
+        raise ClaraError(f"config field '{path}' must be {name}, not {value!r}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from clara_jax.config.model import (
@@ -13,7 +14,13 @@ from clara_jax.config.model import (
     Remat,
     SelectionConfig,
 )
-from clara_jax.config.parsing import check_choices, not_negative, positive, require
+from clara_jax.config.parsing import (
+    below_one,
+    check_choices,
+    not_negative,
+    positive,
+    require,
+)
 
 Adapter = Literal["compressor", "generator", "memory", "reasoner"]
 Measure = Literal["loss", "shuffled", "recall", "answers"]
@@ -69,11 +76,9 @@ class DataConfig:
         check_choices("data", self)
         for name in ("doc_buckets", "prompt_buckets"):
             lengths = getattr(self, name)
-            require(
-                list(lengths) == sorted(set(lengths)) and all(n > 0 for n in lengths),
-                f"data.{name}",
-                f"must ascend and be above 0, not {lengths}",
-            )
+            ascend = all(a < b for a, b in itertools.pairwise((0, *lengths)))
+            wrong = f"must ascend and be above 0, not {lengths}"
+            require(ascend, f"data.{name}", wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +111,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         positive("optim", self, "learning_rate", "accumulate", "eps")
         not_negative("optim", self, "weight_decay", "clip_norm", "epochs", "steps")
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optim.{name}", f"must be in [0, 1), not {value}")
+        below_one("optim", self, "b1", "b2")
         check_choices("optim", self)
         lasts = self.steps > 0 or self.epochs > 0
         require(lasts, "optim.epochs", "or steps must be set")
@@ -173,13 +176,9 @@ class MeshConfig:
     slice: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("data", "fsdp", "tensor", "slice"):
-            value = getattr(self, name)
-            require(
-                value > 0 or value == -1,
-                f"mesh.{name}",
-                f"must be above 0, or -1 for the devices left, not {value}",
-            )
+        for name, value in vars(self).items():
+            wrong = f"must be above 0, or -1 for the devices left, not {value}"
+            require(value > 0 or value == -1, f"mesh.{name}", wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,17 +242,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.workdir), "workdir", "is empty; give a folder")
-        require(
-            bool(self.backbone or self.init_from),
-            "backbone",
-            "is empty and there is no init_from; name a base model",
-        )
+        without = "is empty and there is no init_from; name a base model"
+        require(bool(self.backbone or self.init_from), "backbone", without)
         not_negative("", self, "mse_weight", "seed", "minutes")
         require(self.seed < 2**32, "seed", f"must be below 2**32, not {self.seed}")
         check_choices("", self)
-        require(
-            self.data.batch_size % self.optim.accumulate == 0,
-            "optim.accumulate",
-            f"{self.optim.accumulate} does not divide data.batch_size "
-            f"{self.data.batch_size}",
-        )
+        rows, parts = self.data.batch_size, self.optim.accumulate
+        uneven = f"{parts} does not divide data.batch_size {rows}"
+        require(rows % parts == 0, "optim.accumulate", uneven)

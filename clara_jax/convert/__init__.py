@@ -16,11 +16,7 @@ from clara_jax.convert.model_folder import (
     ModelFolder,
     write_model_folder,
 )
-from clara_jax.convert.peft import (
-    export_adapters,
-    read_peft_adapter,
-    write_peft_folder,
-)
+from clara_jax.convert.peft import export_adapters, read_peft_adapter, write_peft_folder
 from clara_jax.convert.tensors import Placement
 
 __all__ = [

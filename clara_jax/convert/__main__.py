@@ -62,17 +62,13 @@ WRITERS = {
         "it is, without --role.",
     ),
 }
-"""Forms for others to read: what is written, the type of its tensors unless
-one is given, and what to know about it."""
+"""Forms for others to read: what is written, its default type, what to know of it."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
-    parser = Parser(
-        prog="python -m clara_jax.convert",
-        description="Convert a model to a model folder, or a CLaRa model (to-...) to "
-        "what others read.",
-    )
+    what = "Convert a model to a model folder, or a CLaRa model (to-...) to what others"
+    parser = Parser(prog="python -m clara_jax.convert", description=f"{what} read.")
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
     for form, (source, text) in READERS.items():
         sub = forms.add_parser(form, help=text, description=f"Convert {text}.")
@@ -87,10 +83,8 @@ def parser() -> argparse.ArgumentParser:
             text = "whose adapter" + " (default: all)" * (form == "to-peft")
             sub.add_argument("--role", choices=ROLES, default="", help=text)
         if form != "to-hf":
-            text = (
-                "what to call the base model in the files (default: the name or path "
-                "that it came from)"
-            )
+            text = "what to call the base model in the files (default: the name or "
+            text += "path that it came from)"
             sub.add_argument("--base-name", default="", help=text)
     return parser
 
@@ -102,12 +96,9 @@ def _add_options(
     sub.add_argument("destination", type=Path, help="a new folder")
     choices = ("float32", "bfloat16")
     sub.add_argument("--dtype", choices=choices, default="", help=dtype)
-    text = (
-        "the base model (folder, hub name, .gguf or model folder; default: the one "
-        "that the source names)"
-    )
+    text = "the base model (folder, hub name, .gguf or model folder; default: the one "
     if base:
-        sub.add_argument("--base", default="", help=text)
+        sub.add_argument("--base", default="", help=text + "that the source names)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,38 +129,35 @@ def _convert(options: argparse.Namespace) -> None:
         write_hf_folder(destination, model, options.role, dtype)
     else:
         write_model_folder(destination, model)
-    print(_listing(destination) if form in WRITERS else _summary(model, destination))
+    if form in READERS:
+        print(_summary(model, destination))
+        return
+    size = sum(p.stat().st_size for p in destination.rglob("*") if p.is_file())
+    names = ", ".join(sorted(path.name for path in destination.iterdir()))
+    print(f"{destination}: {size:,} bytes in {names}")
 
 
 def _summary(model: ModelFolder, destination: Path) -> str:
     """Describe in a few lines what was converted, and what to run next."""
     config = model.config
     numbers, size = count(model.params)
+    dtype = config.param_dtype
     lines = [
-        f"{destination}: {numbers:,} parameters, {size:,} bytes in "
-        f"{config.param_dtype}",
+        f"{destination}: {numbers:,} parameters, {size:,} bytes in {dtype}",
         f"  {config.num_layers} layers of width {config.width}, {config.num_heads} "
         f"heads ({config.num_kv_heads} for keys and values), vocabulary "
         f"{config.vocab_size:,} (tokenizer {len(model.tokenizer):,})",
     ]
     option = "backbone"
-    if model.clara is not None:
+    if clara := model.clara:
         option, roles = "init_from", [r for r in model.adapters or {} if r != "memory"]
         lines.append(
-            f"  adapters: {', '.join(roles)}; LoRA rank {model.clara.lora.rank}; "
-            f"{model.clara.memory.num_memory} memory vectors per document of "
-            f"{model.clara.memory.doc_max_length} tokens"
+            f"  adapters: {', '.join(roles)}; LoRA rank {clara.lora.rank}; "
+            f"{clara.memory.num_memory} memory vectors per document of "
+            f"{clara.memory.doc_max_length} tokens"
         )
     command = "python -m clara_jax.train --config configs/X.py"
-    lines.append(f"next: {command} --config.{option}={destination}")
-    return "\n".join(lines)
-
-
-def _listing(destination: Path) -> str:
-    """List in a line what was written for others."""
-    size = sum(p.stat().st_size for p in destination.rglob("*") if p.is_file())
-    names = sorted(path.name for path in destination.iterdir())
-    return f"{destination}: {size:,} bytes in {', '.join(names)}"
+    return "\n".join([*lines, f"next: {command} --config.{option}={destination}"])
 
 
 if __name__ == "__main__":

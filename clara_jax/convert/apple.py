@@ -3,13 +3,14 @@
 A folder holds ``config.json``, ``adapters.pth`` (LoRA by adapter) and
 ``decoder_first_last_layers.pth`` (the resized embedding, and the head when untied).
 Every other weight is that of the base model that ``config.json`` names. Which adapter
-carries a copy of the tables, in which order things stand and which fields
-``config.json`` has are those of files that the original wrote at each stage.
+has a copy of the tables, the order of entries and the fields of ``config.json`` are
+those of files that the original wrote at each stage.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,11 @@ from clara_jax.shapes import Params
 from clara_jax.text import NAME_KEY
 
 ROLES = {
+    "decoder_adapter": "generator",
     "encoder_adapter": "compressor",
     "query_reasoner_adapter": "reasoner",
-    "decoder_adapter": "generator",
 }
-"""The original's names of the adapters, and ours."""
+"""The original's names of the adapters in the order of its files, and ours."""
 
 STAGES = {
     "scp": "stage1",
@@ -59,7 +60,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WRONG_BASE = 0.1
 """Relative distance of embeddings above which the base is taken for another model."""
 
-_ORDER = ("decoder_adapter", "encoder_adapter", "query_reasoner_adapter")
 _WITH_TABLES = {
     "stage1": ("decoder_adapter", "encoder_adapter"),
     "stage1_2": ("decoder_adapter",),
@@ -102,10 +102,10 @@ _FIELDS: dict[str, Any] = {
 def apple_base(folder: Path) -> str:
     """Return the base model that a checkpoint names."""
     path = folder / "config.json"
-    name = Fields(read_json(path), str(path)).get("decoder_model_name", str)
-    if not name:
-        raise ClaraError(f"{path}: field 'decoder_model_name' is empty")
-    return name
+    fields = Fields(read_json(path), str(path))
+    if name := fields.get("decoder_model_name", str):
+        return name
+    raise fields.error("field 'decoder_model_name' is empty")
 
 
 def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
@@ -113,9 +113,6 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The base's first text rows (and head columns) are replaced where the checkpoint's
     differ, as the original does on loading.
-
-    Raises:
-      ClaraError: a file is missing, damaged or refused, or does not fit the base.
     """
     path = folder / "config.json"
     values = read_json(path)
@@ -192,9 +189,8 @@ def _read_adapters(
     groups = read_pth(path, keep=lambda key: key not in (EMBEDDING, HEAD))
     for name, group in groups.items():
         if name not in ROLES or not isinstance(group, dict):
-            raise ClaraError(
-                f"{path}: adapter '{name}' is unknown; known are {', '.join(ROLES)}"
-            )
+            known = ", ".join(ROLES)
+            raise ClaraError(f"{path}: adapter '{name}' is unknown; known are {known}")
         for key, array in group.items():
             if not isinstance(array, np.ndarray):
                 raise ClaraError(f"{path}: {name}: '{key}' is not a tensor")
@@ -222,18 +218,16 @@ def _check_table(
 ) -> None:
     if not isinstance(table, np.ndarray):
         raise ClaraError(f"{where} is missing")
-    text, special = clara.text_vocab, clara.memory.num_special
+    text, special, rows = clara.text_vocab, clara.memory.num_special, config.vocab_size
     shape = (text + special, config.width)
     if table.shape != shape:
         raise ClaraError(
             f"{where} has shape {list(table.shape)}, but {list(shape)} is needed: the "
             f"base tokenizer's {text} tokens and {special} special ones"
         )
-    if text > config.vocab_size:
-        raise ClaraError(
-            f"{where}: the base tokenizer has {text} tokens, but the base model "
-            f"only {config.vocab_size} rows"
-        )
+    if text > rows:
+        have = f"the base tokenizer has {text} tokens, but the base model only {rows}"
+        raise ClaraError(f"{where}: {have} rows")
 
 
 def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
@@ -256,33 +250,27 @@ def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
 def write_apple_checkpoint(
     path: str | os.PathLike, model: ModelFolder, dtype: str = "", name: str = ""
 ) -> None:
-    """Write a checkpoint that the original implementation loads.
+    """Write a checkpoint that the original implementation loads, to a new folder.
 
     It always scales LoRA by 2 (another scale is put into the B matrices), adapts all
     linear layers (others get zeros), selects at temperature 0.02 and drops out 0.1 in
     training. Of the base only the text rows are written; the original takes the rest
-    from the model that is named.
-
-    Args:
-      path: a new or empty folder.
-      model: a CLaRa model.
-      dtype: type of all tensors; empty takes that of the checkpoint the model was read
-        from, else the base's.
-      name: hub name or path of the base model; empty takes the one that it came from.
+    from the model that is named: by `name` (hub name or path) or, if that is empty, as
+    it came here. All tensors are of `dtype`; empty takes that of the checkpoint that
+    the model was read from, else the base's.
     """
     clara, adapters, _ = model.parts()
-    ours = _fields(clara, model.needed_name(name))
-    fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank}
-    fields |= {**clara.original.fields, **ours}
-    stage, stored = ours["training_stage"], model.config.param_dtype
+    fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank, **clara.original.fields}
+    fields |= _fields(clara, model.needed_name(name))
+    stage, stored = fields["training_stage"], model.config.param_dtype
     kind = dtype or clara.original.adapter_dtype or stored
     # PEFT stores a tied head too: the embedding under both names, in one storage.
     tables = model.tables(kind)
     extra = {EMBEDDING: tables["embed"], HEAD: tables.get("head", tables["embed"])}
     groups = {}
-    for theirs in _ORDER:
-        if ROLES[theirs] in adapters:
-            groups[theirs] = _adapter(model, clara.lora, adapters[ROLES[theirs]], kind)
+    for theirs, ours in ROLES.items():
+        if ours in adapters:
+            groups[theirs] = _adapter(model, clara.lora, adapters[ours], kind)
             if theirs in _WITH_TABLES.get(stage, ()):
                 groups[theirs] |= extra
     tables = model.tables(dtype or clara.original.table_dtype or stored)
@@ -307,14 +295,13 @@ def _adapter(
         array = extract(tree, tensor)
         return [array * factor if tensor.path[-1] == "b" else array]
 
-    def outgoing(tensor: TensorName) -> Outgoing:
-        return Outgoing(tensor.shape, np.dtype(dtype), lambda: made(tensor))
+    def registered(tensor: TensorName) -> tuple:
+        # As the modules of transformers are registered; Phi-3's o_proj is first.
+        _, room, name, _ = tensor.path
+        return tensor.layer, room, name == "query_key_value"
 
     every = lora_tensors(model.config, dataclasses.replace(lora, layers=("all",)))
-    return {t.name: outgoing(t) for t in sorted(every, key=_registered)}
-
-
-def _registered(tensor: TensorName) -> tuple:
-    """Sort as the modules of transformers are registered; Phi-3's o_proj is first."""
-    _, room, name, _ = tensor.path
-    return tensor.layer, room, name == "query_key_value"
+    return {
+        t.name: Outgoing(t.shape, np.dtype(dtype), functools.partial(made, t))
+        for t in sorted(every, key=registered)
+    }

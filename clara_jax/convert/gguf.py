@@ -1,8 +1,7 @@
 """GGUF files of llama.cpp: shape, weights (dequantized) and tokenizer.
 
-Tensors are dequantized one by one into the allocated tree. llama.cpp stores the rows
-of q and k of Llama-family files in the order of interleaved rotary pairs; this is
-undone here, as the backbone rotates halves. The tokenizer is rebuilt from the metadata.
+llama.cpp stores the rows of q and k of Llama-family files in the order of interleaved
+rotary pairs; this is undone here, as the backbone rotates halves.
 
 Sources: ``gguf`` ``constants.py``; llama.cpp ``convert_hf_to_gguf.py`` (permutation)
 and ``llama-vocab.cpp`` (pre-tokenizers; the patterns are those of the models' own
@@ -44,40 +43,34 @@ _ROPE_TENSORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
 class GgufFile:
-    """One opened file.
-
-    Raises:
-      ClaraError: it is missing, damaged or not a GGUF file, or its architecture, and
-        later a tensor, is not one that can be read.
-    """
+    """One opened file; a missing, damaged or unsupported one is refused."""
 
     def __init__(self, path: Path):
         self.path = path
         if not path.is_file():
-            raise ClaraError(f"{path}: there is no such file")
+            raise self._error("there is no such file")
         try:
             reader = GGUFReader(path)
             values = {key: field.contents() for key, field in reader.fields.items()}
         except Exception as error:
-            raise ClaraError(
-                f"{path}: is truncated or not a GGUF file ({first_line(error)}); "
-                "fetch it again"
+            raise self._error(
+                f"is truncated or not a GGUF file ({first_line(error)}); fetch it again"
             ) from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._fields = Fields(values, f"{path}: metadata")
-        self._architecture = self._fields.get("general.architecture", str)
-        if self._architecture not in ARCHITECTURES:
-            raise ClaraError(
-                f"{path}: unknown architecture '{self._architecture}'; "
-                f"supported are {', '.join(ARCHITECTURES)}"
-            )
+        kind = self._architecture = self._fields.get("general.architecture", str)
+        if kind not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise self._error(f"unknown architecture '{kind}'; supported are {known}")
+
+    def _error(self, text: str) -> ClaraError:
+        return ClaraError(f"{self.path}: {text}")
 
     @property
     def name(self) -> str:
         """Architecture and the name that the file gives itself."""
-        return (
-            f"{self._architecture} {self._fields.get('general.name', str, '')}".strip()
-        )
+        name = self._fields.get("general.name", str, "")
+        return f"{self._architecture} {name}".strip()
 
     def config(self, param_dtype: str = "") -> ModelConfig:
         """Return the backbone's shape, from metadata and the names of tensors.
@@ -86,15 +79,15 @@ class GgufFile:
         in float32 for all others.
         """
         if self._whole("expert_count", 0):
-            raise ClaraError(f"{self.path}: mixtures of experts are not supported")
-        if "token_embd.weight" not in self._tensors:
-            raise ClaraError(f"{self.path}: tensor 'token_embd.weight' is missing")
+            raise self._error("mixtures of experts are not supported")
         width = self._whole("embedding_length")
         heads = self._whole("attention.head_count")
         head_dim = self._whole("attention.key_length", 0) or width // max(heads, 1)
         kinds = {tensor.tensor_type for tensor in self._tensors.values()}
         stored = "bfloat16" if GGMLQuantizationType.BF16 in kinds else "float32"
         dtype: Any = param_dtype or stored
+        # As its shortest decimal: 1e-05, not 9.999999747e-06.
+        epsilon = np.float32(self._number("attention.layer_norm_rms_epsilon"))
         window = self._whole("attention.sliding_window", 0)
         return ModelConfig(
             vocab_size=self._shape("token_embd.weight")[0],
@@ -104,7 +97,7 @@ class GgufFile:
             num_kv_heads=self._whole("attention.head_count_kv", heads),
             head_dim=head_dim,
             mlp_dim=self._whole("feed_forward_length"),
-            norm_eps=_short(self._number("attention.layer_norm_rms_epsilon")),
+            norm_eps=float(str(epsilon)),
             tied="output.weight" not in self._tensors,
             qkv_bias=self._has("attn_q.bias") or self._has("attn_qkv.bias"),
             output_bias=self._has("attn_output.bias"),
@@ -151,9 +144,8 @@ class GgufFile:
         value = fields.values.get(name)
         if isinstance(value, list):
             if len(set(value)) != 1:
-                raise ClaraError(
-                    f"{self.path}: '{name}' differs between layers; "
-                    "all layers must be alike"
+                raise self._error(
+                    f"'{name}' differs between layers; all layers must be alike"
                 )
             fields = Fields({name: value[0]}, fields.where)
         return float(fields.get(name, float, default))
@@ -161,21 +153,27 @@ class GgufFile:
     def _has(self, name: str) -> bool:
         return f"blk.0.{name}" in self._tensors
 
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise self._error(f"tensor '{name}' is missing")
+        return self._tensors[name]
+
     def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+        return tuple(int(n) for n in reversed(self._tensor(name).shape))
 
     def _read(self, name: str) -> np.ndarray:
-        if name not in self._tensors:
-            raise ClaraError(f"{self.path}: tensor '{name}' is missing")
-        tensor = self._tensors[name]
+        tensor = self._tensor(name)
         try:
             array = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
-            raise ClaraError(
-                f"{self.path}: tensor '{name}' has type {tensor.tensor_type.name}, "
-                "which cannot be dequantized"
+            kind = tensor.tensor_type.name
+            raise self._error(
+                f"tensor '{name}' has type {kind}, which cannot be dequantized"
             ) from error
         return array.reshape(self._shape(name))
+
+    def _divisors(self, name: str) -> tuple[float, ...]:
+        return tuple(self._read(f"{name}.weight").ravel().tolist())
 
     def _rope(self, head_dim: int) -> RopeConfig:
         longest = self._whole("context_length")
@@ -189,31 +187,24 @@ class GgufFile:
         }
         if "rope_freqs.weight" in self._tensors:
             # The divisors of llama3, worked out by the converter.
-            divisors = tuple(self._read("rope_freqs.weight").ravel().tolist())
+            divisors = self._divisors("rope_freqs")
             rope |= {"short_factors": divisors, "long_factors": divisors}
             rope |= {"factor": 1.0, "original_max_position": longest}
             return RopeConfig(kind="longrope", attention_factor=1.0, **rope)
         if "rope_factors_long.weight" in self._tensors:
             for name in ("short", "long"):
-                divisors = self._read(f"rope_factors_{name}.weight").ravel()
-                rope[f"{name}_factors"] = tuple(divisors.tolist())
+                rope[f"{name}_factors"] = self._divisors(f"rope_factors_{name}")
             rope |= {"factor": longest / original, "original_max_position": original}
             given = self._number("rope.scaling.attn_factor", 0.0)
             found = RopeConfig(kind="longrope", attention_factor=given, **rope)
             return dataclasses.replace(found, attention_factor=attention_factor(found))
-        if kind == "linear" and factor:
-            return RopeConfig(kind="linear", factor=factor, **rope)
-        if kind == "yarn" and factor:
-            rope |= {"factor": factor, "original_max_position": original}
-            return RopeConfig(kind="yarn", **rope)
-        if kind != "none":
-            raise ClaraError(f"{self.path}: rope scaling '{kind}' is not supported")
+        if kind in ("linear", "yarn") and factor:
+            rope |= {"kind": kind, "factor": factor}
+            if kind == "yarn":
+                rope["original_max_position"] = original
+        elif kind != "none":
+            raise self._error(f"rope scaling '{kind}' is not supported")
         return RopeConfig(**rope)
-
-
-def _short(value: float) -> float:
-    """Return the shortest decimal of this float32: 1e-05, not 9.999999747e-06."""
-    return float(str(np.float32(value)))
 
 
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -263,9 +254,6 @@ def build_tokenizer(fields: Fields) -> Any:
 
     Tokens that only pad the vocabulary (type "unused", at its end) are left out, so
     that its length is that of the original tokenizer.
-
-    Raises:
-      ClaraError: a kind of tokenizer that is not known, or a missing field.
     """
     from transformers import PreTrainedTokenizerFast
 

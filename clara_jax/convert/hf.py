@@ -1,8 +1,7 @@
 """Hugging Face folders: a base model read, a model or one role of it written.
 
 A role is written as an ordinary model, its LoRA merged in: the tables end with the rows
-of the special tokens, and the tokenizer knows these, so that whatever reads such
-folders computes what the role computes.
+of the special tokens, which the tokenizer knows.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
+from tokenizers import AddedToken
 
-from clara_jax.config import LoraConfig, ModelConfig
+from clara_jax.config import ModelConfig
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
 from clara_jax.convert.names import TensorName, hf_tensors
@@ -48,14 +47,9 @@ def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
 
 
 def read_hf_params(
-    folder: Path,
-    config: ModelConfig,
-    placement: Placement | None = None,
+    folder: Path, config: ModelConfig, placement: Placement | None = None
 ) -> Params:
-    """Load the weights of a folder into our tree, as of `build_tree`.
-
-    Every shape is checked before the first byte is copied.
-    """
+    """Load the weights of a folder as `build_tree` does, after checking all shapes."""
     files: dict[str, SafetensorsFile] = {}
     for path in _weight_files(folder):
         file = SafetensorsFile(path)
@@ -72,12 +66,11 @@ def read_hf_params(
     shapes = {name: file.shapes[name] for name, file in files.items()}
     paths = {name: file.path for name, file in files.items()}
     check_tensors(tensors, shapes, folder, paths)
-    return build_tree(
-        tensors,
-        lambda tensor: files[tensor.name].tensor(tensor.name),
-        config.param_dtype,
-        placement,
-    )
+
+    def read(tensor: TensorName) -> Any:
+        return files[tensor.name].tensor(tensor.name)
+
+    return build_tree(tensors, read, config.param_dtype, placement)
 
 
 def read_eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -116,21 +109,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def write_hf_folder(
-    path: str | os.PathLike,
-    model: ModelFolder,
-    role: str = "",
-    dtype: str = "",
+    path: str | os.PathLike, model: ModelFolder, role: str = "", dtype: str = ""
 ) -> None:
-    """Write a model as a Hugging Face folder.
+    """Write a base model as a Hugging Face folder, or one role of a CLaRa model.
 
-    A role's LoRA is added to the weights in float32, and the sum cast to the type that
-    is written. Special tokens are spelled as in the original: ``<MEM0>``, ``<AE>``.
-
-    Args:
-      path: a new or empty folder.
-      model: a CLaRa model, or a base model.
-      role: whose LoRA; empty for a base model, which is written as it is.
-      dtype: type of the weights; empty takes the base's.
+    A role's LoRA is added to the weights in float32, and the sum cast to the `dtype`
+    that is written; empty takes the base's. Special tokens are spelled as in the
+    original: ``<MEM0>``, ``<AE>``.
 
     Raises:
       ClaraError: a CLaRa model without `role`, a role that it does not have, or a shape
@@ -142,9 +127,18 @@ def write_hf_folder(
     tensors = {t.name: outgoing(model.params, t, dtype) for t in hf_tensors(config)}
     if role:
         clara, _, _ = model.parts()
-        names = marker_names(clara.memory.num_memory)
-        config = dataclasses.replace(config, vocab_size=clara.text_vocab + len(names))
-        _add_special_tokens(tokenizer, names, clara.text_vocab)
+        size = clara.text_vocab + clara.memory.num_special
+        config = dataclasses.replace(config, vocab_size=size)
+        names = [f"<{name}>" for name in marker_names(clara.memory.num_memory)]
+        added = [AddedToken(name, special=True, normalized=False) for name in names]
+        tokenizer.add_tokens(added, special_tokens=True)
+        ids = tokenizer.convert_tokens_to_ids(names)
+        if ids != list(range(clara.text_vocab, size)):
+            raise ClaraError(
+                f"the tokenizer gives {names[0]} the id {ids[0]} instead of "
+                f"{clara.text_vocab}; its ids must be without gaps and free of CLaRa's "
+                "special tokens"
+            )
         tensors |= _merged(model, role, dtype)
     elif model.clara is not None:
         roles = ", ".join(model.roles())
@@ -163,38 +157,22 @@ def write_hf_folder(
         write_shards(folder, tensors)
 
 
-def _add_special_tokens(tokenizer: Any, names: tuple[str, ...], first: int) -> None:
-    spelled = [f"<{name}>" for name in names]
-    added = [tokenizers.AddedToken(s, special=True, normalized=False) for s in spelled]
-    tokenizer.add_tokens(added, special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids(spelled)
-    if ids != list(range(first, first + len(names))):
-        raise ClaraError(
-            f"the tokenizer gives {spelled[0]} the id {ids[0]} instead of {first}; its "
-            "ids must be without gaps and free of CLaRa's special tokens"
-        )
-
-
 def _merged(model: ModelFolder, role: str, dtype: str) -> dict[str, Outgoing]:
     """Return the tensors in which a role differs from the base."""
     clara, _, _ = model.parts()
-    tree, found, tables = model.adapter(role), {}, model.tables(dtype)
+    adapter, found, tables = model.adapter(role), {}, model.tables(dtype)
+    scale = np.float32(clara.lora.alpha / clara.lora.rank)
+
+    def added(tensor: TensorName) -> list[np.ndarray]:
+        names = (tensor._replace(path=(*tensor.path[:-1], key)) for key in "ab")
+        a, b = (extract(adapter, name).astype(np.float32) for name in names)
+        kernel = extract(model.params, tensor).astype(np.float32)
+        return [kernel + scale * (b @ a)]
+
     for tensor in hf_tensors(model.config):
         if tensor.path[0] in tables:
             found[tensor.name] = tables[tensor.path[0]]
         elif tensor.path[-1] == "kernel" and clara.lora.covers(tensor.path[-2]):
-            make = functools.partial(_sum, model.params, tree, tensor, clara.lora)
+            make = functools.partial(added, tensor)
             found[tensor.name] = Outgoing(tensor.shape, np.dtype(dtype), make)
     return found
-
-
-def _sum(
-    params: Params, lora: Params, tensor: TensorName, settings: LoraConfig
-) -> list[np.ndarray]:
-    """Return a layer's kernel with its adapter added, ``[out, in]`` float32."""
-    for key in tensor.path[:-1]:
-        lora = lora[key]
-    a, b = (np.asarray(lora[key][tensor.layer], np.float32) for key in "ab")
-    scale = np.float32(settings.alpha / settings.rank)
-    kernel = np.asarray(extract(params, tensor), np.float32)
-    return [kernel + scale * (b.T @ a.T)]

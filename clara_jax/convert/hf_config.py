@@ -72,9 +72,6 @@ _ROPE_NAMES = {
 
 _ROPE_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 0.0}
 
-_SOME_LENGTH = 2048
-"""Declared by models that declare no longest length; it changes no result."""
-
 _TYPES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -86,10 +83,7 @@ T = TypeVar("T", int, float, str, bool)
 
 
 class Fields:
-    """Typed access to the values of a file; null is absent where there is a default.
-
-    Errors begin with `where`, the file.
-    """
+    """Typed values of the file `where`; null is absent where there is a default."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self.values, self.where = values, where
@@ -125,9 +119,8 @@ class Fields:
         """Return a whole number above 0."""
         value = self.values.get(name, default)
         if type(value) is not int or value < 1:
-            raise self.error(
-                f"field '{name}' must be a whole number above 0, not {value!r}"
-            )
+            wanted = "a whole number above 0"
+            raise self.error(f"field '{name}' must be {wanted}, not {value!r}")
         return value
 
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
@@ -147,10 +140,6 @@ def model_config_from_hf(
     """Translate the values of a ``config.json``; errors begin with `where`.
 
     Weights are kept in `param_dtype`; empty takes the file's own type.
-
-    Raises:
-      ClaraError: a kind of model that the backbone is not, or a field that is missing
-        or of the wrong type.
     """
     family = _read_family(values, where)
     fields = Fields({**_DEFAULTS[family], **values}, where)
@@ -162,14 +151,12 @@ def model_config_from_hf(
             "the weights are quantized (quantization_config); use the unquantized "
             "model or a GGUF file"
         )
-    sizes: dict[str, Any] = {
-        ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()
-    }
+    sizes: dict = {ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()}
     heads = sizes["num_heads"]
     head_dim = fields.get("head_dim", int, 0) or sizes["width"] // max(heads, 1)
     bias = family in ("Llama", "Qwen3") and fields.get("attention_bias", bool, False)
     window, full_layers = _read_window(fields, family)
-    stored = str(values.get("dtype") or values.get("torch_dtype") or "")
+    stored = str(values.get("dtype") or values.get("torch_dtype"))
     stored = stored.removeprefix("torch.")
     dtype: Any = param_dtype or (stored if stored in DTYPES else "float32")
     return ModelConfig(
@@ -202,9 +189,9 @@ def _read_family(values: Mapping[str, Any], where: str) -> str:
             "of a Hugging Face model, a model folder or a finished run"
         )
     if not isinstance(name, str) or name not in known:
-        listed = ", ".join(classes)
         raise ClaraError(
-            f"{where}: unknown architecture '{name}'; supported are {listed}"
+            f"{where}: unknown architecture '{name}'; "
+            f"supported are {', '.join(classes)}"
         )
     return known[name]
 
@@ -260,14 +247,10 @@ def _read_rope(fields: Fields, head_dim: int, phi: bool) -> RopeConfig:
         )
     longest = fields.get("max_position_embeddings", int)
     if longest < 2:
-        raise fields.error(
-            f"field 'max_position_embeddings' is {longest}; no text is that short"
-        )
-    found: dict[str, Any] = {
-        "theta": rope.get("rope_theta", float, 10000.0),
-        "fraction": fraction,
-        "max_position": longest,
-    }
+        name = "max_position_embeddings"
+        raise fields.error(f"field '{name}' is {longest}; no text is that short")
+    theta = rope.get("rope_theta", float, 10000.0)
+    found: dict = {"theta": theta, "fraction": fraction, "max_position": longest}
     if kind not in ("default", "linear"):
         name = "original_max_position_embeddings"
         top = fields.get(name, int, 0)
@@ -312,13 +295,12 @@ def _filled(rope: RopeConfig) -> RopeConfig:
 def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     """Return the ``config.json`` that `model_config_from_hf` reads as `config`.
 
-    The `name` of the base model tells Mistral from Llama where the shape does not.
-
-    Raises:
-      ClaraError: no supported architecture has this shape.
+    The `name` of the base model tells Mistral from Llama where the shape does not. A
+    shape that no supported architecture has is refused.
     """
     family = _written_family(config, name)
-    longest = config.rope.max_position or _SOME_LENGTH
+    # A model must declare some length; it changes no result.
+    longest = config.rope.max_position or 2048
     rope = _filled(dataclasses.replace(config.rope, max_position=longest))
     values = {
         "architectures": [f"{family}ForCausalLM"],
@@ -336,16 +318,18 @@ def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
         values["attention_bias"] = config.qkv_bias
     if family == "Llama":
         values["mlp_bias"] = config.mlp_bias
-    values |= _written_window(config, family)
+    if family != "Llama":
+        values["sliding_window"] = config.sliding_window
+    if family in ("Qwen2", "Qwen3"):
+        values |= _written_layers(config)
     values |= _written_rope(rope, family == "Phi3")
     read = model_config_from_hf(values, "config.json")
     wanted = dataclasses.replace(config, rope=rope)
     found = dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+    for name, ours in vars(wanted).items():
+        theirs = getattr(found, name)
         if ours != theirs:
-            difference = f"'{field.name}' would be {theirs!r}, not {ours!r}"
-            raise _no_form(f"as {family}, {difference}")
+            raise _no_form(f"as {family}, '{name}' would be {theirs!r}, not {ours!r}")
     return values
 
 
@@ -367,19 +351,15 @@ def _written_family(config: ModelConfig, name: str) -> str:
     return "Mistral" if config.sliding_window or named else "Llama"
 
 
-def _written_window(config: ModelConfig, family: str) -> dict[str, Any]:
+def _written_layers(config: ModelConfig) -> dict[str, Any]:
     window, layers = config.sliding_window, range(config.num_layers)
-    if family == "Llama":
-        return {}
-    if family not in ("Qwen2", "Qwen3"):
-        return {"sliding_window": window}
     full = layers if window is None else config.full_layers
-    kinds = ["full_attention" if i in full else "sliding_attention" for i in layers]
     return {
         "use_sliding_window": window is not None,
-        "sliding_window": window,
         "max_window_layers": next((i for i in layers if i not in full), len(layers)),
-        "layer_types": kinds,
+        "layer_types": [
+            "full_attention" if i in full else "sliding_attention" for i in layers
+        ],
     }
 
 

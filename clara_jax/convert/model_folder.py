@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from clara_jax.checkpoint import (
     WRITE_ERRORS,
@@ -55,10 +56,8 @@ _SHAPE = (
 class OriginalFiles:
     """What a checkpoint of the original needs to be written again as it was.
 
-    Attributes:
-      adapter_dtype: type of ``adapters.pth``; empty for a model that we trained.
-      table_dtype: type of ``decoder_first_last_layers.pth``; empty likewise.
-      fields: of ``config.json``.
+    The types of its two files, empty for a model that we trained, and the fields of its
+    ``config.json``.
     """
 
     adapter_dtype: str = ""
@@ -71,9 +70,6 @@ class ClaraSettings:
     """What a CLaRa model needs to know beside its backbone's shape.
 
     Attributes:
-      memory: how a document becomes vectors.
-      lora: rank, scale and layers of the adapters.
-      selection: of documents.
       text_vocab: n, the base tokenizer's length; special ids start here.
       backbone: where the frozen weights are: ``backbone`` is this folder's own; else
         a path (relative to this folder, or absolute) or hub name for `load_model`.
@@ -95,8 +91,6 @@ class ModelFolder:
     """A model in host memory, whatever it was read from.
 
     Attributes:
-      config: shape of the backbone.
-      params: its parameter tree, numpy arrays.
       tokenizer: the base tokenizer, before special tokens are added.
       clara: settings, or None for a plain base model.
       adapters: trees by role, and ``memory`` ``[M, D]``; None for a base model.
@@ -134,9 +128,8 @@ class ModelFolder:
         """Return one role's LoRA tree; refuse a role that the model does not have."""
         _, adapters, _ = self.parts()
         if role not in adapters:
-            raise ClaraError(
-                f"the source has no {role}; it has {', '.join(self.roles())}"
-            )
+            roles = ", ".join(self.roles())
+            raise ClaraError(f"the source has no {role}; it has {roles}")
         return adapters[role]
 
     def tables(self, dtype: str) -> dict[str, Outgoing]:
@@ -159,36 +152,29 @@ class ModelFolder:
 
     def needed_name(self, name: str) -> str:
         """Return `name` or else the base model's own; refuse one that has none."""
-        name = name or self.base_name()
-        if not name:
-            raise ClaraError(
-                "the source does not say what its base model is called; give its hub "
-                "name or path with --base-name"
-            )
-        return name
+        if name := name or self.base_name():
+            return name
+        raise ClaraError(
+            "the source does not say what its base model is called; give its hub name "
+            "or path with --base-name"
+        )
 
 
 def write_model_folder(
     path: str | os.PathLike, model: ModelFolder, update: bool = False
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model to a new or empty folder, whole or not at all.
 
-    Args:
-      path: a new or empty folder.
-      model: what to write. The backbone's weights are left out when
-        ``model.clara.backbone`` names another place.
-      update: put the parts into an existing folder (a run's), each replaced by rename.
-
-    Raises:
-      ClaraError: the destination is not empty, or cannot be written.
+    The backbone's weights are left out when ``model.clara.backbone`` names another
+    place. With `update` the parts go into an existing folder (a run's), each replaced
+    by rename.
     """
     path = Path(path).absolute()
-    if not update or not path.exists():
-        with new_folder(path) as whole:
-            _write_parts(whole, model)
-        return
-    with folder_beside(path) as whole:
+    update = update and path.exists()
+    with folder_beside(path) if update else new_folder(path) as whole:
         _write_parts(whole, model)
+        if not update:
+            return
         # model.json last: a folder without it is no model folder yet.
         for part in sorted(whole.iterdir(), key=lambda p: p.name == "model.json"):
             if part.is_dir():
@@ -298,11 +284,7 @@ def read_model_folder(
     param_dtype: str = "",
     placement: Placement | None = None,
 ) -> ModelFolder:
-    """Read a model folder; `base` is the backbone when it is kept elsewhere.
-
-    Raises:
-      ClaraError: a part is missing or damaged, or the base is another one's.
-    """
+    """Read a model folder; `base` is the backbone when it is kept elsewhere."""
     config, eos_ids = read_model_config(folder)
     clara = read_clara_settings(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -316,52 +298,32 @@ def read_model_folder(
     if base is None:
         dtype: Any = param_dtype or config.param_dtype
         config = dataclasses.replace(config, param_dtype=dtype)
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes["params"]
-        )
+        like = jax.tree.map(lambda x: x.update(dtype=dtype), shapes["params"])
         params = load_tree(folder / "backbone", like, placement)
     else:
-        _check_shape(folder, config, base.config)
+        for name in _SHAPE:
+            here, there = getattr(config, name), getattr(base.config, name)
+            if here != there:
+                raise ClaraError(
+                    f"{folder}: was trained on a base whose {name} is {here}, but the "
+                    f"base found has {there}; give the right base"
+                )
         config, params = base.config, base.params
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:
         adapters = load_tree(folder / "adapters", None, placement)
-        _check_adapters(folder, adapters, shapes.get("lora"), clara.memory, config)
+        memory, width = clara.memory, config.width
+        want = {"memory": (memory.num_memory, width), "rows": {"marks": (3, width)}}
+        if not config.tied:
+            want["rows"]["head"] = (memory.num_special, width)
+        usual = jax.tree.map(np.shape, shapes.get("lora"))
+        for name, tree in adapters.items():
+            if jax.tree.map(np.shape, tree) != want.get(name, usual):
+                raise ClaraError(
+                    f"{folder / 'adapters'}: {name} is not of the shape that "
+                    "model.json and clara.json describe; they belong to different "
+                    "models"
+                )
         model.rows = adapters.pop("rows", None)
         model.adapters = adapters
     return model
-
-
-def _check_shape(folder: Path, mine: ModelConfig, base: ModelConfig) -> None:
-    """Refuse a base of another shape than a folder's adapters were trained on."""
-    for name in _SHAPE:
-        here, there = getattr(mine, name), getattr(base, name)
-        if here != there:
-            raise ClaraError(
-                f"{folder}: was trained on a base whose {name} is {here}, but the base "
-                f"found has {there}; give the right base"
-            )
-
-
-def _check_adapters(
-    folder: Path,
-    adapters: Params,
-    lora: Params,
-    memory: MemoryConfig,
-    config: ModelConfig,
-) -> None:
-    """Refuse adapters and rows that are not of the shapes that the settings say."""
-
-    def shapes(tree: Params) -> Params:
-        return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
-
-    width = config.width
-    want = {"memory": (memory.num_memory, width), "rows": {"marks": (3, width)}}
-    if not config.tied:
-        want["rows"]["head"] = (memory.num_special, width)
-    for name, tree in adapters.items():
-        if shapes(tree) != (want.get(name) or shapes(lora)):
-            raise ClaraError(
-                f"{folder / 'adapters'}: {name} is not of the shape that model.json "
-                "and clara.json describe; they belong to different models"
-            )

@@ -4,8 +4,7 @@ One row per array. Hugging Face and GGUF store one tensor per layer with rows as
 outputs (``[out, in]``); here the layers are stacked on axis 0 and kernels are
 ``[in, out]``. Both directions, and the names of LoRA matrices, follow from the rows.
 
-Sources: transformers ``modeling_{llama,mistral,qwen2,qwen3,phi3}.py``; ``gguf``
-``constants.py``.
+Sources: transformers ``modeling_{llama,...}.py``; ``gguf`` ``constants.py``.
 """
 
 from __future__ import annotations
@@ -55,13 +54,10 @@ LAYER_ROWS = (
 
 
 class TensorName(NamedTuple):
-    """One tensor of a file and its place in our tree.
+    """One tensor, its name and shape in a file, and its place in our tree.
 
     Attributes:
-      name: as the file calls it.
-      path: keys from the root of our tree to the array.
       layer: index on the stacked axis, or None when the array is not stacked.
-      shape: as stored in the file.
       transpose: whether our array has the two axes the other way round.
     """
 
@@ -90,11 +86,8 @@ def linear_rows(config: ModelConfig, lora: LoraConfig | None = None) -> tuple[Ro
 def covered_layers(config: ModelConfig, names: Iterable[str]) -> tuple[str, ...]:
     """Return `LoraConfig.layers` of adapters that have tensors of these names."""
     names, rows = tuple(names), linear_rows(config)
-    found = tuple(
-        row.path[-1]
-        for row in rows
-        if any(f".{row.hf}.lora_" in name for name in names)
-    )
+    present = [r for r in rows if any(f".{r.hf}.lora_" in name for name in names)]
+    found = tuple(row.path[-1] for row in present)
     return found if 0 < len(found) < len(rows) else ("all",)
 
 
@@ -113,8 +106,7 @@ def lora_tensors(
 ) -> tuple[TensorName, ...]:
     """Return the LoRA matrices as PEFT names them, without the adapter's own name.
 
-    They are ``...lora_A.weight`` ``[R, in]`` and ``...lora_B.weight`` ``[out, R]``,
-    in PEFT's own files with the `prefix` ``base_model.model.``
+    PEFT's own files have the `prefix` ``base_model.model.``.
     """
     sizes, found = _axis_sizes(config), []
     for row in linear_rows(config, lora):
@@ -149,27 +141,15 @@ def _backbone_tensors(
                 continue
             shape = (*outputs, sizes[row.inputs])
             found.append(TensorName(weight, (*path, "kernel"), layer, shape, True))
-            if _has_bias(config, row):
+            biased = config.mlp_bias if row.path[0] == "mlp" else config.qkv_bias
+            if config.output_bias if row.path[-1] == "output" else biased:
                 found.append(TensorName(bias, (*path, "bias"), layer, outputs))
     return tuple(found)
 
 
 def _axis_sizes(config: ModelConfig) -> dict[str, int]:
-    heads = config.num_heads * config.head_dim
-    kv_heads = config.num_kv_heads * config.head_dim
-    return {
-        "V": config.vocab_size,
-        "D": config.width,
-        "H": config.head_dim,
-        "NH": heads,
-        "KH": kv_heads,
-        "QKV": heads + 2 * kv_heads,
-        "F": config.mlp_dim,
-        "2F": 2 * config.mlp_dim,
-    }
-
-
-def _has_bias(config: ModelConfig, row: Row) -> bool:
-    if row.path[0] == "mlp":
-        return config.mlp_bias
-    return config.output_bias if row.path[-1] == "output" else config.qkv_bias
+    sizes = {"V": config.vocab_size, "D": config.width, "H": config.head_dim}
+    sizes["NH"] = config.num_heads * config.head_dim
+    sizes["KH"] = config.num_kv_heads * config.head_dim
+    sizes["QKV"] = sizes["NH"] + 2 * sizes["KH"]
+    return {**sizes, "F": config.mlp_dim, "2F": 2 * config.mlp_dim}

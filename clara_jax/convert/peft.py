@@ -19,9 +19,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
@@ -43,8 +40,6 @@ from clara_jax.convert.names import (
 )
 from clara_jax.convert.tensors import (
     SafetensorsFile,
-    build_tree,
-    check_tensors,
     outgoing,
     stacked,
     write_safetensors,
@@ -87,14 +82,12 @@ def write_peft_folder(
     dtype: str = "",
     name: str = "",
 ) -> None:
-    """Write a model's adapters as PEFT folders, and its special rows beside them.
+    """Write adapters as PEFT folders to a new folder, and special rows beside them.
 
     Args:
-      path: a new or empty folder.
-      model: a CLaRa model.
+      path, model: a new or empty folder; a CLaRa model.
       roles: which adapters; empty takes all.
-      dtype: type of the LoRA matrices; empty is float32, as we keep them. The special
-        rows stay float32.
+      dtype: of the LoRA matrices; empty is float32, in which special rows always are.
       name: hub name or path of the base model; empty takes the one that it came from.
     """
     with new_folder(path) as folder:
@@ -106,12 +99,8 @@ def export_adapters(
 ) -> None:
     """Write a model's adapters as they are shipped: all, in bfloat16, with a card.
 
-    Args:
-      path: destination, such as ``clara_jax/shipped/smollm2-135m-16x``. An older model
-        there is replaced whole, by rename, and stays if anything fails.
-      model: a CLaRa model.
-      base: hub name of the base model, which is all that is kept of it.
-      card: README.md: data, licences, scores and limits, in Markdown.
+    An older model at `path` is replaced whole, by rename, and stays if anything fails.
+    The hub name `base` is all that is kept of the base model; `card` is the README.md.
     """
     path = Path(path).absolute()
     if not all((path / name).is_file() for name in FILES):
@@ -127,7 +116,21 @@ def _write(
 ) -> None:
     clara, adapters, rows = model.parts()
     base = model.needed_name(name)
-    values = _adapter_config(model.config, clara.lora, base)
+    alpha, modules = clara.lora.alpha, linear_rows(model.config, clara.lora)
+    values = {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": clara.lora.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": clara.lora.rank,
+        "target_modules": [row.hf.rpartition(".")[2] for row in modules],
+        "task_type": "CAUSAL_LM",
+    }
     roles = tuple(roles) or tuple(role for role in ROLES if role in adapters)
     for role in roles:
         tree, tensors = model.adapter(role), {}
@@ -176,12 +179,11 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
             f"tokenizer has {len(base.tokenizer)} tokens; give the right one with "
             "--base"
         )
-    adapters: dict[str, Params] = {}
-    loras: list[LoraConfig] = []
-    for role in roles:
-        adapters[role], lora = read_peft_adapter(folder / role, config)
-        loras.append(dataclasses.replace(lora, dropout=clara.lora.dropout))
-        if loras[-1] != loras[0]:
+    read = {role: read_peft_adapter(folder / role, config) for role in roles}
+    dropout = clara.lora.dropout
+    loras = [dataclasses.replace(lora, dropout=dropout) for _, lora in read.values()]
+    for role, lora in zip(roles, loras, strict=True):
+        if lora != loras[0]:
             raise ClaraError(
                 f"{folder / role / CONFIG}: its rank, scale or layers are others than "
                 f"those of {roles[0]}; one model has one of each"
@@ -194,64 +196,34 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
         TensorName(name, (name,), None, (clara.memory.num_special, config.width))
         for name in (("embedding",) if config.tied else ("embedding", "head"))
     ]
-    check_tensors(tensors, file.shapes, file.path)
-    rows = build_tree(tensors, lambda t: file.tensor(t.name), np.float32)
+    rows = file.tree(tensors, file.shapes)
     embedding = rows.pop("embedding")
     return dataclasses.replace(
         base,
         clara=dataclasses.replace(clara, lora=lora, backbone="backbone"),
-        adapters={**adapters, "memory": embedding[:count]},
+        adapters={role: tree for role, (tree, _) in read.items()}
+        | {"memory": embedding[:count]},
         rows={"marks": embedding[count:], **rows},
     )
 
 
 def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraConfig]:
-    """Read one PEFT folder for a base of this shape: its LoRA tree and settings.
-
-    Copies of the embedding and the head, which PEFT adds when they were resized, are
-    passed over.
-    """
-    path = folder / CONFIG
-    lora = _lora(Fields(read_json(path), str(path)))
-    file = SafetensorsFile(folder / WEIGHTS)
-    copies = ("embed_tokens.weight", "head.weight")
-    shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
-    lora = dataclasses.replace(lora, layers=covered_layers(config, shapes))
-    tensors = lora_tensors(config, lora, _PREFIX)
-    check_tensors(tensors, shapes, file.path)
-    return build_tree(tensors, lambda t: file.tensor(t.name), np.float32), lora
-
-
-def _adapter_config(config: ModelConfig, lora: LoraConfig, base: str) -> dict[str, Any]:
-    modules = [row.hf.rpartition(".")[2] for row in linear_rows(config, lora)]
-    alpha = lora.alpha
-    return {
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
-        "lora_dropout": lora.dropout,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": lora.rank,
-        "target_modules": modules,
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _lora(fields: Fields) -> LoraConfig:
+    """Read one PEFT folder for a base of this shape: its LoRA tree and settings."""
+    fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     fields.only("peft_type", "LORA")
     fields.only("bias", "none", None)
-    for name in ("use_dora", "lora_bias"):
-        fields.only(name, False, None)
-    for name in ("rank_pattern", "alpha_pattern"):
-        fields.only(name, {}, None)
+    for name in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern"):
+        fields.only(name, False, None, {})
     rank, alpha = fields.positive("r"), fields.get("lora_alpha", float)
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
-    return LoraConfig(rank, alpha, dropout=fields.get("lora_dropout", float, 0.0))
+    dropout = fields.get("lora_dropout", float, 0.0)
+    file = SafetensorsFile(folder / WEIGHTS)
+    # PEFT adds copies of the embedding and the head when they were resized.
+    copies = ("embed_tokens.weight", "head.weight")
+    shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
+    lora = LoraConfig(rank, alpha, dropout, covered_layers(config, shapes))
+    return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
 
 
 def _settings(folder: Path) -> ClaraSettings:

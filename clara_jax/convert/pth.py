@@ -2,9 +2,8 @@
 
 A file is a zip of raw storages, and of one pickle that says how tensors lie in them. A
 pickle is a program that calls what it names. Here no name is looked up: each of the
-dozen that tensors need stands for a description that does nothing. Any other name, and
-any instruction that tensors do not need, ends the reading. Sizes are checked against
-the zip before anything is read.
+dozen that tensors need stands for a description that does nothing. Any other name or
+instruction ends the reading. Sizes are checked before anything is read.
 
 Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
@@ -49,6 +48,8 @@ _INSTRUCTIONS = set(
 _Pickler: Any = pickle._Pickler
 _Unpickler: Any = pickle._Unpickler
 
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+_DAMAGE += (ValueError, OverflowError, struct.error)
 _MAX_PICKLE = 16 << 20
 _MAX_ENTRIES = 200_000
 _MAX_DIMENSIONS = 8
@@ -56,21 +57,11 @@ _ALIGNMENT = 64
 
 
 def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict:
-    """Read a ``.pth`` file.
+    """Read the dict that ``torch.save`` (1.6 or later) wrote.
 
-    Args:
-      path: written by ``torch.save`` in the zip form (torch 1.6 and later).
-      keep: says by its key whether a tensor is to be read and returned.
-
-    Returns:
-      The dict that was saved, and in it a read-only numpy array for every tensor.
-
-    Raises:
-      ClaraError: it is missing, damaged, compressed or in the old form, or its pickle
-        holds anything but tensors and plain containers.
+    Tensors become read-only arrays, if `keep` says so of their keys. Anything but
+    tensors and plain containers is refused.
     """
-    damage = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
-    damage += (ValueError, OverflowError, struct.error)
     try:
         with zipfile.ZipFile(path) as archive:
             sizes, folder = _checked_entries(archive, path.stat().st_size)
@@ -82,7 +73,7 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
         raise ClaraError(f"{path}: {error}; the file is refused") from error
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
-    except damage as error:
+    except _DAMAGE as error:
         raise ClaraError(
             f"{path}: is truncated, damaged or not a zip file; fetch it again (files "
             "of before torch 1.6 must be saved again)"
@@ -91,6 +82,11 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
 
 class _Refused(Exception):
     """What is wrong with a file that torch has not written."""
+
+
+class _BadPickle(_Refused):
+    def __str__(self) -> str:
+        return f"its pickle {self.args[0]}"
 
 
 def _checked_entries(
@@ -128,14 +124,6 @@ class _Name(NamedTuple):
 
     text: str
 
-    @staticmethod
-    def of(name: str) -> _Name:
-        if name not in (*STORAGES, TENSOR, PARAMETER, ORDERED_DICT):
-            raise _Refused(
-                f"its pickle names {name[:80]!r}, which is no part of a tensor"
-            )
-        return _Name(name)
-
     def __call__(self, *arguments: Any) -> Any:
         if self.text == ORDERED_DICT and not arguments:
             return {}
@@ -145,7 +133,7 @@ class _Name(NamedTuple):
             tensor, _, hooks = arguments
             if type(tensor) is _Tensor and hooks == {}:
                 return tensor
-        raise _Refused(f"its pickle calls '{self.text}' in a wrong way")
+        raise _BadPickle(f"calls '{self.text}' in a wrong way")
 
 
 class _Storage(NamedTuple):
@@ -188,22 +176,25 @@ class _Reader(_Unpickler):
         except _Refused:
             raise
         except Exception as error:  # damaged pickles raise almost anything
-            raise _Refused("its pickle is damaged") from error
+            raise _BadPickle("is damaged") from error
         if type(described) is not dict or self.stack or self.metastack:
-            raise _Refused("its pickle holds no dict of tensors")
+            raise _BadPickle("holds no dict of tensors")
         return self._group(described, depth=3)
 
     def find_class(self, module: str, name: str) -> _Name:
-        return _Name.of(f"{module}.{name}")
+        full = f"{module}.{name}"
+        if full not in (*STORAGES, TENSOR, PARAMETER, ORDERED_DICT):
+            raise _BadPickle(f"names {full[:80]!r}, which is no part of a tensor")
+        return _Name(full)
 
     def load_frame(self) -> None:
         if int.from_bytes(self.read(8), "little") > self._size:
-            raise _Refused("its pickle is damaged")
+            raise _BadPickle("is damaged")
 
     def load_long_binput(self) -> None:
         super().load_long_binput()
         if len(self.memo) - 1 not in self.memo:
-            raise _Refused("its pickle leaves gaps in its memo")
+            raise _BadPickle("leaves gaps in its memo")
 
     def load_setitem(self) -> None:
         self._check_keys(self.stack[-2:-1])
@@ -216,22 +207,22 @@ class _Reader(_Unpickler):
     def _check_keys(self, keys: list[Any]) -> None:
         # The hash of tuples in tuples in tuples ... would overflow Python's stack.
         if any(type(key) not in (str, int) for key in keys):
-            raise _Refused("its pickle has a key that is not text")
+            raise _BadPickle("has a key that is not text")
 
     def persistent_load(self, pid: Any) -> _Storage:
         types = [type(part) for part in pid] if type(pid) is tuple else []
         if types != [str, _Name, str, str, int] or pid[0] != "storage":
-            raise _Refused("its pickle points to what is no storage")
+            raise _BadPickle("points to what is no storage")
         _, kind, key, _, length = pid
         if kind.text not in STORAGES:
-            raise _Refused("its pickle has a storage of an unknown type")
+            raise _BadPickle("has a storage of an unknown type")
         entry, dtype = f"{self._folder}{key}", STORAGES[kind.text]
         if not key.isdecimal() or entry not in self._sizes:
-            raise _Refused(f"its pickle points to storage {key[:40]!r}, missing here")
+            raise _BadPickle(f"points to storage {key[:40]!r}, missing here")
         if length * dtype.itemsize != self._sizes[entry]:
-            raise _Refused(
-                f"its pickle says {length} elements for storage {key}, which has "
-                f"{self._sizes[entry]} bytes"
+            size = self._sizes[entry]
+            raise _BadPickle(
+                f"says {length} elements for storage {key}, which has {size} bytes"
             )
         return _Storage(entry, dtype, length)
 
@@ -247,28 +238,23 @@ class _Reader(_Unpickler):
             elif value is None or type(value) in (str, int, float, bool):
                 result[key] = value
             else:
-                raise _Refused("its pickle holds more than dicts of tensors")
+                raise _BadPickle("holds more than dicts of tensors")
         return result
 
     def _array(self, tensor: _Tensor) -> np.ndarray:
         entry, dtype, _ = tensor.storage
         if entry not in self._storages:
             self._storages[entry] = self._archive.read(entry)
-        size = dtype.itemsize
-        return np.ndarray(
-            tensor.shape,
-            dtype,
-            self._storages[entry],
-            tensor.offset * size,
-            tuple(n * size for n in tensor.strides),
-        )
+        data, size = self._storages[entry], dtype.itemsize
+        strides = tuple(n * size for n in tensor.strides)
+        return np.ndarray(tensor.shape, dtype, data, tensor.offset * size, strides)
 
 
 def _action(code: pickletools.OpcodeInfo) -> Callable[[_Reader], None]:
     """Return what the reader does at an instruction."""
 
     def refuse(reader: _Reader) -> None:
-        raise _Refused(f"its pickle uses the instruction {code.name}")
+        raise _BadPickle(f"uses the instruction {code.name}")
 
     if code.name not in _INSTRUCTIONS:
         return refuse
@@ -290,13 +276,12 @@ def _tensor(*parts: Any) -> _Tensor:
         or hooks != {}
         or parts[6:] not in ((), (None,))
     ):
-        raise _Refused("its pickle builds a tensor in a wrong way")
+        raise _BadPickle("builds a tensor in a wrong way")
     count = math.prod(shape)
     last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if count > storage.length or (count and offset + last >= storage.length):
-        raise _Refused(
-            f"its pickle builds a tensor of shape {list(shape)} that does not fit its "
-            "storage"
+        raise _BadPickle(
+            f"builds a tensor of shape {list(shape)} that does not fit its storage"
         )
     return _Tensor(storage, offset if count else 0, shape, strides)
 
@@ -309,23 +294,21 @@ class Parameter(NamedTuple):
 
 
 def write_pth(path: Path, values: dict[str, Any]) -> None:
-    """Write a ``.pth`` file, one storage in memory at a time.
+    """Write nested dicts of `Outgoing` and `Parameter`, one storage at a time.
 
-    Args:
-      path: where; its stem names the folder inside the zip, as torch has it.
-      values: nested dicts of `Outgoing` and `Parameter`. An `Outgoing` that stands in
-        several places becomes one storage.
+    An `Outgoing` that stands in several places becomes one storage.
     """
     program = io.BytesIO()
     writer = _Writer(program)
     writer.dump(values)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in (
-            ("data.pkl", program.getvalue()),
-            (".format_version", b"1"),
-            (".storage_alignment", str(_ALIGNMENT).encode()),
-            ("byteorder", b"little"),
-        ):
+        first = {
+            "data.pkl": program.getvalue(),
+            ".format_version": b"1",
+            ".storage_alignment": str(_ALIGNMENT).encode(),
+            "byteorder": b"little",
+        }
+        for name, data in first.items():
             _add(archive, f"{path.stem}/{name}", len(data), [data])
         for key, tensor in enumerate(writer.storages):
             entry = f"{path.stem}/data/{key}"
@@ -334,10 +317,7 @@ def write_pth(path: Path, values: dict[str, Any]) -> None:
 
 
 def _add(
-    archive: zipfile.ZipFile,
-    name: str,
-    size: int,
-    blocks: Iterable[bytes | memoryview],
+    archive: zipfile.ZipFile, name: str, size: int, blocks: Iterable[bytes | memoryview]
 ) -> None:
     """Put an entry at the archive's end, its data at a multiple of the alignment."""
     info = zipfile.ZipInfo(name)

@@ -1,9 +1,8 @@
 """Our tree made from the tensors of a file, tensors of a file from our tree.
 
 Both go tensor by tensor, so that beside the tree no more than a part of one is held.
-Types go by their names; numpy knows bfloat16 as soon as jax is imported. Files are
-safetensors (https://huggingface.co/docs/safetensors) here; `pth` and `gguf` have their
-own.
+Files are safetensors here (https://huggingface.co/docs/safetensors). Types go by their
+names; numpy knows bfloat16 as soon as jax is imported.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ def check_tensors(
 ) -> None:
     """Refuse `shapes` of what is in a file if they are not those of the `tensors`.
 
-    Raises:
-      ClaraError: a name is not expected or missing, or a shape is wrong; it says
-        `where`, or which of several `files` (by name) it is in.
+    The error says `where` it is, or in which of several `files`, given by name.
     """
     wanted = {tensor.name: tensor for tensor in tensors}
     places = files or dict.fromkeys(shapes, where)
@@ -78,13 +75,9 @@ def build_tree(
 ) -> Params:
     """Build our tree; each array is allocated once and filled part by part.
 
-    Args:
-      tensors: everything that the tree is made of.
-      read: gives one of them as the file stores it: an array, or what gives arrays
-        for slices of it.
-      dtype: type of our arrays.
-      placement: where they lie, as `jax.Array`; each process then reads only what its
-        devices hold. None is numpy arrays.
+    Of each tensor, `read` gives an array as the file stores it, or what gives arrays
+    for slices of it. With a `placement` arrays are `jax.Array`, of which each process
+    reads only what its devices hold; else numpy's.
     """
     tree: dict[str, Any] = {}
     for tensor in tensors:
@@ -133,14 +126,13 @@ class _Array:
         return array
 
     def place(self, sharding: Any) -> jax.Array:
-        shape = self.abstract().shape
-        return jax.make_array_from_callback(shape, sharding, self._local)
+        def local(index: Any) -> np.ndarray:
+            if None in self.parts:
+                return self._slice(self.parts[None], index)
+            layers = range(len(self.parts))[index[0]]
+            return np.stack([self._slice(self.parts[i], index[1:]) for i in layers])
 
-    def _local(self, index: Any) -> np.ndarray:
-        if None in self.parts:
-            return self._slice(self.parts[None], index)
-        layers = range(len(self.parts))[index[0]]
-        return np.stack([self._slice(self.parts[i], index[1:]) for i in layers])
+        return jax.make_array_from_callback(self.abstract().shape, sharding, local)
 
     def _slice(self, tensor: TensorName, index: tuple[slice, ...]) -> np.ndarray:
         index = index[::-1] if tensor.transpose else index
@@ -160,11 +152,8 @@ def extract(tree: Params, tensor: TensorName) -> np.ndarray:
 class Outgoing:
     """One tensor that a file will hold; files that name one object twice store it once.
 
-    Attributes:
-      shape: of the whole.
-      dtype: type in the file.
-      make: called when the bytes are due: arrays that follow one another on axis 0, of
-        any type and layout.
+    When its bytes are due, `make` gives arrays that follow one another on axis 0, of
+    any type and layout.
     """
 
     shape: tuple[int, ...]
@@ -201,11 +190,7 @@ def stacked(dtype: str, *parts: Any) -> Outgoing:
 
 
 class SafetensorsFile:
-    """An open file; of its tensors only what is asked for is read.
-
-    Raises:
-      ClaraError: it is missing or damaged, or a tensor's type is not supported.
-    """
+    """An open file; of its tensors only what is asked for is read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -231,6 +216,11 @@ class SafetensorsFile:
     def tensor(self, name: str) -> Any:
         """Return one tensor, whose slices are arrays and read when they are taken."""
         return self._file.get_slice(name)
+
+    def tree(self, tensors: Sequence[TensorName], shapes: Mapping[str, Any]) -> Params:
+        """Return our tree of `tensors` in float32, if the file has these `shapes`."""
+        check_tensors(tensors, shapes, self.path)
+        return build_tree(tensors, lambda t: self.tensor(t.name), np.float32)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Outgoing]) -> None:

@@ -83,15 +83,12 @@ def init_backbone(
     model: Transformer, key: Key, placement: Callable[[Any], Any] | None = None
 ) -> Params:
     """Return random frozen weights, made where `placement` puts them."""
-    ids = jnp.zeros((1, 1), jnp.int32)
 
     def make(key: Key) -> Params:
-        return model.init(key, ids)["params"]
+        return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    if placement is None:
-        return jax.jit(make)(key)
-    shapes = jax.eval_shape(make, key)
-    return jax.jit(make, out_shardings=placement(shapes))(key)
+    places = None if placement is None else placement(jax.eval_shape(make, key))
+    return jax.jit(make, out_shardings=places)(key)
 
 
 def count(tree: Params) -> tuple[int, int]:

@@ -31,10 +31,8 @@ ATTENTIONS = ("auto", "xla", "cudnn")
 _LARGEST_HEAD = 128
 """Widest head that cuDNN takes on every GPU since Ampere, backwards as well."""
 
-_BLOCK = 128
-"""Queries that share a block of scores, until there are `_BLOCKS` blocks."""
-
-_BLOCKS = 4
+_BLOCK, _BLOCKS = 128, 4
+"""Queries that share a block of scores, until there are so many blocks."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,12 +86,8 @@ def visible_keys(
 ) -> Bool[Array, "B 1 T S"]:
     """Return which keys each query sees, when causality alone does not say it.
 
-    Args:
-      query_slots: index of each query among the keys.
-      query_positions: positions in the rows, padding not counted.
-      key_positions: likewise.
-      mask: real keys.
-      window: a query sees keys fewer than this many positions back; None sees all.
+    Slots count the keys, positions those of a row that are not padding; `mask` is the
+    real keys. A query sees keys fewer than `window` positions back; with None, all.
     """
     slots = jnp.arange(mask.shape[-1])
     seen = (slots[None, :] <= query_slots[:, None])[None] & mask[:, None, :]
@@ -113,12 +107,8 @@ def causal_attention(
     """Attend causally, by cuDNN where it serves, else in a few blocks of queries.
 
     XLA computes hidden scores too, and keeps all of them: with four blocks, each over
-    the keys it can see, it computes and keeps five eighths.
-
-    Args:
-      query, key, value: of the same T tokens, padding on the right.
-      window: a query sees keys fewer than this many positions back; None sees all.
-      attention: out of `ATTENTIONS`.
+    the keys it can see, it computes and keeps five eighths. For `window` see
+    `visible_keys`.
 
     Raises:
       ClaraError: ``cudnn`` is asked for and cannot be had.
@@ -157,26 +147,20 @@ def fused_attention(
     # query sees the key put behind them.
     length = query.shape[1]
     pad = ((0, 0), (0, length % 2), (0, 0), (0, 0))
-    heads = _shared_heads(key.shape[2])
+    # cuDNN wants queries, keys, values and their slopes laid out alike on a mesh, so
+    # heads are split only where the mesh divides those of keys as well.
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else RULES.mesh_axes("kv_heads")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    heads = "kv_heads" if key.shape[2] % parts == 0 else None
+    padded = (jnp.pad(x, pad) for x in (query, key, value))
     mixed = jax.nn.dot_product_attention(
-        *(
-            place(jnp.pad(x, pad), "batch", None, heads, None)
-            for x in (query, key, value)
-        ),
+        *(place(x, "batch", None, heads, None) for x in padded),
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
     return place(mixed, "batch", None, heads, None)[:, :length]
-
-
-def _shared_heads(kv_heads: int) -> str | None:
-    """Return the logical axis of heads, if the mesh divides those of keys as well."""
-    # cuDNN wants queries, keys, values and their slopes laid out alike on a mesh.
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else RULES.mesh_axes("kv_heads")
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    return "kv_heads" if kv_heads % parts == 0 else None
 
 
 def takes_fused(
@@ -188,10 +172,9 @@ def takes_fused(
     """Return whether a causal product is to be computed by cuDNN.
 
     Decided while tracing, from the devices of ``jax.set_mesh`` or else the default
-    device. Choosing while lowering (``jax.lax.platform_dependent``) would make the
-    backward pass carry what either way keeps, scores included.
-
-    Where ``auto`` would take it and cuDNN refuses, a warning is logged once.
+    device: choosing while lowering (``jax.lax.platform_dependent``) would make the
+    backward pass carry what either way keeps, scores included. Where ``auto`` would
+    take it and cuDNN refuses, a warning is logged once.
 
     Raises:
       ClaraError: ``cudnn`` is asked for and cannot be had, or `attention` is no choice.
@@ -200,13 +183,10 @@ def takes_fused(
         raise ClaraError(
             f"attention is '{attention}', but must be one of {', '.join(ATTENTIONS)}"
         )
-    if attention == "xla":
-        return False
     forced = attention == "cudnn"
-    if not forced and not _on_nvidia():
+    if attention == "xla" or not (forced or _on_nvidia()):
         return False
-    head = query.shape[-1]
-    refusal = None
+    head, refusal = query.shape[-1], None
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         refusal = f"it needs bfloat16 or float16, not {query.dtype}"
     elif head % 8 or head > _LARGEST_HEAD:
@@ -323,7 +303,18 @@ class Attention(nn.Module):
         start: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Mix `x` over the keys it sees, those of `cache` included."""
-        query, key, value = self._project(x)
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        widths = [n * self.head_dim for n in heads]
+        if self.fused:
+            fused = self._linear("query_key_value", sum(widths), self.qkv_bias)(x)
+            parts = jnp.split(fused, (widths[0], widths[0] + widths[1]), axis=-1)
+        else:
+            names = zip(("query", "key", "value"), widths, strict=True)
+            parts = [self._linear(*name, self.qkv_bias)(x) for name in names]
+        query, key, value = (
+            part.reshape(*x.shape[:2], n, self.head_dim)
+            for part, n in zip(parts, heads, strict=True)
+        )
         if self.qk_norm:
             query = self._norm("query_norm")(query)
             key = self._norm("key_norm")(key)
@@ -335,30 +326,12 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, place)
             cache = (key, value)
         if visible is None:
-            mixed = causal_attention(
-                query, key, value, self.window, self.implementation
-            )
+            options = self.window, self.implementation
+            mixed = causal_attention(query, key, value, *options)
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
         flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
         return self._linear("output", x.shape[-1], self.output_bias)(flat), cache
-
-    def _project(self, x: Float[Array, "B T D"]):
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        widths = [n * self.head_dim for n in heads]
-        if self.fused:
-            fused = self._linear("query_key_value", sum(widths), self.qkv_bias)(x)
-            parts = jnp.split(fused, (widths[0], widths[0] + widths[1]), axis=-1)
-        else:
-            names = ("query", "key", "value")
-            parts = [
-                self._linear(name, width, self.qkv_bias)(x)
-                for name, width in zip(names, widths, strict=True)
-            ]
-        return [
-            part.reshape(*x.shape[:2], n, self.head_dim)
-            for part, n in zip(parts, heads, strict=True)
-        ]
 
     def _linear(self, name: str, features: int, bias: bool) -> Linear:
         return Linear(features, use_bias=bias, name=name, **self.linear[name])

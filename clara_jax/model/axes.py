@@ -23,11 +23,7 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
     """Return the axes of one array of a backbone, an adapter or an optimizer state.
 
     They are names of `clara_jax.sharding.ShardingRules`; None for norms, special rows
-    and scalars, which are small.
-
-    Args:
-      path: names on the way to it; the last two say what it is.
-      rank: its number of axes.
+    and scalars, which are small. The last two names of its path say what it is.
 
     Example::
 

@@ -50,13 +50,7 @@ precision and those with quantized kernels."""
 
 
 class RMSNorm(nn.Module):
-    """Scale rows to unit mean square, in float32 whatever the compute type.
-
-    Attributes:
-      eps: added to the mean square.
-      dtype: type of the result.
-      param_dtype: type of the stored scale.
-    """
+    """Scale rows to unit mean square, in float32; the result is of type `dtype`."""
 
     eps: float
     dtype: str
@@ -84,8 +78,6 @@ class Linear(nn.Module):
     inputs are dropped out where there is a ``dropout`` rng.
 
     Attributes:
-      features: width of the result.
-      use_bias: whether the frozen layer has a bias.
       rank: R; 0 for a layer that carries no adapter.
       scale: alpha / R.
       dropout: share of the adapter's inputs dropped in training.

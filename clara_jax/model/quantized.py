@@ -47,15 +47,11 @@ _NF4 = (
 
 
 def quantize_params(params: Params, kind: str) -> Params:
-    """Store the layers' kernels of a backbone in fewer bits.
+    """Store the layers' kernels of a backbone as `kind` says, out of `QUANTIZATIONS`.
 
     Embedding table, head, norms and biases stay as they are. Arrays of the host stay
     there and are taken a layer at a time; arrays on a mesh stay on it, laid out as the
-    table says.
-
-    Args:
-      params: weights of a `Transformer`, as arrays or (in a trace) their shapes.
-      kind: ``int8``, ``nf4``, or ``none`` to change nothing.
+    table says. In a trace, shapes are enough.
 
     Raises:
       ClaraError: no such kind, or a layer whose inputs cannot be cut in groups.
@@ -85,10 +81,7 @@ def quantize_params(params: Params, kind: str) -> Params:
 def dequantize_params(params: Params, dtype: Any, name: str = "") -> Params:
     """Undo `quantize_params`, but for what was rounded away.
 
-    Args:
-      params: weights, quantized or not, or a part of them.
-      dtype: type of the kernels.
-      name: of a part that is one linear layer.
+    Takes all weights, quantized or not, or a part: one linear layer has a `name`.
     """
     if not isinstance(params, dict):
         return params
@@ -109,14 +102,9 @@ def quantized_product(
     """Return ``x W`` for a W in fewer bits, summed in float32 and rounded once.
 
     Codes are widened where the product reads them. Reverse mode gives the slope of `x`
-    and none of W, and keeps the codes for it: a whole kernel is never kept.
-
-    Args:
-      x: rows in the compute type.
-      codes: of one layer, as `quantize_params` stores them.
-      scales: likewise.
-      axes: where W lies on the mesh for the product, see `gathered_axes`. Devices that
-        share W send codes to one another, not what these widen to.
+    and none of W, and keeps the codes for it: a whole kernel is never kept. The `axes`
+    are where W lies on the mesh for the product, see `gathered_axes`; devices that
+    share W send codes to one another, not what these widen to.
     """
     codes, scales = place(codes, *axes), place(scales, *axes)
     if codes.dtype == jnp.int8:

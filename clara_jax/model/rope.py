@@ -98,9 +98,7 @@ def rope_tables(
 
 
 def rotate(
-    x: Float[Array, "B T N H"],
-    cos: Float[Array, "B T P"],
-    sin: Float[Array, "B T P"],
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T P"], sin: Float[Array, "B T P"]
 ) -> Float[Array, "B T N H"]:
     """Rotate each head's leading ``2 P`` numbers, halves paired (x[i], x[i + P])."""
     pairs = cos.shape[-1]

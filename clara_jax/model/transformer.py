@@ -98,7 +98,12 @@ def block_settings(
     config: ModelConfig, lora: LoraConfig | None, attention: str = "auto"
 ) -> dict[str, Any]:
     """Return the arguments of the `Block` that `config` describes."""
-    linear = _linear_settings(config, lora)
+    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    linear: dict[str, dict] = dict.fromkeys(LORA_LAYERS, types)
+    if lora is not None:
+        scale = lora.alpha / lora.rank
+        adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
+        linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
     return {
         "attention": attention_settings(config, linear, attention),
         "mlp": {
@@ -107,25 +112,7 @@ def block_settings(
             "use_bias": config.mlp_bias,
             "linear": linear,
         },
-        "norm": _norm_settings(config),
-    }
-
-
-def _norm_settings(config: ModelConfig) -> dict[str, Any]:
-    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-    return {"eps": config.norm_eps, **types}
-
-
-def _linear_settings(config: ModelConfig, lora: LoraConfig | None) -> dict[str, dict]:
-    """Return the arguments of each named linear layer."""
-    types = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-    adapted = {}
-    if lora is not None:
-        scale = lora.alpha / lora.rank
-        adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
-    return {
-        name: types | (adapted if lora is not None and lora.covers(name) else {})
-        for name in LORA_LAYERS
+        "norm": {"eps": config.norm_eps, **types},
     }
 
 
@@ -162,6 +149,7 @@ class Transformer(nn.Module):
         param_dtype = jnp.dtype(config.param_dtype)
         table = (config.vocab_size, config.width)
         self.embedding = _Table(table, param_dtype, "embedding", name="embed")
+        settings = block_settings(config, self.lora, self.attention)
         block = Block
         if config.remat != "none":
             policy = _POLICIES[config.remat]
@@ -173,8 +161,8 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 4, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
-        )(**block_settings(config, self.lora, self.attention))
-        self.final_norm = RMSNorm(**_norm_settings(config))
+        )(**settings)
+        self.final_norm = RMSNorm(**settings["norm"])
         if not config.tied:
             self.head = _Table((config.width, config.vocab_size), param_dtype, "kernel")
 
@@ -209,7 +197,7 @@ class Transformer(nn.Module):
         """Return the last hidden states, after the final norm, and the cache.
 
         Args:
-          embeddings: input embeddings of T tokens.
+          embeddings: of T tokens.
           positions: positions in the rows, padding not counted; by default the slots.
           mask: real keys: of these T tokens, or of all S slots of `cache`. None says
             that causality alone is enough: no padding, or padding on the right, whose
@@ -278,8 +266,6 @@ class Transformer(nn.Module):
 
 
 class _Table(nn.Module):
-    """A stored matrix."""
-
     shape: tuple[int, int]
     dtype: jnp.dtype
     entry: str

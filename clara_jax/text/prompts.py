@@ -105,11 +105,7 @@ def answer_prompt(background: str, question: str) -> Prompt:
 
 
 def scp_target(questions: Sequence[str], answers: Sequence[str]) -> str:
-    """Join question-answer pairs to the text that `scp_prompt` asks for.
-
-    Raises:
-      ClaraError: the two lists differ in length.
-    """
+    """Join question-answer pairs to the text that `scp_prompt` asks for."""
     if len(questions) != len(answers):
         raise ClaraError(f"{len(questions)} questions, but {len(answers)} answers")
     pairs = zip(questions, answers, strict=True)

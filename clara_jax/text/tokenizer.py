@@ -66,16 +66,8 @@ class ClaraTokenizer:
         self.num_memory = num_memory
         self.base = copy.deepcopy(tokenizer)
         self.base.init_kwargs[NAME_KEY] = self.name
-        self.text_vocab = len(self.base)
-        self._marked = copy.deepcopy(tokenizer)
-        self._add_markers()
-        n, m = self.text_vocab, num_memory
-        self.memory_ids = tuple(range(n, n + m))
-        self.ae_id, self.enc_id, self.sep_id = n + m, n + m + 1, n + m + 2
-        self._set_ends()
-
-    def _add_markers(self) -> None:
-        names = marker_names(self.num_memory)
+        first = self.text_vocab = len(self.base)
+        names = marker_names(num_memory)
         vocabulary = self.base.get_vocab()
         taken = [name for name in names if f"<{name}>" in vocabulary]
         if taken:
@@ -83,6 +75,7 @@ class ClaraTokenizer:
                 f"tokenizer {self.name} already has <{min(taken)}>; give the base "
                 "model's tokenizer, without CLaRa's special tokens"
             )
+        self._marked = copy.deepcopy(tokenizer)
         backend = self._backend = self._marked.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -92,18 +85,20 @@ class ClaraTokenizer:
             [tokenizers.AddedToken(m, special=True, normalized=False) for m in marks]
         )
         ids = [backend.token_to_id(m) for m in marks]
-        if ids != list(range(self.text_vocab, self.text_vocab + len(names))):
+        if ids != list(range(first, first + len(names))):
             raise ClaraError(
-                f"tokenizer {self.name} has {self.text_vocab} tokens, but its "
-                f"next free id is {ids[0]}; its ids must be without gaps"
+                f"tokenizer {self.name} has {first} tokens, but its next free id is "
+                f"{ids[0]}; its ids must be without gaps"
             )
-
-    def _set_ends(self) -> None:
+        self.memory_ids = tuple(ids[:num_memory])
+        self.ae_id, self.enc_id, self.sep_id = ids[num_memory:]
         base = self.base
         self.bos, self.eos = base.bos_token or "", base.eos_token or ""
         if "qwen" in self.name.lower():
-            own = _additional_specials(base)
-            entries = own + [mark(name) for name in marker_names(self.num_memory)]
+            own = getattr(base, "extra_special_tokens", None)
+            if not (own and isinstance(own, (list, tuple))):
+                own = getattr(base, "additional_special_tokens", None) or ()
+            entries = [*map(str, own), *marks]
             self.bos = self.bos or entries[0]
             self.eos = self.eos or entries[1]
         if not self.eos:
@@ -124,24 +119,11 @@ class ClaraTokenizer:
         return cls(load_tokenizer(source), num_memory, name)
 
     def save(self, folder: str | Path) -> None:
-        """Write the base tokenizer, without the special tokens, as Hugging Face does.
-
-        `name` is stored too, so that reading the folder gives equal ids.
-        """
+        """Write the base tokenizer and its `name`, without the special tokens."""
         self.base.save_pretrained(str(folder))
 
-    @property
-    def num_special(self) -> int:
-        """E, memory tokens and the three markers."""
-        return self.num_memory + 3
-
     def slots(self, num_documents: int, separator: bool = True) -> str:
-        """Spell the places of documents in a prompt: J times M memory tokens and SEP.
-
-        Args:
-          num_documents: J.
-          separator: put SEP after each document.
-        """
+        """Spell J documents in a prompt: M memory tokens each, and SEP if asked for."""
         names = [f"MEM{i}" for i in range(self.num_memory)]
         one = "".join(mark(name) for name in names + ["SEP"] * separator)
         return one * num_documents
@@ -151,23 +133,15 @@ class ClaraTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
-        """Turn ids below n + E into a string.
-
-        Special tokens are left out, or without `skip_special` read ``<MEM0>``.
-        """
+        """Turn ids below n + E into a string, special tokens left out or ``<MEM0>``."""
         numbers = [int(i) for i in ids]
         return readable(self._marked.decode(numbers, skip_special_tokens=skip_special))
 
     def encode_document(self, text: str, max_length: int) -> list[int]:
         """Make the compressor's row: ``<ENC><bos>text<eos>``, then M memory tokens.
 
-        Args:
-          text: a document, or a question for the reasoner.
-          max_length: longest text; the row before the memory tokens is cut on the right
-            to 3 more, so a long text loses its eos.
-
-        Returns:
-          At most ``MemoryConfig.row_length(max_length)`` ids.
+        The row before the memory tokens is cut on the right to ``max_length + 3``, so a
+        long text loses its eos: ``MemoryConfig.row_length(max_length)`` ids at most.
         """
         return self.encode_documents([text], max_length)[0]
 
@@ -179,10 +153,7 @@ class ClaraTokenizer:
         return [row[:longest] + list(self.memory_ids) for row in self._rows(texts)]
 
     def document_length(self, text: str) -> int:
-        """Count the tokens of `text` as `encode_document` would see it, uncut.
-
-        A text fits ``max_length`` when this is at most that.
-        """
+        """Count the tokens of `text` as `encode_document` would see it, uncut."""
         return self.document_lengths([text])[0]
 
     def document_lengths(self, texts: Sequence[str]) -> list[int]:
@@ -239,9 +210,8 @@ class ClaraTokenizer:
         """Tokenise a prompt, with its answer or open for one.
 
         Returns:
-          The ids, and how many of them the prompt counts: the tokens of the separately
-          rendered prompt without answer (a count, not a common prefix, as in the
-          original).
+          The ids, and how many the prompt without answer has, rendered by itself (a
+          count, not a common prefix, as in the original).
         """
         open_ids = self.encode(self.chat(*prompt))
         if assistant is None:
@@ -291,14 +261,6 @@ def load_tokenizer(source: str | Path) -> Any:
         ) from error
     finally:
         transformers.logging.set_verbosity(level)
-
-
-def _additional_specials(tokenizer: Any) -> list[str]:
-    for name in ("extra_special_tokens", "additional_special_tokens"):
-        tokens = getattr(tokenizer, name, None)
-        if isinstance(tokens, (list, tuple)) and tokens:
-            return [str(token) for token in tokens]
-    return []
 
 
 def _line(error: Exception) -> str:

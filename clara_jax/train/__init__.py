@@ -5,12 +5,7 @@
 """
 
 from clara_jax.train.checkpoints import Checkpoints
-from clara_jax.train.experiments import (
-    Experiment,
-    expand,
-    load_config,
-    read_experiment,
-)
+from clara_jax.train.experiments import Experiment, expand, load_config, read_experiment
 from clara_jax.train.hooks import (
     Checkpoint,
     Evaluate,
@@ -23,12 +18,7 @@ from clara_jax.train.hooks import (
 )
 from clara_jax.train.loop import Feed, Hook, NotFinite, Run, fit
 from clara_jax.train.runner import run
-from clara_jax.train.state import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_schedule,
-)
+from clara_jax.train.state import TrainState, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_on_mesh, make_eval_step, make_train_step
 
 __all__ = [

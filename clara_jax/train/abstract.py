@@ -26,14 +26,7 @@ from clara_jax.train.weights import make_adapters
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """Everything a train step takes, as ``jax.ShapeDtypeStruct``.
-
-    Attributes:
-      step: the function that training compiles.
-      state: its first argument; on a mesh, with its places, as the others.
-      network: all that is frozen.
-      batch: of the longest lengths.
-    """
+    """A train step, and the arguments that it takes as ``jax.ShapeDtypeStruct``."""
 
     step: StepFunction
     state: TrainState
@@ -62,11 +55,7 @@ class AbstractRun:
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """Lower the step that training runs on `mesh`, ready to be compiled.
 
-        Args:
-          mesh: of devices that may be abstract, as of ``jax.experimental.topologies``.
-
-        Returns:
-          What ``compile()`` makes a program of.
+        Its devices may be abstract, as of ``jax.experimental.topologies``.
         """
         run = self.on(mesh)
         with jax.set_mesh(mesh):
@@ -96,15 +85,9 @@ def abstract_run(
 ) -> AbstractRun:
     """Build a run of `config` on a backbone of `shape`, without any array.
 
-    Args:
-      config: stage, settings and lengths.
-      shape: of the backbone.
-      text_vocab: length of its tokenizer.
-      candidates: C of end_to_end and rerank, if the config does not say.
-      attention: as of `Transformer`, in place of the config's.
-
-    Returns:
-      The run. Batches have the longest lengths that the config allows.
+    Its tokenizer has `text_vocab` tokens; its batch is the longest that the config
+    allows, with `candidates` C of end_to_end and rerank, if the config does not say.
+    `attention` is as of `Transformer`, in place of the config's.
     """
     shape = dataclasses.replace(
         shape,
@@ -114,9 +97,7 @@ def abstract_run(
     )
     stage = find_stage(config)
     lora = None if stage.trains_backbone else config.lora
-    model = Transformer(
-        shape, text_vocab, lora, attention=attention or config.attention
-    )
+    model = Transformer(shape, text_vocab, lora, attention or config.attention)
     params = abstract_variables(model)["params"]
     schedule = make_schedule(config.optim, max(config.optim.steps, 1))
     optimizer = make_optimizer(config.optim, schedule)
@@ -137,11 +118,9 @@ def abstract_run(
         trains = stage.trained(config)
         trainable = {name: adapters[name] for name in trains}
         frozen = {k: v for k, v in adapters.items() if k not in trains}
-    loss = stage.loss(config)
+    loss, accumulate = stage.loss(config), config.optim.accumulate
     return AbstractRun(
-        step=make_train_step(
-            loss, optimizer, schedule, accumulate=config.optim.accumulate
-        ),
+        step=make_train_step(loss, optimizer, schedule, accumulate=accumulate),
         state=jax.eval_shape(lambda t, k: init_state(t, optimizer, k), trainable, key),
         network=Network(model, backbone, frozen),
         batch=abstract_batch(config, shape.width, candidates),
@@ -151,10 +130,8 @@ def abstract_run(
 def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch:
     """Return the longest batch of a run as ``jax.ShapeDtypeStruct``.
 
-    Args:
-      config: the run.
-      width: D, for vectors compressed beforehand.
-      candidates: C, if the config does not say.
+    Vectors compressed beforehand have `width` D; there are `candidates` C of them, if
+    the config does not say.
     """
     rows, memory = config.data.batch_size, config.memory.num_memory
 

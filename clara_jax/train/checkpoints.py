@@ -9,6 +9,7 @@ single changed number goes unnoticed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -23,14 +24,11 @@ import orbax.checkpoint as ocp
 
 from clara_jax.checkpoint import WRITE_ERRORS, remove_folder
 from clara_jax.clara import Network
-from clara_jax.config import to_dict
+from clara_jax.clara.fingerprint import backbone_shape, named_leaves
 from clara_jax.distributed import first, gather, report, to_host
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
 from clara_jax.shapes import Array, Shaped
-
-_RUN_TIME = ("dtype", "param_dtype", "remat")
-"""Settings of a model that are no part of what it is."""
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -41,14 +39,6 @@ def checksums(tree: Any) -> dict[str, int]:
     leaves = named_leaves(tree)
     sums = to_host(_sums([leaf for _, leaf in leaves]))
     return {name: int(s) for (name, _), s in zip(leaves, sums, strict=True)}
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Return the arrays of a tree with their names, keys joined by slashes."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
 
 
 @jax.jit
@@ -73,20 +63,12 @@ def _sum(x: Shaped[Array, "..."]) -> Shaped[Array, ""]:
 
 def fingerprint(network: Network) -> dict[str, Any]:
     """Return the backbone's shape and the checksums of all that is frozen, as JSON."""
-    shape = {
-        k: v for k, v in to_dict(network.model.config).items() if k not in _RUN_TIME
-    }
     frozen = {"backbone": network.backbone, **network.adapters}
-    return {"shape": shape, "weights": checksums(frozen)}
+    return {"shape": backbone_shape(network), "weights": checksums(frozen)}
 
 
 def refuse_other(where: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise a `ClaraError` that names what differs between two fingerprints.
-
-    Args:
-      where: the checkpoint, for the message.
-      saved, now: of other frozen weights, if they differ.
-    """
+    """Raise a `ClaraError` that names what differs between two fingerprints."""
     shape = json.loads(json.dumps(now["shape"]))  # tuples become lists
     for name, here in shape.items():
         before = saved["shape"].get(name)
@@ -117,8 +99,11 @@ class Checkpoints:
     it is complete, so that a process killed at any moment leaves the earlier ones. All
     processes write their own parts, to a folder that all of them see.
 
-    Attributes:
-      folder: holds one subfolder per checkpoint, named by its step.
+    Args:
+      folder: of this run alone; holds one subfolder per checkpoint, named by its step.
+      keep: older checkpoints than the newest so many are removed.
+      fingerprint: of what the run does not change, kept in every checkpoint; one with
+        another is refused. None neither writes nor compares any.
     """
 
     def __init__(
@@ -127,14 +112,6 @@ class Checkpoints:
         keep: int = 2,
         fingerprint: Mapping[str, Any] | None = None,
     ):
-        """Open `folder`, making it if needed.
-
-        Args:
-          folder: of this run alone.
-          keep: older checkpoints than the newest so many are removed.
-          fingerprint: of what the run does not change, kept in every checkpoint; one
-            with another is refused. None neither writes nor compares any.
-        """
         self.folder = Path(folder).resolve()
         self._fingerprint = fingerprint
         self._writing: int | None = None
@@ -152,17 +129,9 @@ class Checkpoints:
     def save(self, step: int, arrays: Any, extra: dict[str, Any]) -> None:
         """Begin to write one checkpoint; does nothing if `step` is saved already.
 
-        The arrays may change once this returns. A write that fails is reported by the
-        next call, or by `wait`.
-
-        Args:
-          step: its name.
-          arrays: a pytree of arrays.
-          extra: JSON values.
-
-        Raises:
-          ClaraError: this one or the one before could not be written (disk full, no
-            permission). Earlier checkpoints stay.
+        The pytree of arrays may change once this returns; `extra` holds JSON values. A
+        write that fails is reported by the next call, or by `wait`; earlier checkpoints
+        stay.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -174,8 +143,11 @@ class Checkpoints:
             "fingerprint": self._fingerprint,
         }
         text = json.dumps(note)
+        if jax.default_backend() == "cpu":
+            # Orbax would go on reading memory that the next step writes to.
+            arrays = jax.tree.map(lambda x: x.copy(), arrays)
         arguments = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(_kept(arrays)),  # type: ignore[call-arg]
+            arrays=ocp.args.StandardSave(arrays),  # type: ignore[call-arg]
             extra=ocp.args.JsonSave({"note": text, "digest": _digest(text)}),  # type: ignore[call-arg]
         )
         self._writing = step
@@ -203,39 +175,25 @@ class Checkpoints:
     def restore_newest(
         self, template: Any, say: Callable[[str], None] = report
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Read the newest checkpoint that is whole.
+        """Return step, arrays and JSON values of the newest whole checkpoint, if any.
 
-        Damaged ones are reported and set aside, under names of their own.
-
-        Args:
-          template: see `restore`.
-          say: prints a remark for the user.
-
-        Returns:
-          Step, arrays and JSON values; None without any whole checkpoint.
-
-        Raises:
-          ClaraError: the newest whole one belongs to another model.
+        Damaged ones are reported by `say` and set aside, under names of their own. For
+        the rest see `restore`.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, *self.restore(step, template)
             except Damaged as error:
                 say(f"{error}; it is set aside, and the one before it is used")
-                first(lambda step=step: self._set_aside(step))
+                first(functools.partial(self._set_aside, step))
                 self._manager.reload()
         return None
 
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Read one checkpoint, straight into the places that the template names.
+        """Read a checkpoint's arrays, into the places of the template, and JSON values.
 
-        Args:
-          step: its name.
-          template: a pytree of arrays or shapes (with shardings) as saved; these may
-            lie on another mesh, and on other processes, than those that saved it.
-
-        Returns:
-          The arrays and the JSON values.
+        The template is a pytree of arrays or shapes (with shardings) as saved; these
+        may lie on another mesh, and on other processes, than those that saved it.
 
         Raises:
           Damaged: it is incomplete, or its numbers are not those that were saved.
@@ -243,21 +201,23 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        stored = self._read(
-            step, folder, ocp.args.Composite(extra=ocp.args.JsonRestore())
-        ).extra
+        stored = self._read(step, extra=ocp.args.JsonRestore()).extra
         text = stored.get("note") if isinstance(stored, dict) else None
         if not isinstance(text, str) or stored.get("digest") != _digest(text):
             raise Damaged(f"{folder}: the checkpoint's note is damaged")
         note = json.loads(text)
         if self._fingerprint is not None and note["fingerprint"] is not None:
             refuse_other(str(folder), note["fingerprint"], self._fingerprint)
-        _refuse_shapes(folder, note["shapes"], _shapes(like))
-        arrays = self._read(
-            step,
-            folder,
-            ocp.args.Composite(arrays=ocp.args.StandardRestore(like)),  # type: ignore[call-arg]
-        ).arrays
+        have, want = note["shapes"], _shapes(like)
+        for name in sorted(have.keys() | want.keys()):
+            if have.get(name) != want.get(name):
+                raise ClaraError(
+                    f"{folder}: array {name} has shape {have.get(name, 'none')}, but "
+                    f"this run's has {want.get(name, 'none')}; give the settings that "
+                    "it was trained with, or another --config.workdir"
+                )
+        read = ocp.args.StandardRestore(like)  # type: ignore[call-arg]
+        arrays = self._read(step, arrays=read).arrays
         found = checksums(arrays)
         changed = [n for n in found if found[n] != note["checksums"].get(n)]
         if changed:
@@ -267,16 +227,18 @@ class Checkpoints:
             )
         return arrays, note["extra"]
 
-    def _read(self, step: int, folder: Path, arguments: Any) -> Any:
+    def _read(self, step: int, **items: Any) -> Any:
         """Read items of a checkpoint; all processes succeed, or all fail."""
         read, failure = None, ""
         try:
-            read = self._manager.restore(step, args=arguments)
+            read = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises whatever its libraries do
             failure = first_line(error) or type(error).__name__
         if gather(np.array(bool(failure))).any():
             reason = failure or "another process cannot read it"
-            raise Damaged(f"{folder}: the checkpoint cannot be read ({reason})")
+            raise Damaged(
+                f"{self.folder / str(step)}: the checkpoint cannot be read ({reason})"
+            )
         return read
 
     def _set_aside(self, step: int) -> None:
@@ -294,27 +256,8 @@ class Checkpoints:
                 self._manager.close()
 
 
-def _kept(arrays: Any) -> Any:
-    """Copies, where Orbax would go on reading memory that the next step writes to."""
-    if jax.default_backend() != "cpu":
-        return arrays
-    return jax.tree.map(lambda x: x.copy(), arrays)
-
-
 def _shapes(tree: Any) -> dict[str, list[int]]:
     return {name: list(leaf.shape) for name, leaf in named_leaves(tree)}
-
-
-def _refuse_shapes(
-    folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]
-) -> None:
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            raise ClaraError(
-                f"{folder}: array {name} has shape {have.get(name, 'none')}, but this "
-                f"run's has {want.get(name, 'none')}; give the settings that it was "
-                "trained with, or another --config.workdir"
-            )
 
 
 def _digest(text: str) -> str:

@@ -1,22 +1,19 @@
 """Candidates from a whole corpus, searched for while training goes on.
 
 The compressor is frozen, so a corpus is compressed once and its index never goes stale:
-only the questions' vectors change. Finding a step's candidates takes the questions'
-vectors first, and a search outside the step. So that the devices do not wait for it,
-it runs beside the step before:
+only the questions' vectors change. So that the devices do not wait for the search for a
+step's candidates, it runs beside the step before:
 
     step t-1 is dispatched
         its state, which has seen t-1 steps, encodes the questions of batch t+1
     step t is dispatched, with candidates found by the weights after step t-2
         meanwhile a thread searches for batch t+1 and reads its vectors
 
-ScaNN searches on the host, beside the step. An exact search takes its turn on the
-devices, after the step that is running.
-
-Hence what is stale, and how much: *which* documents are the candidates of step t was
-decided by the reasoner's weights of one step earlier than those that the step starts
-from (by the very same ones in step 1). Nothing else is: the scores of these candidates,
-the selection among them and all gradients are of the current weights.
+ScaNN searches on the host; an exact search takes its turn on the devices, after the
+step that is running. Hence what is stale: *which* documents are the candidates of step
+t was decided by the reasoner's weights of one step earlier than those that the step
+starts from (by the very same ones in step 1). The scores of these candidates, the
+selection among them and all gradients are of the current weights.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,23 +42,6 @@ from clara_jax.train.state import TrainState
 Future = concurrent.futures.Future
 Encode = Callable[[TrainState, Tokens], Array]
 """Begin to encode this process's questions; return all processes' ``[B, W]``."""
-
-
-@runtime_checkable
-class Questions(Protocol):
-    """Batches without candidates; `data.make_batches` with ``corpus`` gives them."""
-
-    def draw(self) -> tuple[Batch, list[Example]]:
-        """Return the next batch with the examples of its rows."""
-        ...
-
-    def get_state(self) -> Any:
-        """Return the position as JSON values."""
-        ...
-
-    def set_state(self, state: Any) -> None:
-        """Go to a position of `get_state`."""
-        ...
 
 
 class _Coming(NamedTuple):
@@ -84,6 +64,14 @@ class CorpusFeed:
     no loss reads them. The metric ``recall`` of a step is over the questions that have
     any, so over those whose right document was found: ``evaluate.CorpusRetrieval``
     measures recall over the store.
+
+    Args:
+      questions: batches without candidates, an iterator of `data.make_batches`.
+      encode: see `question_encoder`.
+      search, store: of the run's own frozen compressor.
+      candidates: C.
+      rows: this process's rows of a global batch; None for all.
+      dtype: of the vectors that batches carry.
     """
 
     every = 1
@@ -91,7 +79,7 @@ class CorpusFeed:
 
     def __init__(
         self,
-        questions: Questions,
+        questions: Any,
         encode: Encode,
         search: Searcher,
         store: Store,
@@ -100,17 +88,6 @@ class CorpusFeed:
         rows: Sequence[int] | None = None,
         dtype: str = "float32",
     ):
-        """Start the thread.
-
-        Args:
-          questions: batches without candidates.
-          encode: see `question_encoder`.
-          search: over `store`.
-          store: of the run's own frozen compressor.
-          candidates: C.
-          rows: this process's rows of a global batch; None for all.
-          dtype: of the vectors that batches carry.
-        """
         self._questions, self._encode = questions, encode
         self._search, self._store, self._candidates = search, store, candidates
         self._own = None if rows is None else list(rows)
@@ -134,7 +111,6 @@ class CorpusFeed:
         self._begin(state)
 
     def __next__(self) -> Batch:
-        """Return the next batch, waiting for its candidates if need be."""
         if not self._coming:
             raise StopIteration
         return self._coming.popleft().batch.result()
@@ -211,18 +187,11 @@ def question_encoder(
 ) -> Encode:
     """Make what encodes the questions of a batch with a state's reasoner.
 
-    Args:
-      network: all that is frozen in the run.
-      placer: of its batches.
-      mesh: of its devices; every one of them gets all vectors, so that any process
-        reads them without asking another.
-
-    Returns:
-      The function. It does not wait for the devices.
+    It does not wait for the devices. Every device of the mesh gets all vectors, so that
+    any process reads them without asking another.
     """
-    fixed = dataclasses.replace(
-        network, adapters={"memory": network.adapters["memory"]}
-    )
+    memory = {"memory": network.adapters["memory"]}
+    fixed = dataclasses.replace(network, adapters=memory)
 
     @functools.partial(jax.jit, out_shardings=named_sharding(mesh))
     def encode(network: Network, question: Tokens) -> Float[Array, "B W"]:

@@ -24,20 +24,18 @@ class Deadline:
     Time counts from the end of the first step, which is mostly compilation, to the
     deadline. All processes go by the clock of the first.
 
+    Args:
+      steps: most optimizer steps.
+      seconds: of ``Run.wall``, in which the run is to end.
+      whole: of a pipeline, of which `seconds` are a share: a first step that takes
+        longer than that is refused, since nothing would be left for what follows. None:
+        the run stands alone.
+
     Attributes:
       progress: share of the run that is over when the step at hand ends, in (0, 1].
     """
 
     def __init__(self, steps: int, seconds: float, whole: float | None = None):
-        """Set the end.
-
-        Args:
-          steps: most optimizer steps.
-          seconds: of ``Run.wall``, in which the run is to end.
-          whole: of a pipeline, of which `seconds` are a share: a first step that
-            takes longer than that is refused, since nothing would be left for what
-            follows. None: the run stands alone.
-        """
         self._steps, self._seconds = steps, seconds
         self._whole = seconds if whole is None else whole
         self._begin: float | None = None
@@ -46,11 +44,9 @@ class Deadline:
         self.progress = 1 / steps
 
     def begin(self, step: int, wall: float) -> bool:
-        """Return whether `step`, about to begin, is the last for which there is time.
+        """Return whether `step` (1, 2, ...), begun now, is the last with time for it.
 
-        Args:
-          step: its number, counted from 1.
-          wall: seconds that the run has taken.
+        `wall` is the seconds that the run has taken.
 
         Raises:
           ClaraError: the time of the whole is over after the run's first step.
@@ -87,25 +83,18 @@ class Budget:
     overdraws falls to those after it. What parts took is kept in the pipeline's folder,
     and a command that goes on knows it.
 
+    Args:
+      workdir: the pipeline's folder.
+      minutes: of the whole; 0 for no end.
+      shares: part to its share, in their order; parts without one take what they take.
+
     Attributes:
-      shares: part to its share of the time.
       taken: part to the seconds that it took, of those that are done.
     """
 
     def __init__(
-        self,
-        workdir: str | Path,
-        minutes: float,
-        shares: Mapping[str, float],
+        self, workdir: str | Path, minutes: float, shares: Mapping[str, float]
     ):
-        """Go on with what earlier commands have used.
-
-        Args:
-          workdir: the pipeline's folder.
-          minutes: of the whole; 0 for no end.
-          shares: part to its share, in their order; parts without one take what they
-            take.
-        """
         self._path = Path(workdir) / TIMES
         self._minutes, self.shares = minutes, dict(shares)
         self.taken: dict[str, float] = {}
@@ -132,9 +121,7 @@ class Budget:
     def note(self, name: str, seconds: float) -> None:
         """Keep what part `name` has taken, now that it is done; the first time counts.
 
-        Args:
-          name: of the part.
-          seconds: those that are known; what a killed command did not keep is not.
+        What a killed command did not keep is not known, and not in it.
         """
         if name not in self.taken:
             self.taken[name] = seconds

@@ -40,13 +40,11 @@ from clara_jax.stages import find_stage
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What one command does.
+    """What one command does: runs in order, in the folder `workdir`.
 
     Attributes:
-      workdir: the folder of it all.
-      runs: in order; a single one unless the config has ``stages``.
-      quickstart: settings of the generated data, or None.
-      mix, report: settings of the data that is mixed and of the last report, or None.
+      quickstart, mix, report: settings of the generated data, of the data that is mixed
+        and of the last report, or None.
       minutes: of the whole; 0 for any time.
       shares: of the time, by the runs' folder names, and ``report``.
     """
@@ -61,17 +59,7 @@ class Experiment:
 
 
 def read_experiment(arguments: Sequence[str]) -> Experiment:
-    """Read ``--config=FILE[:ARG] [--config.field=value ...]``.
-
-    Args:
-      arguments: the command line without the program's name.
-
-    Returns:
-      The validated experiment.
-
-    Raises:
-      ClaraError: one line on whatever is wrong: the file, a field's name or a value.
-    """
+    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all."""
     path, argument, overrides = _split(list(arguments))
     config = load_config(path, argument)
     argv = ["train", *(_checked(text, config) for text in overrides)]
@@ -94,15 +82,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def load_config(path: str, argument: str | None = None) -> ConfigDict:
-    """Run a config file.
-
-    Args:
-      path: a Python file with ``get_config``.
-      argument: handed to ``get_config``, as after the colon of ``--config=FILE:ARG``.
-
-    Raises:
-      ClaraError: no such file, or one that fails; names file and line.
-    """
+    """Run ``get_config(argument)`` of a Python file, without argument if it is None."""
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
     spec = importlib.util.spec_from_file_location("clara_jax_config", path)
@@ -120,7 +100,11 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
     except ClaraError:
         raise
     except Exception as error:
-        line = _line_in(path, error)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(path)]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
+        line = f" line {lines[-1]}" if lines else ""
         raise ClaraError(f"config file {path}{line}: {first_line(error)}") from error
     finally:
         sys.path[:] = before
@@ -130,15 +114,10 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
 
 
 def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
-    """Turn a config into validated runs.
-
-    Raises:
-      ClaraError: a field that is unknown, missing or wrong.
-    """
+    """Turn a config into validated runs."""
     values = _plain(config)
-    groups: dict[str, Any] = {
-        name: values.pop(name, None) or None for name in ("quickstart", "mix", "report")
-    }
+    names = ("quickstart", "mix", "report")
+    groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}
     stages = values.pop("stages", None) or ()
     if not isinstance(stages, tuple) or not all(isinstance(s, dict) for s in stages):
         raise ClaraError(
@@ -182,9 +161,8 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             runs.append(_checked_run(merged))
         except ClaraError as error:
             raise ClaraError(f"stage '{name}': {error}") from error
-    if groups["report"]:
-        share = groups["report"].pop("share", 1.0)
-        shares["report"] = _share(share, "report.share")
+    if report := groups["report"]:
+        shares["report"] = _share(report.pop("share", 1.0), "report.share")
     # The time of the whole, which `Budget` shares out.
     minutes = runs[0].minutes
     each = tuple(dataclasses.replace(run, minutes=0.0) for run in runs)
@@ -223,7 +201,7 @@ def _checked(text: str, config: ConfigDict) -> str:
     found = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", text, re.DOTALL)
     if not found:
         return text
-    path, value = found[1], found[2]
+    path, value = found.groups()
     group: Any = config
     parts = path.split(".")
     for i, part in enumerate(parts):
@@ -240,8 +218,7 @@ def _checked(text: str, config: ConfigDict) -> str:
             f"config field '{path}' is a group; set one of its fields, as in "
             f"--config.{path}.{first}=..."
         )
-    stages: Any = config.get("stages") or ()
-    for stage in stages:
+    for stage in config.get("stages") or ():
         inner: Any = stage
         for part in parts:
             inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None
@@ -260,7 +237,7 @@ def _checked(text: str, config: ConfigDict) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn ConfigDicts into dicts, all the way down."""
+    """Turn ConfigDicts into dicts and lists into tuples, all the way down."""
     if isinstance(value, Mapping | ConfigDict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -287,11 +264,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, 
             value = _merge(base[key], value, f"{where}.{key}")
         merged[key] = value
     return merged
-
-
-def _line_in(path: str, error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename == path:
-        return f" line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename) == Path(path)]
-    return f" line {lines[-1]}" if lines else ""

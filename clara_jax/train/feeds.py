@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,7 @@ def make_feed(
     """Make the training batches; vectors that are cached are made now.
 
     Args:
-      parts: of the run.
-      claim: makes the run's folder, before anything is written to it.
+      parts, claim: of the run; makes its folder, before vectors are written to it.
       stop: asked from time to time whether to end early.
       late: likewise, whether to make do with the records whose documents are compressed
         by then; None compresses all.
@@ -47,76 +47,69 @@ def make_feed(
       that is a hook too, where there is one.
     """
     config, store, records = parts.config, parts.store, parts.train
-    note = None if store is None else note_of(store)
+    note, part = None if store is None else note_of(store), parts.training.part
     if config.candidates == "corpus":
         assert store is not None and note is not None
+        search = parts.searcher()
         corpus = CorpusFeed(
-            iter(make_batches(records, parts.make, part=parts.training.part)),
+            iter(make_batches(records, parts.make, part=part)),
             question_encoder(parts.network, parts.training, parts.mesh),
-            parts.searcher(),
+            search,
             store,
             config.data.candidates,
-            rows=parts.training.part.rows,
+            rows=part.rows,
             dtype=config.dtype,
         )
         # ``auto`` may find an index that was not there before.
-        kind = "scann" if isinstance(parts.searcher(), ScannSearcher) else "exact"
+        kind = "scann" if isinstance(search, ScannSearcher) else "exact"
         return Pinned(corpus, {**note, "search": kind}), corpus
     cached: dict[str, Any] = {}
     if parts.stage.caches_vectors(config):
         claim()
         documents = UniqueDocuments(records)
-        least = max(
-            int(documents.candidates(i).max()) + 1
-            for i in range(min(config.data.batch_size, len(records)))
-        )
+        # Documents are numbered as they come first in the records.
+        needs = [
+            int(documents.candidates(i).max(initial=-1)) for i in range(len(records))
+        ]
+        least = max(needs[: config.data.batch_size]) + 1
         enough = late and (lambda done: done >= least and late())
         vectors = document_vectors(parts, documents, stop, enough)
         if vectors is None:
             return None, None
         if isinstance(vectors, np.ndarray) and len(vectors) < len(documents):
-            # Documents are numbered as they come first in the records.
-            needs = (
-                int(documents.candidates(i).max(initial=-1))
-                for i in range(len(records))
-            )
             count = next(i for i, need in enumerate(needs) if need >= len(vectors))
             report(f"time for the documents of {count} records, of {len(records)}")
             records = records.first(count)
         cached = {"documents": documents, "vectors": vectors}
-    batches = make_batches(records, parts.make, part=parts.training.part, **cached)
+    batches = make_batches(records, parts.make, part=part, **cached)
     return Pinned(iter(batches), note), None
 
 
+@dataclasses.dataclass
 class Pinned:
-    """A feed that goes on only with the store that it began with."""
+    """A feed that goes on only with the store that it began with, as of `note_of`."""
 
-    def __init__(self, feed: Feed, note: dict[str, Any] | None):
-        """Pin `feed` to the store of `note`, as of `note_of`; None: there is none."""
-        self._feed, self._note = feed, note
+    feed: Feed
+    note: dict[str, Any] | None
 
     def __next__(self) -> Batch:
-        return next(self._feed)
+        return next(self.feed)
 
     def get_state(self) -> Any:
         """Return the feed's position, and what the store was."""
-        state = self._feed.get_state()
-        return state if self._note is None else {"store": self._note, "feed": state}
+        state = self.feed.get_state()
+        return state if self.note is None else {"store": self.note, "feed": state}
 
     def set_state(self, state: Any) -> None:
-        """Go to a position of `get_state`.
-
-        Raises:
-          ClaraError: the run had another store, or other documents in it.
-        """
+        """Go to a position of `get_state`; refuse another store or its documents."""
         before = state.get("store")
         if before != self._note:
-            was, now = (_named(note) for note in (before, self._note))
             raise ClaraError(
-                f"config field 'store': this run was begun with {was}, and now has "
-                f"{now}; give the store as it was, or another --config.workdir"
+                f"config field 'store': this run was begun with {_named(before)}, and "
+                f"now has {_named(self._note)}; give the store as it was, or another "
+                "--config.workdir"
             )
-        self._feed.set_state(state if before is None else state["feed"])
+        self.feed.set_state(state if before is None else state["feed"])
 
 
 def note_of(store: Store) -> dict[str, Any]:

@@ -7,6 +7,7 @@ bar, TensorBoard, Weights & Biases.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -43,17 +44,12 @@ class Writer(Protocol):
 class JsonLines:
     """One JSON object a line, in the run's ``metrics.jsonl``.
 
-    A value that is not finite becomes null, so that every line is JSON.
+    A value that is not finite becomes null, so that every line is JSON. The run goes on
+    after `step`: later lines (and a torn last one) belong to steps that are about to be
+    done again, and are dropped. None begins anew.
     """
 
     def __init__(self, path: Path, step: int | None = None):
-        """Open `path`, dropping what lies after `step`.
-
-        Args:
-          path: made if absent.
-          step: the run goes on after it; later lines (and a torn last one) belong to
-            steps that are about to be done again. None begins anew.
-        """
         last = -1 if step is None else step
         temporary = path.with_name(f".{path.name}.tmp")
         with writing(path):
@@ -91,10 +87,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """Steps with ETA, loss and tokens per second, on standard error.
-
-    A hook (it counts steps) and a writer (it shows scalars).
-    """
+    """Steps with ETA, loss and tokens per second on standard error: hook, writer."""
 
     every = 1
     pauses = False
@@ -131,10 +124,12 @@ class ProgressBar:
 
 
 class TensorBoard:
-    """Event files that TensorBoard reads, written without TensorFlow."""
+    """Event files that TensorBoard reads, written without TensorFlow.
+
+    Points after `step`, as of `JsonLines`, are hidden.
+    """
 
     def __init__(self, folder: Path, step: int | None = None):
-        """Open `folder`; points after `step`, as of `JsonLines`, are hidden."""
         module = _need("tensorboardX", "hooks.tensorboard", "pip install tensorboardX")
         self._folder = folder
         after = 0 if step is None else step + 1
@@ -154,10 +149,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases (the extra ``wandb``)."""
+    """Scalars to Weights & Biases (the extra ``wandb``); `folder` keeps its id."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        """Begin the run, or go on with it: its name is kept in `folder` for life."""
         module = _need("wandb", "hooks.wandb", "pip install 'clara_jax[wandb]'")
         name = folder / "wandb_id"
         if not name.exists():
@@ -213,6 +207,7 @@ class StopOnNonFinite:
         self._before = now
 
 
+@dataclasses.dataclass
 class Log:
     """Hand the scalars of a step to the writers.
 
@@ -221,40 +216,36 @@ class Log:
     not counted) covers the steps since the line before, hooks left out.
     """
 
+    every: int
+    writers: Sequence[Writer]
+    run: Run
     pauses = False
 
-    def __init__(self, every: int, writers: Sequence[Writer], run: Run):
-        self.every = every
-        self._writers = writers
-        self._run = run
-        self._mark = (run.tokens, run.seconds())
+    def __post_init__(self):
+        self._mark = (self.run.tokens, self.run.seconds())
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Fetch the scalars and write them."""
         values = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
         step = int(values.pop("step"))
         del values["finite"]
-        tokens, seconds = self._run.tokens, self._run.seconds()
+        tokens, seconds = self.run.tokens, self.run.seconds()
         passed = max(seconds - self._mark[1], 1e-9)
         values["tokens_per_s"] = (tokens - self._mark[0]) / passed
-        values["tokens"] = tokens
-        values["seconds"] = seconds
+        values |= {"tokens": tokens, "seconds": seconds}
         self._mark = (tokens, seconds)
-        for writer in self._writers:
+        for writer in self.writers:
             writer.write(step, values)
 
 
+@dataclasses.dataclass
 class Evaluate:
     """Run the evaluators and write ``eval/<name>``."""
 
+    every: int
+    evaluators: Sequence[Evaluator]
+    writers: Sequence[Writer]
     pauses = True
-
-    def __init__(
-        self, every: int, evaluators: Sequence[Evaluator], writers: Sequence[Writer]
-    ):
-        self.every = every
-        self._evaluators = evaluators
-        self._writers = writers
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Evaluate, unless the state is the last good one of a failed run."""
@@ -262,28 +253,22 @@ class Evaluate:
             return
         values = {
             f"eval/{name}": float(value)
-            for evaluator in self._evaluators
+            for evaluator in self.evaluators
             for name, value in evaluator.run(state)
         }
         if values:
-            for writer in self._writers:
+            for writer in self.writers:
                 writer.write(metrics["step"], values)
 
 
+@dataclasses.dataclass
 class Checkpoint:
     """Save the state with the position in the data."""
 
+    every: int
+    checkpoints: Checkpoints
+    position: Callable[[int], dict[str, Any]]
     pauses = True
-
-    def __init__(
-        self,
-        every: int,
-        checkpoints: Checkpoints,
-        position: Callable[[int], dict[str, Any]],
-    ):
-        self.every = every
-        self._checkpoints = checkpoints
-        self._position = position
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Save, unless the step was not finite."""
@@ -293,29 +278,28 @@ class Checkpoint:
     def save(self, state: TrainState) -> int:
         """Save now and return the step saved."""
         step = int(state.step)
-        self._checkpoints.save(step, state.saved(), self._position(step))
+        self.checkpoints.save(step, state.saved(), self.position(step))
         return step
 
 
+@dataclasses.dataclass
 class Profile:
     """Write a profiler trace of some steps (open it with XProf or Perfetto)."""
 
+    folder: Path
+    start: int
+    steps: int
     every = 1
     pauses = False
-
-    def __init__(self, folder: Path, start: int, steps: int):
-        self._folder = folder
-        self._start = start
-        self._stop = start + steps
-        self._running = False
+    _running = False
 
     def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Start and stop the trace."""
-        if metrics["step"] == self._start:
+        if metrics["step"] == self.start:
             jax.block_until_ready(state.step)
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(self.folder))
             self._running = True
-        elif metrics["step"] == self._stop:
+        elif metrics["step"] == self.start + self.steps:
             jax.block_until_ready(state.step)
             self.close()
 

@@ -30,9 +30,6 @@ class Parts:
     """The pieces of a run; nothing in it changes during training.
 
     Attributes:
-      config: of the run.
-      stage: of the config.
-      mesh: the devices.
       start: backbone and frozen adapters, on the devices, and what starts to train.
       make: makes the examples of records.
       train: training records.
@@ -82,16 +79,14 @@ class Parts:
         return Placer(self.mesh, data.eval_batch_size or data.batch_size)
 
     def searcher(self) -> Searcher:
-        """Return the search over the store, opened once, where it is first asked for.
-
-        An exact search takes a quarter of the devices' free memory at most, and leaves
-        the rest to the steps; it reads a larger store from disk at every call.
-        """
+        """Return the search over the store, opened when it is first asked for."""
         return self._searcher
 
     @functools.cached_property
     def _searcher(self) -> Searcher:
         assert self.store is not None
+        # An exact search leaves the rest of the free memory to the steps, and reads a
+        # larger store from disk at every call.
         limit = free_memory(jax.local_devices()) // 4
         return open_searcher(self.store, self.config.search, memory_limit=limit)
 

@@ -19,13 +19,10 @@ class Placer:
     """Puts batches of one size on a mesh.
 
     Rows are split where the devices divide them evenly; else every device holds all.
-
-    Attributes:
-      part: which rows this process makes.
+    Attribute `part` says which rows this process makes.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
-        """Find this process's rows of `batch_size` on a mesh."""
         self._batch_size = batch_size
         split = batch_size % batch_parts(mesh) == 0
         self._sharding = named_sharding(mesh, *(("batch",) if split else ()))
@@ -54,16 +51,14 @@ class Placer:
 
 
 class Tally:
-    """Adds small counts of all processes up, on the devices.
+    """Adds `size` counts of all processes up, on the devices.
 
     A sum is asked for before a step and read after it, so that nobody waits for it.
     """
 
     def __init__(self, mesh: Mesh, size: int):
-        """Compile the sum of `size` counts, on the devices of a mesh."""
         self._size = size
-        axes = PartitionSpec(mesh.axis_names)
-        self._split = NamedSharding(mesh, axes)
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         whole = NamedSharding(mesh, PartitionSpec())
         self._sum = jax.jit(lambda x: x.sum(0), out_shardings=whole)
 

@@ -25,16 +25,8 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import lock_file, read_json, writable_folder, write_json
 from clara_jax.train.hooks import read_lines
 
-FREE = (
-    "workdir",
-    "minutes",
-    "store",
-    "hooks.",
-    "mesh.",
-    "data.workers",
-    "data.eval",
-    "data.too_long",
-)
+FREE = ("workdir", "minutes", "store", "hooks.", "mesh.")
+FREE += ("data.workers", "data.eval", "data.too_long")
 """Fields (or their beginnings) in which a resumed run may differ: none of them changes
 a step. A store may lie elsewhere; that it is the same one, `feeds.Pinned` sees to."""
 
@@ -53,20 +45,16 @@ class RunFolder:
         self._held: IO[bytes] | None = None
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a folder in which this run may not go on.
+        """Refuse a folder with another config's run, unless that never logged or saved.
 
-        A folder whose run never logged or saved anything may be used again.
-
-        Raises:
-          ClaraError: it holds a run with another config (names the fields), or
-            something else.
+        Refuse one without a run that holds something else, too.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ClaraError(
                 f"config field 'workdir': {self.path} is a file; give a folder"
             )
         if not self.config.exists():
-            if self.path.is_dir() and any(self.path.glob("[!.]*")):
+            if any(self.path.glob("[!.]*")):
                 raise ClaraError(
                     f"{self.path} holds other files and no config.json; give an empty "
                     "folder with --config.workdir=DIR"
@@ -123,6 +111,9 @@ class RunFolder:
         for line in lines:
             final.update(line)
         speeds = [x["tokens_per_s"] for x in lines if x.get("tokens_per_s")]
+        kind, count = jax.devices()[0].device_kind, jax.device_count()
+        versions = {"clara_jax": __version__, "python": platform.python_version()}
+        versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
         # The first interval holds compilation; the median leaves it out.
         summary = {
             "stage": config.stage,
@@ -132,15 +123,8 @@ class RunFolder:
             "tokens_per_s": statistics.median(speeds) if speeds else 0.0,
             "final": {k: v for k, v in final.items() if k != "tokens_per_s"},
             **facts,
-            "device": {
-                "kind": jax.devices()[0].device_kind,
-                "count": jax.device_count(),
-            },
-            "versions": {
-                "clara_jax": __version__,
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            },
+            "device": {"kind": kind, "count": count},
+            "versions": versions,
         }
         write_json(self.summary, summary)
         return summary

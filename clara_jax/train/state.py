@@ -62,13 +62,7 @@ def init_state(
 ) -> TrainState:
     """Make the state of step 0; compile it to have its arrays made where they lie.
 
-    Args:
-      trainable: adapter name to tree; copied as float32.
-      optimizer: of `make_optimizer`.
-      key: a typed key; seeds dropout.
-
-    Returns:
-      The state. Works under ``jax.eval_shape``.
+    The trees of `trainable` are copied as float32; the typed `key` seeds dropout.
     """
     trainable = jax.tree.map(
         lambda x: jnp.array(x, jnp.float32, copy=True), dict(trainable)
@@ -99,12 +93,8 @@ Schedule = Callable[[Any], Array]
 def rate_at(config: OptimConfig, progress: float) -> np.float32:
     """Return the learning rate of a run that is measured by something else than steps.
 
-    Args:
-      config: peak, kind, warm-up share and floor.
-      progress: share of the run that is over when the step at hand ends, in (0, 1].
-
-    Returns:
-      The rate, computed on the host: nothing waits for a device.
+    `progress` is the share of the run that is over when the step at hand ends, in
+    (0, 1]. Computed on the host: nothing waits for a device.
     """
     warmup = config.warmup_fraction
     rise = progress / max(warmup, 1e-9)
@@ -122,15 +112,9 @@ def _rate(config: OptimConfig, rising: Any, rise: Any, fall: Any, xp: Any = jnp)
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """Build the learning rate over a run: linear warm-up, then cosine or constant.
 
-    The first update already has a rate above 0 (``1 / warm-up`` of the peak), so that
-    no step is spent on nothing; the last update of a cosine ends at the floor.
-
-    Args:
-      config: peak, kind, warm-up share and floor.
-      steps: optimizer steps of the whole run.
-
-    Returns:
-      The schedule, float32.
+    The first update of the run's `steps` already has a rate above 0 (``1 / warm-up`` of
+    the peak), so that no step is spent on nothing; the last one of a cosine ends at the
+    floor.
     """
     warmup = math.ceil(config.warmup_fraction * steps)
 
@@ -149,15 +133,8 @@ def make_optimizer(
     """Build the optimizer of every stage: clip by global norm, then AdamW.
 
     Its ``update`` takes the learning rate as ``rate``, where the schedule does not know
-    it (a run that ends at a deadline); None asks the schedule.
-
-    Args:
-      config: decay rates, weight decay (on matrices, never on norm scales and biases)
-        and the largest gradient norm.
-      schedule: see `make_schedule`.
-
-    Returns:
-      An optax transformation.
+    it (a run that ends at a deadline); None asks the schedule. Weight decay is on
+    matrices, never on norm scales and biases.
 
     Source: paper table 10 (AdamW, clip 1.0) and the reference's betas (0.9, 0.95).
     """
@@ -187,8 +164,6 @@ def _scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 def _decayed(params: Any) -> Any:
     """Mark the leaves that decay, by name: ranks do not tell, as layers are stacked."""
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return getattr(path[-1], "key", None) not in ("scale", "bias")
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) not in ("scale", "bias"), params
+    )

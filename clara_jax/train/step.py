@@ -31,25 +31,16 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 
     Strided parts leave each row on the device that it is sharded to.
     """
-
-    def split(x: Array) -> Array:
-        rows = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
-        return jnp.swapaxes(rows, 0, 1)
-
-    return jax.tree.map(split, batch)
+    rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
 
 
 def total_weights(loss: Loss, network: Network, parts: Batch) -> dict[str, Array]:
     """Add up the weights of a loss's terms over microbatches ``[parts, rows, ...]``.
 
-    Only the weights are kept, which depend on the batch alone, so that compilation
-    leaves nothing of the forward pass.
+    They depend on the batch alone: compilation leaves nothing of the forward pass.
     """
-
-    def weigh(_, batch: Batch):
-        return None, loss(network, batch, None)[1]
-
-    _, weights = jax.lax.scan(weigh, None, parts)
+    weights = jax.lax.map(lambda batch: loss(network, batch, None)[1], parts)
     return jax.tree.map(lambda w: w.sum(0), weights)
 
 
@@ -63,13 +54,9 @@ def make_train_step(
     """Build the train step; compile it with `compile_on_mesh` or ``jax.jit``.
 
     The loss is ``sum over terms of sums / weights`` over the whole batch. With
-    accumulation the weights of all microbatches are added up first, so that the
-    gradients of the parts add up to the gradient of the whole batch exactly.
-
-    Args:
-      loss: of the stage.
-      optimizer, schedule: see `state`.
-      accumulate: microbatches per step; divides the rows of every batch.
+    `accumulate` microbatches per step, which divide the rows of every batch, their
+    weights are added up first, so that the gradients of the parts add up to the
+    gradient of the whole batch exactly.
 
     Returns:
       ``(state, network, batch, rate=None) -> (state, metrics)``; without a rate the
@@ -145,9 +132,8 @@ def make_train_step(
 def make_eval_step(loss: Loss) -> Callable[..., Any]:
     """Build the evaluation step: the stage's loss without dropout.
 
-    Returns:
-      ``(trainable, network, batch) -> (sums, weights, metrics)`` as the loss
-      gives them, to be added up over batches and divided once.
+    It is ``(trainable, network, batch) -> (sums, weights, metrics)`` as the loss gives
+    them, to be added up over batches and divided once.
     """
 
     def eval_step(trainable: dict[str, Params], network: Network, batch: Batch):
@@ -160,14 +146,8 @@ def compile_on_mesh(step: StepFunction, mesh: Mesh, state: TrainState) -> Any:
     """Compile a train step for a mesh: the function that training runs.
 
     Call or lower it inside ``jax.set_mesh(mesh)``, so that activations are placed too.
-
-    Args:
-      step: of `make_train_step`.
-      mesh: of `sharding.make_mesh`.
-      state: of the run, or its shapes; says how the new state is laid out.
-
-    Returns:
-      The jitted step; its state is donated and comes back laid out as the table says.
+    The state, of which shapes are enough here, is donated to the step and comes back
+    laid out as the table says.
     """
     shardings = tree_shardings(mesh, state, logical_axes)
     outputs = (shardings, named_sharding(mesh))

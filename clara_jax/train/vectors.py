@@ -49,20 +49,13 @@ def cached_vectors(
 ) -> np.ndarray | None:
     """Compress every document, or find that an earlier command did.
 
-    Args:
-      folder: holds ``vectors.bin`` and ``vectors.json``.
-      clara: whose compressor reads.
-      documents: texts; distinct ones, as `UniqueDocuments` gives them.
-      batch_size: documents compressed together.
-      stop: asked after every chunk whether to end early.
-      late: likewise, whether to make do with so many documents as are done by then.
+    The `folder` holds ``vectors.bin`` and ``vectors.json``. After every chunk `stop` is
+    asked whether to end early, and `late` whether to make do with so many documents as
+    are done by then.
 
     Returns:
       A memory map ``[len(documents), M, D]`` in the compute type, of the first
       documents only after `late`; None after `stop`.
-
-    Raises:
-      ClaraError: the file cannot be written.
     """
     network, memory = clara.network, clara.memory
     shape = (len(documents), memory.num_memory, network.model.config.width)
@@ -91,6 +84,11 @@ def cached_vectors(
                 reserve(data, int(np.prod(shape)) * dtype.itemsize)
         return [done, enough and late is not None]
 
+    def keep(begin: int, end: int, found: Any) -> None:
+        vectors[begin:end] = np.asarray(found)
+        vectors.flush()
+        write_json(notes, {**note, "done": end})
+
     done, enough = first(prepare)
     if done == len(documents) or enough:
         return np.memmap(data, dtype, "r", shape=(done, *shape[1:]))
@@ -115,12 +113,7 @@ def cached_vectors(
             )
             end = begin + len(texts)
 
-            def keep(begin: int = begin, end: int = end, found: Any = found) -> None:
-                vectors[begin:end] = np.asarray(found)
-                vectors.flush()
-                write_json(notes, {**note, "done": end})
-
-            first(keep)
+            first(partial(keep, begin, end, found))
             bar.update(len(texts))
             if end < len(documents):
                 if stop():
@@ -137,10 +130,8 @@ class StoredVectors:
     """Vectors by number of a document, from a store and from those compressed besides.
 
     Attributes:
-      store: of the first kind.
-      rows: of each document its row there, or ``~i`` where it is the i-th of `others`.
+      rows: of each document its row in the store, or ``~i`` for the i-th of `others`.
       others: ``[U, M, D]`` vectors of documents that the store does not have.
-      dtype: of what is returned.
     """
 
     store: Store
@@ -167,19 +158,20 @@ def rows_in(store: Store, documents: UniqueDocuments) -> Int[np.ndarray, "U"]:
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
+@dataclasses.dataclass
 class _Some(Sequence[str]):
     """Those documents of a data set that have these numbers."""
 
-    def __init__(self, documents: UniqueDocuments, numbers: Sequence[int]):
-        self._documents, self._numbers = documents, numbers
+    documents: UniqueDocuments
+    numbers: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self._documents[i] for i in self._numbers[index]]
-        return self._documents[self._numbers[index]]
+            return [self.documents[i] for i in self.numbers[index]]
+        return self.documents[self.numbers[index]]
 
 
 def document_vectors(
@@ -190,36 +182,24 @@ def document_vectors(
 ) -> Any:
     """Return vectors of a run's documents, compressed where no store has them.
 
-    Args:
-      parts: of the run.
-      documents: of its records.
-      stop, late: see `cached_vectors`; with a store, `late` is not asked.
+    For `stop` and `late` see `cached_vectors`; with a store, `late` is not asked.
 
     Returns:
       What gives ``[n, M, D]`` for numbers of documents; None after `stop`.
     """
     config, store = parts.config, parts.store
-    compressed: Sequence[str] | UniqueDocuments = documents
-    rows = np.zeros(0, np.int64)
-    if store is not None:
-        rows = rows_in(store, documents)
-        missing = np.flatnonzero(rows < 0)
-        rows[missing] = ~np.arange(len(missing))
-        compressed = _Some(documents, missing.tolist())
-        have = len(documents) - len(missing)
-        report(f"{config.store}: has {have} of {len(documents)} candidate documents")
-    vectors = None
-    if len(compressed):
-        vectors = cached_vectors(
-            Path(config.workdir) / "vectors",
-            parts.clara,
-            compressed,
-            batch_size=max(32, config.data.eval_batch_size),
-            stop=stop,
-            late=late if store is None else None,
-        )
-        if vectors is None:
-            return None
+    folder, size = Path(config.workdir) / "vectors", config.data.eval_batch_size
+    make = partial(
+        cached_vectors, folder, parts.clara, batch_size=max(32, size), stop=stop
+    )
     if store is None:
-        return vectors
-    return StoredVectors(store, rows, vectors, config.dtype)
+        return make(documents, late=late)
+    rows = rows_in(store, documents)
+    missing = np.flatnonzero(rows < 0)
+    rows[missing] = ~np.arange(len(missing))
+    have = len(documents) - len(missing)
+    report(f"{config.store}: has {have} of {len(documents)} candidate documents")
+    others = make(_Some(documents, missing.tolist())) if len(missing) else None
+    if len(missing) and others is None:
+        return None
+    return StoredVectors(store, rows, others, config.dtype)

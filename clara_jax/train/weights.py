@@ -15,6 +15,7 @@ trains the backbone and has no adapters.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Network, init_rows
-from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.config import RunConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
@@ -47,9 +48,7 @@ class Start:
 
     Attributes:
       network: all that is frozen. In ``lm``, which trains them, ``params`` are None.
-      trainable: adapter name to tree, given to the optimizer.
       tokenizer: of the base, before special tokens are added.
-      eos_ids: ids that end an answer.
       reference: what ``clara.json`` will name as the backbone.
     """
 
@@ -62,9 +61,8 @@ class Start:
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """Return the model folder that holds the result of training."""
         model, backbone = self.network.model, self.network.backbone
-        adapters, rows = to_host(
-            ({**self.network.adapters, **trainable}, backbone.get("rows"))
-        )
+        adapters = to_host({**self.network.adapters, **trainable})
+        rows = to_host(backbone.get("rows"))
         trains_backbone = STAGES[config.stage].trains_backbone
         # Only a folder with a backbone of its own holds these. Files hold no codes:
         # such a backbone is written as it was used.
@@ -90,29 +88,29 @@ class Start:
 
 
 def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
-    """Load or make everything that a run starts from, where it is going to lie.
-
-    Args:
-      config: the run.
-      key: for whatever starts at random.
-      placement: a tree of shapes to the same tree of shardings.
-
-    Returns:
-      The start, on the devices.
+    """Load or make everything that a run starts from, where `placement` puts it.
 
     Raises:
       ClaraError: something is missing in ``init_from``, or does not fit the config.
     """
+    # Weights that are to be quantized are read to the host.
+    where = placement if config.quantize == "none" else None
     earlier = None
     if config.init_from:
         named = "" if config.backbone.startswith("random:") else config.backbone
         earlier = load_model(
-            config.init_from,
-            config.param_dtype,
-            base=named,
-            placement=_read_to(config, placement),
+            config.init_from, config.param_dtype, base=named, placement=where
         )
-    base = _base(config, earlier, key, placement)
+    name = config.backbone
+    if name.startswith("random:"):
+        base = _random_base(config, name.removeprefix("random:"), key, placement)
+    else:
+        base = earlier
+        if name and (earlier is None or earlier.clara is None):
+            base = load_model(name, config.param_dtype, placement=where)
+        assert base is not None
+        if config.tokenizer:
+            base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
     text_vocab = len(base.tokenizer)
     if text_vocab > shape.vocab_size:
@@ -122,9 +120,7 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
         )
     stage = STAGES[config.stage]
     lora = None if stage.trains_backbone else config.lora
-    model = Transformer(
-        shape, text_vocab=text_vocab, lora=lora, attention=config.attention
-    )
+    model = Transformer(shape, text_vocab, lora, config.attention)
     if stage.trains_backbone:
         backbone: dict[str, Any] = {"params": None}
         adapters = {"backbone": _put(base.params, placement)}
@@ -167,20 +163,17 @@ def make_adapters(
     key: Key,
     placement: Placement | None = None,
 ) -> tuple[dict[str, Params], dict[str, Any]]:
-    """Take adapters and rows from an earlier run, or start them.
+    """Return adapters by name and the frozen rows, of an earlier run or new ones.
+
+    Works under ``jax.eval_shape``.
 
     Args:
-      config: stage, ``reinit``, memory and LoRA settings.
-      model: for the shapes of adapters.
+      config, model: stage, ``reinit`` and settings; what has the adapters.
       params: the backbone, whose tables new memory tokens, marks and (untied) rows of
-        the head resemble; see ``clara.init_rows``. Shapes will do under
-        ``jax.eval_shape``.
+        the head resemble; see ``clara.init_rows``.
       earlier: what ``init_from`` holds, or None.
       key: root of all draws; each name has its own.
       placement: where new adapters are made; None for the default device.
-
-    Returns:
-      Adapters by name, and the frozen rows.
 
     Raises:
       ClaraError: an adapter that this stage needs is in neither, or does not fit.
@@ -211,17 +204,23 @@ def make_adapters(
             adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)
         else:
             adapters[name] = init_lora(model, own, placement)
-    _check_shapes(config, model, adapters)
+    lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
+    memory = jax.ShapeDtypeStruct((num_memory, model.config.width), "f4")
+    for name, tree in adapters.items():
+        wanted = memory if name == "memory" else lora
+        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, wanted):
+            raise ClaraError(
+                f"adapter {name} of {config.init_from} does not fit the backbone and "
+                "the config's lora and memory settings; take the base it was trained on"
+            )
     if "memory" in kept and earlier is not None and earlier.rows:
         return adapters, dict(earlier.rows)
-    marks, head = (
-        jax.random.fold_in(key, zlib.crc32(name)) for name in (b"marks", b"head")
-    )
-    rows = {"marks": _rows(model, params["embed"]["embedding"], 3, marks)}
+    own = jax.random.fold_in(key, zlib.crc32(b"marks"))
+    rows = {"marks": _rows(model, params["embed"]["embedding"], 3, own)}
     if not model.config.tied:
-        rows["head"] = _rows(
-            model, params["head"]["kernel"].T, config.memory.num_special, head
-        )
+        own = jax.random.fold_in(key, zlib.crc32(b"head"))
+        table, count = params["head"]["kernel"].T, config.memory.num_special
+        rows["head"] = _rows(model, table, count, own)
     return adapters, rows
 
 
@@ -231,27 +230,6 @@ def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
         return init_rows(jax.numpy.asarray(table[:used]), count, key)
     # Compiled, since the table may lie on devices of other processes.
     return jax.jit(lambda table, key: init_rows(table[:used], count, key))(table, key)
-
-
-def _base(
-    config: RunConfig, earlier: ModelFolder | None, key: Key, placement: Placement
-) -> ModelFolder:
-    name = config.backbone
-    if name.startswith("random:"):
-        return _random_base(config, name.removeprefix("random:"), key, placement)
-    if earlier is not None and (earlier.clara is not None or not name):
-        base = earlier
-    else:
-        where = _read_to(config, placement)
-        base = load_model(name, config.param_dtype, placement=where)
-    if config.tokenizer:
-        base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
-    return base
-
-
-def _read_to(config: RunConfig, placement: Placement) -> Placement | None:
-    """Return where weights are read to: None, the host, if they are to be quantized."""
-    return placement if config.quantize == "none" else None
 
 
 def _random_base(
@@ -268,7 +246,7 @@ def _random_base(
             "brings none; name a tokenizer folder"
         )
     tokenizer = load_tokenizer(config.tokenizer)
-    shape: ModelConfig = PRESETS[preset]
+    shape = PRESETS[preset]
     shape = dataclasses.replace(
         shape,
         param_dtype=config.param_dtype or shape.param_dtype,
@@ -305,20 +283,16 @@ def _reference(config: RunConfig, earlier: ModelFolder | None) -> str:
 
 def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> None:
     """Refuse settings other than those that kept adapters were trained with."""
-    pairs: list[tuple[str, Any, Any]] = [("lora", config.lora, clara.lora)]
-    if memory:
-        pairs.append(("memory", config.memory, clara.memory))
-    for group, mine, theirs in pairs:
-        for field in dataclasses.fields(mine):
-            if field.name in ("dropout", "doc_max_length", "compression_rate"):
-                continue
-            a, b = getattr(mine, field.name), getattr(theirs, field.name)
-            if a != b:
-                name = f"{group}.{field.name}"
-                raise ClaraError(
-                    f"config field '{name}' is {a}, but {config.init_from} was "
-                    f"trained with {b}; set --config.{name}={b}"
-                )
+    names = ["lora.rank", "lora.alpha", "lora.layers"]
+    names += ["memory.separator"] if memory else []
+    for name in names:
+        read = operator.attrgetter(name)
+        a, b = read(config), read(clara)
+        if a != b:
+            raise ClaraError(
+                f"config field '{name}' is {a}, but {config.init_from} was "
+                f"trained with {b}; set --config.{name}={b}"
+            )
     if memory and config.memory.num_memory != clara.memory.num_memory:
         raise ClaraError(
             "config field 'memory.compression_rate': documents of "
@@ -327,15 +301,3 @@ def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> No
             f"--config.memory.doc_max_length={clara.memory.doc_max_length} "
             f"--config.memory.compression_rate={clara.memory.compression_rate}"
         )
-
-
-def _check_shapes(config: RunConfig, model: Transformer, adapters: Params) -> None:
-    lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
-    memory = jax.ShapeDtypeStruct((config.memory.num_memory, model.config.width), "f4")
-    for name, tree in adapters.items():
-        wanted = memory if name == "memory" else lora
-        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, wanted):
-            raise ClaraError(
-                f"adapter {name} of {config.init_from} does not fit the backbone and "
-                "the config's lora and memory settings; take the base it was trained on"
-            )

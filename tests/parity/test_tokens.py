@@ -143,7 +143,7 @@ def test_special_ids(backbone_dir: Path):
     assert list(tokenizer.memory_ids) == meta["mem_token_ids"]
     for name in ("ae_id", "enc_id", "sep_id", "bos_id", "eos_id", "pad_id"):
         assert getattr(tokenizer, name) == meta[name], name
-    assert tokenizer.text_vocab + tokenizer.num_special == meta["tokenizer_len"]
+    assert tokenizer.sep_id + 1 == meta["tokenizer_len"]
     assert readable(tokenizer.bos) == meta["bos_token"]
     assert readable(tokenizer.eos) == meta["eos_token"]
 

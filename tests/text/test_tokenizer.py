@@ -24,7 +24,7 @@ def test_special_ids_follow_the_text_vocabulary(tokenizer: ClaraTokenizer):
         n + 5,
     )
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
-    assert tokenizer.num_special == 6
+    assert tokenizer.sep_id + 1 == tokenizer.text_vocab + 6
 
 
 def test_the_given_tokenizer_stays_as_it_was():
