@@ -222,7 +222,8 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
     # PEFT adds copies of the embedding and the head when they were resized.
     copies = ("embed_tokens.weight", "head.weight")
     shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
-    lora = LoraConfig(rank, alpha, dropout, covered_layers(config, shapes))
+    layers: Any = covered_layers(config, shapes)
+    lora = LoraConfig(rank, alpha, dropout, layers)
     return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
 
 

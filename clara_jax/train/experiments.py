@@ -59,7 +59,11 @@ class Experiment:
 
 
 def read_experiment(arguments: Sequence[str]) -> Experiment:
-    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all."""
+    """Read ``--config=FILE[:ARG] [--config.field=value ...]`` and validate it all.
+
+    Raises:
+      ClaraError: one line on whatever is wrong: the file, a field's name or a value.
+    """
     path, argument, overrides = _split(list(arguments))
     config = load_config(path, argument)
     argv = ["train", *(_checked(text, config) for text in overrides)]
@@ -82,7 +86,11 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
 
 
 def load_config(path: str, argument: str | None = None) -> ConfigDict:
-    """Run ``get_config(argument)`` of a Python file, without argument if it is None."""
+    """Run ``get_config(argument)`` of a Python file, without argument if it is None.
+
+    Raises:
+      ClaraError: no such file, or one that fails; names file and line.
+    """
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
     spec = importlib.util.spec_from_file_location("clara_jax_config", path)
@@ -114,7 +122,11 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
 
 
 def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
-    """Turn a config into validated runs."""
+    """Turn a config into validated runs.
+
+    Raises:
+      ClaraError: a field that is unknown, missing or wrong.
+    """
     values = _plain(config)
     names = ("quickstart", "mix", "report")
     groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}
@@ -218,7 +230,8 @@ def _checked(text: str, config: ConfigDict) -> str:
             f"config field '{path}' is a group; set one of its fields, as in "
             f"--config.{path}.{first}=..."
         )
-    for stage in config.get("stages") or ():
+    stages: Any = config.get("stages") or ()
+    for stage in stages:
         inner: Any = stage
         for part in parts:
             inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None

@@ -103,10 +103,10 @@ class Pinned:
     def set_state(self, state: Any) -> None:
         """Go to a position of `get_state`; refuse another store or its documents."""
         before = state.get("store")
-        if before != self._note:
+        if before != self.note:
             raise ClaraError(
                 f"config field 'store': this run was begun with {_named(before)}, and "
-                f"now has {_named(self._note)}; give the store as it was, or another "
+                f"now has {_named(self.note)}; give the store as it was, or another "
                 "--config.workdir"
             )
         self.feed.set_state(state if before is None else state["feed"])
