@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
 from clara_jax.config import RunConfig
-from clara_jax.data.examples import Example, Row, Rows
+from clara_jax.data.examples import Example, Reads, Row
 from clara_jax.errors import ClaraError
 
 Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
@@ -38,11 +39,7 @@ class Layout:
 
     @classmethod
     def of(
-        cls,
-        reads: Sequence[Rows],
-        config: RunConfig,
-        candidates: int = 0,
-        pad_id: int = 0,
+        cls, reads: Sequence[Reads], config: RunConfig, candidates: int, pad_id: int
     ) -> Layout:
         """Return the layout of a stage; buckets longer than any row are left out.
 
@@ -54,14 +51,19 @@ class Layout:
         document = longest.get("documents")
         if candidates:
             document = longest.get("candidates", longest.get("vectors"))
-        buckets = config.data.doc_buckets
+
+        def buckets(wanted: tuple[int, ...], longest: int | None) -> tuple[int, ...]:
+            if longest is None:
+                return ()
+            return (*(n for n in wanted if n < longest), longest)
+
         return cls(
-            _buckets(buckets, document),
-            _buckets(buckets, longest.get("question")),
-            _buckets(config.data.prompt_buckets, longest.get("prompt")),
-            slots,
-            candidates,
-            pad_id,
+            documents=buckets(config.data.doc_buckets, document),
+            questions=buckets(config.data.doc_buckets, longest.get("question")),
+            prompts=buckets(config.data.prompt_buckets, longest.get("prompt")),
+            slots=slots,
+            candidates=candidates,
+            pad_id=pad_id,
         )
 
     @property
@@ -90,25 +92,23 @@ def collate(
     Raises:
       ClaraError: an example with more candidates than C.
     """
-    missing = batch_size - len(examples)
-    rows = [*examples, *[Example()] * missing]
+    rows = [*examples, *[Example()] * (batch_size - len(examples))]
     if lengths is None:
         lengths = longest_of([measure(example) for example in rows])
     document, question, prompt = lengths
+    pad = functools.partial(_pad, pad_id=layout.pad_id)
     fields: dict[str, Any] = {}
     if layout.prompts:
         length = _fit(prompt, layout.prompts)
-        fields["prompt"] = _pad([e.prompt for e in rows], length, layout.pad_id)
-        labels = np.full((len(rows), length), IGNORE, np.int32)
-        for i, example in enumerate(rows):
-            labels[i, : _length(example.labels)] = _row(example.labels)
-        fields["labels"] = labels
+        fields["prompt"] = pad([e.prompt for e in rows], length)
+        labels = [e.labels for e in rows]
+        fields["labels"] = _pad(labels, length, pad_id=IGNORE).ids
+    if layout.questions:
+        length = _fit(question, layout.questions)
+        fields["question"] = pad([e.question for e in rows], length)
     if layout.slots:
         texts = [e.documents for e in rows]
         fields["documents"] = _grid(texts, layout.slots, document, layout)
-    if layout.questions:
-        length = _fit(question, layout.questions)
-        fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
     if layout.candidates:
         fields |= _candidates(rows, document, layout, vectors)
     return Batch(**fields)
@@ -117,7 +117,7 @@ def collate(
 def measure(example: Example) -> tuple[int, int, int, int]:
     """Return an example's tokens; of its longest document, its question, its prompt."""
     documents = [len(row) for row in (*example.documents, *example.candidates)]
-    question, prompt = _length(example.question), _length(example.prompt)
+    question, prompt = len(_row(example.question)), len(_row(example.prompt))
     total = sum(documents) + question + prompt
     return total, max(documents, default=0), question, prompt
 
@@ -134,21 +134,20 @@ def _candidates(
     mask = np.zeros((len(rows), width), bool)
     positives = np.zeros((len(rows), width), bool)
     for i, example in enumerate(rows):
-        count = _length(example.positives)
-        if count > width:
+        row = _row(example.positives)
+        if len(row) > width:
             raise ClaraError(
-                f"{example.source}: has {count} candidate documents, but "
+                f"{example.source}: has {len(row)} candidate documents, but "
                 f"data.candidates is {width}; raise it"
             )
-        mask[i, :count] = True
-        positives[i, :count] = _row(example.positives)
+        mask[i, : len(row)] = True
+        positives[i, : len(row)] = row
     fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
     if vectors is None:
         texts = [e.candidates for e in rows]
         return {**fields, "candidates": _grid(texts, width, longest, layout)}
-    numbers = [_row(e.candidate_ids) for e in rows]
-    flat = np.concatenate([np.zeros(0, np.int64), *numbers]).astype(np.int64)
-    found = np.asarray(vectors(flat) if callable(vectors) else vectors[flat])
+    numbers = np.concatenate([_row(e.candidate_ids) for e in rows]).astype(np.int64)
+    found = np.asarray(vectors(numbers) if callable(vectors) else vectors[numbers])
     table = np.zeros((len(rows), width, *found.shape[1:]), found.dtype)
     table[mask] = found
     return {**fields, "vectors": table}
@@ -168,23 +167,15 @@ def _grid(
 def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
     ids: Any = np.full((len(rows), length), pad_id, np.int32)
     mask: Any = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : _length(row)] = _row(row)
-        mask[i, : _length(row)] = True
+    for i, row in enumerate(map(_row, rows)):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
     return Tokens(ids, mask, right_padded=True)
-
-
-def _fit(longest: int, buckets: tuple[int, ...]) -> int:
-    return next(bucket for bucket in buckets if bucket >= longest)
-
-
-def _buckets(wanted: tuple[int, ...], longest: int | None) -> tuple[int, ...]:
-    return () if longest is None else (*(n for n in wanted if n < longest), longest)
-
-
-def _length(row: np.ndarray | None) -> int:
-    return 0 if row is None else len(row)
 
 
 def _row(row: np.ndarray | None) -> np.ndarray:
     return np.zeros(0, np.int32) if row is None else row
+
+
+def _fit(longest: int, buckets: tuple[int, ...]) -> int:
+    return next(bucket for bucket in buckets if bucket >= longest)

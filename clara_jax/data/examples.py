@@ -18,32 +18,38 @@ Row = np.ndarray
 """Token ids ``[T]`` int32, without padding."""
 
 
-@runtime_checkable
-class Draw(Protocol):
-    """Where chance comes from; ``np.random.Generator`` is one."""
-
-    def integers(self, low: int, /) -> int | np.integer:
-        """A number from 0 to `low` - 1."""
-        ...
+Draw = np.random.Generator
+"""Where chance comes from."""
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """Rows of a batch that some role reads; see `clara_jax.stages.Reads`."""
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """Rows of a batch and the role that reads them.
 
-    @property
-    def field(self) -> str:
-        """Of `Batch`."""
-        ...
+    Shapes of batches, abstract batches and operation counts all follow from these.
 
-    @property
-    def per_row(self) -> int | None:
-        """Documents of each example; None where it has a single row."""
-        ...
+    Attributes:
+      field: of `Batch`: ``prompt``, ``documents``, ``question``, ``candidates``, or
+        ``vectors``, candidates compressed beforehand, which no role reads.
+      role: ``compressor``, ``reasoner``, ``generator`` or ``backbone``.
+      per_row: documents of each example; None where it has a single row, 0 for as many
+        as the records have.
+      trained: whether gradients go through.
+    """
 
-    def length(self, config: RunConfig, /) -> int:
+    field: str
+    role: str = ""
+    per_row: int | None = None
+    trained: bool = True
+
+    def length(self, config: RunConfig) -> int:
         """Return the longest row in tokens."""
-        ...
+        memory, data = config.memory, config.data
+        if self.field == "prompt":
+            return data.prompt_max_length
+        if self.field == "question" and data.question_max_length:
+            return memory.row_length(data.question_max_length)
+        return memory.row_length(memory.doc_max_length)
 
 
 class Dialogue(NamedTuple):
@@ -103,12 +109,12 @@ def supervise(ids: Sequence[int], prompt_length: int, max_length: int) -> Row:
 
 
 @runtime_checkable
-class Recipe(Protocol):
+class StageExamples(Protocol):
     """What a stage makes of a record; see `clara_jax.stages.Stage`."""
 
     name: ClassVar[str]
 
-    def reads(self, config: RunConfig, /) -> Sequence[Rows]:
+    def reads(self, config: RunConfig, /) -> Sequence[Reads]:
         """Return the rows of a batch."""
         ...
 
@@ -147,7 +153,9 @@ class ExampleMaker:
         record does not fit the stage or a limit (names the line).
     """
 
-    def __init__(self, stage: Recipe, tokenizer: ClaraTokenizer, config: RunConfig):
+    def __init__(
+        self, stage: StageExamples, tokenizer: ClaraTokenizer, config: RunConfig
+    ):
         self.stage, self.tokenizer, self.config = stage, tokenizer, config
         self.fields = frozenset(read.field for read in stage.reads(config))
         self.corpus = config.candidates == "corpus"
@@ -232,10 +240,7 @@ class ExampleMaker:
     def ranked(
         self, record: Record, question: str, candidate_ids: Row | None
     ) -> Example:
-        """Return the rows of a question and of its candidates, the record's documents.
-
-        `candidate_ids` are as for a call.
-        """
+        """Return the rows of a question and its candidates, the record's documents."""
         if self.corpus:
             gold = tuple(record.documents[i] for i in record.positives)
             row = self.question(record, question)
@@ -286,7 +291,7 @@ def check_records(
     Args:
       records: what training will read.
       maker: of the stage's examples.
-      most: read so many at most, evenly spread over the files.
+      most: how many are read at most, evenly spread over the files.
 
     Raises:
       ClaraError: the first bad record, with file and line.

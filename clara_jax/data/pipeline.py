@@ -8,17 +8,18 @@ batch. So a global batch is the same for any number of processes.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import grain
 import numpy as np
 
 from clara_jax.clara.batches import Batch
-from clara_jax.config import DataConfig
 from clara_jax.data.collate import Layout, Vectors, collate, longest_of, measure
 from clara_jax.data.examples import Example, ExampleMaker
 from clara_jax.data.records import RecordSource
@@ -28,10 +29,8 @@ from clara_jax.errors import ClaraError
 class UniqueDocuments:
     """The distinct documents of some records, numbered by first appearance.
 
-    Holds places and digests, not texts; texts are read again from the records.
-
-    Args:
-      records: read once, in order.
+    Holds places and digests, not texts; texts are read again from the records, which
+    are first read once, in order.
     """
 
     def __init__(self, records: RecordSource):
@@ -53,11 +52,7 @@ class UniqueDocuments:
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i, j = self._places[index]
@@ -91,10 +86,6 @@ class Part:
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x[None]
 
 
-WHOLE = Part()
-"""Of a process that is alone."""
-
-
 def make_batches(
     records: RecordSource,
     make: ExampleMaker,
@@ -103,7 +94,7 @@ def make_batches(
     epochs: int | None = None,
     documents: UniqueDocuments | None = None,
     vectors: Vectors | None = None,
-    part: Part = WHOLE,
+    part: Part = Part(),  # noqa: B008
 ) -> Windows:
     """Make the batches of one stage.
 
@@ -118,7 +109,7 @@ def make_batches(
     `WindowIterator.draw` gives the right documents.
 
     Args:
-      records: anything with a length and an index; see `open_records`.
+      records: see `open_records`.
       make: makes the stage's examples; its config says batch size, buckets and seed.
       train: whether to shuffle, repeat and drop.
       epochs: passes over the records in training; None goes on for ever.
@@ -143,8 +134,9 @@ def make_batches(
         )
     if (vectors is None) != (documents is None):
         raise ClaraError("vectors and the documents they belong to go together")
-    offers = "question" in make.fields and not make.corpus
-    candidates = count_candidates(records, data, documents) if offers else 0
+    candidates = 0
+    if "question" in make.fields and not make.corpus:
+        candidates = data.candidates or _most_documents(records, documents)
     reads, pad_id = make.stage.reads(config), make.tokenizer.pad_id
     layout = Layout.of(reads, config, candidates, pad_id)
 
@@ -172,14 +164,7 @@ def make_batches(
     )
 
 
-def count_candidates(
-    records: RecordSource,
-    data: DataConfig,
-    documents: UniqueDocuments | None = None,
-) -> int:
-    """Return C: what the config says, else the most documents that any record has."""
-    if data.candidates:
-        return data.candidates
+def _most_documents(records: RecordSource, documents: UniqueDocuments | None) -> int:
     if documents is not None:
         return documents.most_candidates
     counts = (len(records[i].documents) for i in range(len(records)))
@@ -223,18 +208,51 @@ class Windows:
             found = found[: len(found) // self.batch_size * self.batch_size]
         return found
 
+    def own(self, batch: Sequence[int]) -> list[int]:
+        """Return this process's examples of a batch; a last batch may have too few."""
+        return [batch[row] for row in self.rows if row < len(batch)]
+
+    def share(self, number: int) -> Sequence[int]:
+        """Return the examples of a window that this process makes first.
+
+        They are those that it measures; where nothing is, a window is one batch.
+        """
+        indices = self.indices(number)
+        if self.layout.has_choice:
+            return indices[self.part.index :: self.part.count]
+        return self.own(indices)
+
+    def cut(self, number: int, lengths: np.ndarray | None) -> list[_Cut]:
+        """Cut a window into batches, by what was measured of its examples, if any."""
+        indices = self.indices(number)
+        order = np.arange(len(indices))
+        if self.window > 1 and lengths is not None:
+            order = np.argsort(lengths[:, 0], kind="stable")
+        found: list[_Cut] = []
+        for start in range(0, len(order), self.batch_size):
+            some = order[start : start + self.batch_size]
+            longest = None if lengths is None else longest_of(lengths[some])
+            found.append(([indices[i] for i in some], longest))
+        if self.window > 1:
+            draw = np.random.default_rng((self.seed, number))
+            found = [found[i] for i in draw.permutation(len(found))]
+        return found
+
+
+_Cut = tuple[list[int], tuple[int, ...] | None]
+"""The examples of a batch, and the longest rows in it."""
+
 
 class WindowIterator(Iterator[Batch]):
     """Batches, and the place in their stream: a window's number and a batch in it."""
 
     def __init__(self, settings: Windows):
         self._settings = settings
-        self._number = -1
-        self._position = 0
-        self._batches: list[tuple[Sequence[int], Any]] = []
-        self._kept: dict[int, Example] = {}
-        limit = max(2 * len(settings.rows), 16)
-        self._ahead = _Ahead(settings.examples.__getitem__, settings.workers, limit)
+        self._pool = None
+        if settings.workers:
+            threads = concurrent.futures.ThreadPoolExecutor
+            self._pool = threads(settings.workers, "examples")
+        self.set_state({"window": -1, "position": 0})
 
     def __next__(self) -> Batch:
         return self.draw()[0]
@@ -245,18 +263,16 @@ class WindowIterator(Iterator[Batch]):
         Raises:
           StopIteration: there is none.
         """
-        if self._position >= len(self._batches):
-            batches = self._open(self._number + 1)
-            if not batches:
-                raise StopIteration
-            self._batches = batches
-            self._number, self._position = self._number + 1, 0
         settings = self._settings
+        if self._position >= len(self._batches):
+            if not settings.indices(self._number + 1):
+                raise StopIteration
+            self._open(self._number + 1, 0)
         indices, lengths = self._batches[self._position]
         self._position += 1
         examples = [
-            self._kept.pop(i) if i in self._kept else self._ahead.get(i)
-            for i in self._own(indices)
+            self._measured.pop(i) if i in self._measured else next(self._others)
+            for i in settings.own(indices)
         ]
         batch = collate(
             examples, settings.layout, len(settings.rows), settings.vectors, lengths
@@ -269,82 +285,49 @@ class WindowIterator(Iterator[Batch]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called, on any number of processes."""
-        self._number, self._position = state["window"], state["position"]
-        self._batches = self._open(self._number) if self._number >= 0 else []
+        number, position = state["window"], state["position"]
+        windows = itertools.count(max(number, 0))
+        shares = itertools.takewhile(len, map(self._settings.share, windows))
+        self._shares = self._make(itertools.chain.from_iterable(shares))
+        self._number, self._position = number, position
+        self._batches: list[_Cut] = []
+        if number >= 0:
+            self._open(number, position)
 
-    def _own(self, indices: Sequence[int]) -> list[int]:
-        """This process's examples of a batch; a last batch may have too few."""
-        return [indices[row] for row in self._settings.rows if row < len(indices)]
+    def _open(self, number: int, position: int) -> None:
+        """Measure a window, and begin what else this process needs of it."""
+        settings, part = self._settings, self._settings.part
+        share = settings.share(number)
+        self._measured = dict(zip(share, self._shares, strict=False))
+        lengths = None
+        if settings.layout.has_choice:
+            count = len(settings.indices(number))
+            table = np.zeros((-(-count // part.count), 4), np.int32)
+            for row, index in enumerate(share):
+                table[row] = measure(self._measured[index])
+            gathered = np.asarray(part.gather(table))
+            lengths = np.swapaxes(gathered, 0, 1).reshape(-1, 4)[:count]
+        self._number, self._position = number, position
+        self._batches = settings.cut(number, lengths)
+        coming = [
+            i for batch, _ in self._batches[position:] for i in settings.own(batch)
+        ]
+        self._others = self._make([i for i in coming if i not in self._measured])
 
-    def _open(self, number: int) -> list[tuple[Sequence[int], Any]]:
-        """Batches of a window, as indices and the longest rows in them."""
-        settings = self._settings
-        indices, size = settings.indices(number), settings.batch_size
-        self._kept = {}
-        lengths, order = None, np.arange(len(indices))
-        if settings.layout.has_choice and indices:
-            lengths = self._measure(indices)
-            if settings.window > 1:
-                order = np.argsort(lengths[:, 0], kind="stable")
-        found: list[tuple[Sequence[int], Any]] = []
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            longest = None if lengths is None else longest_of(lengths[some])
-            found.append(([indices[i] for i in some], longest))
-        if settings.window > 1:
-            draw = np.random.default_rng((settings.seed, number))
-            found = [found[i] for i in draw.permutation(len(found))]
-        for batch, _ in found:
-            self._ahead.plan(i for i in self._own(batch) if i not in self._kept)
-        # With a window of one batch, two of them are not too many to have ready.
-        for following in range(number + 1, number + (2 if settings.window > 1 else 3)):
-            then = settings.indices(following)
-            own = self._own(then)
-            if settings.layout.has_choice:
-                own = then[settings.part.index :: settings.part.count]
-            self._ahead.plan(own)
-        return found
-
-    def _measure(self, indices: range) -> np.ndarray:
-        """Lengths of a window's examples, each measured by one process."""
-        part = self._settings.part
-        own = indices[part.index :: part.count]
-        self._ahead.plan(own)
-        table = np.zeros((-(-len(indices) // part.count), 4), np.int32)
-        for row, index in enumerate(own):
-            self._kept[index] = example = self._ahead.get(index)
-            table[row] = measure(example)
-        gathered = np.asarray(part.gather(table))
-        return np.swapaxes(gathered, 0, 1).reshape(-1, 4)[: len(indices)]
-
-
-class _Ahead:
-    """Examples made by threads a little before they are asked for, in that order."""
-
-    def __init__(self, make: Callable[[int], Example], workers: int, limit: int):
-        self._make, self._limit = make, limit
-        self._backlog: dict[int, None] = {}
-        self._begun: dict[int, concurrent.futures.Future[Example]] = {}
-        self._pool = None
-        if workers:
-            self._pool = concurrent.futures.ThreadPoolExecutor(workers, "examples")
-
-    def plan(self, indices: Iterable[int]) -> None:
-        """Note what will be asked for next."""
-        if self._pool is not None:
-            self._backlog.update(dict.fromkeys(indices))
-            self._begin()
-
-    def get(self, index: int) -> Example:
-        """Return one example, waiting for it if need be."""
-        self._backlog.pop(index, None)
-        begun = self._begun.pop(index, None)
-        self._begin()
-        return self._make(index) if begun is None else begun.result()
-
-    def _begin(self) -> None:
-        while self._pool and self._backlog and len(self._begun) < self._limit:
-            index = next(iter(self._backlog))
-            del self._backlog[index]
-            if index not in self._begun:
-                self._begun[index] = self._pool.submit(self._make, index)
+    def _make(self, indices: Iterable[int]) -> Iterator[Example]:
+        """Make examples in this order, by threads a little ahead."""
+        make, pool, rest = (
+            self._settings.examples.__getitem__,
+            self._pool,
+            iter(indices),
+        )
+        if pool is None:
+            yield from map(make, rest)
+            return
+        ahead = max(2 * len(self._settings.rows), 16)
+        begun = collections.deque(
+            pool.submit(make, i) for i in itertools.islice(rest, ahead)
+        )
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(pool.submit(make, i) for i in itertools.islice(rest, 1))
