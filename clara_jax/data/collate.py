@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,10 +51,8 @@ class Layout:
         if candidates:
             document = longest.get("candidates", longest.get("vectors"))
 
-        def buckets(wanted: tuple[int, ...], longest: int | None) -> tuple[int, ...]:
-            if longest is None:
-                return ()
-            return (*(n for n in wanted if n < longest), longest)
+        def buckets(wanted: tuple[int, ...], most: int | None) -> tuple[int, ...]:
+            return () if most is None else (*(n for n in wanted if n < most), most)
 
         return cls(
             documents=buckets(config.data.doc_buckets, document),
@@ -96,16 +93,14 @@ def collate(
     if lengths is None:
         lengths = longest_of([measure(example) for example in rows])
     document, question, prompt = lengths
-    pad = functools.partial(_pad, pad_id=layout.pad_id)
     fields: dict[str, Any] = {}
     if layout.prompts:
         length = _fit(prompt, layout.prompts)
-        fields["prompt"] = pad([e.prompt for e in rows], length)
-        labels = [e.labels for e in rows]
-        fields["labels"] = _pad(labels, length, pad_id=IGNORE).ids
+        fields["prompt"] = _pad([e.prompt for e in rows], length, layout.pad_id)
+        fields["labels"] = _pad([e.labels for e in rows], length, IGNORE).ids
     if layout.questions:
         length = _fit(question, layout.questions)
-        fields["question"] = pad([e.question for e in rows], length)
+        fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
     if layout.slots:
         texts = [e.documents for e in rows]
         fields["documents"] = _grid(texts, layout.slots, document, layout)

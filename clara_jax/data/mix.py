@@ -282,7 +282,7 @@ def _count_files(
         "ON piece = ref GROUP BY file, source"
     )
     grouped = {(file, source): number for file, source, number in pairs}
-    names = files_of(recipe)
+    names = [file.name for file in files_of(recipe)]
     files = {name: {"records": 0, "questions": 0} for name in names}
     for file, source, records, questions in work.execute(
         f"SELECT file, source, count(*), count(DISTINCT CASE kind WHEN {QUESTION} THEN "

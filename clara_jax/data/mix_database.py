@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS questions(id INTEGER PRIMARY KEY, record INTEGER,
 CREATE INDEX IF NOT EXISTS questions_record ON questions(record);
 CREATE INDEX IF NOT EXISTS questions_piece ON questions(piece);
 CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref INTEGER,
-  chunk INTEGER, copy INTEGER, source INTEGER);
+  chunk INTEGER, copy INTEGER, source INTEGER, pool INTEGER);
 CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
   WITHOUT ROWID;
 """

@@ -94,7 +94,7 @@ def make_batches(
     epochs: int | None = None,
     documents: UniqueDocuments | None = None,
     vectors: Vectors | None = None,
-    part: Part = Part(),  # noqa: B008
+    part: Part = Part(),
 ) -> Windows:
     """Make the batches of one stage.
 
