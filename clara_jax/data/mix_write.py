@@ -45,9 +45,7 @@ _SPARE = 12
 class File(NamedTuple):
     """A file of a mix: the side of its lines, and the weight that says how many.
 
-    Attributes:
-      source: of all its questions; None takes those of every source.
-      pool: of all its questions; None takes that of their source.
+    Its questions are of one `source`, or of all; None as `pool` is their source's.
     """
 
     name: str
@@ -194,30 +192,6 @@ class Piece(NamedTuple):
     group: int
 
 
-class Pool(NamedTuple):
-    """Pieces that documents are added from.
-
-    Attributes:
-      pieces: their numbers.
-      questions: numbers of the questions that it serves, rising.
-      best: places of the best pieces for each question, by BM25.
-    """
-
-    pieces: np.ndarray
-    questions: np.ndarray
-    best: np.ndarray
-
-    def others(
-        self, question: int, random: np.random.Generator, count: int
-    ) -> Iterator[int]:
-        """Those that share most with a question, best first; then some by chance."""
-        places = self.best[int(np.searchsorted(self.questions, question))]
-        yield from self.pieces[places[places >= 0]].tolist()
-        size = min(len(self.pieces), 4 * count + 16)
-        places = random.choice(len(self.pieces), size, replace=False)
-        yield from self.pieces[places].tolist()
-
-
 class Writer:
     """Write the files of a mix into ``out``, going on where it stopped."""
 
@@ -229,15 +203,15 @@ class Writer:
     def run(self) -> None:
         """Write all that is not written yet."""
         for number, file in enumerate(files_of(self._recipe)):
+            query = "SELECT count(*) FROM tasks WHERE file = ?"
+            (total,) = self._work.row(query, (number,))
             path = self._work.folder / "out" / file.name
-            with writing(path):
-                self._write(number, file.name, path)
+            if total:
+                with writing(path):
+                    self._write(number, file.name, total, path)
 
-    def _write(self, number: int, name: str, path: Path) -> None:
+    def _write(self, number: int, name: str, total: int, path: Path) -> None:
         work, done = self._work, self._work.note(name) or 0
-        (total,) = work.row("SELECT count(*) FROM tasks WHERE file = ?", (number,))
-        if not total:
-            return  # such as a source without held-out questions
         if done < total:
             query = "SELECT DISTINCT pool FROM tasks WHERE file = ? AND pool NOT NULL"
             for (pool,) in work.execute(query, (number,)).fetchall():
@@ -252,25 +226,24 @@ class Writer:
             for kind, ref, chunk, *rest in tasks.fetchmany(end - begin):
                 if kind == QUESTION:
                     yield self._question(name, ref, *rest)
+                elif kind == PAIRS:
+                    yield self._pairs(ref, chunk)
                 else:
-                    yield self._line(kind, ref, chunk)
+                    yield self._single(kind, ref)
 
         work.write_lines(path, name, total, AT_ONCE, lines, self._progress)
 
-    def _line(self, kind: int, ref: int, chunk: int) -> dict[str, Any]:
-        """A line about one piece."""
-        if kind == PAIRS:
-            return self._pairs(ref, chunk)
-        if kind == DOCUMENT:
-            piece = self._piece(ref)
-            return {"id": piece.name, "text": piece.text}
-        if kind == REPEAT:
-            text = target = self._piece(ref).text
-        else:
+    def _single(self, kind: int, ref: int) -> dict[str, Any]:
+        """A piece alone, to be given back or in other words."""
+        number, target = ref, None
+        if kind == PARAPHRASED:
             query = "SELECT piece, target FROM questions WHERE id = ?"
-            piece, target = self._work.row(query, (ref,))
-            text = self._piece(piece).text
-        return {"docs": [text], "answers": [target], "data_type": "paraphrase"}
+            number, target = self._work.row(query, (ref,))
+        piece = self._piece(number)
+        if kind == DOCUMENT:
+            return {"id": piece.name, "text": piece.text}
+        answer = piece.text if target is None else target
+        return {"docs": [piece.text], "answers": [answer], "data_type": "paraphrase"}
 
     def _pairs(self, piece: int, chunk: int) -> dict[str, Any]:
         """A piece with its share of its questions, as even as can be."""
@@ -315,7 +288,7 @@ class Writer:
         if len(others) > count - right:
             others = [others[i] for i in random.permutation(len(others))]
         groups = {self._piece(piece).group for piece in chosen}
-        more = self._pool(pool).others(number, random, count)
+        more = self._others(pool, number, random, count)
         for piece in itertools.chain(others, more):
             if len(chosen) >= count:
                 break
@@ -333,8 +306,18 @@ class Writer:
         )
         return {"id": f"{recipe.source[source].name}-{number}", **fields}
 
-    def _rank_pool(self, number: int) -> Pool:
-        """Rank a pool for all its questions."""
+    def _others(
+        self, pool: int, question: int, random: np.random.Generator, count: int
+    ) -> Iterator[int]:
+        """Pieces that share most with a question, best first; then some by chance."""
+        pieces, questions, best = self._pool(pool)
+        places = best[int(np.searchsorted(questions, question))]
+        yield from pieces[places[places >= 0]].tolist()
+        size = min(len(pieces), 4 * count + 16)
+        yield from pieces[random.choice(len(pieces), size, replace=False)].tolist()
+
+    def _rank_pool(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A pool's pieces, its questions, and places of the best pieces for each."""
         recipe, work = self._recipe, self._work
         asked = work.execute(
             "SELECT DISTINCT ref, question FROM tasks JOIN questions ON questions.id = "
@@ -356,7 +339,7 @@ class Writer:
         ranking = Ranking(work, len(pieces), read, place, self._progress, label)
         questions = [question for _, question in asked]
         best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
-        return Pool(pieces, np.asarray([ref for ref, _ in asked]), best)
+        return pieces, np.asarray([ref for ref, _ in asked]), best
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(
