@@ -1,7 +1,14 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
+from clara_jax.data.batching import (
+    Layout,
+    Part,
+    UniqueDocuments,
+    collate,
+    make_batches,
+    measure,
+)
 from clara_jax.data.chunking import split_documents
-from clara_jax.data.collate import Layout, collate, measure
 from clara_jax.data.corpus import Corpus, find_files, read_documents, read_questions
 from clara_jax.data.examples import (
     Dialogue,
@@ -14,9 +21,8 @@ from clara_jax.data.examples import (
     supervise,
 )
 from clara_jax.data.mix import is_mixed, mix
-from clara_jax.data.pipeline import Part, UniqueDocuments, Windows, make_batches
 from clara_jax.data.recipe import read_recipe
-from clara_jax.data.records import Record, RecordSource
+from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.documents import Document
 
@@ -31,10 +37,8 @@ __all__ = [
     "Part",
     "Reads",
     "Record",
-    "RecordSource",
     "Records",
     "UniqueDocuments",
-    "Windows",
     "check_records",
     "collate",
     "find_files",

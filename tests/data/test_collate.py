@@ -8,7 +8,7 @@ from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.data import Example, Layout, measure
 from clara_jax.data import collate as collate_examples
-from clara_jax.data.collate import longest_of
+from clara_jax.data.batching import longest_of
 from clara_jax.errors import ClaraError
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
