@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,6 @@ class Dialogue(NamedTuple):
 
     Attributes:
       prompt: in which documents are slots.
-      answer: the target.
       documents: what the slots stand for; in end_to_end, the candidates.
       question: the one that was drawn; empty in scp, where there may be many.
     """
@@ -101,36 +100,11 @@ def supervise(ids: Sequence[int], prompt_length: int, max_length: int) -> Row:
       prompt_length: tokens of the prompt rendered alone. It is a count, as in the
         original: where a template renders the open prompt longer than the common part,
         the first tokens of the answer are not supervised either.
-      max_length: the row is cut to this on the right.
+      max_length: of the row, which is cut on the right.
     """
     labels = np.asarray(ids[:max_length], np.int32)
     labels[:prompt_length] = IGNORE
     return labels
-
-
-@runtime_checkable
-class StageExamples(Protocol):
-    """What a stage makes of a record; see `clara_jax.stages.Stage`."""
-
-    name: ClassVar[str]
-
-    def reads(self, config: RunConfig, /) -> Sequence[Reads]:
-        """Return the rows of a batch."""
-        ...
-
-    def example(
-        self,
-        make: ExampleMaker,
-        record: Record,
-        draw: Draw | None = None,
-        candidate_ids: Row | None = None,
-    ) -> Example:
-        """Make the rows of one record."""
-        ...
-
-    def check_record(self, make: ExampleMaker, record: Record, /) -> None:
-        """Raise what `example` would, as far as that is cheap."""
-        ...
 
 
 class ExampleMaker:
@@ -141,7 +115,7 @@ class ExampleMaker:
     loss. Documents are always cut silently: that is the method's own limit.
 
     Attributes:
-      stage: whose examples.
+      stage: whose examples; a `clara_jax.stages.Stage`.
       tokenizer: with the config's number of memory tokens.
       config: lengths and limits.
       fields: of a batch, that the stage reads.
@@ -153,9 +127,7 @@ class ExampleMaker:
         record does not fit the stage or a limit (names the line).
     """
 
-    def __init__(
-        self, stage: StageExamples, tokenizer: ClaraTokenizer, config: RunConfig
-    ):
+    def __init__(self, stage: Any, tokenizer: ClaraTokenizer, config: RunConfig):
         self.stage, self.tokenizer, self.config = stage, tokenizer, config
         self.fields = frozenset(read.field for read in stage.reads(config))
         self.corpus = config.candidates == "corpus"
@@ -177,8 +149,8 @@ class ExampleMaker:
         Args:
           record: of a kind that the stage can use.
           draw: chooses question and instruction; None takes the first of each.
-          candidate_ids: numbers that stand for the record's documents where they are
-            candidates, which are then not tokenised.
+          candidate_ids: stand for documents that are candidates, which are then not
+            tokenised.
         """
         return self.stage.example(self, record, draw, candidate_ids)
 
@@ -288,10 +260,7 @@ def check_records(
 ) -> None:
     """Read records before training starts, so that bad ones are named at once.
 
-    Args:
-      records: what training will read.
-      maker: of the stage's examples.
-      most: how many are read at most, evenly spread over the files.
+    At most `most` are read, evenly spread over the files.
 
     Raises:
       ClaraError: the first bad record, with file and line.
