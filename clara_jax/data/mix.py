@@ -38,7 +38,7 @@ from clara_jax.data.work import (
     silent,
 )
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error, write_json
+from clara_jax.files import read_json, write_json, writing
 from clara_jax.text import ClaraTokenizer
 
 VERSION = 2
@@ -47,14 +47,9 @@ VERSION = 2
 MANIFEST = "manifest.json"
 
 DROPPED = (
-    "near_duplicates",
-    "split_conflicts",
-    "unanswerable",
-    "repeated_questions",
-    "without_gold",
-    "long_paraphrases",
-    "lost_distractors",
-)
+    "near_duplicates split_conflicts unanswerable repeated_questions without_gold "
+    "long_paraphrases lost_distractors"
+).split()
 """What is counted as left out: records; of `unanswerable` and `repeated_questions`,
 questions; of `lost_distractors`, documents of records that stay."""
 
@@ -97,8 +92,16 @@ def mix(
     if max_length < 16:
         raise ClaraError(f"max_length must be 16 or more, not {max_length}")
     scratch = folder.with_name(f".{folder.name}.mix")
-    paths = _find_inputs(recipe, data)
+    start = Path(recipe.file).parent if data is None else Path(data)
+    paths = [[start / path for path in source.path] for source in recipe.source]
     every = [path for files in paths for path in files]
+    names = [source.name for source in recipe.source for _ in source.path]
+    for path, name in zip(every, names, strict=True):
+        if not Path(str(path).partition("#")[0]).exists():
+            raise ClaraError(
+                f"{recipe.file}: source '{name}': {path}: no such file or folder; "
+                "relative paths start at --data, else at the recipe"
+            )
     contents, inputs = checksums(every, progress, [folder, scratch])
     identity = _identity(recipe, contents, tokenizer, max_length)
     manifest = _finished(folder, identity)
@@ -122,10 +125,8 @@ def mix(
         manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)
         write_json(out / MANIFEST, manifest)
-        try:
+        with writing(folder):
             os.replace(out, folder)
-        except OSError as error:
-            raise write_error(folder, error) from error
     shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
@@ -133,20 +134,6 @@ def mix(
 def is_mixed(folder: str | Path) -> bool:
     """Return whether a folder holds a finished mix."""
     return (Path(folder) / MANIFEST).is_file()
-
-
-def _find_inputs(recipe: Recipe, data: str | Path | None) -> list[list[Path]]:
-    """The files of every source."""
-    start = Path(recipe.file).parent if data is None else Path(data)
-    found = [[start / path for path in source.path] for source in recipe.source]
-    for source, paths in zip(recipe.source, found, strict=True):
-        for path in paths:
-            if not Path(str(path).partition("#")[0]).exists():
-                raise ClaraError(
-                    f"{recipe.file}: source '{source.name}': {path}: no such file or "
-                    "folder; relative paths start at --data, else at the recipe"
-                )
-    return found
 
 
 def _identity(
@@ -249,14 +236,12 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
             "questions": f"side, count(*) FROM asked WHERE kind <> {PARAPHRASE}",
             "dropped": "name, sum(value) FROM counts",
         }.items():
-            for source, key, number in work.execute(
-                f"SELECT {which}, {query} GROUP BY 1, 2"
-            ):
+            rows = work.execute(f"SELECT {which}, {query} GROUP BY 1, 2")
+            for source, key, number in rows:
                 key = key if name == "dropped" else _SIDES[key]
                 [*sources, totals][source][name][key] = number
-    for source, number in work.execute(
-        "SELECT source, count(*) FROM records GROUP BY source"
-    ):
+    read = "SELECT source, count(*) FROM records GROUP BY source"
+    for source, number in work.execute(read):
         sources[source]["records_read"] = number
     for source, passages, pieces in work.execute(
         "SELECT source, count(DISTINCT passage), count(DISTINCT pieces.id) FROM kept "

@@ -90,7 +90,9 @@ class Reader:
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
             taken.append((record, passages))
-        self._cut(new)
+        lengths = self.tokenizer.document_lengths(list(new.values()))
+        for (passage, text), length in zip(new.items(), lengths, strict=True):
+            self._cut(passage, text, length)
         if self.recipe.near_duplicate < 1:
             self._compare(NearDuplicates(self.recipe.near_duplicate), new)
         for record, passages in taken:
@@ -109,20 +111,18 @@ class Reader:
         new[number] = text
         return number
 
-    def _cut(self, passages: Mapping[int, str]) -> None:
-        """Store the pieces of new passages."""
-        lengths = self.tokenizer.document_lengths(list(passages.values()))
-        for (passage, text), length in zip(passages.items(), lengths, strict=True):
-            pieces = [(0, len(text), length)]
-            if length > self.max_length:
-                spans = split_text(text, self.tokenizer, self.max_length)
-                parts = [text[start:stop] for start, stop in spans]
-                counted = self.tokenizer.document_lengths(parts)
-                pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
-            self.work.executemany(
-                "INSERT INTO pieces VALUES (NULL, ?, ?, ?, ?, ?)",
-                [(passage, part, *piece) for part, piece in enumerate(pieces)],
-            )
+    def _cut(self, passage: int, text: str, length: int) -> None:
+        """Store the pieces of a passage."""
+        pieces = [(0, len(text), length)]
+        if length > self.max_length:
+            spans = split_text(text, self.tokenizer, self.max_length)
+            parts = [text[start:stop] for start, stop in spans]
+            counted = self.tokenizer.document_lengths(parts)
+            pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
+        self.work.executemany(
+            "INSERT INTO pieces VALUES (NULL, ?, ?, ?, ?, ?)",
+            [(passage, part, *piece) for part, piece in enumerate(pieces)],
+        )
 
     def _compare(self, near: NearDuplicates, passages: Mapping[int, str]) -> None:
         """Join new passages with near-duplicates among all before them."""
