@@ -4,10 +4,7 @@
     python -m clara_jax.data candidates --records FILE --corpus PATH --out FILE
     python -m clara_jax.data [tfds] SOURCE ... FOLDER
 
-``mix`` makes the files of all stages, and held-out questions, out of a recipe of
-sources. ``candidates`` finds the best documents of a corpus or a store for every
-question. ``tfds`` writes records as a TFDS folder. Interrupted in whatever way, the
-first two go on when the same command is started again.
+Interrupted in whatever way, the first two go on when started again.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -51,11 +52,7 @@ class Layout:
     def of(
         cls, reads: Sequence[Reads], config: RunConfig, candidates: int, pad_id: int
     ) -> Layout:
-        """Return the layout of a stage; buckets longer than any row are left out.
-
-        ``doc_buckets`` count all tokens of an encoder row: the text, three markers and
-        the memory tokens.
-        """
+        """Return the layout of a stage; buckets longer than any row are left out."""
         longest = {read.field: read.length(config) for read in reads}
         slots = {read.field: read.per_row or 0 for read in reads}.get("documents", 0)
         document = longest.get("documents")
@@ -195,7 +192,6 @@ class UniqueDocuments:
     """
 
     def __init__(self, records: RecordSource):
-        self._records = records
         numbers: dict[bytes, int] = {}
         self._places: list[tuple[int, int]] = []
         self._used: list[np.ndarray] = []
@@ -208,7 +204,7 @@ class UniqueDocuments:
                     self._places.append((i, j))
                 row.append(number)
             self._used.append(np.asarray(row, np.int32))
-        self._last: tuple[int, tuple[str, ...]] = (-1, ())
+        self._documents = functools.lru_cache(1)(lambda i: records[i].documents)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -217,9 +213,7 @@ class UniqueDocuments:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i, j = self._places[index]
-        if self._last[0] != i:
-            self._last = (i, self._records[i].documents)
-        return self._last[1][j]
+        return self._documents(i)[j]
 
     def candidates(self, record: int) -> np.ndarray:
         """Return the numbers of a record's documents, in its order."""
@@ -233,11 +227,10 @@ class UniqueDocuments:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one of several processes does of every batch.
+    """What process `index` of `count` does of every batch.
 
     Attributes:
       rows: the rows of a batch that it makes, ascending; None makes all.
-      index, count: which process it is, of how many.
       gather: stacks the arrays ``[...]`` of all processes to ``[count, ...]``.
     """
 

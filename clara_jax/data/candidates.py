@@ -41,13 +41,10 @@ _BEST = np.dtype([("score", np.float32), ("place", np.int64)])
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-    """A corpus behind a search.
+    """A corpus of so many documents behind a search; `digest` differs where they do.
 
-    Attributes:
-      search: questions and a number to the texts of so many documents for each, best
-        first.
-      documents: how many there are.
-      digest: differs where the documents or the search do.
+    `search` takes questions and a number; returns the texts of so many documents for
+    each, best first.
     """
 
     search: Callable[[Sequence[str], int], list[list[str]]]
@@ -57,13 +54,10 @@ class Searched:
 
 @dataclasses.dataclass
 class Found:
-    """What was found.
+    """What was found: `count` documents for each of the questions.
 
-    Attributes:
-      questions: how many there are.
-      count: documents of each.
-      known: questions whose right documents are known.
-      complete, some: of these, those for which all, or at least one, were found.
+    Of `known` the right documents are known: for `complete` of them all were found, for
+    `some` at least one.
     """
 
     questions: int
@@ -105,8 +99,7 @@ def find_candidates(
         `count` that share a word with a question, the first of the corpus fill the row.
       count: documents a question.
       out: JSONL file that ``open_records`` reads; appears whole. ``pos_index`` are the
-        places of the record's right documents (those in its ``pos_index``; its only
-        one), which are known by their words.
+        record's right documents (in its ``pos_index``; its only one), known by words.
       oracle: put right documents that were not found in place of the last others.
       progress: makes bars, as ``tqdm`` does.
 
@@ -206,12 +199,8 @@ def _words(text: str) -> bytes:
 class Ranking:
     """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
-    Attributes:
-      work: where it lies, and is noted.
-      documents: how many there are.
-      read: returns the texts of documents from, to.
-      name: of this ranking in the work.
-      progress: makes the bars, whose label is `label`.
+    `read` returns the texts of documents from, to. The ranking lies in the work's
+    folder and is noted there, under its name.
     """
 
     work: Work

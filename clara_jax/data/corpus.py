@@ -1,8 +1,7 @@
 """Documents in text and JSON files, and in folders of them.
 
 An entry is a text file, or one object of a JSON file, and makes one document or, with
-``docs``, several. `read_documents` reads all of them, a `Corpus` of any size one entry
-at a time.
+``docs``, several.
 """
 
 from __future__ import annotations
@@ -34,12 +33,7 @@ OPEN = 32
 
 
 class DocumentFile(NamedTuple):
-    """A file of documents.
-
-    Attributes:
-      name: its path below the folder that was given, with slashes; its own name if the
-        file itself was given.
-    """
+    """A file of documents; its name is its path below the folder that was given."""
 
     path: Path
     name: str

@@ -1,16 +1,10 @@
 """Training data for every stage, with held-out questions, out of a recipe of sources.
 
-    folder/
-      scp.jsonl instruct.jsonl end_to_end.jsonl   stages 1 to 3
-      held_out_scp.jsonl held_out/NAME.jsonl      never trained on
-      corpus.jsonl                                all passages, held-out ones first
-      manifest.json                               what all this is, counted
-      inputs.json                                 sizes and times of the sources' files
-
-The first pass reads the sources into a work database beside the folder, the second
-writes the files out of it; both go on where they were killed, and the same input makes
-the same bytes (but for inputs.json, which spares reading the input again). What has no
-lines is not there; lines are in an order by chance. The folder appears when complete.
+A folder has ``STAGE.jsonl`` for stages 1 to 3; ``held_out_scp.jsonl`` and
+``held_out/NAME.jsonl``, never trained on; ``corpus.jsonl``, all passages, held-out ones
+first; ``manifest.json``, what all this is, counted. The first pass reads the sources
+into a database beside the folder, the second writes files out of it; both go on where
+they were killed. The same input makes the same bytes, but for ``inputs.json``.
 """
 
 from __future__ import annotations

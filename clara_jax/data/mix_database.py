@@ -1,19 +1,8 @@
 """The work database of a mix: its tables, and which side every passage is on.
 
-The side of a passage, and of its group, all that are nearly the same or overlap it, is
-that of the first rule that applies:
-
-1. it is in a source with ``split = "held_out"``: held out;
-2. it is in one with ``split = "train"`` (alone, or as a document that holds an answer),
-   or its group is larger than all that is to be held out: training;
-3. a held-out record has it among its documents: held out;
-4. questions are asked about it, or it comes first among the documents that hold the
-   answer to one: by its hash;
-5. a training record has it among its documents: training;
-6. by its hash.
-
-A record with several documents is on the side of the first that holds its answer. It
-loses documents of the other side, and is dropped where one of them holds the answer.
+`_choose_sides` has the rules. A record with several documents is on the side of the
+first that holds its answer. It loses documents of the other side, and is dropped where
+one of them holds the answer.
 """
 
 from __future__ import annotations
@@ -123,6 +112,15 @@ def split(recipe: Recipe, work: Work, progress: Progress) -> None:
 
 
 def _choose_sides(recipe: Recipe, work: Work) -> None:
+    """Choose the side of every group of passages, by the first rule that applies.
+
+    One of them is in a source that is held out: held out. One is in a source of
+    training (alone, or as a document that holds an answer), or the group is larger than
+    all that is to be held out: training. A held-out record has one among its documents:
+    held out. Questions are asked about one, or it is the first document that holds the
+    answer to one: by its hash. A training record has one among its documents: training.
+    Else by its hash.
+    """
     (total,) = work.row("SELECT count(*) FROM passages")
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
     work.execute(

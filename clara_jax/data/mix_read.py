@@ -29,9 +29,10 @@ from clara_jax.data.records import Record
 from clara_jax.data.similarity import (
     BANDS,
     NearDuplicates,
-    Runs,
+    contained,
     likeness,
     marks,
+    piece_runs,
     shingles,
 )
 from clara_jax.data.sources import Records, open_records
@@ -288,15 +289,15 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
     @functools.lru_cache(CHUNK)
     def runs_of(passage: int) -> Any:
         spans = [(start, stop) for _, start, stop in _pieces(work, passage)]
-        return Runs(_text(work, passage), spans)
+        return piece_runs(_text(work, passage), spans)
 
     def compare(begin: int, end: int) -> None:
         for number in range(begin + 1, end + 1):
             query = "SELECT passage, other FROM pairs WHERE rowid = ?"
             pair = work.row(query, (number,))
             if len(_groups(work, *pair)) > 1:
-                one, other = map(runs_of, pair)
-                if max(one.share_in(other), other.share_in(one)) >= threshold:
+                (one, *ones), (other, *others) = map(runs_of, pair)
+                if max(contained(ones, other), contained(others, one)) >= threshold:
                     _join(work, *pair)
 
     (last,) = work.row("SELECT coalesce(max(rowid), 0) FROM pairs")

@@ -167,8 +167,8 @@ def open_records(
     """Open files and TFDS folders of records.
 
     Args:
-      paths: JSONL files, JSON files that are one array, or TFDS folders (with
-        ``#split`` after the name where a folder has several; ``train`` by default).
+      paths: JSONL files, JSON files that are one array, or TFDS folders (``#split``
+        after the name where a folder has several; ``train`` by default).
       format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
       limit: use only the first so many records; 0 takes all.
 

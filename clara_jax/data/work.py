@@ -51,7 +51,7 @@ def checksums(
       paths: files and folders, with ``#split`` or without.
       progress: makes the bar, of bytes.
       known: folders with an `INPUTS`: what has its size and time of change from there
-        has its checksum, too, and is not read.
+        is not read again.
 
     Returns:
       One checksum a path; size, time of change and checksum of each file, for `INPUTS`.
