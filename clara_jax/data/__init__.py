@@ -1,13 +1,6 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
-from clara_jax.data.batching import (
-    Layout,
-    Part,
-    UniqueDocuments,
-    collate,
-    make_batches,
-    measure,
-)
+from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
 from clara_jax.data.corpus import Corpus, find_files, read_documents, read_questions
 from clara_jax.data.examples import (
@@ -18,7 +11,6 @@ from clara_jax.data.examples import (
     Reads,
     check_records,
     pick,
-    supervise,
 )
 from clara_jax.data.mix import is_mixed, mix
 from clara_jax.data.recipe import read_recipe
@@ -33,18 +25,15 @@ __all__ = [
     "Draw",
     "Example",
     "ExampleMaker",
-    "Layout",
     "Part",
     "Reads",
     "Record",
     "Records",
     "UniqueDocuments",
     "check_records",
-    "collate",
     "find_files",
     "is_mixed",
     "make_batches",
-    "measure",
     "mix",
     "open_records",
     "pick",
@@ -52,6 +41,5 @@ __all__ = [
     "read_questions",
     "read_recipe",
     "split_documents",
-    "supervise",
     "write_tfds",
 ]

@@ -9,12 +9,12 @@ batch. So a global batch is the same for any number of processes.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import grain
@@ -219,11 +219,6 @@ class UniqueDocuments:
         """Return the numbers of a record's documents, in its order."""
         return self._used[record]
 
-    @property
-    def most_candidates(self) -> int:
-        """The largest number of documents that a record has."""
-        return max(map(len, self._used), default=0)
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -284,14 +279,20 @@ def make_batches(
         )
     if (vectors is None) != (documents is None):
         raise ClaraError("vectors and the documents they belong to go together")
+
+    def count(i: int) -> int:
+        return len(
+            records[i].documents if documents is None else documents.candidates(i)
+        )
+
+
+    def count(i: int) -> int:
+        return len(records[i].documents if documents is None else documents.candidates(i))
+
     candidates = 0
     if "question" in make.fields and not make.corpus:
-        candidates = data.candidates
-        if not candidates and documents is not None:
-            candidates = documents.most_candidates
-        elif not candidates:
-            every = (len(records[i].documents) for i in range(len(records)))
-            candidates = max(every, default=0)
+        counts = map(count, range(len(records)))
+        candidates = data.candidates or max(counts, default=0)
     reads = make.stage.reads(config)
     layout = Layout.of(reads, config, candidates, make.tokenizer.pad_id)
 
@@ -398,8 +399,7 @@ class WindowIterator(Iterator[Batch]):
         self._settings = settings
         self._pool = None
         if settings.workers:
-            threads = concurrent.futures.ThreadPoolExecutor
-            self._pool = threads(settings.workers, "examples")
+            self._pool = futures.ThreadPoolExecutor(settings.workers, "examples")
         self.set_state({"window": -1, "position": 0})
 
     def __next__(self) -> Batch:
@@ -418,10 +418,8 @@ class WindowIterator(Iterator[Batch]):
             self._measured.pop(i) if i in self._measured else next(self._others)
             for i in settings.own(indices)
         ]
-        batch = collate(
-            examples, settings.layout, len(settings.rows), settings.vectors, lengths
-        )
-        return batch, examples
+        size, layout = len(settings.rows), settings.layout
+        return collate(examples, layout, size, settings.vectors, lengths), examples
 
     def get_state(self) -> dict[str, Any]:
         """Return where the next batch stands, as a JSON value."""
@@ -443,6 +441,7 @@ class WindowIterator(Iterator[Batch]):
         settings, part = self._settings, self._settings.part
         share = settings.share(number)
         self._measured = dict(zip(share, self._shares, strict=False))
+        measured = frozenset(self._measured)
         lengths = None
         if settings.layout.has_choice:
             count = len(settings.indices(number))
@@ -453,25 +452,22 @@ class WindowIterator(Iterator[Batch]):
             lengths = np.swapaxes(gathered, 0, 1).reshape(-1, 4)[:count]
         self._number, self._position = number, position
         self._batches = settings.cut(number, lengths)
-        coming = [
-            i for batch, _ in self._batches[position:] for i in settings.own(batch)
-        ]
-        self._others = self._make([i for i in coming if i not in self._measured])
+        self._others = self._make(
+            index
+            for batch, _ in self._batches[position:]
+            for index in settings.own(batch)
+            if index not in measured
+        )
 
     def _make(self, indices: Iterable[int]) -> Iterator[Example]:
         """Make examples in this order, by threads a little ahead."""
-        make, pool, rest = (
-            self._settings.examples.__getitem__,
-            self._pool,
-            iter(indices),
-        )
+        make, pool = self._settings.examples.__getitem__, self._pool
         if pool is None:
-            yield from map(make, rest)
+            yield from map(make, indices)
             return
+        coming = (pool.submit(make, index) for index in indices)
         ahead = max(2 * len(self._settings.rows), 16)
-        begun = collections.deque(
-            pool.submit(make, i) for i in itertools.islice(rest, ahead)
-        )
+        begun = collections.deque(itertools.islice(coming, ahead))
         while begun:
             yield begun.popleft().result()
-            begun.extend(pool.submit(make, i) for i in itertools.islice(rest, 1))
+            begun.extend(itertools.islice(coming, 1))

@@ -282,12 +282,12 @@ def table(manifest: Mapping[str, Any]) -> str:
     rows = [["source", "passages", "questions", *STAGES, "held out", "dropped"]]
     for name, source in manifest["sources"].items():
         paths = [*(f"{stage}.jsonl" for stage in STAGES), f"held_out/{name}.jsonl"]
-        dropped = dict(source["dropped"])
-        del dropped["lost_distractors"]  # documents, not records or questions
+        dropped = source["dropped"]
         numbers = [
             *(sum(source[kind].values()) for kind in ("passages", "questions")),
             *(source["files"].get(path, {}).get("records", 0) for path in paths),
-            sum(dropped.values()),
+            # Those are documents, not records or questions.
+            sum(dropped.values()) - dropped["lost_distractors"],
         ]
         rows.append([name, *(f"{number:,}" for number in numbers)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

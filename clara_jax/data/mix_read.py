@@ -259,9 +259,8 @@ def _places(text: str, answer: str) -> list[tuple[int, int]]:
 def join_contained(threshold: float, work: Work, progress: Progress) -> None:
     """Join the groups of passages that overlap, going on where it stopped.
 
-    Two passages do where a piece of one shares with the other, whole, at least
-    `threshold` of its runs of eight words; or of the other's, if that has fewer. They
-    are found by their `marks`.
+    They do where one is `contained`, or a piece of it, in the other by `threshold` or
+    more. They are found by their `marks`.
     """
 
     def mark(begin: int, end: int) -> None:

@@ -124,9 +124,8 @@ def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tupl
             times = min(float(getattr(recipe.source[source], weight)), most)
             chance = draw("copies", recipe.seed, number, kind, ref)
             copies = int(times) + (chance < share(times - int(times)))
-            pool = None
-            if kind == QUESTION:
-                pool = source if file.pool is None else file.pool
+            own = source if file.pool is None else file.pool
+            pool = own if kind == QUESTION else None
             for chunk, copy in itertools.product(range(chunks), range(copies)):
                 order = place(kind, ref, chunk, copy)
                 yield order, kind, ref, chunk, copy, source, pool
@@ -135,8 +134,7 @@ def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tupl
 def _queries(recipe: Recipe, file: File) -> list[tuple[int, str, str]]:
     """Queries for the lines of a file, each with their kind and weight.
 
-    A row is what the line is made of, the first that names its source, that source,
-    and in how many lines it goes.
+    A row: what a line is of, the first that names its source, that source, how many.
     """
     asked = f"FROM asked WHERE side = {file.side} AND {weighted(recipe, file.weight)}"
     if file.weight != "scp":

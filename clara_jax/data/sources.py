@@ -265,11 +265,9 @@ _OWN = {
 
 
 def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
-    """Write records as a TFDS folder, which `open_records` reads, and return it.
+    """Write the records of each split as a TFDS folder, and return it.
 
-    Args:
-      records: split name to records.
-      folder: where to; must not exist, and appears only when it is complete.
+    It must not exist, and appears only when it is complete.
 
     Raises:
       ClaraError: the folder exists, a record is bad, or the disk is full.

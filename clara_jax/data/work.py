@@ -45,13 +45,10 @@ CREATE TABLE IF NOT EXISTS notes(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 def checksums(
     paths: Sequence[str | Path], progress: Progress, known: Sequence[Path] = ()
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return the checksums of files and of TFDS folders.
+    """Return the checksums of files and of TFDS folders, with ``#split`` or without.
 
-    Args:
-      paths: files and folders, with ``#split`` or without.
-      progress: makes the bar, of bytes.
-      known: folders with an `INPUTS`: what has its size and time of change from there
-        is not read again.
+    What has its size and time of change from the `INPUTS` of a known folder is not read
+    again.
 
     Returns:
       One checksum a path; size, time of change and checksum of each file, for `INPUTS`.
