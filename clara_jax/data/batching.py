@@ -281,9 +281,9 @@ def make_batches(
         raise ClaraError("vectors and the documents they belong to go together")
 
     def count(i: int) -> int:
-        return len(
-            records[i].documents if documents is None else documents.candidates(i)
-        )
+        if documents is not None:
+            return len(documents.candidates(i))
+        return len(records[i].documents)
 
 
     def count(i: int) -> int:

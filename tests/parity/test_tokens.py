@@ -38,13 +38,14 @@ GENERATIONS = (
 )
 
 
-class PythonRandom:
+class PythonRandom(np.random.Generator):
     """The original draws instructions with ``random.choice``."""
 
     def __init__(self, seed: int | None):
+        super().__init__(np.random.PCG64())
         self.random = random.Random(seed)
 
-    def integers(self, low: int, /) -> int:
+    def integers(self, low, /):
         return self.random.choice(range(low))
 
 
