@@ -43,10 +43,10 @@ class PythonRandom(np.random.Generator):
 
     def __init__(self, seed: int | None):
         super().__init__(np.random.PCG64())
-        self.random = random.Random(seed)
+        self.source = random.Random(seed)
 
     def integers(self, low, /):
-        return self.random.choice(range(low))
+        return self.source.choice(range(low))
 
 
 def present(path: Path) -> Path:
