@@ -285,10 +285,6 @@ def make_batches(
             return len(documents.candidates(i))
         return len(records[i].documents)
 
-
-    def count(i: int) -> int:
-        return len(records[i].documents if documents is None else documents.candidates(i))
-
     candidates = 0
     if "question" in make.fields and not make.corpus:
         counts = map(count, range(len(records)))
