@@ -3,7 +3,8 @@
 from typing import Any
 
 from clara_jax.config import DataConfig, MemoryConfig, RunConfig, SelectionConfig
-from clara_jax.data import ExampleMaker, Layout
+from clara_jax.data import ExampleMaker
+from clara_jax.data.batching import Layout
 from clara_jax.stages import STAGES
 from clara_jax.text import ClaraTokenizer
 

@@ -1,21 +1,20 @@
 """Data: records out of files, examples out of records, batches out of examples."""
 
+from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
-from clara_jax.data.collate import Layout, collate, measure
 from clara_jax.data.corpus import Corpus, find_files, read_documents, read_questions
 from clara_jax.data.examples import (
     Dialogue,
     Draw,
     Example,
     ExampleMaker,
+    Reads,
     check_records,
     pick,
-    supervise,
 )
 from clara_jax.data.mix import is_mixed, mix
-from clara_jax.data.pipeline import Part, UniqueDocuments, Windows, make_batches
 from clara_jax.data.recipe import read_recipe
-from clara_jax.data.records import Record, RecordSource
+from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.documents import Document
 
@@ -26,19 +25,15 @@ __all__ = [
     "Draw",
     "Example",
     "ExampleMaker",
-    "Layout",
     "Part",
+    "Reads",
     "Record",
-    "RecordSource",
     "Records",
     "UniqueDocuments",
-    "Windows",
     "check_records",
-    "collate",
     "find_files",
     "is_mixed",
     "make_batches",
-    "measure",
     "mix",
     "open_records",
     "pick",
@@ -46,6 +41,5 @@ __all__ = [
     "read_questions",
     "read_recipe",
     "split_documents",
-    "supervise",
     "write_tfds",
 ]

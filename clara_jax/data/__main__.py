@@ -4,10 +4,7 @@
     python -m clara_jax.data candidates --records FILE --corpus PATH --out FILE
     python -m clara_jax.data [tfds] SOURCE ... FOLDER
 
-``mix`` makes the files of all stages, and held-out questions, out of a recipe of
-sources. ``candidates`` finds the best documents of a corpus or a store for every
-question. ``tfds`` writes records as a TFDS folder. Interrupted in whatever way, the
-first two go on when the same command is started again.
+Interrupted in whatever way, the first two go on when started again.
 """
 
 from __future__ import annotations
@@ -94,23 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _mix(options: argparse.Namespace) -> None:
     recipe = read_recipe(options.recipe)
     known = is_mixed(options.folder)
-    tokenizer = _tokenizer(options.tokenizer)
+    try:
+        tokenizer = ClaraTokenizer(load_base_tokenizer(options.tokenizer), 1)
+    except ClaraError as error:
+        raise ClaraError(
+            f"{str(error).rstrip(' :')}; give a folder, a hub name or a .gguf file "
+            "with --tokenizer"
+        ) from error
     given = (recipe, options.folder, tokenizer, options.max_length)
     manifest = mix(*given, data=options.data, progress=_bar)
     if known:
         print(f"{options.folder}: is finished already; there is nothing to do")
     else:
         print(f"{table(manifest)}\n{options.folder}: finished")
-
-
-def _tokenizer(source: str) -> ClaraTokenizer:
-    try:
-        return ClaraTokenizer(load_base_tokenizer(source), 1)
-    except ClaraError as error:
-        raise ClaraError(
-            f"{str(error).rstrip(' :')}; give a folder, a hub name or a .gguf file "
-            "with --tokenizer"
-        ) from error
 
 
 def _candidates(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """Candidates for questions out of a whole corpus: the paper's normal setting.
 
-Every question gets the documents that a search finds for it, best first, whether or not
-the right ones are among them. By BM25 they are ranked block by block, and what is found
-so far lies on disk: memory holds one block of documents and the questions, and a killed
+Every question gets the documents that a search finds for it, whether or not the right
+ones are among them. By BM25 they are ranked block by block, and what is found so far
+lies on disk: memory holds one block of documents and the questions, and a killed
 ranking goes on with the block that it was at.
 """
 
@@ -27,7 +27,7 @@ from clara_jax.data.records import Record, clara_fields
 from clara_jax.data.sources import Records
 from clara_jax.data.work import Progress, Work, checksums, open_work, silent
 from clara_jax.errors import ClaraError
-from clara_jax.files import write_error
+from clara_jax.files import writing
 from clara_jax.text.bm25 import Bm25, Statistics, tokenize
 
 BLOCK = 200_000
@@ -41,13 +41,10 @@ _BEST = np.dtype([("score", np.float32), ("place", np.int64)])
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-    """A corpus behind a search.
+    """A corpus of so many documents behind a search; `digest` differs where they do.
 
-    Attributes:
-      search: questions and a number to the texts of so many documents for each, best
-        first.
-      documents: how many there are.
-      digest: differs where the documents or the search do.
+    `search` takes questions and a number; returns the texts of so many documents for
+    each, best first.
     """
 
     search: Callable[[Sequence[str], int], list[list[str]]]
@@ -57,14 +54,10 @@ class Searched:
 
 @dataclasses.dataclass
 class Found:
-    """What was found.
+    """What was found: `count` documents for each of the questions.
 
-    Attributes:
-      questions: how many there are.
-      count: documents of each.
-      known: questions whose right documents are known.
-      complete: of these, those for which all of them were found without help.
-      some: those for which at least one was.
+    Of `known` the right documents are known: for `complete` of them all were found, for
+    `some` at least one.
     """
 
     questions: int
@@ -106,8 +99,7 @@ def find_candidates(
         `count` that share a word with a question, the first of the corpus fill the row.
       count: documents a question.
       out: JSONL file that ``open_records`` reads; appears whole. ``pos_index`` are the
-        places of the record's right documents (those in its ``pos_index``; its only
-        one), which are known by their words.
+        record's right documents (in its ``pos_index``; its only one), known by words.
       oracle: put right documents that were not found in place of the last others.
       progress: makes bars, as ``tqdm`` does.
 
@@ -133,68 +125,48 @@ def find_candidates(
         "records": checksums(records.paths, progress)[0],
         "corpus": corpus.digest,
     }
-    asked = _questions(records, progress)
-    try:
-        with open_work(folder) as work:
-            work.begin(settings)
-            begun = {"questions": len(asked), "count": count}
-            found = Found(**(work.note("found") or begun))
-            if out.exists() and work.note("write") != len(asked):
-                raise ClaraError(taken)
-            if not out.exists():
-                questions = [question for _, _, question in asked]
-                search = _search(corpus, questions, count, work, progress)
-
-                def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
-                    part = slice(begin, end)
-                    for (i, j, _), texts in zip(asked[part], search(part), strict=True):
-                        yield _fields(records[i], j, texts, oracle, found)
-                    work.set_note("found", dataclasses.asdict(found))
-
-                path = folder / "out.jsonl"
-                work.write_lines(path, "write", len(asked), CHUNK, lines, progress)
-                os.replace(path, out)
-    except OSError as error:
-        raise write_error(out, error) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
-
-
-def _questions(records: Records, progress: Progress) -> list[tuple[int, int, str]]:
-    """Each question's record, place in it, and text."""
-    found: list[tuple[int, int, str]] = []
+    asked: list[tuple[int, int, str]] = []  # a record, the place in it, the question
     with progress(desc="read questions", total=len(records), unit="rec") as bar:
         for i, record in enumerate(records):
-            found += [(i, j, question) for j, question in enumerate(record.questions)]
+            asked += [(i, j, question) for j, question in enumerate(record.questions)]
             bar.update(1)
-    if not found:
+    if not asked:
         names = ", ".join(records.paths)
         raise ClaraError(f"{names}: holds no questions; give records of type qa")
+    with writing(out), open_work(folder) as work:
+        work.begin(settings)
+        begun = {"questions": len(asked), "count": count}
+        found = Found(**(work.note("found") or begun))
+        if out.exists() and work.note("write") != len(asked):
+            raise ClaraError(taken)
+        if not out.exists():
+            questions = [question for _, _, question in asked]
+            if isinstance(corpus, Corpus):
+                ranking = Ranking(
+                    work, corpus.documents, corpus.texts, "rank", progress
+                )
+                best = ranking.rank(questions, count)
+
+            def texts_of(part: slice) -> Iterator[list[str]]:
+                if isinstance(corpus, Searched):
+                    yield from corpus.search(questions[part], count)
+                    return
+                for row in best[part].tolist():
+                    places = [number for number in row if number >= 0]
+                    places += [i for i in range(count) if i not in places]
+                    yield [corpus.texts(i, i + 1)[0] for i in places[:count]]
+
+            def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
+                part = slice(begin, end)
+                for (i, j, _), texts in zip(asked[part], texts_of(part), strict=True):
+                    yield _fields(records[i], j, texts, oracle, found)
+                work.set_note("found", dataclasses.asdict(found))
+
+            path = folder / "out.jsonl"
+            work.write_lines(path, "write", len(asked), CHUNK, lines, progress)
+            os.replace(path, out)
+    shutil.rmtree(folder, ignore_errors=True)
     return found
-
-
-def _search(
-    corpus: Corpus | Searched,
-    questions: Sequence[str],
-    count: int,
-    work: Work,
-    progress: Progress,
-) -> Callable[[slice], list[list[str]]]:
-    """Rank the documents; what is returned reads those of a range of questions."""
-    if isinstance(corpus, Searched):
-        return lambda part: corpus.search(questions[part], count)
-    ranking = Ranking(work, corpus.documents, corpus.texts, "rank", progress)
-    best = ranking.rank(questions, count)
-
-    def read(part: slice) -> list[list[str]]:
-        rows = []
-        for row in best[part].tolist():
-            taken = [number for number in row if number >= 0]
-            taken += [number for number in range(count) if number not in taken]
-            rows.append([corpus.texts(i, i + 1)[0] for i in taken[:count]])
-        return rows
-
-    return read
 
 
 def _fields(
@@ -227,12 +199,8 @@ def _words(text: str) -> bytes:
 class Ranking:
     """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
-    Attributes:
-      work: where it lies, and is noted.
-      documents: how many there are.
-      read: returns the texts of documents from, to.
-      name: of this ranking in the work.
-      progress: makes the bars, whose label is `label`.
+    `read` returns the texts of documents from, to. The ranking lies in the work's
+    folder and is noted there, under its name.
     """
 
     work: Work
@@ -242,49 +210,46 @@ class Ranking:
     progress: Progress
     label: str = "BM25"
 
-    @property
-    def folder(self) -> Path:
-        """Where what is found lies."""
-        return self.work.folder / self.name
-
     def rank(self, questions: Sequence[str], k: int) -> Int64[np.ndarray, "Q k"]:
         """Return the places of the `k` best documents of each question.
 
         They are mapped from disk; see ``Bm25.best``.
         """
-        blocks = -(-self.documents // BLOCK)
+        folder, blocks = self.work.folder / self.name, -(-self.documents // BLOCK)
         statistics = self._count(questions, blocks) if blocks > 1 else None
+
+        def best_of(blocks: int) -> np.ndarray:
+            """What is best among the first blocks."""
+            return np.memmap(folder / f"{blocks}.best", _BEST, "r").reshape(-1, k)
 
         def step(block: int, end: int) -> None:
             ranker = Bm25(self._texts(block), statistics)
-            before = self._best(block, k) if block else None
+            before = best_of(block) if block else np.empty((len(questions), 0), _BEST)
             bar = self.progress(desc=self.label, total=len(questions), unit="q")
-            with (self.folder / f"{end}.best").open("wb") as file, bar:
+            with (folder / f"{end}.best").open("wb") as file, bar:
                 for begin in range(0, len(questions), CHUNK):
                     part = slice(begin, begin + CHUNK)
-                    best = _best_of_block(ranker, questions[part], k, block)
-                    if before is not None:
-                        best = _merged(before[part], best)
-                    file.write(best.tobytes())
+                    scores, places = ranker.best(questions[part], k)
+                    best = np.empty(scores.shape, _BEST)
+                    best["score"] = scores
+                    best["place"] = np.where(places < 0, -1, places + block * BLOCK)
+                    # Of equals the first stays first: that of the lower place.
+                    both = np.concatenate([before[part], best], axis=1)
+                    order = np.argsort(-both["score"], axis=1, kind="stable")
+                    file.write(np.take_along_axis(both, order[:, :k], 1).tobytes())
                     bar.update(len(best))
                 file.flush()
                 os.fsync(file.fileno())
             # That of the block before is needed until this step is noted.
-            (self.folder / f"{block - 1}.best").unlink(missing_ok=True)
+            (folder / f"{block - 1}.best").unlink(missing_ok=True)
 
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             self.work.in_steps(self.name, blocks, 1, step, silent)
-        except OSError as error:
-            raise write_error(self.folder, error) from error
-        return self._best(blocks, k)["place"].view(np.ndarray)
+        return best_of(blocks)["place"].view(np.ndarray)
 
     def _texts(self, block: int) -> list[str]:
         return self.read(block * BLOCK, min((block + 1) * BLOCK, self.documents))
-
-    def _best(self, blocks: int, k: int) -> np.ndarray:
-        """What is best among the first blocks."""
-        return np.memmap(self.folder / f"{blocks}.best", _BEST, "r").reshape(-1, k)
 
     def _count(self, questions: Sequence[str], blocks: int) -> Statistics:
         """Count the questions' words in all documents."""
@@ -297,28 +262,10 @@ class Ranking:
 
         def step(block: int, _: int) -> None:
             found.add(self._texts(block))
-            self.work.set_note(
-                note, [found.documents, found.length, found.holding.tolist()]
-            )
+            counted = [found.documents, found.length, found.holding.tolist()]
+            self.work.set_note(note, counted)
 
         desc = f"{self.label}: words"
         bar = functools.partial(self.progress, desc=desc, unit="block")
         self.work.in_steps(f"blocks of {self.name}", blocks, 1, step, bar)
         return found
-
-
-def _best_of_block(
-    ranker: Bm25, questions: Sequence[str], k: int, block: int
-) -> np.ndarray:
-    scores, places = ranker.best(questions, k)
-    best = np.empty(scores.shape, _BEST)
-    best["score"] = scores
-    best["place"] = np.where(places < 0, -1, places + block * BLOCK)
-    return best
-
-
-def _merged(before: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """The best of both; of equals the first stays first: that of the lower place."""
-    both = np.concatenate([before, best], axis=1)
-    order = np.argsort(-both["score"], axis=1, kind="stable")
-    return np.take_along_axis(both, order[:, : best.shape[1]], 1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -52,11 +51,8 @@ _BEFORE_NUMBERS = frozenset(
 )
 
 
-class Span(NamedTuple):
-    """A piece of a text: where it starts and stops, in characters."""
-
-    start: int
-    stop: int
+Span = tuple[int, int]
+"""Where a piece of a text starts and stops, in characters."""
 
 
 def split_documents(
@@ -74,18 +70,18 @@ def split_documents(
             found.append(document)
             continue
         spans = split_text(document.text, tokenizer, limit)
-        for part, (start, stop) in enumerate(spans, 1):
-            found.append(
-                dataclasses.replace(
-                    document,
-                    text=document.text[start:stop],
-                    title=document.label,
-                    start=document.start + start,
-                    stop=document.start + stop,
-                    part=part,
-                    parts=len(spans),
-                )
+        found += [
+            dataclasses.replace(
+                document,
+                text=document.text[start:stop],
+                title=document.label,
+                start=document.start + start,
+                stop=document.start + stop,
+                part=part,
+                parts=len(spans),
             )
+            for part, (start, stop) in enumerate(spans, 1)
+        ]
     return found
 
 
@@ -111,7 +107,7 @@ def split_text(text: str, tokenizer: ClaraTokenizer, limit: int) -> list[Span]:
                 end = cuts.last(start + (stop - start) // 2, stop)
             span = cuts.span(start, end)
             # Cut alone, a piece may count some tokens more than within the text.
-            excess = tokenizer.document_length(text[span.start : span.stop]) - limit
+            excess = tokenizer.document_length(text[slice(*span)]) - limit
             if excess <= 0 or end <= start + 1:
                 break
             stop = max(end - excess, start + 1)
@@ -120,13 +116,13 @@ def split_text(text: str, tokenizer: ClaraTokenizer, limit: int) -> list[Span]:
             break
         size = end - start
         start = cuts.filled_from(cuts.last(start + size // 2, end - size // OVERLAP))
-    return found or [Span(0, len(text))]
+    return found or [(0, len(text))]
 
 
 class _Cuts:
     """Where a text may be cut, counted in tokens: cut i stands before token i.
 
-    Tokens before `first` and from `count` on are white space and nothing else.
+    Tokens before `first` and from `count` on are white space.
     """
 
     def __init__(self, text: str, tokenizer: ClaraTokenizer):
@@ -166,7 +162,7 @@ class _Cuts:
         first, last = int(self._spans[start, 0]), int(self._spans[end - 1, 1])
         part = self._text[first:last]
         first += len(part) - len(part.lstrip())
-        return Span(first, first + len(part.strip()))
+        return first, first + len(part.strip())
 
     def last(self, low: int, high: int) -> int:
         """The last cut above `low`, up to `high`, of the best kind that is there."""
@@ -200,7 +196,10 @@ def sentence_ends(text: str) -> Int[np.ndarray, " n"]:
 
 def _is_end(text: str, match: re.Match[str]) -> bool:
     """Whether the marks that `match` found end a sentence."""
-    after = _next_character(text, match.end())
+    gap = _SPACE.match(text, match.end(), match.end() + _LONGEST)
+    space = gap.group() if gap else ""
+    start = match.end() + len(space)
+    after = "" if "\n\n" in space else text[start : start + 1].strip()
     if after.islower():
         return False
     if match["mark"] != "." or not after:
@@ -218,10 +217,3 @@ def _is_end(text: str, match: re.Match[str]) -> bool:
         # "1. First item": the number stands alone at the start of its line.
         return bool(before[: word.start()].rpartition("\n")[2].strip())
     return not (_INITIALS.fullmatch(name) and name[-1].isalpha())
-
-
-def _next_character(text: str, start: int) -> str:
-    """The next character that is not white space; none at a blank line or the end."""
-    gap = _SPACE.match(text, start, start + _LONGEST)
-    stop = start if gap is None else gap.end()
-    return "" if "\n\n" in text[start:stop] else text[stop : stop + 1].strip()

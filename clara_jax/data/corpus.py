@@ -1,8 +1,7 @@
 """Documents in text and JSON files, and in folders of them.
 
 An entry is a text file, or one object of a JSON file, and makes one document or, with
-``docs``, several. `read_documents` reads all of them, a `Corpus` of any size one entry
-at a time.
+``docs``, several.
 """
 
 from __future__ import annotations
@@ -34,13 +33,7 @@ OPEN = 32
 
 
 class DocumentFile(NamedTuple):
-    """A file of documents.
-
-    Attributes:
-      path: where it is.
-      name: its path below the folder that was given, with slashes; its own name if the
-        file itself was given.
-    """
+    """A file of documents; its name is its path below the folder that was given."""
 
     path: Path
     name: str
@@ -51,18 +44,13 @@ class DocumentFile(NamedTuple):
         return self.path.suffix.lower() in TEXT_SUFFIXES
 
 
-def find_files(
-    paths: Sequence[str | Path],
-) -> tuple[list[DocumentFile], list[Path]]:
-    """Find the files of documents in folders.
+def find_files(paths: Sequence[str | Path]) -> tuple[list[DocumentFile], list[Path]]:
+    """Find the files of documents in folders, and the others that lie beside them.
 
     Args:
       paths: files, which are taken whatever they are called, and folders. In a folder
         and the folders below it ``.txt``, ``.md``, ``.jsonl`` and ``.json`` files are
         taken, in the order of their names; hidden files and folders are not looked at.
-
-    Returns:
-      The files, and the others that lie beside them.
 
     Raises:
       ClaraError: there is no such file, or a folder holds none or cannot be read.
@@ -96,14 +84,10 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
         raise ClaraError(f"{error.filename}: {error.strerror}") from error
 
     seen: set[str] = set()
-    for place, names, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(place))
-        names[:] = [
-            name
-            for name in sorted(names)
-            if not name.startswith(".")
-            and os.path.realpath(os.path.join(place, name)) not in seen
-        ]
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [n for n in shown if os.path.realpath(f"{place}/{n}") not in seen]
         for name in files:
             path = Path(place, name)
             if not name.startswith(".") and path.is_file():
@@ -115,10 +99,9 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
     """Read files and folders of documents, in the order of files and lines.
 
-    Args:
-      paths: ``.txt`` and ``.md`` files, each one document; other files hold JSON
-        objects, one a line or in an array, with ``text`` (and ``title``, ``id``) for
-        one document or ``docs`` for several; for folders see `find_files`.
+    ``.txt`` and ``.md`` files are one document each; other files hold JSON objects, one
+    a line or in an array, with ``text`` (and ``title``, ``id``) for one document or
+    ``docs`` for several. For folders see `find_files`.
 
     Raises:
       ClaraError: a file cannot be read or holds nothing, an object has neither field,
@@ -139,9 +122,8 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
 def read_questions(path: str | Path) -> list[tuple[str, str]]:
     """Read a file of questions, each with where it stands, ``file:line``.
 
-    Args:
-      path: ``.txt`` and ``.md`` files hold one a line; other files JSON objects with
-        ``question``, or texts, one a line or in an array.
+    ``.txt`` and ``.md`` files hold one a line; other files JSON objects with
+    ``question``, or texts, one a line or in an array.
 
     Raises:
       ClaraError: the file cannot be read, or holds none.
@@ -172,9 +154,7 @@ class Corpus:
     object's ``docs``. Its source is the file's name with the line. Names are those
     below the folder that was given, so that neither depends on where it lies.
 
-    Args:
-      paths: files and folders, see `find_files`.
-      progress: wraps the loop that checks all entries, for a progress bar.
+    `progress` wraps the loop that checks all entries, for a progress bar.
 
     Attributes:
       files: that entries come from.
@@ -224,8 +204,18 @@ class Corpus:
         self.documents = len(hashes)
         ordered = np.sort(np.frombuffer(hashes, np.uint64))
         twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        if twice:
-            self._refuse_twice(twice)
+        seen: dict[str, str] = {}
+        # Hashes may agree by chance.
+        for i in range(len(self)) if twice else ():
+            for name in [document.id for document in self[i]]:
+                if name in seen:
+                    raise ClaraError(
+                        f"{self.place(i)}: has the id '{name}', as has {seen[name]}; "
+                        "every document needs an id of its own, and files without ids "
+                        "different names below the folder that is given"
+                    )
+                if _hash(name) in twice:
+                    seen[name] = self.place(i)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -271,20 +261,6 @@ class Corpus:
         number = int(np.searchsorted(self._ends, index, "right"))
         return number, index - (int(self._ends[number - 1]) if number else 0)
 
-    def _refuse_twice(self, hashes: set[int]) -> None:
-        """Find the first id that two documents have; hashes may agree by chance."""
-        seen: dict[str, str] = {}
-        for i in range(len(self)):
-            for name in [document.id for document in self[i]]:
-                if name in seen:
-                    raise ClaraError(
-                        f"{self.place(i)}: has the id '{name}', as has {seen[name]}; "
-                        "every document needs an id of its own, and files without ids "
-                        "different names below the folder that is given"
-                    )
-                if _hash(name) in hashes:
-                    seen[name] = self.place(i)
-
 
 def _hash(name: str) -> int:
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
@@ -292,7 +268,6 @@ def _hash(name: str) -> int:
 
 
 def _text_document(path: Path) -> Document:
-    """A file as one document, whose title is the file's name."""
     return _document(_read_text(path), str(path), title=path.name)
 
 
@@ -306,11 +281,7 @@ def _read_text(path: Path) -> str:
 
 
 def _documents_of(values: Any, source: str) -> list[Document]:
-    """The documents of one JSON value, which is a text or an object.
-
-    An object has ``docs``, a list of texts; or ``text``, and perhaps ``title``, ``id``
-    (or ``_id``) and fields of its own.
-    """
+    """The documents of one JSON value: a text, or an object as of `read_documents`."""
     if isinstance(values, str):
         values = {"text": values}
     if not isinstance(values, dict) or not ("text" in values or "docs" in values):

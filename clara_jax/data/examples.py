@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,32 +18,38 @@ Row = np.ndarray
 """Token ids ``[T]`` int32, without padding."""
 
 
-@runtime_checkable
-class Draw(Protocol):
-    """Where chance comes from; ``np.random.Generator`` is one."""
-
-    def integers(self, low: int, /) -> int | np.integer:
-        """A number from 0 to `low` - 1."""
-        ...
+Draw = np.random.Generator
+"""Where chance comes from."""
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """Rows of a batch that some role reads; see `clara_jax.stages.Reads`."""
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """Rows of a batch and the role that reads them.
 
-    @property
-    def field(self) -> str:
-        """Of `Batch`."""
-        ...
+    Shapes of batches, abstract batches and operation counts all follow from these.
 
-    @property
-    def per_row(self) -> int | None:
-        """Documents of each example; None where it has a single row."""
-        ...
+    Attributes:
+      field: of `Batch`: ``prompt``, ``documents``, ``question``, ``candidates``, or
+        ``vectors``, candidates compressed beforehand, which no role reads.
+      role: ``compressor``, ``reasoner``, ``generator`` or ``backbone``.
+      per_row: documents of each example; None where it has a single row, 0 for as many
+        as the records have.
+      trained: whether gradients go through.
+    """
 
-    def length(self, config: RunConfig, /) -> int:
+    field: str
+    role: str = ""
+    per_row: int | None = None
+    trained: bool = True
+
+    def length(self, config: RunConfig) -> int:
         """Return the longest row in tokens."""
-        ...
+        memory, data = config.memory, config.data
+        if self.field == "prompt":
+            return data.prompt_max_length
+        if self.field == "question" and data.question_max_length:
+            return memory.row_length(data.question_max_length)
+        return memory.row_length(memory.doc_max_length)
 
 
 class Dialogue(NamedTuple):
@@ -51,7 +57,6 @@ class Dialogue(NamedTuple):
 
     Attributes:
       prompt: in which documents are slots.
-      answer: the target.
       documents: what the slots stand for; in end_to_end, the candidates.
       question: the one that was drawn; empty in scp, where there may be many.
     """
@@ -95,36 +100,11 @@ def supervise(ids: Sequence[int], prompt_length: int, max_length: int) -> Row:
       prompt_length: tokens of the prompt rendered alone. It is a count, as in the
         original: where a template renders the open prompt longer than the common part,
         the first tokens of the answer are not supervised either.
-      max_length: the row is cut to this on the right.
+      max_length: of the row, which is cut on the right.
     """
     labels = np.asarray(ids[:max_length], np.int32)
     labels[:prompt_length] = IGNORE
     return labels
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """What a stage makes of a record; see `clara_jax.stages.Stage`."""
-
-    name: ClassVar[str]
-
-    def reads(self, config: RunConfig, /) -> Sequence[Rows]:
-        """Return the rows of a batch."""
-        ...
-
-    def example(
-        self,
-        make: ExampleMaker,
-        record: Record,
-        draw: Draw | None = None,
-        candidate_ids: Row | None = None,
-    ) -> Example:
-        """Make the rows of one record."""
-        ...
-
-    def check_record(self, make: ExampleMaker, record: Record, /) -> None:
-        """Raise what `example` would, as far as that is cheap."""
-        ...
 
 
 class ExampleMaker:
@@ -135,7 +115,7 @@ class ExampleMaker:
     loss. Documents are always cut silently: that is the method's own limit.
 
     Attributes:
-      stage: whose examples.
+      stage: whose examples; a `clara_jax.stages.Stage`.
       tokenizer: with the config's number of memory tokens.
       config: lengths and limits.
       fields: of a batch, that the stage reads.
@@ -147,7 +127,7 @@ class ExampleMaker:
         record does not fit the stage or a limit (names the line).
     """
 
-    def __init__(self, stage: Recipe, tokenizer: ClaraTokenizer, config: RunConfig):
+    def __init__(self, stage: Any, tokenizer: ClaraTokenizer, config: RunConfig):
         self.stage, self.tokenizer, self.config = stage, tokenizer, config
         self.fields = frozenset(read.field for read in stage.reads(config))
         self.corpus = config.candidates == "corpus"
@@ -169,8 +149,8 @@ class ExampleMaker:
         Args:
           record: of a kind that the stage can use.
           draw: chooses question and instruction; None takes the first of each.
-          candidate_ids: numbers that stand for the record's documents where they are
-            candidates, which are then not tokenised.
+          candidate_ids: stand for documents that are candidates, which are then not
+            tokenised.
         """
         return self.stage.example(self, record, draw, candidate_ids)
 
@@ -232,10 +212,7 @@ class ExampleMaker:
     def ranked(
         self, record: Record, question: str, candidate_ids: Row | None
     ) -> Example:
-        """Return the rows of a question and of its candidates, the record's documents.
-
-        `candidate_ids` are as for a call.
-        """
+        """Return the rows of a question and its candidates, the record's documents."""
         if self.corpus:
             gold = tuple(record.documents[i] for i in record.positives)
             row = self.question(record, question)
@@ -283,10 +260,7 @@ def check_records(
 ) -> None:
     """Read records before training starts, so that bad ones are named at once.
 
-    Args:
-      records: what training will read.
-      maker: of the stage's examples.
-      most: read so many at most, evenly spread over the files.
+    At most `most` are read, evenly spread over the files.
 
     Raises:
       ClaraError: the first bad record, with file and line.

@@ -1,16 +1,10 @@
 """Training data for every stage, with held-out questions, out of a recipe of sources.
 
-    folder/
-      scp.jsonl instruct.jsonl end_to_end.jsonl   stages 1 to 3
-      held_out_scp.jsonl held_out/NAME.jsonl      never trained on
-      corpus.jsonl                                all passages, held-out ones first
-      manifest.json                               what all this is, counted
-      inputs.json                                 sizes and times of the sources' files
-
-The first pass reads the sources into a work database beside the folder, the second
-writes the files out of it; both go on where they were killed, and the same input makes
-the same bytes (but for inputs.json, which spares reading the input again). What has no
-lines is not there; lines are in an order by chance. The folder appears when complete.
+A folder has ``STAGE.jsonl`` for stages 1 to 3; ``held_out_scp.jsonl`` and
+``held_out/NAME.jsonl``, never trained on; ``corpus.jsonl``, all passages, held-out ones
+first; ``manifest.json``, what all this is, counted. The first pass reads the sources
+into a database beside the folder, the second writes files out of it; both go on where
+they were killed. The same input makes the same bytes, but for ``inputs.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +32,7 @@ from clara_jax.data.work import (
     silent,
 )
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_error, write_json
+from clara_jax.files import read_json, write_json, writing
 from clara_jax.text import ClaraTokenizer
 
 VERSION = 2
@@ -47,14 +41,9 @@ VERSION = 2
 MANIFEST = "manifest.json"
 
 DROPPED = (
-    "near_duplicates",
-    "split_conflicts",
-    "unanswerable",
-    "repeated_questions",
-    "without_gold",
-    "long_paraphrases",
-    "lost_distractors",
-)
+    "near_duplicates split_conflicts unanswerable repeated_questions without_gold "
+    "long_paraphrases lost_distractors"
+).split()
 """What is counted as left out: records; of `unanswerable` and `repeated_questions`,
 questions; of `lost_distractors`, documents of records that stay."""
 
@@ -97,8 +86,16 @@ def mix(
     if max_length < 16:
         raise ClaraError(f"max_length must be 16 or more, not {max_length}")
     scratch = folder.with_name(f".{folder.name}.mix")
-    paths = _find_inputs(recipe, data)
+    start = Path(recipe.file).parent if data is None else Path(data)
+    paths = [[start / path for path in source.path] for source in recipe.source]
     every = [path for files in paths for path in files]
+    names = [source.name for source in recipe.source for _ in source.path]
+    for path, name in zip(every, names, strict=True):
+        if not Path(str(path).partition("#")[0]).exists():
+            raise ClaraError(
+                f"{recipe.file}: source '{name}': {path}: no such file or folder; "
+                "relative paths start at --data, else at the recipe"
+            )
     contents, inputs = checksums(every, progress, [folder, scratch])
     identity = _identity(recipe, contents, tokenizer, max_length)
     manifest = _finished(folder, identity)
@@ -122,10 +119,8 @@ def mix(
         manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)
         write_json(out / MANIFEST, manifest)
-        try:
+        with writing(folder):
             os.replace(out, folder)
-        except OSError as error:
-            raise write_error(folder, error) from error
     shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
@@ -133,20 +128,6 @@ def mix(
 def is_mixed(folder: str | Path) -> bool:
     """Return whether a folder holds a finished mix."""
     return (Path(folder) / MANIFEST).is_file()
-
-
-def _find_inputs(recipe: Recipe, data: str | Path | None) -> list[list[Path]]:
-    """The files of every source."""
-    start = Path(recipe.file).parent if data is None else Path(data)
-    found = [[start / path for path in source.path] for source in recipe.source]
-    for source, paths in zip(recipe.source, found, strict=True):
-        for path in paths:
-            if not Path(str(path).partition("#")[0]).exists():
-                raise ClaraError(
-                    f"{recipe.file}: source '{source.name}': {path}: no such file or "
-                    "folder; relative paths start at --data, else at the recipe"
-                )
-    return found
 
 
 def _identity(
@@ -249,14 +230,12 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
             "questions": f"side, count(*) FROM asked WHERE kind <> {PARAPHRASE}",
             "dropped": "name, sum(value) FROM counts",
         }.items():
-            for source, key, number in work.execute(
-                f"SELECT {which}, {query} GROUP BY 1, 2"
-            ):
+            rows = work.execute(f"SELECT {which}, {query} GROUP BY 1, 2")
+            for source, key, number in rows:
                 key = key if name == "dropped" else _SIDES[key]
                 [*sources, totals][source][name][key] = number
-    for source, number in work.execute(
-        "SELECT source, count(*) FROM records GROUP BY source"
-    ):
+    read = "SELECT source, count(*) FROM records GROUP BY source"
+    for source, number in work.execute(read):
         sources[source]["records_read"] = number
     for source, passages, pieces in work.execute(
         "SELECT source, count(DISTINCT passage), count(DISTINCT pieces.id) FROM kept "
@@ -282,7 +261,7 @@ def _count_files(
         "ON piece = ref GROUP BY file, source"
     )
     grouped = {(file, source): number for file, source, number in pairs}
-    names = files_of(recipe)
+    names = [file.name for file in files_of(recipe)]
     files = {name: {"records": 0, "questions": 0} for name in names}
     for file, source, records, questions in work.execute(
         f"SELECT file, source, count(*), count(DISTINCT CASE kind WHEN {QUESTION} THEN "
@@ -303,12 +282,12 @@ def table(manifest: Mapping[str, Any]) -> str:
     rows = [["source", "passages", "questions", *STAGES, "held out", "dropped"]]
     for name, source in manifest["sources"].items():
         paths = [*(f"{stage}.jsonl" for stage in STAGES), f"held_out/{name}.jsonl"]
-        dropped = dict(source["dropped"])
-        del dropped["lost_distractors"]  # documents, not records or questions
+        dropped = source["dropped"]
         numbers = [
             *(sum(source[kind].values()) for kind in ("passages", "questions")),
             *(source["files"].get(path, {}).get("records", 0) for path in paths),
-            sum(dropped.values()),
+            # Those are documents, not records or questions.
+            sum(dropped.values()) - dropped["lost_distractors"],
         ]
         rows.append([name, *(f"{number:,}" for number in numbers)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,19 +1,8 @@
 """The work database of a mix: its tables, and which side every passage is on.
 
-The side of a passage, and of its group, all that are nearly the same or overlap it, is
-that of the first rule that applies:
-
-1. it is in a source with ``split = "held_out"``: held out;
-2. it is in one with ``split = "train"`` (alone, or as a document that holds an answer),
-   or its group is larger than all that is to be held out: training;
-3. a held-out record has it among its documents: held out;
-4. questions are asked about it, or it comes first among the documents that hold the
-   answer to one: by its hash;
-5. a training record has it among its documents: training;
-6. by its hash.
-
-A record with several documents is on the side of the first that holds its answer. It
-loses documents of the other side, and is dropped where one of them holds the answer.
+`_choose_sides` has the rules. A record with several documents is on the side of the
+first that holds its answer. It loses documents of the other side, and is dropped where
+one of them holds the answer.
 """
 
 from __future__ import annotations
@@ -62,7 +51,7 @@ CREATE TABLE IF NOT EXISTS questions(id INTEGER PRIMARY KEY, record INTEGER,
 CREATE INDEX IF NOT EXISTS questions_record ON questions(record);
 CREATE INDEX IF NOT EXISTS questions_piece ON questions(piece);
 CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref INTEGER,
-  chunk INTEGER, copy INTEGER, source INTEGER);
+  chunk INTEGER, copy INTEGER, source INTEGER, pool INTEGER);
 CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
   WITHOUT ROWID;
 """
@@ -102,29 +91,36 @@ def split(recipe: Recipe, work: Work, progress: Progress) -> None:
     """
     if work.note("split"):
         return
-    with work.step(), progress(desc="split", total=3, unit="step") as bar:
-        for step in (_refuse_both, _sides, _drop):
-            step(recipe, work)
-            bar.update(1)
+    with work.step(), progress(desc="split", total=2, unit="step") as bar:
+        found = work.row(
+            "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
+            f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
+            f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+        )
+        if found:
+            train, place, held, other = found
+            raise ClaraError(
+                f"{place} (source '{recipe.source[train].name}', split train): its "
+                f"passage is also {other} (source '{recipe.source[held].name}', split "
+                "held_out); take it out of one of them"
+            )
+        _choose_sides(recipe, work)
+        bar.update(1)
+        _drop(work)
+        bar.update(1)
         work.set_note("split", True)
 
 
-def _refuse_both(recipe: Recipe, work: Work) -> None:
-    found = work.row(
-        "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
-        f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
-        f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
-    )
-    if found:
-        train, place, held, other = found
-        raise ClaraError(
-            f"{place} (source '{recipe.source[train].name}', split train): its passage "
-            f"is also {other} (source '{recipe.source[held].name}', split held_out); "
-            "take it out of one of them"
-        )
+def _choose_sides(recipe: Recipe, work: Work) -> None:
+    """Choose the side of every group of passages, by the first rule that applies.
 
-
-def _sides(recipe: Recipe, work: Work) -> None:
+    One of them is in a source that is held out: held out. One is in a source of
+    training (alone, or as a document that holds an answer), or the group is larger than
+    all that is to be held out: training. A held-out record has one among its documents:
+    held out. Questions are asked about one, or it is the first document that holds the
+    answer to one: by its hash. A training record has one among its documents: training.
+    Else by its hash.
+    """
     (total,) = work.row("SELECT count(*) FROM passages")
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
     work.execute(
@@ -140,7 +136,13 @@ def _sides(recipe: Recipe, work: Work) -> None:
         "(SELECT draw FROM passages WHERE passages.id = groups.id) < ? END",
         (share(recipe.held_out),),
     )
-    _side_records(work, f"kind = {MULTI}", "AND gold = 2")
+    # A record is on the side of its source, else of the group of a document.
+    records = (
+        f"UPDATE records SET side = CASE split WHEN {_TRAIN} THEN {TRAIN} WHEN {_HELD} "
+        f"THEN {HELD_OUT} ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id "
+        "= grp WHERE record = records.id {}) END WHERE dropped IS NULL AND kind "
+    )
+    work.execute(f"{records.format('AND gold = 2')} = {MULTI}")
     for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
         work.execute(
             f"UPDATE groups SET {name} = 1 WHERE id IN "
@@ -154,19 +156,10 @@ def _sides(recipe: Recipe, work: Work) -> None:
     work.execute(
         "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
     )
-    _side_records(work, f"kind <> {MULTI}", "LIMIT 1")
+    work.execute(f"{records.format('LIMIT 1')} <> {MULTI}")
 
 
-def _side_records(work: Work, kind: str, which: str) -> None:
-    """Put records on the side of their source, else of the group of a document."""
-    work.execute(
-        f"UPDATE records SET side = CASE split WHEN {_TRAIN} THEN {TRAIN} WHEN {_HELD} "
-        f"THEN {HELD_OUT} ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id "
-        f"= grp WHERE record = records.id {which}) END WHERE {kind} AND dropped IS NULL"
-    )
-
-
-def _drop(_: Recipe, work: Work) -> None:
+def _drop(work: Work) -> None:
     for reason, condition in {
         # One that the recipe holds out stays, unless it is that of another such.
         "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "
@@ -178,14 +171,11 @@ def _drop(_: Recipe, work: Work) -> None:
             f"UPDATE records SET dropped = '{reason}' WHERE id IN "
             f"(SELECT record FROM kept WHERE {condition})"
         )
-    work.execute(
-        "INSERT INTO counts SELECT source, dropped, count(*) FROM records WHERE "
-        "dropped IN ('near_duplicates', 'split_conflicts') GROUP BY source, dropped"
-    )
     lost = "FROM kept WHERE passage_side <> side"
     work.execute(
-        f"INSERT INTO counts SELECT source, 'lost_distractors', count(*) {lost} "
-        "GROUP BY source"
+        "INSERT INTO counts SELECT source, dropped, count(*) FROM records WHERE "
+        "dropped IN ('near_duplicates', 'split_conflicts') GROUP BY source, dropped "
+        f"UNION ALL SELECT source, 'lost_distractors', count(*) {lost} GROUP BY source"
     )
     # What is left of the documents is what the files are made of.
     work.execute(

@@ -1,8 +1,7 @@
 """The first pass over a mix's sources: passages once, cut, with their questions.
 
-Passages that are nearly the same are joined into one group, and so are those that
-overlap, such as windows of one article: one of them must not be asked about while
-another is trained on.
+Passages that are nearly the same or overlap, such as windows of one article, are joined
+into one group: one must not be asked about while another is trained on.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from clara_jax.data.records import Record
 from clara_jax.data.similarity import (
     BANDS,
     NearDuplicates,
-    Runs,
+    contained,
     likeness,
     marks,
+    piece_runs,
     shingles,
 )
 from clara_jax.data.sources import Records, open_records
@@ -55,10 +55,7 @@ _YES_NO = ("yes", "no", "true", "false")
 class Reader:
     """Read the sources of a recipe into a work database, going on where it stopped.
 
-    Attributes:
-      paths: files of each source.
-      tokenizer: counts tokens.
-      max_length: longest piece of a passage, in tokens.
+    `paths` are the files of each source, `max_length` is that of a piece, in tokens.
     """
 
     recipe: Recipe
@@ -80,13 +77,11 @@ class Reader:
     def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
         """Store some records; whether the source has reached its limit."""
         limit = self.recipe.source[number].limit
-        own: set[int] = set()
-        if limit:
-            rows = self.work.execute(
-                "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
-                f"WHERE source = {number}"
-            )
-            own = {passage for (passage,) in rows}
+        query = (
+            "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
+            f"WHERE source = {number}"
+        )
+        own = {passage for (passage,) in self.work.execute(query)} if limit else set()
         new: dict[int, str] = {}
         taken: list[tuple[Record, list[int]]] = []
         for i in range(begin, end):
@@ -96,7 +91,9 @@ class Reader:
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
             taken.append((record, passages))
-        self._cut(new)
+        lengths = self.tokenizer.document_lengths(list(new.values()))
+        for (passage, text), length in zip(new.items(), lengths, strict=True):
+            self._cut(passage, text, length)
         if self.recipe.near_duplicate < 1:
             self._compare(NearDuplicates(self.recipe.near_duplicate), new)
         for record, passages in taken:
@@ -115,20 +112,18 @@ class Reader:
         new[number] = text
         return number
 
-    def _cut(self, passages: Mapping[int, str]) -> None:
-        """Store the pieces of new passages."""
-        lengths = self.tokenizer.document_lengths(list(passages.values()))
-        for (passage, text), length in zip(passages.items(), lengths, strict=True):
-            pieces = [(0, len(text), length)]
-            if length > self.max_length:
-                spans = split_text(text, self.tokenizer, self.max_length)
-                parts = [text[start:stop] for start, stop in spans]
-                counted = self.tokenizer.document_lengths(parts)
-                pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
-            self.work.executemany(
-                "INSERT INTO pieces VALUES (NULL, ?, ?, ?, ?, ?)",
-                [(passage, part, *piece) for part, piece in enumerate(pieces)],
-            )
+    def _cut(self, passage: int, text: str, length: int) -> None:
+        """Store the pieces of a passage."""
+        pieces = [(0, len(text), length)]
+        if length > self.max_length:
+            spans = split_text(text, self.tokenizer, self.max_length)
+            parts = [text[start:stop] for start, stop in spans]
+            counted = self.tokenizer.document_lengths(parts)
+            pieces = [(*s, n) for s, n in zip(spans, counted, strict=True)]
+        self.work.executemany(
+            "INSERT INTO pieces VALUES (NULL, ?, ?, ?, ?, ?)",
+            [(passage, part, *piece) for part, piece in enumerate(pieces)],
+        )
 
     def _compare(self, near: NearDuplicates, passages: Mapping[int, str]) -> None:
         """Join new passages with near-duplicates among all before them."""
@@ -158,15 +153,21 @@ class Reader:
     def _record(self, number: int, record: Record, passages: Sequence[int]) -> None:
         """Store a record, its documents and questions."""
         work, source = self.work, self.recipe.source[number]
-        kind, gold = kind_of(record, source)
+        kind, gold = _kind_of(record, source)
         if kind == TEXT and len(passages) > 1:
             for text, passage in zip(record.documents, passages, strict=True):
                 one = dataclasses.replace(record, documents=(text,))
                 self._record(number, one, [passage])
             return
         dropped = "without_gold" if kind == MULTI and not gold else None
-        fields = {"kind": kind, "split": SPLITS.index(source.split), "dropped": dropped}
-        name = work.insert("records", source=number, place=record.source, **fields)
+        name = work.insert(
+            "records",
+            source=number,
+            place=record.source,
+            kind=kind,
+            split=SPLITS.index(source.split),
+            dropped=dropped,
+        )
         right = dict.fromkeys((passages[i] for i in gold), 1)
         if gold:
             right[passages[gold[0]]] = 2
@@ -184,8 +185,8 @@ class Reader:
         elif kind != TEXT:
             hint = "|".join(map(str, sorted(right)))
             for i in range(max(len(record.questions), 1)):
-                lost = self._question(kind, name, record.pair(i), passages[0], hint)
-                if lost:
+                pair = record.pair(i)
+                if lost := self._question(kind, name, pair, passages[0], hint):
                     _count(work, number, lost)
 
     def _question(
@@ -195,7 +196,9 @@ class Reader:
         question, target, answers = pair
         if not target.strip():
             return "unanswerable"
-        piece = None
+        piece, said = None, f"{hint}\n{kind}\n{question}"
+        if kind == PARAPHRASE:
+            said += f"\n{target}"
         if kind != MULTI:
             pieces = _pieces(self.work, passage)
             if kind == PARAPHRASE and len(pieces) > 1:
@@ -204,8 +207,6 @@ class Reader:
             if part is None:
                 return "unanswerable"
             piece = pieces[part][0]
-        said = f"{hint}\n{kind}\n{question}"
-        said += f"\n{target}" if kind == PARAPHRASE else ""
         gold = json.dumps(answers, ensure_ascii=False)
         done = self.work.execute(
             "INSERT OR IGNORE INTO questions VALUES (NULL, ?, ?, ?, ?, ?, ?)",
@@ -227,7 +228,6 @@ class Reader:
 
 
 def _count(work: Work, source: int, name: str, number: int = 1) -> None:
-    """Add to a count of a source."""
     work.execute(
         "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
         "value = value + excluded.value",
@@ -235,8 +235,8 @@ def _count(work: Work, source: int, name: str, number: int = 1) -> None:
     )
 
 
-def kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
-    """Return a record's kind, and which documents hold the answer, the first first."""
+def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
+    """A record's kind, and which documents hold the answer, the first first."""
     if record.kind == "text":
         return TEXT, ()
     if record.kind == "paraphrase":
@@ -249,11 +249,9 @@ def kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
 
 def _places(text: str, answer: str) -> list[tuple[int, int]]:
     """Where an answer stands in a text, as words of it if it can."""
-    words = answer.split()
-    pattern = r"\s+".join(map(re.escape, words))
-    for form in (rf"(?<!\w){pattern}(?!\w)", pattern) if words else ():
-        found = [m.span() for m in re.finditer(form, text, re.IGNORECASE)]
-        if found:
+    pattern = r"\s+".join(map(re.escape, answer.split()))
+    for form in (rf"(?<!\w){pattern}(?!\w)", pattern) if pattern else ():
+        if found := [m.span() for m in re.finditer(form, text, re.IGNORECASE)]:
             return found
     return []
 
@@ -261,9 +259,8 @@ def _places(text: str, answer: str) -> list[tuple[int, int]]:
 def join_contained(threshold: float, work: Work, progress: Progress) -> None:
     """Join the groups of passages that overlap, going on where it stopped.
 
-    Two passages do where a piece of one shares with the other, whole, at least
-    `threshold` of its runs of eight words; or of the other's, if that has fewer. They
-    are found by their `marks`.
+    They do where one is `contained`, or a piece of it, in the other by `threshold` or
+    more. They are found by their `marks`.
     """
 
     def mark(begin: int, end: int) -> None:
@@ -288,19 +285,18 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
             bar.update(1)
             work.set_note("paired", 0)
 
-    def read(passage: int) -> Any:
+    @functools.lru_cache(CHUNK)
+    def runs_of(passage: int) -> Any:
         spans = [(start, stop) for _, start, stop in _pieces(work, passage)]
-        return Runs(_text(work, passage), spans)
-
-    runs_of = functools.lru_cache(CHUNK)(read)
+        return piece_runs(_text(work, passage), spans)
 
     def compare(begin: int, end: int) -> None:
         for number in range(begin + 1, end + 1):
             query = "SELECT passage, other FROM pairs WHERE rowid = ?"
             pair = work.row(query, (number,))
             if len(_groups(work, *pair)) > 1:
-                one, other = map(runs_of, pair)
-                if max(one.share_in(other), other.share_in(one)) >= threshold:
+                (one, *ones), (other, *others) = map(runs_of, pair)
+                if max(contained(ones, other), contained(others, one)) >= threshold:
                     _join(work, *pair)
 
     (last,) = work.row("SELECT coalesce(max(rowid), 0) FROM pairs")
@@ -319,7 +315,6 @@ def _text(work: Work, passage: int) -> str:
 
 
 def _groups(work: Work, one: int, other: int) -> list[int]:
-    """The groups of two passages, or their group."""
     query = "SELECT DISTINCT grp FROM passages WHERE id IN (?, ?) ORDER BY grp"
     return [group for (group,) in work.execute(query, (one, other))]
 

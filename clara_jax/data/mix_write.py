@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from clara_jax.data.recipe import MOST, STAGES, Recipe
 from clara_jax.data.records import clara_fields
 from clara_jax.data.work import Progress, Work
 from clara_jax.errors import ClaraError
-from clara_jax.files import write_error
+from clara_jax.files import writing
 
 AT_ONCE = 1000
 """Lines of a step."""
@@ -42,11 +42,33 @@ _SPARE = 12
 """Pieces that are ranked beyond those that are needed: some are the right ones."""
 
 
-def files_of(recipe: Recipe) -> list[str]:
-    """Return the names of the files that are written, in that order."""
-    held = [f"held_out/{s.name}.jsonl" for s in recipe.source if s.evaluate]
-    stages = [f"{stage}.jsonl" for stage in STAGES]
-    return [*stages, "held_out_scp.jsonl", *held, "corpus.jsonl"]
+class File(NamedTuple):
+    """A file of a mix: the side of its lines, and the weight that says how many.
+
+    Its questions are of one `source`, or of all; None as `pool` is their source's.
+    """
+
+    name: str
+    side: int = HELD_OUT
+    weight: str = "evaluate"
+    source: int | None = None
+    pool: int | None = POOL_HELD_OUT
+
+
+def files_of(recipe: Recipe) -> list[File]:
+    """Return the files that are written, in that order."""
+    return [
+        File("scp.jsonl", TRAIN, "scp"),
+        File("instruct.jsonl", TRAIN, "instruct", pool=None),
+        File("end_to_end.jsonl", TRAIN, "end_to_end", pool=POOL_TRAIN),
+        File("held_out_scp.jsonl", weight="scp"),
+        *(
+            File(f"held_out/{source.name}.jsonl", source=i)
+            for i, source in enumerate(recipe.source)
+            if source.evaluate
+        ),
+        File("corpus.jsonl"),
+    ]
 
 
 def weighted(recipe: Recipe, weight: str) -> str:
@@ -63,8 +85,8 @@ def plan(recipe: Recipe, work: Work, progress: Progress) -> None:
     """
     if work.note("planned"):
         return
-    names = files_of(recipe)
-    with work.step(), progress(desc="plan", total=len(names) + 1, unit="file") as bar:
+    files = files_of(recipe)
+    with work.step(), progress(desc="plan", total=len(files) + 1, unit="file") as bar:
         # Pieces of all documents that the kept records have, by side and by source.
         for pool in (POOL_TRAIN, POOL_HELD_OUT, "source"):
             side = HELD_OUT if pool == POOL_HELD_OUT else TRAIN
@@ -72,66 +94,59 @@ def plan(recipe: Recipe, work: Work, progress: Progress) -> None:
                 f"INSERT INTO pools SELECT DISTINCT {pool}, pieces.id FROM kept "
                 f"JOIN pieces USING (passage) WHERE side = {side}"
             )
-        for file, name in enumerate(names):
+        for number, file in enumerate(files):
             work.executemany(
-                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
-                _tasks(recipe, work, file, name),
+                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                ((number, *line) for line in _tasks(recipe, work, number, file)),
             )
             bar.update(1)
         work.execute("CREATE INDEX tasks_place ON tasks(file, place, ref, chunk, copy)")
-        _check(recipe, work)
+        _check(recipe, work, files)
         bar.update(1)
         work.set_note("planned", True)
 
 
-def _tasks(
-    recipe: Recipe, work: Work, file: int, name: str
-) -> Iterator[tuple[int, ...]]:
-    """The lines of a file, as rows of the table."""
+def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tuple]:
+    """The lines of a file, as rows of the table but for its number."""
 
     def place(kind: int, ref: int, chunk: int = 0, copy: int = 0) -> int:
-        return draw("place", recipe.seed, file, kind, ref, chunk, copy)
+        return draw("place", recipe.seed, number, kind, ref, chunk, copy)
 
-    if name == "corpus.jsonl":
+    if file.name == "corpus.jsonl":
         # Places are from 0 to 2**62, those of what is held out as far below 0.
         for pool, ref in work.execute("SELECT * FROM pools WHERE pool < 0"):
             shift = (pool - POOL_TRAIN) << 62
-            yield file, place(DOCUMENT, ref) + shift, DOCUMENT, ref, 0, 0, -1
+            yield place(DOCUMENT, ref) + shift, DOCUMENT, ref, 0, 0, -1, None
         return
-    most = 1.0 if name == "held_out_scp.jsonl" else MOST
-    for kind, weight, query in _queries(recipe, name):
+    most = 1.0 if file.name == "held_out_scp.jsonl" else MOST
+    for kind, weight, query in _queries(recipe, file):
         for ref, _, source, chunks in work.execute(query):
             times = min(float(getattr(recipe.source[source], weight)), most)
-            chance = draw("copies", recipe.seed, file, kind, ref)
+            chance = draw("copies", recipe.seed, number, kind, ref)
             copies = int(times) + (chance < share(times - int(times)))
+            own = source if file.pool is None else file.pool
+            pool = own if kind == QUESTION else None
             for chunk, copy in itertools.product(range(chunks), range(copies)):
                 order = place(kind, ref, chunk, copy)
-                yield file, order, kind, ref, chunk, copy, source
+                yield order, kind, ref, chunk, copy, source, pool
 
 
-def _queries(recipe: Recipe, name: str) -> list[tuple[int, str, str]]:
+def _queries(recipe: Recipe, file: File) -> list[tuple[int, str, str]]:
     """Queries for the lines of a file, each with their kind and weight.
 
-    A row is what the line is made of, the first that names its source, that source,
-    and in how many lines it goes.
+    A row: what a line is of, the first that names its source, that source, how many.
     """
-    stage = name.removesuffix(".jsonl")
-    side = TRAIN if stage in STAGES else HELD_OUT
-    weight = stage if side == TRAIN else "evaluate"
-    if stage == "held_out_scp":
-        weight = "scp"
-    asked = f"FROM asked WHERE side = {side} AND {weighted(recipe, weight)}"
-    if weight != "scp":
-        names = [f"held_out/{source.name}" for source in recipe.source]
-        which = "" if side == TRAIN else f"AND source = {names.index(stage)}"
+    asked = f"FROM asked WHERE side = {file.side} AND {weighted(recipe, file.weight)}"
+    if file.weight != "scp":
+        which = "" if file.source is None else f"AND source = {file.source}"
         questions = f"SELECT id, 0, source, 1 {asked} {which} AND kind <> {PARAPHRASE}"
-        return [(QUESTION, weight, questions)]
+        return [(QUESTION, file.weight, questions)]
     chunks = f"(count(*) + {recipe.pairs - 1}) / {recipe.pairs}"
     pairs = f"SELECT piece, min(id), source, {chunks} {asked} AND kind = {SINGLE}"
     paraphrases = f"SELECT id, 0, source, 1 {asked} AND kind = {PARAPHRASE}"
     repeats = (
         "SELECT pieces.id, min(record), source, 1 FROM kept JOIN pieces USING "
-        f"(passage) WHERE side = {side} AND {weighted(recipe, 'reconstruct')} "
+        f"(passage) WHERE side = {file.side} AND {weighted(recipe, 'reconstruct')} "
         f"AND (same IS NULL OR kind <> {MULTI})"
     )
     return [
@@ -141,16 +156,10 @@ def _queries(recipe: Recipe, name: str) -> list[tuple[int, str, str]]:
     ]
 
 
-def _pool_of(name: str, source: int) -> int:
-    """The pool for the questions of a source in a file."""
-    sides = {"instruct.jsonl": source, "end_to_end.jsonl": POOL_TRAIN}
-    return sides.get(name, POOL_HELD_OUT)
-
-
-def _check(recipe: Recipe, work: Work) -> None:
+def _check(recipe: Recipe, work: Work, files: Sequence[File]) -> None:
     """Refuse a mix of which a wanted file has no lines."""
     counts = dict(work.execute("SELECT file, count(*) FROM tasks GROUP BY file"))
-    lines = {name: counts.get(i, 0) for i, name in enumerate(files_of(recipe))}
+    lines = {file.name: counts.get(i, 0) for i, file in enumerate(files)}
     where, more = recipe.file, f"raise held_out ({recipe.held_out:g}), add a source"
     wanted = {name: any(getattr(s, name) for s in recipe.source) for name in STAGES}
     wanted["scp"] |= any(source.reconstruct for source in recipe.source)
@@ -181,86 +190,58 @@ class Piece(NamedTuple):
     group: int
 
 
-class Pool(NamedTuple):
-    """Pieces that documents are added from.
-
-    Attributes:
-      pieces: their numbers.
-      questions: numbers of the questions that it serves, rising.
-      best: places of the best pieces for each question, by BM25.
-    """
-
-    pieces: np.ndarray
-    questions: np.ndarray
-    best: np.ndarray
-
-    def others(
-        self, question: int, random: np.random.Generator, count: int
-    ) -> Iterator[int]:
-        """Those that share most with a question, best first; then some by chance."""
-        places = self.best[int(np.searchsorted(self.questions, question))]
-        yield from self.pieces[places[places >= 0]].tolist()
-        size = min(len(self.pieces), 4 * count + 16)
-        places = random.choice(len(self.pieces), size, replace=False)
-        yield from self.pieces[places].tolist()
-
-
 class Writer:
     """Write the files of a mix into ``out``, going on where it stopped."""
 
     def __init__(self, recipe: Recipe, work: Work, progress: Progress):
         self._recipe, self._work, self._progress = recipe, work, progress
         self._piece = functools.lru_cache(1 << 14)(self._read_piece)
-        self._pools: dict[int, Pool] = {}
+        self._pool = functools.cache(self._rank_pool)
 
     def run(self) -> None:
         """Write all that is not written yet."""
-        for number, name in enumerate(files_of(self._recipe)):
-            path = self._work.folder / "out" / name
-            try:
-                self._write(number, name, path)
-            except OSError as error:
-                raise write_error(path, error) from error
+        for number, file in enumerate(files_of(self._recipe)):
+            query = "SELECT count(*) FROM tasks WHERE file = ?"
+            (total,) = self._work.row(query, (number,))
+            path = self._work.folder / "out" / file.name
+            if total:
+                with writing(path):
+                    self._write(number, file.name, total, path)
 
-    def _write(self, number: int, name: str, path: Path) -> None:
+    def _write(self, number: int, name: str, total: int, path: Path) -> None:
         work, done = self._work, self._work.note(name) or 0
-        (total,) = work.row("SELECT count(*) FROM tasks WHERE file = ?", (number,))
-        if not total:
-            return  # such as a source without held-out questions
         if done < total:
-            query = "SELECT DISTINCT source FROM tasks WHERE file = ? AND kind = ?"
-            sources = work.execute(query, (number, QUESTION)).fetchall()
-            pools = {_pool_of(name, source) for (source,) in sources}
-            self._pools = {i: self._pools.get(i) or self._pool(name, i) for i in pools}
+            query = "SELECT DISTINCT pool FROM tasks WHERE file = ? AND pool NOT NULL"
+            for (pool,) in work.execute(query, (number,)).fetchall():
+                self._pool(pool)
         tasks = work.execute(
-            "SELECT kind, ref, chunk, copy, source FROM tasks WHERE file = ? "
+            "SELECT kind, ref, chunk, copy, source, pool FROM tasks WHERE file = ? "
             "ORDER BY place, ref, chunk, copy LIMIT -1 OFFSET ?",
             (number, done),
         )
 
         def lines(begin: int, end: int) -> Iterator[dict[str, Any]]:
-            for row in tasks.fetchmany(end - begin):
-                yield self._line(name, *row)
+            for kind, ref, chunk, *rest in tasks.fetchmany(end - begin):
+                if kind == QUESTION:
+                    yield self._question(name, ref, *rest)
+                elif kind == PAIRS:
+                    yield self._pairs(ref, chunk)
+                else:
+                    yield self._single(kind, ref)
 
         work.write_lines(path, name, total, AT_ONCE, lines, self._progress)
 
-    def _line(
-        self, name: str, kind: int, ref: int, chunk: int, copy: int, source: int
-    ) -> dict[str, Any]:
-        if kind == PAIRS:
-            return self._pairs(ref, chunk)
-        if kind == DOCUMENT:
-            piece = self._piece(ref)
-            return {"id": piece.name, "text": piece.text}
-        if kind == QUESTION:
-            return self._question(name, ref, copy, source)
-        if kind == REPEAT:
-            text = target = self._piece(ref).text
-        else:
+    def _single(self, kind: int, ref: int) -> dict[str, Any]:
+        """A piece alone, to be given back or in other words."""
+        number, target = ref, None
+        if kind == PARAPHRASED:
             query = "SELECT piece, target FROM questions WHERE id = ?"
-            piece, target = self._work.row(query, (ref,))
-            text = self._piece(piece).text
-        return {"docs": [text], "answers": [target], "data_type": "paraphrase"}
+            number, target = self._work.row(query, (ref,))
+        piece = self._piece(number)
+        if kind == DOCUMENT:
+            return {"id": piece.name, "text": piece.text}
+        answer = piece.text if target is None else target
+        return {"docs": [piece.text], "answers": [answer], "data_type": "paraphrase"}
 
     def _pairs(self, piece: int, chunk: int) -> dict[str, Any]:
         """A piece with its share of its questions, as even as can be."""
@@ -279,7 +260,7 @@ class Writer:
         }
 
     def _question(
-        self, name: str, number: int, copy: int, source: int
+        self, name: str, number: int, copy: int, source: int, pool: int
     ) -> dict[str, Any]:
         """A question with the right pieces, its own other ones, hard ones and any."""
         recipe = self._recipe
@@ -290,25 +271,23 @@ class Writer:
         own = [(piece, 1)]
         if piece is None:
             own = self._work.execute(
-                "SELECT pieces.id, gold FROM docs JOIN pieces ON pieces.passage = "
-                "docs.passage AND pieces.part = docs.part WHERE record = ? ORDER BY "
-                "position",
+                "SELECT pieces.id, gold FROM docs JOIN pieces USING (passage, part) "
+                "WHERE record = ? ORDER BY position",
                 (record,),
             ).fetchall()
         chosen = [piece for piece, holds in own if holds]
         others = [piece for piece, holds in own if not holds]
-        right = len(chosen)
+        right, count = len(chosen), recipe.candidates
         seed = draw("documents", recipe.seed, name, number, copy)
         random = np.random.default_rng(seed)
-        count = recipe.candidates
         if name == "instruct.jsonl":
             least, most = recipe.distractors
             count = right + int(random.integers(least, most + 1))
-        pool = self._pools[_pool_of(name, source)]
         if len(others) > count - right:
             others = [others[i] for i in random.permutation(len(others))]
         groups = {self._piece(piece).group for piece in chosen}
-        for piece in itertools.chain(others, pool.others(number, random, count)):
+        more = self._others(pool, number, random, count)
+        for piece in itertools.chain(others, more):
             if len(chosen) >= count:
                 break
             group = self._piece(piece).group
@@ -325,18 +304,23 @@ class Writer:
         )
         return {"id": f"{recipe.source[source].name}-{number}", **fields}
 
-    def _pool(self, name: str, number: int) -> Pool:
-        """A pool of a kind of file, ranked for all its questions."""
-        recipe, work, held = self._recipe, self._work, number == POOL_HELD_OUT
-        files = [
-            str(i)
-            for i, file in enumerate(files_of(recipe))
-            if (file.startswith("held_out/") if held else file == name)
-        ]
-        more = f"AND source = {number}" if number >= 0 else ""
+    def _others(
+        self, pool: int, question: int, random: np.random.Generator, count: int
+    ) -> Iterator[int]:
+        """Pieces that share most with a question, best first; then some by chance."""
+        pieces, questions, best = self._pool(pool)
+        places = best[int(np.searchsorted(questions, question))]
+        yield from pieces[places[places >= 0]].tolist()
+        size = min(len(pieces), 4 * count + 16)
+        yield from pieces[random.choice(len(pieces), size, replace=False)].tolist()
+
+    def _rank_pool(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A pool's pieces, its questions, and places of the best pieces for each."""
+        recipe, work = self._recipe, self._work
         asked = work.execute(
             "SELECT DISTINCT ref, question FROM tasks JOIN questions ON questions.id = "
-            f"ref WHERE file IN ({', '.join(files)}) {more} ORDER BY ref"
+            "ref WHERE pool = ? ORDER BY ref",
+            (number,),
         ).fetchall()
         query = "SELECT piece FROM pools WHERE pool = ? ORDER BY piece"
         rows = work.execute(query, (number,))
@@ -345,14 +329,15 @@ class Writer:
         def read(begin: int, end: int) -> list[str]:
             return [self._read_piece(i).text for i in pieces[begin:end].tolist()]
 
-        most, label = recipe.candidates, "held out" if held else name
+        most = recipe.candidates
+        label = "held out" if number == POOL_HELD_OUT else "end_to_end.jsonl"
         if number >= 0:
             most, label = recipe.distractors[1], recipe.source[number].name
         place, label = f"rank{number}", f"BM25 {label}"
         ranking = Ranking(work, len(pieces), read, place, self._progress, label)
         questions = [question for _, question in asked]
         best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
-        return Pool(pieces, np.asarray([ref for ref, _ in asked]), best)
+        return pieces, np.asarray([ref for ref, _ in asked]), best
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(

@@ -68,8 +68,7 @@ class Source:
         check_choices("", self)
         for name in (*STAGES, "reconstruct"):
             weight = getattr(self, name)
-            wanted = f"must be from 0 to {MOST}, not {weight}"
-            require(0 <= weight <= MOST, name, wanted)
+            _limit(0 <= weight <= MOST, name, f"from 0 to {MOST}", weight)
         not_negative("", self, "limit")
 
 
@@ -82,13 +81,12 @@ class Recipe:
       held_out: share of the passages that is kept from training.
       seed: of every choice.
       pairs: question-answer pairs in one record of stage 1, at most.
-      distractors: documents beside the right ones in a record of stage 2: at least, at
-        most.
+      distractors: least and most documents beside the right ones, in stage 2.
       candidates: documents in a record of stage 3, and of a held-out question.
       near_duplicate: passages count as the same when they share at least this much of
         their word triples (Jaccard); 1 leaves only exact repeats.
       contained: passages are on one side, training or held out, when this share of the
-        eight-word runs of one, or of a piece of it, is in the other; 1 for all of them.
+        eight-word runs of one, or of a piece of it, is in the other.
       file: where it was read.
     """
 
@@ -108,26 +106,28 @@ class Recipe:
         for i, name in enumerate(names):
             wanted = f"'{name}' is there twice; give each its own name"
             require(name not in names[:i], "source", wanted)
-        wanted = f"must be from 0 to below 1, not {self.held_out}"
-        require(0 <= self.held_out < 1, "held_out", wanted)
+        held, given = self.held_out, list(self.distractors)
+        _limit(0 <= held < 1, "held_out", "from 0 to below 1", held)
         not_negative("", self, "seed")
         for name in ("pairs", "candidates"):
             value = getattr(self, name)
-            require(value > 0, name, f"must be 1 or more, not {value}")
-        given = self.distractors
-        wanted = f"must be [least, most], not {list(given)}"
-        require(len(given) == 2 and 0 <= given[0] <= given[-1], "distractors", wanted)
+            _limit(value > 0, name, "1 or more", value)
+        rising = len(given) == 2 and 0 <= given[0] <= given[1]
+        _limit(rising, "distractors", "[least, most]", given)
         for name in ("near_duplicate", "contained"):
             value = getattr(self, name)
-            require(0 < value <= 1, name, f"must be above 0, at most 1, not {value}")
+            _limit(0 < value <= 1, name, "above 0, at most 1", value)
+
+
+def _limit(good: bool, field: str, wanted: str, value: Any) -> None:
+    require(good, field, f"must be {wanted}, not {value}")
 
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read a TOML file with the fields of `Recipe`, each ``[[source]]`` of `Source`.
 
     Raises:
-      ClaraError: it cannot be read, or a field is unknown, missing or wrong; names the
-        file, and the source and the field.
+      ClaraError: it cannot be read, or a field is unknown, missing or wrong.
     """
     path = Path(path)
     try:

@@ -11,9 +11,7 @@ from clara_jax.documents import is_unicode
 from clara_jax.errors import ClaraError
 
 KINDS = ("qa", "paraphrase", "text")
-CLARA_FIELDS = (
-    "docs question answer answers data_type pos_index gold_answer id _id"
-).split()
+CLARA_FIELDS = "docs question answer answers data_type pos_index gold_answer id _id"
 _LISTS = (list, tuple)
 _STRINGS = "a string or a list of strings"
 
@@ -42,8 +40,7 @@ class Record:
     source: str = ""
 
     def __post_init__(self) -> None:
-        fault = self._fault()
-        if fault:
+        if fault := self._fault():
             raise ClaraError(f"{self.source}: {fault}")
 
     def _fault(self) -> str:
@@ -64,10 +61,8 @@ class Record:
             return f"has {questions} questions, but {len(self.answers)} answers"
         for i in self.positives:
             if not 0 <= i < count:
-                return (
-                    f"positive document {i}, but there are only {count} documents "
-                    "(counted from 0)"
-                )
+                said = f"but there are only {count} documents (counted from 0)"
+                return f"positive document {i}, {said}"
         return ""
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
@@ -109,9 +104,9 @@ class _Fields:
         self.values, self.source = values, source
         for name in values if known else ():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean '{near[0]}'" if near else ""
-                hint = hint or f"known are {', '.join(known)}"
+                hint = f"known are {', '.join(known)}"
+                if near := difflib.get_close_matches(str(name), known, 1):
+                    hint = f"did you mean '{near[0]}'"
                 raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
 
     def __contains__(self, name: str) -> bool:
@@ -133,9 +128,6 @@ class _Fields:
     def text(self, name: str, default: str | None = None) -> str:
         return self.get(name, str, "a string", default)
 
-    def items(self, name: str) -> Sequence[Any]:
-        return self.get(name, _LISTS, "a list")
-
     def several(
         self, name: str, default: Any = None, kind: type = str, wanted: str = _STRINGS
     ) -> tuple[Any, ...]:
@@ -147,6 +139,20 @@ class _Fields:
                 raise self.wrong(name, wanted)
         return tuple(items)
 
+    def question(
+        self, documents: Sequence[str], positives: Sequence[int], aliases: Any = ()
+    ) -> Record:
+        """A record of one question with its documents, as most data sets have them."""
+        answer = self.text("answer")
+        return Record(
+            tuple(documents),
+            questions=(self.text("question"),),
+            answers=(answer,),
+            positives=tuple(positives),
+            gold=(answer, *aliases),
+            source=self.source,
+        )
+
 
 def read_clara(values: Any, source: str) -> Record:
     """Read the stage format of the CLaRa release.
@@ -156,10 +162,8 @@ def read_clara(values: Any, source: str) -> Record:
     default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
     when the target is a model's own), ``id``.
 
-    Raises:
-      ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
     """
-    fields = _Fields(values, source, CLARA_FIELDS)
+    fields = _Fields(values, source, CLARA_FIELDS.split())
     kind = fields.text("data_type", "qa")
     if kind not in KINDS:
         raise ClaraError(
@@ -205,24 +209,23 @@ def read_hotpotqa(values: Any, source: str) -> Record:
     """
     fields = _Fields(values, source)
     documents, titles = [], []
-    for pair in fields.items("context"):
-        if not (
-            isinstance(pair, _LISTS)
-            and len(pair) == 2
-            and isinstance(pair[0], str)
-            and isinstance(pair[1], _LISTS)
-            and all(isinstance(sentence, str) for sentence in pair[1])
-        ):
-            raise fields.wrong("context", "a list of [title, [sentences]] pairs")
-        titles.append(pair[0])
-        documents.append(passage(pair[0], " ".join(s.strip() for s in pair[1])))
+    for pair in fields.get("context", _LISTS, "a list"):
+        match pair:
+            case [str(title), [*sentences]] if all(
+                isinstance(s, str) for s in sentences
+            ):
+                titles.append(title)
+                documents.append(passage(title, " ".join(s.strip() for s in sentences)))
+            case _:
+                raise fields.wrong("context", "a list of [title, [sentences]] pairs")
+    facts = fields.get("supporting_facts", _LISTS, "a list")
     try:
-        gold_titles = {fact[0] for fact in fields.items("supporting_facts")}
+        gold_titles = {fact[0] for fact in facts}
     except (TypeError, IndexError, KeyError):
         wanted = "a list of [title, sentence index] pairs"
         raise fields.wrong("supporting_facts", wanted) from None
     positives = [i for i, title in enumerate(titles) if title in gold_titles]
-    return _question(fields, documents, positives)
+    return fields.question(documents, positives)
 
 
 def read_musique(values: Any, source: str) -> Record:
@@ -233,27 +236,14 @@ def read_musique(values: Any, source: str) -> Record:
     """
     fields = _Fields(values, source)
     documents, positives = [], []
-    for i, value in enumerate(fields.items("paragraphs")):
+    for i, value in enumerate(fields.get("paragraphs", _LISTS, "a list")):
         paragraph = _Fields(value, f"{source}: paragraph {i}")
         title, text = paragraph.text("title"), paragraph.text("paragraph_text")
         documents.append(passage(title, text))
         if paragraph.get("is_supporting", object, "true or false"):
             positives.append(i)
     aliases = fields.several("answer_aliases", ())
-    return _question(fields, documents, positives, aliases)
-
-
-def _question(
-    fields: _Fields, documents: list[str], positives: list[int], aliases: Any = ()
-) -> Record:
-    return Record(
-        tuple(documents),
-        questions=(fields.text("question"),),
-        answers=(fields.text("answer"),),
-        positives=tuple(positives),
-        gold=(fields.text("answer"), *aliases),
-        source=fields.source,
-    )
+    return fields.question(documents, positives, aliases)
 
 
 def read_text(values: Any, source: str) -> Record:
@@ -275,11 +265,7 @@ FORMATS: dict[str, Reader] = {
 
 
 def detect_format(values: Any, source: str) -> str:
-    """Return the format of a file by its first record.
-
-    Raises:
-      ClaraError: it looks like none of `FORMATS`.
-    """
+    """Return the format, of `FORMATS`, of a file by its first record."""
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
     signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     for sign, name in {**signs, "text": "text"}.items():

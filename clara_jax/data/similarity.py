@@ -23,11 +23,7 @@ _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 class NearDuplicates:
-    """Signatures of texts: those that are alike share a band.
-
-    Args:
-      threshold: Jaccard coefficient of the word triples, above 0, below 1.
-    """
+    """Signatures of texts: those as alike as the threshold (Jaccard) share a band."""
 
     def __init__(self, threshold: float):
         self.threshold = threshold
@@ -84,26 +80,23 @@ def marks(text: str) -> Int64[np.ndarray, " n"]:
     return (chosen if len(chosen) else found[:1]).view(np.int64)
 
 
-class Runs:
-    """The `runs` of a text, and those of its pieces, to be looked for in another."""
+def piece_runs(text: str, spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the `runs` of a text, then those of each of its pieces."""
+    pieces = [text[start:stop] for start, stop in spans]
+    return [runs(piece) for piece in (text, *pieces)]
 
-    def __init__(self, text: str, spans: Sequence[tuple[int, int]]):
-        self.whole = runs(text)
-        pieces = [self.whole]
-        if len(spans) > 1:
-            pieces = [runs(text[start:stop]) for start, stop in spans]
-        self._pieces = np.concatenate(pieces)
-        self._sizes = np.array([len(piece) for piece in pieces])
-        self._starts = np.cumsum(self._sizes) - self._sizes
 
-    def share_in(self, other: Runs) -> float:
-        """Return how much of a piece is in another text, at most.
+def contained(pieces: Sequence[np.ndarray], whole: np.ndarray) -> float:
+    """Return how much of a piece is in another text, at most.
 
-        It counts runs, as a share of the piece's, or of the other's if that has fewer.
-        """
-        common = np.isin(self._pieces, other.whole)
-        counts = np.add.reduceat(common, self._starts, dtype=np.int64)
-        return float(np.max(counts / np.minimum(self._sizes, len(other.whole))))
+    It counts `runs`, as a share of the piece's, or of the whole's if that has fewer.
+    """
+    shares = []
+    for piece in pieces:
+        places = np.searchsorted(whole, piece).clip(max=len(whole) - 1)
+        common = np.count_nonzero(whole[places] == piece)
+        shares.append(common / min(len(piece), len(whole)))
+    return max(shares)
 
 
 def _sequences(text: str, length: int) -> UInt64[np.ndarray, " n"]:

@@ -32,15 +32,12 @@ _SPACE, _COMMA = re.compile(rb"\s*"), re.compile(rb"\s*,\s*")
 
 
 class JsonFile:
-    """The objects of a file: one a line (JSONL), or the items of one JSON array.
+    """The objects of a UTF-8 file: one a line (JSONL), or the items of one JSON array.
 
     Indexing gives an object and where it stands: ``file:line`` in JSONL (blank lines
     are skipped, but counted), ``file: record N`` in an array, where N counts from 1.
     Only places are kept (24 bytes each); an object is read when it is asked for, by any
     number of threads at once.
-
-    Args:
-      path: a UTF-8 file.
 
     Raises:
       ClaraError: the file cannot be read, holds nothing, or is an array that ends
@@ -49,32 +46,32 @@ class JsonFile:
 
     def __init__(self, path: str | Path):
         self.path = str(path)
+        places = array.array("q")
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
             head = os.pread(self._descriptor, 4096, 0).removeprefix(_BOM).lstrip()
             self._is_array = head.startswith(b"[")
-            places = self._scan_array() if self._is_array else self._scan_lines()
+            for place in self._scan_array() if self._is_array else self._scan_lines():
+                places.extend(place)
         except OSError as error:
             raise ClaraError(f"{self.path}: {error.strerror or error}") from error
         if not places:
             raise ClaraError(f"{self.path}: holds no records")
         self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
 
-    def _scan_lines(self) -> array.array[int]:
-        places = array.array("q")
-        start = 0
+    def _scan_lines(self) -> Iterator[tuple[int, int, int]]:
+        """Where each line starts and stops, and its number."""
+        stop = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
+                start, stop = stop, stop + len(line)
                 if line.strip():
-                    places.extend((start, start + len(line), number))
-                start += len(line)
-        return places
+                    yield start, stop, number
 
-    def _scan_array(self) -> array.array[int]:
-        places = array.array("q")
-        start = count = 0
-        depth = 1
+    def _scan_array(self) -> Iterator[tuple[int, int, int]]:
+        """Where each item starts and stops, and its number."""
+        fault, count, start, depth = "", 0, 0, 1
         with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
             end = data.find(b"[") + 1
             for match in _TOKEN.finditer(data, end):
@@ -83,26 +80,25 @@ class JsonFile:
                     start = match.start()
                     gap = _COMMA if count and step >= 0 else _SPACE
                     if not gap.fullmatch(data, end, start):
-                        raise ClaraError(
-                            f"{self.path}: after record {count} stands something that "
-                            "is not an object, text or single comma"
+                        fault = (
+                            f"after record {count} stands something that is not an "
+                            "object, text or single comma"
                         )
+                        break
                 depth += step
-                if depth == 1:
-                    count, end = count + 1, match.end()
-                    places.extend((start, end, count))
-                elif depth == 0:
+                if depth < 2:
                     end = match.end()
+                if depth == 1:
+                    count += 1
+                    yield start, end, count
+                elif depth == 0:
                     break
-            if depth > 0:
-                raise ClaraError(
-                    f"{self.path}: ends in the middle, after record {count}"
-                )
-            if not _SPACE.fullmatch(data, end):
-                raise ClaraError(
-                    f"{self.path}: something follows the end of its JSON array"
-                )
-        return places
+            if depth and not fault:
+                fault = f"ends in the middle, after record {count}"
+            elif not fault and not _SPACE.fullmatch(data, end):
+                fault = "something follows the end of its JSON array"
+        if fault:
+            raise ClaraError(f"{self.path}: {fault}")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -136,10 +132,6 @@ class JsonFile:
 class Records:
     """Records of several files, one after the other, read when they are asked for.
 
-    Args:
-      parts: files or folders, and the reader for each.
-      limit: keep only the first so many; 0 keeps all.
-
     Attributes:
       paths: the files and folders.
     """
@@ -150,7 +142,7 @@ class Records:
         self.paths = [rows.path for rows, _ in parts]
         self._parts = parts
         self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
-        self._length = min(self._ends[-1], limit) if limit else self._ends[-1]
+        self._length = min(self._ends[-1], limit or self._ends[-1])
 
     def __len__(self) -> int:
         return self._length
@@ -175,8 +167,8 @@ def open_records(
     """Open files and TFDS folders of records.
 
     Args:
-      paths: JSONL files, JSON files that are one array, or TFDS folders (with
-        ``#split`` after the name where a folder has several; ``train`` by default).
+      paths: JSONL files, JSON files that are one array, or TFDS folders (``#split``
+        after the name where a folder has several; ``train`` by default).
       format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
       limit: use only the first so many records; 0 takes all.
 
@@ -209,10 +201,8 @@ def open_records(
 class TfdsRows:
     """Objects of a TFDS folder with ArrayRecord files, read without TensorFlow.
 
-    Args:
-      folder: the folder with ``dataset_info.json``, or one that has it one or two
-        levels below (``NAME/VERSION``).
-      split: empty takes ``train``, or the only one there is.
+    ``dataset_info.json`` is in the folder, or one or two levels below
+    (``NAME/VERSION``). An empty split is ``train``, or the only one there is.
     """
 
     def __init__(self, folder: str, split: str = ""):
@@ -275,11 +265,9 @@ _OWN = {
 
 
 def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
-    """Write records as a TFDS folder, which `open_records` reads, and return it.
+    """Write the records of each split as a TFDS folder, and return it.
 
-    Args:
-      records: split name to records.
-      folder: where to; must not exist, and appears only when it is complete.
+    It must not exist, and appears only when it is complete.
 
     Raises:
       ClaraError: the folder exists, a record is bad, or the disk is full.
@@ -292,16 +280,14 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
             raise ClaraError(f"'{name}' is no name for a split; try train or eval")
     tfds = _import_tfds()
     total = sum(map(len, records.values()))
+    bar = tqdm(desc="write", total=total, unit="rec", delay=2)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(
-                prefix=f".{folder.name}.", dir=folder.parent
-            ) as scratch,
-            tqdm(desc="write", total=total, unit="rec", delay=2) as bar,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            data = Path(scratch, "data")  # takes the folder's usual permissions
+        scratch = tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folder.parent
+        )
+        with scratch, bar, contextlib.redirect_stdout(io.StringIO()):
+            data = Path(scratch.name, "data")  # takes the folder's usual permissions
             data.mkdir()
             writer = _writer(tfds, data)
             writer.initialize_splits(list(records))
@@ -321,17 +307,17 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
 def _writer(tfds: Any, folder: Path) -> Any:
     features = tfds.features
     kinds = {"data_type": features.Text(), "pos_index": features.Sequence(np.int32)}
+    texts = features.Sequence(features.Text())
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="clara_records",
+        version=tfds.core.Version("1.0.0"),
+        data_dir=str(folder),
+        module_name=__name__,
+        release_notes={"1.0.0": "Documents, questions, answers, positives."},
+    )
     info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name="clara_records",
-            version=tfds.core.Version("1.0.0"),
-            data_dir=str(folder),
-            module_name=__name__,
-            release_notes={"1.0.0": "Documents, questions, answers, positives."},
-        ),
-        features=features.FeaturesDict(
-            {name: kinds.get(name, features.Sequence(features.Text())) for name in _OWN}
-        ),
+        builder=identity,
+        features=features.FeaturesDict({name: kinds.get(name, texts) for name in _OWN}),
         description="Documents with questions about them, for CLaRa.",
         disable_shuffling=True,
     )

@@ -1,8 +1,8 @@
 """Long work that goes on where it was killed.
 
-Its settings and the checksums of its inputs, of which none is read twice; a database
-that is committed step by step; and files that grow with the steps. A step is one
-transaction: killed within it, the work stands where the step began.
+Its settings and the checksums of its inputs; a database that is committed step by step;
+and files that grow with the steps. A step is one transaction: killed within it, the
+work stands where the step began.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
@@ -44,13 +45,10 @@ CREATE TABLE IF NOT EXISTS notes(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 def checksums(
     paths: Sequence[str | Path], progress: Progress, known: Sequence[Path] = ()
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return the checksums of files and of TFDS folders.
+    """Return the checksums of files and of TFDS folders, with ``#split`` or without.
 
-    Args:
-      paths: files and folders, with ``#split`` or without.
-      progress: makes the bar, of bytes.
-      known: folders with an `INPUTS`: what has its size and time of change from there
-        has its checksum, too, and is not read.
+    What has its size and time of change from the `INPUTS` of a known folder is not read
+    again.
 
     Returns:
       One checksum a path; size, time of change and checksum of each file, for `INPUTS`.
@@ -60,9 +58,12 @@ def checksums(
         if (folder / INPUTS).is_file():
             before |= read_json(folder / INPUTS)
     roots = [Path(str(path).partition("#")[0]) for path in paths]
-    inside = [_files(root) for root in roots]
+    inside = [
+        sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+        for root in roots
+    ]
     found: dict[str, Any] = {}
-    for file in {file: None for files in inside for file in files}:
+    for file in itertools.chain.from_iterable(inside):
         try:
             status = file.stat()
         except OSError as error:
@@ -71,29 +72,20 @@ def checksums(
     new = {name for name, times in found.items() if before.get(name, [])[:2] != times}
     total = sum(found[name][0] for name in new)
     with progress(desc="check inputs", total=total, unit="B", unit_scale=True) as bar:
-        for name in found:
-            if name in new:
-                found[name].append(checksum(Path(name), bar.update)[1])
-            else:
-                found[name] = before[name]
-    pairs = zip(roots, inside, strict=True)
-    return [_together(root, files, found) for root, files in pairs], found
+        for name, times in found.items():
+            content = [] if name in new else before[name][2:]
+            times += content or [checksum(Path(name), bar.update)[1]]
 
+    def together(root: Path, files: Sequence[Path]) -> str:
+        if files == [root]:
+            return found[str(root)][2]
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            content = found[str(file)][2]
+            digest.update(f"{file.relative_to(root)}\0{content}\n".encode())
+        return digest.hexdigest()
 
-def _files(root: Path) -> list[Path]:
-    if root.is_dir():
-        return sorted(path for path in root.rglob("*") if path.is_file())
-    return [root]
-
-
-def _together(root: Path, files: Sequence[Path], found: Mapping[str, Any]) -> str:
-    if files == [root]:
-        return found[str(root)][2]
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        content = found[str(file)][2]
-        digest.update(f"{file.relative_to(root)}\0{content}\n".encode())
-    return digest.hexdigest()
+    return list(map(together, roots, inside)), found
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -103,11 +95,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class Work(sqlite3.Connection):
-    """An open database; see `open_work`.
-
-    Attributes:
-      folder: of the work.
-    """
+    """An open database; see `open_work`."""
 
     folder: Path
 
@@ -147,8 +135,6 @@ class Work(sqlite3.Connection):
 
         Args:
           note: name of the note of how many are done.
-          last: how many there are.
-          size: how many are a step.
           step: does those from, to; returns True where no more are needed.
           progress: called with `total` and `initial`.
         """
@@ -172,15 +158,12 @@ class Work(sqlite3.Connection):
         lines: Callable[[int, int], Iterable[Mapping[str, Any]]],
         progress: Progress,
     ) -> None:
-        """Write a file of JSON lines in steps, going on where it stopped.
+        """Write a file of JSON lines in steps of `size`, going on where it stopped.
 
         Args:
           path: the file; missing folders are made.
-          name: of the bar, and of the note of how many lines are written.
-          total: how many lines there are.
-          size: how many are a step.
+          name: of the bar, and of the note of how many of `total` lines are written.
           lines: makes the objects of lines from, to.
-          progress: makes the bar.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -223,10 +206,7 @@ class Work(sqlite3.Connection):
 def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]:
     """Open the database in a folder, which is made if absent.
 
-    Args:
-      folder: of the work.
-      tables: SQL that makes tables if absent.
-      views: SQL that makes temporary views.
+    `tables` is SQL that makes tables if absent, `views` SQL for temporary views.
 
     Raises:
       ClaraError: another process has it open, it is damaged, or the disk is full; at

@@ -10,38 +10,10 @@ import numpy as np
 
 from clara_jax.clara import Loss
 from clara_jax.config import RunConfig, require
-from clara_jax.data import Dialogue, Draw, Example, ExampleMaker, Record
+from clara_jax.data import Dialogue, Draw, Example, ExampleMaker, Reads, Record
 from clara_jax.evaluate import Evaluator, Question
 from clara_jax.generate import Clara
 from clara_jax.search import Store
-
-
-@dataclasses.dataclass(frozen=True)
-class Reads:
-    """Rows of a batch and the role that reads them; all shapes follow from these.
-
-    Attributes:
-      field: of `Batch`: ``prompt``, ``documents``, ``question``, ``candidates``, or
-        ``vectors``, candidates compressed beforehand, which no role reads.
-      role: ``compressor``, ``reasoner``, ``generator`` or ``backbone``.
-      per_row: documents of each example; None where it has a single row, 0 for as many
-        as the records have.
-      trained: whether gradients go through.
-    """
-
-    field: str
-    role: str = ""
-    per_row: int | None = None
-    trained: bool = True
-
-    def length(self, config: RunConfig) -> int:
-        """Return the longest row in tokens."""
-        memory, data = config.memory, config.data
-        if self.field == "prompt":
-            return data.prompt_max_length
-        if self.field == "question" and data.question_max_length:
-            return memory.row_length(data.question_max_length)
-        return memory.row_length(memory.doc_max_length)
 
 
 @runtime_checkable

@@ -6,9 +6,9 @@ from toy_stages import layout_of
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Example, Layout, measure
-from clara_jax.data import collate as collate_examples
-from clara_jax.data.collate import longest_of
+from clara_jax.data import Example
+from clara_jax.data.batching import Layout, longest_of, measure
+from clara_jax.data.batching import collate as collate_examples
 from clara_jax.errors import ClaraError
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)

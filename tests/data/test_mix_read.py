@@ -114,7 +114,7 @@ def test_a_giant_group_is_trained_on(footers, monkeypatch):
     assert 5 <= len(held) <= 27
 
 
-@pytest.mark.parametrize("name", ["marks", "Runs"])
+@pytest.mark.parametrize("name", ["marks", "piece_runs"])
 @pytest.mark.parametrize("after", [1, 45])
 def test_killed_it_goes_on(articles, tmp_path, monkeypatch, name, after):
     class Killed(BaseException):

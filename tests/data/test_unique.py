@@ -17,6 +17,5 @@ def test_documents_are_numbered_by_first_appearance():
     used = [unique.candidates(i).tolist() for i in range(3)]
     assert used == [[0, 1, 2], [2, 0], [3, 3]]
     assert unique.candidates(0).dtype == np.int32
-    assert unique.most_candidates == 3
     with pytest.raises(IndexError):
         unique[4]

@@ -12,7 +12,8 @@ from toy_stages import example_maker, layout_of
 
 from clara_jax.clara.batches import IGNORE, Tokens
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Example, collate
+from clara_jax.data import Example
+from clara_jax.data.batching import collate
 from clara_jax.data.records import read_clara
 from clara_jax.text import (
     ClaraTokenizer,
@@ -37,14 +38,15 @@ GENERATIONS = (
 )
 
 
-class PythonRandom:
+class PythonRandom(np.random.Generator):
     """The original draws instructions with ``random.choice``."""
 
     def __init__(self, seed: int | None):
-        self.random = random.Random(seed)
+        super().__init__(np.random.PCG64())
+        self.source = random.Random(seed)
 
-    def integers(self, low: int, /) -> int:
-        return self.random.choice(range(low))
+    def integers(self, low, /):
+        return self.source.choice(range(low))
 
 
 def present(path: Path) -> Path:

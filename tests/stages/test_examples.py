@@ -4,7 +4,9 @@ from toy_stages import example_maker as maker
 
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
-from clara_jax.data import Record, check_records, measure, supervise
+from clara_jax.data import Record, check_records
+from clara_jax.data.batching import measure
+from clara_jax.data.examples import supervise
 from clara_jax.errors import ClaraError
 from clara_jax.text import PARAPHRASES, ClaraTokenizer
 from tests.text.toy import toy_tokenizer
@@ -23,13 +25,14 @@ def qa(documents=("one", "two"), **fields) -> Record:
     return Record(tuple(documents), **fields)
 
 
-class Fixed:
+class Fixed(np.random.Generator):
     """Draws the number it is told."""
 
     def __init__(self, number: int):
+        super().__init__(np.random.PCG64())
         self.number = number
 
-    def integers(self, low: int, /) -> int:
+    def integers(self, low, /):
         assert self.number < low
         return self.number
 
