@@ -159,8 +159,6 @@ def random_batch(
     rows: int = 4,
     documents: int = 3,
     candidates: int = 6,
-    doc_length: int = 7,
-    answer_length: int = 4,
     num_memory: int = NUM_MEMORY,
     text_vocab: int = TEXT_VOCAB,
     seed: int = 0,
@@ -175,8 +173,6 @@ def random_batch(
       rows: B.
       documents: J, slots in the prompt (scp has one).
       candidates: C.
-      doc_length: longest document or question in words.
-      answer_length: longest answer in words, its eos not counted.
       num_memory: M.
       text_vocab: n.
       seed: of every number in it.
@@ -185,6 +181,7 @@ def random_batch(
         raise ValueError(f"no stage '{stage}'; there are {', '.join(STAGES)}")
     rng = np.random.default_rng(seed)
     n, m = text_vocab, num_memory
+    doc_length, answer_length = 7, 4  # words of the longest
     slots = [*range(n, n + m), n + m + 2]
 
     def encoder(*shape: int) -> Tokens:

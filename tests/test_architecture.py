@@ -123,6 +123,28 @@ def test_the_design_names_every_room_on_its_floor():
     ]
 
 
+def test_no_two_files_share_a_stem():
+    stems = [path.stem for path in PACKAGE.rglob("*.py")]
+    shared = {stem for stem in stems if stems.count(stem) > 1}
+    assert shared == {"__init__", "__main__"}
+
+
+def test_no_function_has_more_than_seven_arguments():
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and len({*_arguments(node)} - {"self", "cls"}) > 7
+    ]
+    assert not long
+
+
+def _arguments(node: ast.FunctionDef) -> list[str]:
+    given = node.args
+    return [x.arg for x in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+
+
 def test_the_readme_names_every_folder():
     named = (ROOT / "README.md").read_text().split("## Map")[1].split("\n## ")[0]
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

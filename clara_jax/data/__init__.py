@@ -2,7 +2,12 @@
 
 from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
-from clara_jax.data.corpus import Corpus, find_files, read_documents, read_questions
+from clara_jax.data.document_files import (
+    Corpus,
+    find_files,
+    read_documents,
+    read_questions,
+)
 from clara_jax.data.examples import (
     Dialogue,
     Draw,
