@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.clara.batches import IGNORE
+from clara_jax.clara import IGNORE, ROLES
 from clara_jax.config import RunConfig
 from clara_jax.data.records import Record, RecordSource
 from clara_jax.errors import ClaraError
@@ -41,6 +41,15 @@ class Reads:
     role: str = ""
     per_row: int | None = None
     trained: bool = True
+
+    def __post_init__(self) -> None:
+        fields = ("prompt", "documents", "question", "candidates", "vectors")
+        roles = ("", *ROLES, "backbone")
+        if self.field not in fields or self.role not in roles:
+            raise ValueError(
+                f"Reads({self.field!r}, {self.role!r}): the field must be one of "
+                f"{', '.join(fields)}, the role one of {', '.join(roles[1:])} or empty"
+            )
 
     def length(self, config: RunConfig) -> int:
         """Return the longest row in tokens."""

@@ -171,7 +171,7 @@ class CompressedAnswers(_Asked):
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
-        clara = with_adapters(self.clara, state.trainable)
+        clara = self.clara.with_adapters(state.trainable)
         vectors = self.gather(clara, self.gold, state)
         yield from self.scores("gold", clara.answer_from_vectors(self.texts, *vectors))
 
@@ -196,7 +196,7 @@ class SelectedAnswers(_Asked):
 
         Recall is measured on questions with known positives, and left out without any.
         """
-        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        clara, texts = self.clara.with_adapters(state.trainable), self.texts
         rows = [question.documents for question in self.questions]
         vectors, mask = self.gather(clara, rows, state)
         ranked, chosen = choose(clara, texts, vectors, mask, clara.selection.top_k)
@@ -223,7 +223,7 @@ class TextAnswers(_Asked):
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
-        clara = with_adapters(self.clara, state.trainable)
+        clara = self.clara.with_adapters(state.trainable)
         answers = clara.answer_from_text(self.texts, self.gold, self.role)
         yield from self.scores("text", answers)
 
@@ -256,11 +256,6 @@ def refuse_top_k(top_k: int, questions: Sequence[Question]) -> None:
             f"top_k {top_k} is above the number of candidates of every question, at "
             f"most {most}; lower top_k or give more documents"
         )
-
-
-def with_adapters(clara: Clara, trainable: Mapping[str, Params]) -> Clara:
-    """Return the same model with some adapters replaced."""
-    return dataclasses.replace(clara, network=clara.network.with_adapters(trainable))
 
 
 _AT_ONCE = 256
@@ -297,7 +292,7 @@ class CorpusRetrieval(_Asked):
 
         ``corpus/left_out`` is the number of questions that do not count for recall.
         """
-        clara, texts = with_adapters(self.clara, state.trainable), self.texts
+        clara, texts = self.clara.with_adapters(state.trainable), self.texts
         top_k = min(clara.selection.top_k, len(self.store))
         chosen: list[list[int]] = []
         answers: list[str] = []

@@ -336,6 +336,10 @@ class Clara:
                 out[chosen] = to_host(state.tokens)[: len(chosen)]
         return out
 
+    def with_adapters(self, adapters: Mapping[str, Params]) -> Clara:
+        """Return the model with these adapters in place of its own, such as trained."""
+        return dataclasses.replace(self, network=self.network.with_adapters(adapters))
+
     def merge(self, role: str = "generator") -> Clara:
         """Return the model with `role` faster: its adapter merged into the weights.
 

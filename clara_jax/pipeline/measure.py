@@ -25,7 +25,6 @@ from clara_jax.config import RunConfig
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, questions_of
-from clara_jax.evaluate.evaluators import with_adapters
 from clara_jax.evaluate.examine import (
     DIAGNOSTICS,
     Exam,
@@ -77,7 +76,7 @@ class Models:
                 # On the weights that are there; only the adapter is another.
                 tuned = load(other.workdir, config, dtype=run.dtype)
                 adapter = tuned.network.adapters["generator"]
-                own = with_adapters(clara, {"generator": adapter})
+                own = clara.with_adapters({"generator": adapter})
                 readers[name] = Reader(own, "generator", reads)
         return cls(clara, readers)
 
@@ -85,7 +84,7 @@ class Models:
     def before(self) -> Clara:
         """Return the model with the reasoner that stage 3 began with."""
         start = self.clara.network.adapters["compressor"]
-        return with_adapters(self.clara, {"reasoner": start})
+        return self.clara.with_adapters({"reasoner": start})
 
     @property
     def conditions(self) -> list[str]:

@@ -230,7 +230,7 @@ def _measure(
 ) -> dict[str, float]:
     # Stage 3 starts with a copy of the compressor as reasoner.
     start = {"reasoner": before.network.adapters["compressor"]}
-    before = evaluators.with_adapters(before, start)
+    before = before.with_adapters(start)
     documents = {text for question in questions for text in question.documents}
     lengths = [after.tokenizer.document_length(text) for text in documents]
     candidates = len(questions[0].documents)

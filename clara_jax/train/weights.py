@@ -195,10 +195,11 @@ def make_adapters(
         if name in copies and name not in fresh and copies[name] in adapters:
             adapters[name] = adapters[copies[name]]
         elif name not in fresh:
-            where = config.init_from or "nothing (config field 'init_from' is empty)"
+            where = config.init_from
+            why = f"{where} has none" if where else "config field 'init_from' is empty"
             raise ClaraError(
-                f"stage {config.stage} starts from a trained {name}, and {where} has "
-                f"none; set init_from, or --config.reinit={name} for a new one"
+                f"stage {config.stage} starts from a trained {name}, but {why}; set "
+                f"init_from, or --config.reinit={name} for a new one"
             )
         elif name == "memory":
             adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)

@@ -9,7 +9,7 @@ from toy_folder import write_toy
 
 import clara_jax
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.evaluators import Question, choose, with_adapters
+from clara_jax.evaluate.evaluators import Question, choose
 from clara_jax.evaluate.examine import (
     Exam,
     Prediction,
@@ -158,7 +158,7 @@ def test_other_line_breaks_lose_nothing(tmp_path):
 
 def test_other_readers_and_rankings_stand_beside(clara):
     own = dataclasses.replace(clara)
-    before = with_adapters(clara, {"reasoner": clara.network.adapters["compressor"]})
+    before = clara.with_adapters({"reasoner": clara.network.adapters["compressor"]})
     compressed = []
 
     def compress(texts):
