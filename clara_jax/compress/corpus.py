@@ -94,7 +94,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
             )
 
     def watched(entries: Iterable[T]) -> Iterator[T]:
-        """A bar for a loop over the corpus's entries, which a signal ends."""
+        """Wrap a loop over the corpus's entries in a bar; a signal ends it."""
         for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
             check()
             yield entry

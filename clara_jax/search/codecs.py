@@ -139,7 +139,7 @@ def _check_finite(vectors: Float[np.ndarray, "..."]) -> None:
 
 
 def _int4(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:
-    """Codes -7 to 7, kept as 1 to 15."""
+    """Pack codes -7 to 7, kept as 1 to 15, two to a byte."""
     largest = np.abs(vectors).max(-1, initial=0)
     # In parts of the largest number, so that no square overflows.
     units = vectors / _divisor(largest)[..., None]

@@ -37,7 +37,7 @@ def readable(text: str) -> str:
 
 
 def marker_names(num_memory: int) -> tuple[str, ...]:
-    """Names of all special tokens in the order of their ids."""
+    """Return the names of all special tokens in the order of their ids."""
     return (*(f"MEM{i}" for i in range(num_memory)), "AE", "ENC", "SEP")
 
 

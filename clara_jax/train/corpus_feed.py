@@ -141,7 +141,7 @@ class CorpusFeed:
     def _begin(
         self, state: TrainState, restored: Sequence[Sequence[int]] | None = None
     ) -> None:
-        """Draw a batch, and let its candidates be found: by `state`, unless known."""
+        """Draw a batch, and search with `state`, unless rows are `restored`."""
         position = self._questions.get_state()
         try:
             batch, examples = self._questions.draw()
