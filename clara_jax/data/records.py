@@ -268,7 +268,7 @@ FORMATS: dict[str, Reader] = {
 
 
 def detect_format(values: Any, source: str) -> str:
-    """Return the format, of `FORMATS`, of a file by its first record."""
+    """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
     signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     for sign, name in {**signs, "text": "text"}.items():

@@ -269,7 +269,7 @@ class _Program:
         return -(-limits[0] // max(1, step))
 
     def _raised(self, part: str, name: str) -> int:
-        """Return by how much a value has grown: the sum of the constants added to it."""
+        """Return by how much a value has grown: the sum of what was added to it."""
         line = self.parts[part][name]
         if line.op in ("add", "copy", "bitcast"):
             return sum(self._raised(part, operand) for operand in line.operands)

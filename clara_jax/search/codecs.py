@@ -45,7 +45,11 @@ def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
-    """Return the mean of some dozens of vectors as text; empty for bfloat16."""
+    """Return the mean of some dozens of vectors as text; empty for bfloat16.
+
+    Raises:
+      ClaraError: a number is not finite.
+    """
     _check_finite(vectors)
     if dtype == "bfloat16" or not len(vectors):
         return ""

@@ -128,7 +128,11 @@ class Store:
         return live
 
     def vectors(self, rows: Rows) -> Float[np.ndarray, "k M D"]:
-        """Read and decode the vectors of some rows, in their order."""
+        """Read and decode the vectors of some rows, in the order asked for.
+
+        Raises:
+          ClaraError: there is no such row.
+        """
         codes, scales = self.codes(rows)
         return decode(codes, scales, self.dtype, self.width, center=self.center)
 
@@ -169,7 +173,10 @@ class Store:
     def find(
         self, values: Sequence[str], column: Column = "text"
     ) -> Int64[np.ndarray, "n"]:
-        """Return the lowest live row with each text or id, -1 where there is none."""
+        """Return the lowest live row with each text or id, -1 where there is none.
+
+        The first call reads 8 bytes of every row.
+        """
         found = self._rows_with(column, values)
         return np.array([found.get(value, [-1])[0] for value in values], np.int64)
 

@@ -150,7 +150,8 @@ class Job(contextlib.AbstractContextManager):
         """Write shard `k`, with all pieces of its documents, unless it is there.
 
         Raises:
-          ClaraError: the disk is full, or a vector or a document cannot be kept.
+          ClaraError: the disk is full, the vectors are not of the store's shape, or one
+            or its document cannot be kept.
         """
         count, width = self._settings.memory.num_memory, self._settings.width
         if vectors.shape != (len(documents), count, width):

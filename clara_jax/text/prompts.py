@@ -105,7 +105,7 @@ def answer_prompt(background: str, question: str) -> Prompt:
 
 
 def scp_target(questions: Sequence[str], answers: Sequence[str]) -> str:
-    """Join question-answer pairs to the text that `scp_prompt` asks for."""
+    """Join questions, and an answer to each, to the text that `scp_prompt` wants."""
     if len(questions) != len(answers):
         raise ClaraError(f"{len(questions)} questions, but {len(answers)} answers")
     pairs = zip(questions, answers, strict=True)

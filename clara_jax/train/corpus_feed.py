@@ -116,7 +116,7 @@ class CorpusFeed:
         return self._coming.popleft().batch.result()
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins, and its candidates' row numbers ``[B][C]``.
+        """Return where the next batch begins, and its candidates' rows ``[B][C]``.
 
         They cannot be found again later: the weights that found them are gone by then.
         """
