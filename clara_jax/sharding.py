@@ -113,7 +113,7 @@ def make_mesh(
 def mesh_sizes(
     count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, slice: int = 1
 ) -> tuple[int, ...]:
-    """Return the sizes of `MESH_AXES` that `make_mesh` gives `count` devices."""
+    """Return the sizes of `MESH_AXES` for `count` devices, or refuse misfits."""
     sizes = [slice, data, fsdp, tensor]
     wanted = " x ".join(f"{n} {size}" for n, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):

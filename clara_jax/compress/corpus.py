@@ -50,7 +50,7 @@ the first pair that is set counts."""
 
 
 def parse_part(text: str) -> Part:
-    """Read ``I/N``, where I counts from 1."""
+    """Read ``I/N``, where I counts from 1; refuse anything else."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
         raise ClaraError(
@@ -60,7 +60,11 @@ def parse_part(text: str) -> Part:
 
 
 def own_part(environment: Mapping[str, str] = os.environ) -> Part:
-    """Return this process's part: what a cluster's variables or JAX say, or all."""
+    """Return this process's part by a cluster's variables or JAX, else all.
+
+    Raises:
+      ClaraError: the variables make no sense.
+    """
     for names in _NUMBERS:
         if all(name in environment for name in names):
             index, count = (environment[name] for name in names)
@@ -94,7 +98,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
             )
 
     def watched(entries: Iterable[T]) -> Iterator[T]:
-        """A bar for a loop over the corpus's entries, which a signal ends."""
+        """Wrap a loop over the corpus's entries in a bar; a signal ends it."""
         for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
             check()
             yield entry

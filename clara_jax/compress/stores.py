@@ -121,7 +121,7 @@ def megabytes(size: int | float) -> str:
 
 @contextlib.contextmanager
 def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is given how much is done of how much; shown if it takes long."""
+    """Give a function that moves a bar: rows done, of how many; shown if slow."""
     with tqdm(desc=name, unit=unit, unit_scale=unit == "B", delay=2) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -197,7 +197,7 @@ def index_store(arguments: argparse.Namespace) -> int:
 
 
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:
-    """Vectors of a file of questions, by the model that made the store."""
+    """Encode a file of questions by the model that made the store."""
     questions = [question for question, _ in read_questions(arguments.questions)]
     model, base = find_model(store)
     config = AnswerConfig(batch_size=32, too_long="cut")

@@ -144,7 +144,7 @@ class LoraConfig:
         check_choices("lora", self)
 
     def covers(self, layer: str) -> bool:
-        """Whether the linear layer of this name carries an adapter."""
+        """Return whether the linear layer of this name carries an adapter."""
         return "all" in self.layers or layer in self.layers
 
 

@@ -113,6 +113,10 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The base's first text rows (and head columns) are replaced where the checkpoint's
     differ, as the original does on loading.
+
+    Raises:
+      ClaraError: a file is missing, damaged or refused; a name, rank or shape does not
+        fit the base; or a feature is not supported.
     """
     path = folder / "config.json"
     values = read_json(path)
@@ -258,6 +262,10 @@ def write_apple_checkpoint(
     from the model that is named: by `name` (hub name or path) or, if that is empty, as
     it came here. All tensors are of `dtype`; empty takes that of the checkpoint that
     the model was read from, else the base's.
+
+    Raises:
+      ClaraError: a base model, no name for the base, or a folder that is not empty or
+        cannot be written.
     """
     clara, adapters, _ = model.parts()
     fields = {**_FIELDS, "lora_r_compressor": clara.lora.rank, **clara.original.fields}

@@ -111,7 +111,12 @@ class GgufFile:
         )
 
     def params(self, config: ModelConfig) -> Params:
-        """Dequantize the weights into our tree, tensor by tensor."""
+        """Dequantize the weights into our tree, tensor by tensor.
+
+        Raises:
+          ClaraError: a tensor is missing, unexpected, of a wrong shape, or of a type
+            that cannot be dequantized.
+        """
         tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
         check_tensors(tensors, {n: self._shape(n) for n in names}, self.path)
@@ -220,7 +225,7 @@ def _words(digits: str, letters: str = _BEFORE + r"\p{L}+", stop: str = "") -> s
 
 
 def _cased(ending: str) -> str:
-    """Words that start a new piece where the case goes up again."""
+    """Return a pattern of words, cut where lower case is followed by upper case."""
     return f"{_BEFORE}{_UPPER}*{_LOWER}+{ending}|{_BEFORE}{_UPPER}+{_LOWER}*{ending}"
 
 
@@ -254,6 +259,10 @@ def build_tokenizer(fields: Fields) -> Any:
 
     Tokens that only pad the vocabulary (type "unused", at its end) are left out, so
     that its length is that of the original tokenizer.
+
+    Raises:
+      ClaraError: the tokenizer or pre-tokenizer is of an unknown kind, or a field is
+        missing.
     """
     from transformers import PreTrainedTokenizerFast
 

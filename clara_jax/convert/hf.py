@@ -49,7 +49,12 @@ def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
 def read_hf_params(
     folder: Path, config: ModelConfig, placement: Placement | None = None
 ) -> Params:
-    """Load the weights of a folder as `build_tree` does, after checking all shapes."""
+    """Load the weights of a folder as `build_tree` does, after checking all shapes.
+
+    Raises:
+      ClaraError: a file is missing or truncated; a tensor is missing, unexpected or of
+        a wrong shape.
+    """
     files: dict[str, SafetensorsFile] = {}
     for path in _weight_files(folder):
         file = SafetensorsFile(path)

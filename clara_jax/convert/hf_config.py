@@ -140,6 +140,10 @@ def model_config_from_hf(
     """Translate the values of a ``config.json``; errors begin with `where`.
 
     Weights are kept in `param_dtype`; empty takes the file's own type.
+
+    Raises:
+      ClaraError: an architecture, activation, rope, attention pattern or quantization
+        that the backbone does not have; a field that is missing or mistyped.
     """
     family = _read_family(values, where)
     fields = Fields({**_DEFAULTS[family], **values}, where)

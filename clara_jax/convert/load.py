@@ -97,6 +97,9 @@ def load_model(
       form: refuse all other forms; None finds out which it is.
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
+
+    Raises:
+      ClaraError: it is none of these, or damaged.
     """
     form, place = _find(path, form)
     if form in ("hf", "gguf"):

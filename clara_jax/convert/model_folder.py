@@ -168,6 +168,9 @@ def write_model_folder(
     The backbone's weights are left out when ``model.clara.backbone`` names another
     place. With `update` the parts go into an existing folder (a run's), each replaced
     by rename.
+
+    Raises:
+      ClaraError: the destination is not empty, or cannot be written.
     """
     path = Path(path).absolute()
     update = update and path.exists()
@@ -193,7 +196,11 @@ def check_destination(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Give an empty folder to write to, which becomes `path` when all has gone well."""
+    """Give an empty folder to write to, which becomes `path` when all has gone well.
+
+    Raises:
+      ClaraError: `path` is not empty, or cannot be written.
+    """
     path = Path(path).absolute()
     check_destination(path)
     with folder_beside(path) as whole:
@@ -284,7 +291,11 @@ def read_model_folder(
     param_dtype: str = "",
     placement: Placement | None = None,
 ) -> ModelFolder:
-    """Read a model folder; `base` is the backbone when it is kept elsewhere."""
+    """Read a model folder; `base` is the backbone when it is kept elsewhere.
+
+    Raises:
+      ClaraError: a part is missing or damaged, or parts do not fit each other.
+    """
     config, eos_ids = read_model_config(folder)
     clara = read_clara_settings(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")

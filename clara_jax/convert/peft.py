@@ -89,6 +89,10 @@ def write_peft_folder(
       roles: which adapters; empty takes all.
       dtype: of the LoRA matrices; empty is float32, in which special rows always are.
       name: hub name or path of the base model; empty takes the one that it came from.
+
+    Raises:
+      ClaraError: a base model, a role that it does not have, no name for the base, or a
+        folder that is not empty or cannot be written.
     """
     with new_folder(path) as folder:
         _write(folder, model, roles, dtype or "float32", name)
@@ -101,6 +105,10 @@ def export_adapters(
 
     An older model at `path` is replaced whole, by rename, and stays if anything fails.
     The hub name `base` is all that is kept of the base model; `card` is the README.md.
+
+    Raises:
+      ClaraError: a base model; a destination that holds something else, or cannot be
+        written.
     """
     path = Path(path).absolute()
     if not all((path / name).is_file() for name in FILES):
@@ -168,6 +176,9 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
 
     The adapters may have been trained further with PEFT in the meantime, and their
     rank, scale and layers with them, as long as all are alike.
+
+    Raises:
+      ClaraError: a file is missing or damaged, or does not fit the base.
     """
     clara, config = _settings(folder), base.config
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
@@ -208,7 +219,11 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
 
 
 def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraConfig]:
-    """Read one PEFT folder for a base of this shape: its LoRA tree and settings."""
+    """Read one PEFT folder for a base of this shape: its LoRA tree and settings.
+
+    Raises:
+      ClaraError: a file is missing or damaged, is not plain LoRA, or does not fit.
+    """
     fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     fields.only("peft_type", "LORA")
     fields.only("bias", "none", None)

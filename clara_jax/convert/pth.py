@@ -61,6 +61,9 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
 
     Tensors become read-only arrays, if `keep` says so of their keys. Anything but
     tensors and plain containers is refused.
+
+    Raises:
+      ClaraError: it is missing, truncated, compressed, in the old form, or refused.
     """
     try:
         with zipfile.ZipFile(path) as archive:

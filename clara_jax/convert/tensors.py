@@ -190,7 +190,11 @@ def stacked(dtype: str, *parts: Any) -> Outgoing:
 
 
 class SafetensorsFile:
-    """An open file; of its tensors only what is asked for is read."""
+    """An open file; of its tensors only what is asked for is read.
+
+    Raises:
+      ClaraError: it is missing, not safetensors, or shorter than its header says.
+    """
 
     def __init__(self, path: Path):
         self.path = path

@@ -433,7 +433,7 @@ class WindowIterator(Iterator[Batch]):
             self._open(number, position)
 
     def _open(self, number: int, position: int) -> None:
-        """Measure a window, and begin what else this process needs of it."""
+        """Go to a batch of a window: measure its share, cut it, make own examples."""
         settings, part = self._settings, self._settings.part
         share = settings.share(number)
         self._measured = dict(zip(share, self._shares, strict=False))

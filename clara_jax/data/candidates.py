@@ -172,7 +172,7 @@ def find_candidates(
 def _fields(
     record: Record, place: int, texts: list[str], oracle: bool, found: Found
 ) -> dict[str, Any]:
-    """The line of a question, which is also counted."""
+    """Return the line of a question, and count it in `found`."""
     right = record.positives or ((0,) if len(record.documents) == 1 else ())
     wanted = {_words(record.documents[i]): record.documents[i] for i in right}
     keys = [_words(text) for text in texts]
@@ -190,7 +190,7 @@ def _fields(
 
 
 def _words(text: str) -> bytes:
-    """What two texts have in common that differ in punctuation or capitals alone."""
+    """Return a digest of a text's words, whatever their case and punctuation."""
     words = " ".join(re.findall(r"\w+", text.lower())) or text
     return hashlib.blake2b(words.encode(), digest_size=16).digest()
 
@@ -219,7 +219,7 @@ class Ranking:
         statistics = self._count(questions, blocks) if blocks > 1 else None
 
         def best_of(blocks: int) -> np.ndarray:
-            """What is best among the first blocks."""
+            """Return the best of the first blocks."""
             return np.memmap(folder / f"{blocks}.best", _BEST, "r").reshape(-1, k)
 
         def step(block: int, end: int) -> None:

@@ -195,7 +195,7 @@ def sentence_ends(text: str) -> Int[np.ndarray, " n"]:
 
 
 def _is_end(text: str, match: re.Match[str]) -> bool:
-    """Whether the marks that `match` found end a sentence."""
+    """Return whether the punctuation that `match` found ends a sentence."""
     gap = _SPACE.match(text, match.end(), match.end() + _LONGEST)
     space = gap.group() if gap else ""
     start = match.end() + len(space)

@@ -133,7 +133,7 @@ def is_mixed(folder: str | Path) -> bool:
 def _identity(
     recipe: Recipe, contents: list[str], tokenizer: ClaraTokenizer, max_length: int
 ) -> dict[str, Any]:
-    """What decides the bytes of a mix."""
+    """Return all that the bytes of a mix depend on."""
     fields = dataclasses.asdict(recipe)
     del fields["file"]
     fields["source"] = {source.pop("name"): source for source in fields["source"]}
@@ -171,7 +171,7 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a finished mix; None if there is nothing yet."""
+    """Return the manifest of a finished mix; None if there is nothing yet."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not is_mixed(folder):

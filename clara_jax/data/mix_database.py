@@ -74,12 +74,12 @@ def draw(*parts: Any) -> int:
 
 
 def share(number: float) -> int:
-    """Return the limit that a share `number` of all draws is below."""
+    """Return the limit below which this share of all draws (`draw`) lies."""
     return int(number * (1 << 62))
 
 
 def text_key(text: str) -> bytes:
-    """Return what two texts have in common that differ in white space alone."""
+    """Return a digest of a text, its white space apart."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 

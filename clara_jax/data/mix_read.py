@@ -75,7 +75,7 @@ class Reader:
             self.work.set_note("sources", number + 1)
 
     def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
-        """Store some records; whether the source has reached its limit."""
+        """Store some records; return whether the source has reached its limit."""
         limit = self.recipe.source[number].limit
         query = (
             "SELECT DISTINCT passage FROM records JOIN docs ON record = records.id "
@@ -101,7 +101,7 @@ class Reader:
         return bool(limit) and len(own) >= limit
 
     def _passage(self, text: str, new: dict[int, str]) -> int:
-        """The number of a passage, which is stored if it is new."""
+        """Return the number of a passage; a new one is stored, and put in `new`."""
         key = text_key(text)
         found = self.work.row("SELECT id FROM passages WHERE key = ?", (key,))
         if found is not None:
@@ -215,7 +215,7 @@ class Reader:
         return "" if done.rowcount else "repeated_questions"
 
     def _part(self, passage: int, answers: Sequence[str]) -> int | None:
-        """Which piece holds an answer; None where a cut goes through all answers."""
+        """Return the piece that holds an answer; None where cuts go through all."""
         pieces = _pieces(self.work, passage)
         if len(pieces) == 1 or any(a.strip(" .").lower() in _YES_NO for a in answers):
             return 0
@@ -236,7 +236,7 @@ def _count(work: Work, source: int, name: str, number: int = 1) -> None:
 
 
 def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
-    """A record's kind, and which documents hold the answer, the first first."""
+    """Return a record's kind, and the places of the documents with the answer."""
     if record.kind == "text":
         return TEXT, ()
     if record.kind == "paraphrase":
@@ -248,7 +248,7 @@ def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
 
 
 def _places(text: str, answer: str) -> list[tuple[int, int]]:
-    """Where an answer stands in a text, as words of it if it can."""
+    """Return where an answer stands in a text: as whole words, else anywhere."""
     pattern = r"\s+".join(map(re.escape, answer.split()))
     for form in (rf"(?<!\w){pattern}(?!\w)", pattern) if pattern else ():
         if found := [m.span() for m in re.finditer(form, text, re.IGNORECASE)]:
@@ -305,7 +305,7 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
 
 
 def _pieces(work: Work, passage: int) -> list[tuple[int, int, int]]:
-    """Number, start and stop of the pieces of a passage."""
+    """Return number, start and stop of the pieces of a passage."""
     query = "SELECT id, start, stop FROM pieces WHERE passage = ? ORDER BY part"
     return work.execute(query, (passage,)).fetchall()
 

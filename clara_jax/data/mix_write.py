@@ -107,7 +107,7 @@ def plan(recipe: Recipe, work: Work, progress: Progress) -> None:
 
 
 def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tuple]:
-    """The lines of a file, as rows of the table but for its number."""
+    """Yield the lines of a file as rows of the table, without the file's number."""
 
     def place(kind: int, ref: int, chunk: int = 0, copy: int = 0) -> int:
         return draw("place", recipe.seed, number, kind, ref, chunk, copy)
@@ -132,9 +132,10 @@ def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tupl
 
 
 def _queries(recipe: Recipe, file: File) -> list[tuple[int, str, str]]:
-    """Queries for the lines of a file, each with their kind and weight.
+    """Return queries for the lines of a file, each with their kind and weight.
 
-    A row: what a line is of, the first that names its source, that source, how many.
+    A row has the id of what a line is made of, the first question or record that
+    names its source, that source, and how many lines there are.
     """
     asked = f"FROM asked WHERE side = {file.side} AND {weighted(recipe, file.weight)}"
     if file.weight != "scp":
@@ -232,7 +233,7 @@ class Writer:
         work.write_lines(path, name, total, AT_ONCE, lines, self._progress)
 
     def _single(self, kind: int, ref: int) -> dict[str, Any]:
-        """A piece alone, to be given back or in other words."""
+        """Return a line on one piece, to be repeated or paraphrased."""
         number, target = ref, None
         if kind == PARAPHRASED:
             query = "SELECT piece, target FROM questions WHERE id = ?"
@@ -244,7 +245,7 @@ class Writer:
         return {"docs": [piece.text], "answers": [answer], "data_type": "paraphrase"}
 
     def _pairs(self, piece: int, chunk: int) -> dict[str, Any]:
-        """A piece with its share of its questions, as even as can be."""
+        """Return a line on one piece, with an even share of its questions."""
         rows = self._work.execute(
             "SELECT question, target FROM asked WHERE piece = ? AND "
             f"{weighted(self._recipe, 'scp')} AND kind = {SINGLE} ORDER BY id",
@@ -307,7 +308,7 @@ class Writer:
     def _others(
         self, pool: int, question: int, random: np.random.Generator, count: int
     ) -> Iterator[int]:
-        """Pieces that share most with a question, best first; then some by chance."""
+        """Yield the pieces that BM25 finds for a question, then some by chance."""
         pieces, questions, best = self._pool(pool)
         places = best[int(np.searchsorted(questions, question))]
         yield from pieces[places[places >= 0]].tolist()
@@ -315,7 +316,7 @@ class Writer:
         yield from pieces[random.choice(len(pieces), size, replace=False)].tolist()
 
     def _rank_pool(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A pool's pieces, its questions, and places of the best pieces for each."""
+        """Return a pool's pieces, its questions, and the best places for each."""
         recipe, work = self._recipe, self._work
         asked = work.execute(
             "SELECT DISTINCT ref, question FROM tasks JOIN questions ON questions.id = "

@@ -113,7 +113,7 @@ class _Fields:
         return self.values.get(name) is not None
 
     def get(self, name: str, kind: Any, wanted: str, default: Any = None) -> Any:
-        """A value of a kind, or the default where there is none."""
+        """Return a value of a kind, or the default where there is none."""
         value = self.values[name] if name in self else default
         if value is None:
             raise ClaraError(f"{self.source}: field '{name}' is missing")
@@ -142,7 +142,7 @@ class _Fields:
     def question(
         self, documents: Sequence[str], positives: Sequence[int], aliases: Any = ()
     ) -> Record:
-        """A record of one question with its documents, as most data sets have them."""
+        """Make a record of one question with its documents."""
         answer = self.text("answer")
         return Record(
             tuple(documents),
@@ -162,6 +162,9 @@ def read_clara(values: Any, source: str) -> Record:
     default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
     when the target is a model's own), ``id``.
 
+
+    Raises:
+      ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
     """
     fields = _Fields(values, source, CLARA_FIELDS.split())
     kind = fields.text("data_type", "qa")
@@ -265,7 +268,7 @@ FORMATS: dict[str, Reader] = {
 
 
 def detect_format(values: Any, source: str) -> str:
-    """Return the format, of `FORMATS`, of a file by its first record."""
+    """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
     signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
     for sign, name in {**signs, "text": "text"}.items():

@@ -57,7 +57,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of ``jax.distributed.initialize``, or None for a single process."""
+    """Return arguments of ``jax.distributed.initialize``; None for one process."""
     address, count, index = (environment.get(name) for name in EXPLICIT)
     cluster = _SLURM if _SLURM[1] in environment else _OPEN_MPI
     its_count, its_index = (environment.get(name) for name in cluster)

@@ -224,7 +224,10 @@ def other_documents(
 def _chunk(
     clara: Clara, chunk: Sequence[Question], other: Sequence[Sequence[str]], exam: Exam
 ) -> tuple[dict[str, list[str]], dict[str, list[list[int]]]]:
-    """Return answers by condition and choices by ranking; `other`: shuffled gold."""
+    """Return answers by condition, and choices by ranking.
+
+    `other` is what the condition ``shuffled`` reads: other questions' gold documents.
+    """
     asked = [question.question for question in chunk]
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]

@@ -95,6 +95,9 @@ def score_answers(
     Returns:
       ``exact_match``, ``f1``, ``cover_em`` and ``output_length``, the mean number of
       words in a prediction. Empty input gives an empty dict.
+
+    Raises:
+      ValueError: the two sequences differ in length.
     """
     each = {name: best_scores(name, predictions, answers) for name in ANSWER_METRICS}
     each["output_length"] = [float(len(text.split())) for text in predictions]
@@ -122,6 +125,9 @@ def score_retrieval(
 
     Returns:
       ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
+
+    Raises:
+      ValueError: the two sequences differ in length.
     """
     rows = [(set(g), list(c)) for g, c in zip(gold, chosen, strict=True)]
     if rows_without_gold == "skip":

@@ -114,7 +114,11 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def entity_finder(name: str) -> FindEntities:
-    """Return a finder of named entities: a spaCy model by name, or its folder."""
+    """Return a finder of named entities: a spaCy model by name, or its folder.
+
+    Raises:
+      ClaraError: there is no such model, or it finds no entities.
+    """
     spacy = need("spacy")
     try:
         pipeline = spacy.load(name)

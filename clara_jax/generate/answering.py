@@ -250,6 +250,9 @@ class Clara:
           questions: none empty.
           candidates: per question at least `top_k` documents; numbers may differ.
           top_k: J; the trained number by default.
+
+        Raises:
+          ClaraError: `top_k` above the number of candidates; see also `reason`.
         """
         top_k = self.selection.top_k if top_k is None else top_k
         queries = self.reason(questions)

@@ -49,7 +49,7 @@ class Reading:
 
 
 def _layer_sizes(shape: ModelConfig) -> list[tuple[str, int, int]]:
-    """Name, inputs and outputs of the matrices of one layer."""
+    """Return name, inputs and outputs of the matrices of one layer."""
     width, mlp = shape.width, shape.mlp_dim
     queries, keys = (n * shape.head_dim for n in (shape.num_heads, shape.num_kv_heads))
     qkv = [("query", width, queries), ("key", width, keys), ("value", width, keys)]
@@ -176,7 +176,7 @@ class _Line(NamedTuple):
         return int(value) if whole and value.isdigit() else None
 
     def called(self, *attributes: str) -> list[str]:
-        """Computations that attributes such as ``body`` name."""
+        """Return the computations that attributes such as ``body`` name."""
         found = re.findall(rf"\b(?:{'|'.join(attributes)})=(\{{.*?\}}|\S+)", self.rest)
         return _NAMES.findall(" ".join(found))
 
@@ -229,7 +229,7 @@ class _Program:
                 yield (*sent, times)
 
     def _sent(self, line: _Line, part: str) -> tuple[str, float, bool] | None:
-        """Kind, bytes and whether they go between slices, if it is a collective."""
+        """Return a collective's kind, bytes, and whether they go between slices."""
         kind, operands = line.op.removesuffix("-start"), line.operands
         if kind == "send":
             # What a TPU hands to its host, which knows the collective.
@@ -249,7 +249,7 @@ class _Program:
         return (kind, size, far) if kind and size else None
 
     def _turns(self, loop: _Line) -> int | None:
-        """How often a loop runs: as XLA notes it, or by what its condition compares."""
+        """Return how often a loop runs, by XLA's note or its condition, or None."""
         noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
         if noted:
             return int(noted[1])
@@ -269,7 +269,7 @@ class _Program:
         return -(-limits[0] // max(1, step))
 
     def _raised(self, part: str, name: str) -> int:
-        """Add up the constants that make a value larger."""
+        """Return by how much a value has grown: the sum of what was added to it."""
         line = self.parts[part][name]
         if line.op in ("add", "copy", "bitcast"):
             return sum(self._raised(part, operand) for operand in line.operands)
@@ -308,7 +308,7 @@ def groups_of(rest: str, devices: int) -> np.ndarray:
 
 
 def _share(kind: str, n: int) -> float:
-    """Return what each of `n` members sends, as a multiple of what it brings."""
+    """Return what each of `n` members sends, as a multiple of its operands."""
     if kind == "all-gather":
         return float(n - 1)
     if kind in ("collective-permute", "collective-broadcast"):

@@ -352,7 +352,7 @@ def _versions(case: Case) -> dict[str, str]:
 def _compile(
     program: Program, case: Case, mesh: Mesh, before: Any
 ) -> tuple[dict[str, Any], Any]:
-    """Figures of one program, and itself unless the compiler refuses it."""
+    """Return figures of one program, and it compiled unless that is refused."""
     function = functools.partial(program.call, program.function)
     values: dict[str, Any] = {
         "name": program.name,
@@ -404,7 +404,7 @@ def _compile(
 
 
 def _refusal(text: str) -> dict[str, Any]:
-    """What a compiler says that it would have needed."""
+    """Return the memory that a compiler says it would have needed."""
     first = text.strip().splitlines()[0]
     said: dict[str, Any] = {"message": first[:300]}
     if found := _NEEDED.search(text):

@@ -92,7 +92,7 @@ class Topology:
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """Check a machine's name."""
+    """Read a machine's name; refuse an unknown kind, or a layout it cannot have."""
     kind, colon, layout = name.partition(":")
     if kind not in CHIPS or not colon:
         raise ClaraError(
@@ -136,7 +136,11 @@ def prepare(topology: Topology, libtpu: str = "") -> None:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Return the devices of a machine for which `prepare` has set the environment."""
+    """Return the devices of a machine for which `prepare` has set the environment.
+
+    Raises:
+      ClaraError: libtpu knows no such layout, or this process simulates fewer devices.
+    """
     import jax
 
     name = f"--topology {topology.name}"

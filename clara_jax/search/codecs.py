@@ -45,7 +45,11 @@ def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
-    """Return the mean of some dozens of vectors as text; empty for bfloat16."""
+    """Return the mean of some dozens of vectors as text; empty for bfloat16.
+
+    Raises:
+      ClaraError: a number is not finite.
+    """
     _check_finite(vectors)
     if dtype == "bfloat16" or not len(vectors):
         return ""
@@ -139,7 +143,7 @@ def _check_finite(vectors: Float[np.ndarray, "..."]) -> None:
 
 
 def _int4(vectors: Float[np.ndarray, "*n D"]) -> tuple[Codes, Scales]:
-    """Codes -7 to 7, kept as 1 to 15."""
+    """Pack codes -7 to 7, kept as 1 to 15, two to a byte."""
     largest = np.abs(vectors).max(-1, initial=0)
     # In parts of the largest number, so that no square overflows.
     units = vectors / _divisor(largest)[..., None]

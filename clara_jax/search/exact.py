@@ -152,7 +152,7 @@ class ExactSearcher:
         return best_of(scores[: len(units)], rows[: len(units)], k)
 
     def _read(self, number: int) -> Block:
-        """Copy one block out of the store's files; its last row fills it up."""
+        """Copy a block out of the store's files; the store's last row fills it up."""
         store, size = self.store, self._share * self._mesh.size
         begin = self.start + number * size
         numbers = np.arange(begin, begin + size)

@@ -112,7 +112,7 @@ class HybridSearcher:
 
 
 def _fused(*rankings: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:
-    """All rows of some rankings, by fused rank; of equals the lower row first."""
+    """Return all rows of some rankings by fused rank, lower rows first if equal."""
     rows, places = np.unique(np.concatenate(rankings), return_inverse=True)
     shares = [1 / (K0 + 1 + np.arange(len(ranking))) for ranking in rankings]
     scores = np.bincount(places, np.concatenate(shares))

@@ -144,7 +144,7 @@ def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
 
 
 def _orthonormal(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Orthonormal columns of the same span, at right angles to `first`."""
+    """Return orthonormal columns of the same span, at right angles to `first`."""
     return np.linalg.qr(columns - np.outer(first, first @ columns))[0]
 
 
@@ -154,7 +154,11 @@ def _balanced(
     variances: Float[np.ndarray, "Q"],
     draw: np.random.Generator,
 ) -> Keys:
-    """Keys of a basis, along whose directions documents vary so much."""
+    """Make keys of a basis, by the variance of documents along each direction.
+
+    The first is stretched, by at most `_STRETCHED`, to vary as much as the second; a
+    random rotation then spreads the variance over all numbers of a key.
+    """
     stretch = np.ones(basis.shape[1], np.float32)
     along, *others = np.maximum(variances, 0)
     if others and along > 0:

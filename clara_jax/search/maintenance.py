@@ -158,7 +158,7 @@ def _check_shard(store: Path, shard: ShardInfo) -> Iterator[str]:
 
 
 def _plan(store: Store) -> list[ShardInfo | Int64[np.ndarray, "n"]]:
-    """New shards in their order: old ones that stay, or the rows of one to write."""
+    """Return the new shards in order: an old one that stays, or rows to write."""
     kind, length = code_type(store.dtype, store.width)
     row = max(1, store.num_memory * length * kind.itemsize)
     size = max(1, min(SHARD_ROWS, SHARD_BYTES // row))
@@ -185,7 +185,7 @@ def _plan(store: Store) -> list[ShardInfo | Int64[np.ndarray, "n"]]:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[Store]:
-    """A store that nobody else changes meanwhile, and that nobody is adding to."""
+    """Open a store and hold it alone; refuse one with an unfinished job."""
     disk.read_manifest(path)  # before a folder for locks is made where no store is
     with disk.hold_store(path):
         if disk.sweep(path):

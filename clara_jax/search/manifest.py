@@ -136,7 +136,7 @@ def replace_manifest(
 
 
 def read_deleted(store: Path, manifest: Manifest) -> Int64[np.ndarray, "n"]:
-    """Read the sorted numbers of the rows that are deleted."""
+    """Read the sorted numbers of deleted rows; refuse a missing or damaged file."""
     info = manifest.deleted
     if info is None:
         return np.empty(0, np.int64)

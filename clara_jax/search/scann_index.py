@@ -118,7 +118,7 @@ class ScannSearcher:
         return best
 
     def _find(self, keys: Short, wanted: int) -> list[Int[np.ndarray, "_"]]:
-        """Rows of the best keys; more are asked for until `wanted` are not deleted."""
+        """Return rows of the best keys; ask for more until `wanted` are live."""
         wanted = min(wanted, self._documents)
         found: list[Int[np.ndarray, "_"]] = [self._rows[:0]] * len(keys)
         waiting = np.arange(len(keys) if wanted else 0)
@@ -233,7 +233,7 @@ def update_index(
 
 
 def _outgrown(index: IndexFolder, note: Mapping[str, Any]) -> str:
-    """Why an index must be built anew; empty where it need not."""
+    """Return why an index must be built anew; empty where it need not."""
     try:
         index.check(note)
     except ClaraError:
@@ -291,7 +291,7 @@ def _build(
 def _document_keys(
     store: Store, keys: Keys, rows: np.ndarray, progress: Progress
 ) -> Short:
-    """Keys of some rows, read once; reports every tenth of them."""
+    """Return keys of some rows, read once; report every tenth of them."""
     found = np.empty((len(rows), keys.dims), np.float32)
     end = 0
     for units in unit_vectors(store, rows):

@@ -128,7 +128,11 @@ class Store:
         return live
 
     def vectors(self, rows: Rows) -> Float[np.ndarray, "k M D"]:
-        """Read and decode the vectors of some rows, in their order."""
+        """Read and decode the vectors of some rows, in the order asked for.
+
+        Raises:
+          ClaraError: there is no such row.
+        """
         codes, scales = self.codes(rows)
         return decode(codes, scales, self.dtype, self.width, center=self.center)
 
@@ -169,7 +173,10 @@ class Store:
     def find(
         self, values: Sequence[str], column: Column = "text"
     ) -> Int64[np.ndarray, "n"]:
-        """Return the lowest live row with each text or id, -1 where there is none."""
+        """Return the lowest live row with each text or id, -1 where there is none.
+
+        The first call reads 8 bytes of every row.
+        """
         found = self._rows_with(column, values)
         return np.array([found.get(value, [-1])[0] for value in values], np.int64)
 
@@ -183,7 +190,7 @@ class Store:
         return np.concatenate([np.empty(0, np.uint64), *map(self._map, files)])
 
     def _rows_with(self, column: Column, values: Sequence[str]) -> dict[str, list[int]]:
-        """Live rows by what they hold: `values`, and perhaps others."""
+        """Return live rows by text or id: those of `values`, and perhaps others."""
         if column not in self._sorted:
             rows = np.flatnonzero(self.live)
             hashes = self.hashes(column)[rows]
@@ -209,7 +216,7 @@ class Store:
         return found
 
     def _split(self, rows: Rows) -> Iterator[tuple[np.ndarray, Path, np.ndarray]]:
-        """Rows by shard: their places in `rows`, the shard, their rows within it."""
+        """Yield by shard: places in `rows`, the shard, and rows within it."""
         numbers = np.asarray(rows, np.int64)
         wrong = numbers[(numbers < 0) | (numbers >= self.rows)]
         if len(wrong):
@@ -292,7 +299,11 @@ def write_shard(
     table: pa.Table,
     job: str = "",
 ) -> ShardInfo:
-    """Write a shard of the job with this digest, whole or not at all."""
+    """Write a shard of the job with this digest, whole or not at all.
+
+    Raises:
+      ClaraError: it cannot be written; nothing is left behind.
+    """
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, table.schema) as writer:

@@ -129,7 +129,11 @@ class Job(contextlib.AbstractContextManager):
         return job
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
-        """Take shards ``k % parts == part``, and return those not written yet."""
+        """Take shards ``k % parts == part``, and return those not written yet.
+
+        Raises:
+          ClaraError: another process is writing this part, or counts other parts.
+        """
         if self.finished:
             return []
         self._part = disk.hold_part(self.store, part, parts)
@@ -146,7 +150,8 @@ class Job(contextlib.AbstractContextManager):
         """Write shard `k`, with all pieces of its documents, unless it is there.
 
         Raises:
-          ClaraError: the disk is full, or a vector or a document cannot be kept.
+          ClaraError: the disk is full, the vectors are not of the store's shape, or one
+            or its document cannot be kept.
         """
         count, width = self._settings.memory.num_memory, self._settings.width
         if vectors.shape != (len(documents), count, width):
@@ -241,7 +246,11 @@ def write_store(
     documents: Sequence[Document],
     shard_size: int = 1024,
 ) -> Store:
-    """Write a new store of vectors that are in memory; see `Job`."""
+    """Write a new store of vectors that are in memory; see `Job`.
+
+    Raises:
+      ClaraError: the folder is in use, or cannot be written.
+    """
     if not settings.center:
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
@@ -292,7 +301,7 @@ def _check_added(path: Path, before: Manifest, values: Mapping[str, Any]) -> Non
 
 
 def _replaced(store: Store, start: int) -> Int64[np.ndarray, "n"]:
-    """Rows before `start` whose ids come again; refuses an id of two new documents."""
+    """Return rows before `start` whose ids come again; refuse new ids used twice."""
     new = store.table(range(start, store.rows), ["id", "part", "source"])
     new = new.filter(pc.field("id") != "")
     counts = new.group_by(["id", "part"]).aggregate([([], "count_all")])
@@ -319,7 +328,7 @@ def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """All entries that differ, with both values."""
+    """Return all entries that differ, with both values."""
     old, new = flatten(begun), flatten(now)
     return ", ".join(
         f"{name} (was {json.dumps(old.get(name))}, now {json.dumps(new.get(name))})"

@@ -56,6 +56,9 @@ def make_loss(stage: str, **settings: Any) -> Loss:
       stage: a key of `STAGES`.
       **settings: fields of `RunConfig`, such as ``mse_weight`` and ``selection``.
 
+    Raises:
+      KeyError: there is no such stage.
+
     Example:
       >>> make_loss("scp", mse_weight=0.5)
       CompressionLoss(mse_weight=0.5)

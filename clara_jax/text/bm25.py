@@ -24,7 +24,7 @@ K1, B = 1.5, 0.75
 
 
 def library() -> Any:
-    """Return the module bm25s, set to be quiet."""
+    """Return the module bm25s, set to be quiet, or say how to install it."""
     try:
         module = importlib.import_module("bm25s")
     except ImportError as error:

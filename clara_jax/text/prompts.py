@@ -37,7 +37,7 @@ def readable(text: str) -> str:
 
 
 def marker_names(num_memory: int) -> tuple[str, ...]:
-    """Names of all special tokens in the order of their ids."""
+    """Return the names of all special tokens in the order of their ids."""
     return (*(f"MEM{i}" for i in range(num_memory)), "AE", "ENC", "SEP")
 
 
@@ -105,7 +105,7 @@ def answer_prompt(background: str, question: str) -> Prompt:
 
 
 def scp_target(questions: Sequence[str], answers: Sequence[str]) -> str:
-    """Join question-answer pairs to the text that `scp_prompt` asks for."""
+    """Join questions, and an answer to each, to the text that `scp_prompt` wants."""
     if len(questions) != len(answers):
         raise ClaraError(f"{len(questions)} questions, but {len(answers)} answers")
     pairs = zip(questions, answers, strict=True)

@@ -116,7 +116,7 @@ class CorpusFeed:
         return self._coming.popleft().batch.result()
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins, and its candidates' row numbers ``[B][C]``.
+        """Return where the next batch begins, and its candidates' rows ``[B][C]``.
 
         They cannot be found again later: the weights that found them are gone by then.
         """
@@ -141,7 +141,7 @@ class CorpusFeed:
     def _begin(
         self, state: TrainState, restored: Sequence[Sequence[int]] | None = None
     ) -> None:
-        """Draw a batch, and let its candidates be found: by `state`, unless known."""
+        """Draw a batch, and search with `state`, unless rows are `restored`."""
         position = self._questions.get_state()
         try:
             batch, examples = self._questions.draw()

@@ -109,7 +109,7 @@ class Budget:
         return self._minutes > 0
 
     def left(self) -> float:
-        """Seconds to the end, by the parts that are done; negative when it is over."""
+        """Return seconds to the end, by the parts done; negative when it is over."""
         return 60 * self._minutes - sum(self.taken.values())
 
     def seconds(self, name: str) -> float:

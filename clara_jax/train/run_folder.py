@@ -131,5 +131,5 @@ class RunFolder:
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:
-    """Fields as JSON gives them back, so that tuples compare with lists."""
+    """Return fields as JSON gives them back, so that tuples compare with lists."""
     return flatten(json.loads(json.dumps(to_dict(config))))

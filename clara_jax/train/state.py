@@ -37,7 +37,7 @@ class TrainState:
     healthy: Any
 
     def saved(self) -> dict[str, Any]:
-        """The arrays of a checkpoint (the key as plain integers)."""
+        """Return the arrays of a checkpoint (the key as plain integers)."""
         return {
             "step": self.step,
             "trainable": self.trainable,

@@ -56,6 +56,9 @@ def cached_vectors(
     Returns:
       A memory map ``[len(documents), M, D]`` in the compute type, of the first
       documents only after `late`; None after `stop`.
+
+    Raises:
+      ClaraError: the file cannot be written.
     """
     network, memory = clara.network, clara.memory
     shape = (len(documents), memory.num_memory, network.model.config.width)
@@ -160,7 +163,7 @@ def rows_in(store: Store, documents: UniqueDocuments) -> Int[np.ndarray, "U"]:
 
 @dataclasses.dataclass
 class _Some(Sequence[str]):
-    """Those documents of a data set that have these numbers."""
+    """The documents of a data set with the given numbers, as one sequence."""
 
     documents: UniqueDocuments
     numbers: Sequence[int]
