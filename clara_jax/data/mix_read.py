@@ -24,9 +24,7 @@ from clara_jax.data.mix_database import (
     draw,
     text_key,
 )
-from clara_jax.data.recipe import Recipe, Source
-from clara_jax.data.records import Record
-from clara_jax.data.similarity import (
+from clara_jax.data.near_duplicates import (
     BANDS,
     NearDuplicates,
     contained,
@@ -35,6 +33,8 @@ from clara_jax.data.similarity import (
     piece_runs,
     shingles,
 )
+from clara_jax.data.recipe import Recipe, Source
+from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records
 from clara_jax.data.work import Progress, Work
 from clara_jax.text import ClaraTokenizer

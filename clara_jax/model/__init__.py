@@ -8,7 +8,7 @@ from clara_jax.model.adapters import (
     merge_lora,
 )
 from clara_jax.model.attention import Cache, zeros_cache
-from clara_jax.model.axes import logical_axes
+from clara_jax.model.param_axes import logical_axes
 from clara_jax.model.presets import PRESETS
 from clara_jax.model.quantized import dequantize_params, quantize_params
 from clara_jax.model.transformer import Transformer

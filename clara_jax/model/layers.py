@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from clara_jax.model.axes import gathered_axes
+from clara_jax.model.param_axes import gathered_axes
 from clara_jax.model.quantized import quantized_product
 from clara_jax.shapes import Array, Float, Key, UInt
 from clara_jax.sharding import place

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from clara_jax.config import QUANTIZATIONS
 from clara_jax.errors import ClaraError
-from clara_jax.model.axes import logical_axes
+from clara_jax.model.param_axes import logical_axes
 from clara_jax.shapes import Array, Float, Params, Shaped
 from clara_jax.sharding import place, tree_shardings
 

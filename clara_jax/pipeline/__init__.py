@@ -4,7 +4,7 @@
 and after, for experiments whose config has the groups ``mix`` and ``report``.
 """
 
-from clara_jax.pipeline.after import check, report
 from clara_jax.pipeline.before import MixSettings, ReportSettings, export, prepare
+from clara_jax.pipeline.report import check, report
 
 __all__ = ["MixSettings", "ReportSettings", "check", "export", "prepare", "report"]

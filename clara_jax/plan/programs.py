@@ -36,7 +36,7 @@ from clara_jax.model.attention import CACHE_AXES
 from clara_jax.plan.cases import Case, mesh_text
 from clara_jax.plan.counts import Reading, performed, readings, traffic, useful
 from clara_jax.sharding import MESH_AXES, make_mesh, tree_shardings
-from clara_jax.train.abstract import AbstractRun, abstract_run, placed
+from clara_jax.train.abstract_run import AbstractRun, abstract_run, placed
 
 # What compiled programs and their figures are made by.
 _SOURCES = (

@@ -27,7 +27,7 @@ from clara_jax.convert import ModelFolder, load_config, load_model, write_hf_fol
 from clara_jax.convert.model_folder import folder_beside, new_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import Question, curves, evaluators
+from clara_jax.evaluate import Question, evaluators, plots
 from clara_jax.files import read_json, write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
@@ -218,7 +218,7 @@ def report(workdir: str | Path, settings: Mapping[str, Any]) -> None:
         examples.append({**item, "gold": gold, "document": document})
     write_json(workdir / "report.json", {"numbers": numbers, "examples": examples})
     write_text(workdir / "report.txt", text)
-    curves.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
+    plots.draw(workdir, ("scp", "instruct", "end_to_end"), workdir / "curves.png")
     print(f"\n{text}\nlearning curves: {workdir / 'curves.png'}\nask your own:")
     model, documents = str(workdir / "end_to_end"), str(data / "documents.jsonl")
     given = ["--model", model, "--documents", documents, questions[-1].question]

@@ -36,7 +36,7 @@ from clara_jax.config import DataConfig, OptimConfig, RunConfig, SelectionConfig
 from clara_jax.model import PRESETS, logical_axes
 from clara_jax.model.attention import ATTENTIONS
 from clara_jax.sharding import batch_parts, make_mesh, named_sharding, tree_shardings
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.step import compile_on_mesh
 
 H100 = """

@@ -33,7 +33,7 @@ from clara_jax.config import (
 from clara_jax.generate import DecodeConfig, decode_loop, prefill
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.sharding import make_mesh
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.state import count_bytes, count_parameters
 from clara_jax.train.step import compile_on_mesh
 

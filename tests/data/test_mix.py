@@ -23,7 +23,7 @@ from toy_mix import (
 from clara_jax.data import open_records
 from clara_jax.data.mix import table
 from clara_jax.data.mix_database import text_key
-from clara_jax.data.similarity import NearDuplicates, likeness, shingles
+from clara_jax.data.near_duplicates import NearDuplicates, likeness, shingles
 from clara_jax.text.bm25 import Bm25
 
 pytest.importorskip("bm25s")

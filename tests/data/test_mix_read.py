@@ -6,7 +6,7 @@ from toy_mix import STAGES, documents, held_files, make, rows, source, tree, wri
 
 from clara_jax.data import mix_read
 from clara_jax.data.mix_database import draw, share, text_key
-from clara_jax.data.similarity import likeness, marks, runs, shingles
+from clara_jax.data.near_duplicates import likeness, marks, runs, shingles
 
 pytest.importorskip("bm25s")
 

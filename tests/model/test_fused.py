@@ -23,7 +23,7 @@ from clara_jax.model import attention as fused
 from clara_jax.model.attention import causal_attention
 from clara_jax.sharding import make_mesh
 from clara_jax.testing import toy_network
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.step import compile_on_mesh
 
 CUDNN = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"

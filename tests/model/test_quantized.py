@@ -15,7 +15,7 @@ from clara_jax.model import (
     merge_lora,
     quantize_params,
 )
-from clara_jax.model.axes import gathered_axes
+from clara_jax.model.param_axes import gathered_axes
 from clara_jax.model.quantized import quantized_product
 from clara_jax.sharding import make_mesh, tree_shardings
 from clara_jax.testing import toy_network

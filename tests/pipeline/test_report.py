@@ -7,8 +7,8 @@ from clara_jax.config import RunConfig
 from clara_jax.convert import load_model
 from clara_jax.evaluate.examine import Prediction
 from clara_jax.files import write_json
-from clara_jax.pipeline.after import NAMES, _scores, to_markdown
 from clara_jax.pipeline.before import ReportSettings, card
+from clara_jax.pipeline.report import NAMES, _scores, to_markdown
 
 SAID = {
     "model": "Corin",

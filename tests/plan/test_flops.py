@@ -15,7 +15,7 @@ from clara_jax.config import (
 )
 from clara_jax.model import PRESETS
 from clara_jax.plan.counts import Reading, performed, readings, useful
-from clara_jax.train.abstract import abstract_batch, abstract_run
+from clara_jax.train.abstract_run import abstract_batch, abstract_run
 
 SHAPE = dataclasses.replace(PRESETS["smollm2_135m"], num_layers=4, vocab_size=4096)
 STAGES = ("lm", "scp", "instruct", "end_to_end", "rerank")

@@ -230,7 +230,7 @@ def test_other_failures_of_a_compiler_are_told_in_a_line(
 
     case = tiny(repository, "scp")
     monkeypatch.setattr(
-        "clara_jax.train.abstract.AbstractRun.lower", lambda run, mesh: Broken()
+        "clara_jax.train.abstract_run.AbstractRun.lower", lambda run, mesh: Broken()
     )
     with pytest.raises(ClaraError, match="compiler fails on train step: INTERNAL: no$"):
         measure(case, tmp_path)

@@ -10,7 +10,7 @@ from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.convert import load_model, write_hf_folder
 from clara_jax.data import open_records
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import curves
+from clara_jax.evaluate import plots
 from clara_jax.quickstart import BASE, prepare, report, world
 from clara_jax.quickstart.__main__ import main
 from clara_jax.quickstart.outputs import random_base, table
@@ -177,7 +177,7 @@ def test_curves(tmp_path):
             lines.append({"step": 3, "eval/recall@1": 0.9})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / stage / "metrics.jsonl").write_text(text)
-    curves.draw(tmp_path, ("scp", "end_to_end"), tmp_path / "curves.png")
+    plots.draw(tmp_path, ("scp", "end_to_end"), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

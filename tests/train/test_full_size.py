@@ -6,7 +6,7 @@ import pytest
 
 from clara_jax.config import DataConfig, MemoryConfig, OptimConfig, RunConfig
 from clara_jax.model import PRESETS
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.state import count_bytes, count_parameters
 
 PARAMETERS = {"mistral_7b": 7_241_732_096, "phi4_mini": 3_836_021_760}

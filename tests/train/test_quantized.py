@@ -24,7 +24,7 @@ from clara_jax.stages import make_loss
 from clara_jax.testing import random_batch, toy_network
 from clara_jax.train import read_experiment, read_lines, run
 from clara_jax.train.__main__ import main
-from clara_jax.train.abstract import abstract_run
+from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.state import count_bytes, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_on_mesh, make_train_step
 from clara_jax.train.vectors import fingerprint

@@ -18,7 +18,7 @@ from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, parse
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import curves
+from clara_jax.evaluate import plots
 from clara_jax.evaluate.examine import (
     LABELS,
     SHOWN,
@@ -116,7 +116,7 @@ def report(
 
             facts = _measure(workdir, given, runs, mix_folder, seconds, stop)
         names = [Path(run.workdir).name for run in runs]
-        curves.draw(workdir, names, workdir / "curves.png")
+        plots.draw(workdir, names, workdir / "curves.png")
         write_json(workdir / "report.json", facts)
         text = to_markdown(facts)
         path = model / "README.md"
