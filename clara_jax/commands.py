@@ -64,7 +64,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def count(text: str) -> int:
     """Read an argument that must be a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return int(text)
 
 

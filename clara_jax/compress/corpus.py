@@ -109,7 +109,9 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     mesh = make_mesh(**sizes, devices=jax.local_devices())
     if others := find_files(arguments.corpus)[1]:
         names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
-        what = "files are no documents" if len(others) > 1 else "file is no document"
+        what = (
+            "files are not documents" if len(others) > 1 else "file is not a document"
+        )
         _note(f"{len(others)} {what} and left out: {', '.join(names)}")
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")

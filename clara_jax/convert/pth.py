@@ -187,7 +187,7 @@ class _Reader(_Unpickler):
     def find_class(self, module: str, name: str) -> _Name:
         full = f"{module}.{name}"
         if full not in (*STORAGES, TENSOR, PARAMETER, ORDERED_DICT):
-            raise _BadPickle(f"names {full[:80]!r}, which is no part of a tensor")
+            raise _BadPickle(f"names {full[:80]!r}, which is not part of a tensor")
         return _Name(full)
 
     def load_frame(self) -> None:
@@ -215,7 +215,7 @@ class _Reader(_Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         types = [type(part) for part in pid] if type(pid) is tuple else []
         if types != [str, _Name, str, str, int] or pid[0] != "storage":
-            raise _BadPickle("points to what is no storage")
+            raise _BadPickle("points to what is not a storage")
         _, kind, key, _, length = pid
         if kind.text not in STORAGES:
             raise _BadPickle("has a storage of an unknown type")

@@ -312,7 +312,7 @@ def _documents_of(values: Any, source: str) -> list[Document]:
 def _document(text: str, source: str, **fields: Any) -> Document:
     every = json.dumps([text, fields], ensure_ascii=False)
     if not is_unicode(every):
-        raise ClaraError(f"{source}: holds half of a surrogate pair, which is no text")
+        raise ClaraError(f"{source}: holds half of a surrogate pair, which is not text")
     if not text.strip():
         raise ClaraError(f"{source}: the document is empty or blank")
     return Document(text, source=source, **fields)

@@ -277,7 +277,7 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
         raise ClaraError(f"{folder}: exists already; name a new folder")
     for name in records:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "all":
-            raise ClaraError(f"'{name}' is no name for a split; try train or eval")
+            raise ClaraError(f"'{name}' is not a name for a split; try train or eval")
     tfds = _import_tfds()
     total = sum(map(len, records.values()))
     bar = tqdm(desc="write", total=total, unit="rec", delay=2)

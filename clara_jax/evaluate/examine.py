@@ -68,7 +68,7 @@ class PredictionFile:
                 before = path.read_text(encoding="utf-8") if path.exists() else ""
         except UnicodeDecodeError as error:
             raise ClaraError(
-                f"{path}: is no file of predictions; give another --out"
+                f"{path}: is not a file of predictions; give another --out"
             ) from error
         # Not splitlines: texts may hold other line breaks, which JSON leaves alone.
         first, *lines = before.split("\n")

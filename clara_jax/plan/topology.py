@@ -102,7 +102,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     wanted, example = (r"\d+(x\d+){1,2}", "4x4") if kind in TPUS else (r"\d+", "8")
     if not re.fullmatch(wanted, layout) or not all(map(int, layout.split("x"))):
         raise ClaraError(
-            f"--topology '{name}': '{layout}' is no layout of {kind}; write "
+            f"--topology '{name}': '{layout}' is not a layout of {kind}; write "
             f"{kind}:{example}"
         )
     if slices < 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from clara_jax.errors import ClaraError
 from clara_jax.search.exact import Flat, unit
 from clara_jax.search.store import Progress, Store
 
@@ -94,8 +95,13 @@ def learn_keys(
       seed: of the sample, and of what is random besides.
       leave_out: rows that are not read.
       progress: see `Progress`.
+
+    Raises:
+      ClaraError: there are no documents to learn from.
     """
     rows = np.setdiff1d(np.flatnonzero(store.live), leave_out, assume_unique=True)
+    if not len(rows):
+        raise ClaraError(f"{store.path}: holds no documents; add some first")
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from clara_jax.data import Dialogue, Draw, Example, ExampleMaker, Reads, Record
 from clara_jax.evaluate import Evaluator, Question
 from clara_jax.generate import Clara
 from clara_jax.search import Store
+from clara_jax.search.exact import Searcher
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class HeldOut(Protocol):
         """The model, with the frozen adapters."""
         ...
 
-    def searcher(self) -> Any:
+    def searcher(self) -> Searcher:
         """Return the search over `store`, opened once."""
         ...
 

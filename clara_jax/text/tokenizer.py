@@ -58,8 +58,8 @@ class ClaraTokenizer:
             raise ClaraError(f"num_memory must be at least 1, not {num_memory}")
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ClaraError(
-                f"tokenizer {type(tokenizer).__name__} is no fast tokenizer; give one "
-                "that has a tokenizer.json"
+                f"tokenizer {type(tokenizer).__name__} is not a fast tokenizer; give "
+                "one that has a tokenizer.json"
             )
         stored = tokenizer.init_kwargs.get(NAME_KEY, "")
         self.name = name or stored or str(tokenizer.name_or_path or "")

@@ -128,7 +128,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, er
 @pytest.mark.parametrize("name", ["all", "1st", "a-b"])
 def test_split_names(tmp_path, name):
     records = open_records([write_jsonl(tmp_path / "a.jsonl", 3)])
-    with pytest.raises(ClaraError, match=f"'{name}' is no name for a split"):
+    with pytest.raises(ClaraError, match=f"'{name}' is not a name for a split"):
         write_tfds({name: records}, tmp_path / "tfds")
 
 
