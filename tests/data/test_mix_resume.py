@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,7 @@ def test_a_full_disk(world, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("clara_jax.data.work.os.fsync", full)
+        patch.setattr("clara_jax.data.work.os", types.SimpleNamespace(fsync=full))
         with pytest.raises(ClaraError, match=r"scp.jsonl: the disk is full"):
             make(world, tmp_path / "mix")
     with monkeypatch.context() as patch:

@@ -24,10 +24,10 @@ from clara_jax.plan.topology import (
         ("v5e", "must be KIND:LAYOUT"),
         ("v9:2x2", "kinds are v2, v3"),
         ("v5e:4", "'4' is not a layout of v5e; write v5e:4x4"),
-        ("v5e:4xx4", "no layout"),
-        ("v5e:0x4", "no layout"),
+        ("v5e:4xx4", "not a layout"),
+        ("v5e:0x4", "not a layout"),
         ("h100:2x4", "'2x4' is not a layout of h100; write h100:8"),
-        ("cpu:", "no layout"),
+        ("cpu:", "not a layout"),
         ("", "must be KIND:LAYOUT"),
     ],
 )

@@ -172,7 +172,7 @@ def test_refusals(tmp_path):
         ClaraTokenizer(toy_tokenizer(eos=None), 2)
     with pytest.raises(ClaraError, match="already has <MEM0>"):
         ClaraTokenizer(toy_tokenizer(extra=("<MEM0>",)), 2)
-    with pytest.raises(ClaraError, match="no fast tokenizer"):
+    with pytest.raises(ClaraError, match="not a fast tokenizer"):
         ClaraTokenizer(object(), 2)
     with pytest.raises(ClaraError, match="no such folder"):
         load_tokenizer(tmp_path / "nothing")
