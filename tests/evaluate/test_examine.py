@@ -152,7 +152,7 @@ def test_other_line_breaks_lose_nothing(tmp_path):
     with pytest.raises(ClaraError, match=r"otherwise \(model changed\)"):
         PredictionFile(path, {"model": "c"})
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ClaraError, match="no file of predictions"):
+    with pytest.raises(ClaraError, match="not a file of predictions"):
         PredictionFile(path, {})
 
 
