@@ -159,8 +159,8 @@ def random_batch(
     rows: int = 4,
     documents: int = 3,
     candidates: int = 6,
-    num_memory: int = NUM_MEMORY,
-    text_vocab: int = TEXT_VOCAB,
+    lengths: tuple[int, int] = (7, 4),
+    network: Network | None = None,
     seed: int = 0,
 ) -> Batch:
     """Draw a batch as the data pipeline would make it for `stage`.
@@ -173,15 +173,17 @@ def random_batch(
       rows: B.
       documents: J, slots in the prompt (scp has one).
       candidates: C.
-      num_memory: M.
-      text_vocab: n.
+      lengths: of the longest document or question, and of the longest answer, in words.
+      network: that reads the batch; by default one of `toy_network`.
       seed: of every number in it.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage '{stage}'; there are {', '.join(STAGES)}")
     rng = np.random.default_rng(seed)
-    n, m = text_vocab, num_memory
-    doc_length, answer_length = 7, 4  # words of the longest
+    doc_length, answer_length = lengths
+    n, m = TEXT_VOCAB, NUM_MEMORY
+    if network is not None:
+        n, m = network.model.text_vocab, network.num_memory
     slots = [*range(n, n + m), n + m + 2]
 
     def encoder(*shape: int) -> Tokens:

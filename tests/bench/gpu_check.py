@@ -135,10 +135,9 @@ class Checks:
         self, stage: str, dtype: str, **changes: Any
     ) -> tuple[Loss, dict[str, Any], Network, Batch]:
         """Loss, trained adapters, what is frozen, and batch of a stage."""
-        sizes = {"documents": DOCUMENTS, "candidates": 4, "num_memory": MEMORY}
-        sizes |= {"doc_length": 57, "answer_length": 40, "text_vocab": VOCAB}
+        sizes = {"documents": DOCUMENTS, "candidates": 4, "lengths": (57, 40)}
         # Candidates' cosines lie 0.01 apart at least: 10 times what bfloat16 loses.
-        batch = random_batch(stage, seed=35, **sizes)
+        batch = random_batch(stage, network=self.network, seed=35, **sizes)
         selection = SelectionConfig(top_k=DOCUMENTS)
         loss = make_loss(stage, selection=selection)
         trains, network = STAGES[stage].trains, self.typed(dtype, **changes)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from clara_jax.data import Corpus, Document, find_files, read_documents
-from clara_jax.data import corpus as corpus_file
+from clara_jax.data import document_files as corpus_file
 from clara_jax.errors import ClaraError
 
 

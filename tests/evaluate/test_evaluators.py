@@ -166,7 +166,7 @@ def test_shuffled_documents_are_those_of_the_row_before():
 
 def test_what_the_memory_is_worth_is_told_beside_the_loss():
     _, toy = parts()
-    batch = jax.device_get(random_batch("scp", text_vocab=toy.model.text_vocab))
+    batch = jax.device_get(random_batch("scp", network=toy))
     step = make_eval_step(make_loss("scp"))
     state = State({"generator": toy.adapters["generator"]})
     frozen = {k: v for k, v in toy.adapters.items() if k != "generator"}

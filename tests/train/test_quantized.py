@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax.clara import vector_fingerprint
 from clara_jax.config import (
     DataConfig,
     MemoryConfig,
@@ -27,7 +28,6 @@ from clara_jax.train.__main__ import main
 from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.state import count_bytes, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import compile_on_mesh, make_train_step
-from clara_jax.train.vectors import fingerprint
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 KINDS = ("int8", "nf4")
@@ -180,11 +180,10 @@ def test_full_size_models_weigh_less_in_shapes():
 
 def test_cached_vectors_are_those_of_one_kind_of_weights():
     toy = toy_network()
-    memory = MemoryConfig(doc_max_length=8, compression_rate=4)
     found = set()
     for kind in ("none", *KINDS):
         params = quantize_params(jax.device_get(toy.backbone["params"]), kind)
         backbone = {**toy.backbone, "params": params}
         network = toy.replace(backbone=backbone)
-        found.add(fingerprint(network, memory, ["a"]))
+        found.add(vector_fingerprint(network))
     assert len(found) == 3
