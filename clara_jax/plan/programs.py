@@ -363,14 +363,16 @@ def _compile(
         "performed_flops": performed(function, *program.arguments),
         "refused": None,
     }
+    # Outside of the mesh, on whose devices nothing can be computed.
+    run = run_of(case).on(mesh) if case.work == "train" else None
+    given = run.arguments if run else on_mesh(mesh, program.arguments)
     compiled: Any = None
     started = time.perf_counter()
     with jax.set_mesh(mesh):
-        if case.work == "train":
-            run = run_of(case).on(mesh)
-            given, lowered = run.arguments, run.lower(mesh)
+        if run is not None:
+            lowered = run.lower(mesh)
         else:
-            given = there = on_mesh(mesh, program.arguments)
+            there = given
             if before is not None:
                 # The state lies where reading the prompts has left it.
                 there = given[0], placed(given[1], before.output_shardings)
