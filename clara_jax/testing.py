@@ -141,18 +141,6 @@ def toy_tokenizer(
     return tokenizer
 
 
-def random_tokens(
-    rows: int, length: int, seed: int = 0, text_vocab: int = TEXT_VOCAB
-) -> Tokens:
-    """Draw ``[rows, length]`` right-padded words, at least half of each row real."""
-    rng = np.random.default_rng(seed)
-    lists = [
-        _words(rng, int(rng.integers((length + 1) // 2, length + 1)), text_vocab)
-        for _ in range(rows)
-    ]
-    return pad_rows(lists, PAD, rows, length)
-
-
 def random_batch(
     stage: str,
     *,

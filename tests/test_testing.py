@@ -85,12 +85,3 @@ def test_the_tokenizer_knows_the_prompts(template):
     assert ids.count(tokenizer.sep_id) == 2
     assert tokenizer.decode(ids[answer_at:]).strip() == "Who"
     assert (base.pad_token_id, base.bos_token_id, base.eos_token_id) == (0, 1, 2)
-
-
-def test_tokens_are_right_padded():
-    tokens = testing.random_tokens(5, 8)
-    lengths = np.asarray(tokens.mask).sum(-1)
-    np.testing.assert_array_equal(
-        tokens.mask, jnp.arange(8)[None, :] < lengths[:, None]
-    )
-    assert lengths.min() >= 4

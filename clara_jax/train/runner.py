@@ -92,12 +92,7 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
         def late() -> bool:
             return time.perf_counter() - begin >= seconds / 2
 
-        feed, corpus = make_feed(
-            parts,
-            claim,
-            stop,
-            late=late if seconds else None,
-        )
+        feed, corpus = make_feed(parts, claim, stop, late if seconds else None)
         if feed is None:
             raise _interrupted(config, interrupt, "the vectors so far are kept")
         if corpus is not None:
