@@ -11,8 +11,13 @@ from pathlib import Path
 
 # Before the first import of jax, and inherited by the commands that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Tiny programs run once: compile them fast rather than well (half the time).
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS)).strip()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,18 +37,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_ORACLE = ROOT.parent / "shared" / "oracle"
-
-
-# Tiny programs run once: compile them fast rather than well (half the time).
-FAST_COMPILES = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # XLA reads its flags when the first array is made, which is later than this.
-    if config.option.markexpr != "slow":
-        os.environ["XLA_FLAGS"] += f" {FAST_COMPILES}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
