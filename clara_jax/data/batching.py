@@ -124,9 +124,8 @@ def make_batches(
         raise ClaraError("vectors and the documents they belong to go together")
 
     def count(i: int) -> int:
-        if documents is not None:
-            return len(documents.candidates(i))
-        return len(records[i].documents)
+        known = records[i].documents if documents is None else documents.candidates(i)
+        return len(known)
 
     candidates = 0
     if "question" in make.fields and not make.corpus:
@@ -217,9 +216,7 @@ class Windows:
         if self.window > 1:
             order = np.argsort(lengths[:, 0], kind="stable")
         parts = np.split(order, range(self.batch_size, len(order), self.batch_size))
-        found = [
-            ([indices[i] for i in part], longest_of(lengths[part])) for part in parts
-        ]
+        found = [([indices[i] for i in p], longest_of(lengths[p])) for p in parts]
         if self.window > 1:
             draw = np.random.default_rng((self.seed, number))
             found = [found[i] for i in draw.permutation(len(found))]

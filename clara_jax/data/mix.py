@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.mix_database import PARAPHRASE, SINGLE, TABLES, VIEWS, split
+from clara_jax.data.mix_database import PARAPHRASE, SCHEMA, SINGLE, split
 from clara_jax.data.mix_read import Reader, join_contained
 from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
 from clara_jax.data.recipe import STAGES, Recipe
@@ -102,7 +102,7 @@ def mix(
     if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
-    with open_work(scratch, TABLES, VIEWS) as work:
+    with open_work(scratch, SCHEMA) as work:
         work.begin(_flat(identity))
         write_json(scratch / INPUTS, inputs)
         try:

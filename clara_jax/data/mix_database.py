@@ -29,7 +29,8 @@ _TRAIN, _HELD = SPLITS.index("train"), SPLITS.index("held_out")
 # earlier passage that this one is dropped for, a near-duplicate. docs.gold is 2 for the
 # first document that holds the answer, 1 for others. records.split is the place of the
 # source's in SPLITS. tasks are the lines of the files that are written.
-TABLES = """
+# The views have documents and questions of the records that are not dropped.
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS counts(source INTEGER, name TEXT, value INTEGER,
   PRIMARY KEY(source, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS passages(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE,
@@ -54,10 +55,6 @@ CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref 
   chunk INTEGER, copy INTEGER, source INTEGER, pool INTEGER);
 CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
   WITHOUT ROWID;
-"""
-
-# Documents and questions of the records that are not dropped.
-VIEWS = """
 CREATE TEMP VIEW kept AS SELECT record, source, place, kind, split, passage, gold, grp,
   same, records.side AS side, passages.side AS passage_side FROM records JOIN docs
   ON record = records.id JOIN passages ON passages.id = passage WHERE dropped IS NULL;

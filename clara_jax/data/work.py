@@ -68,13 +68,13 @@ def checksums(
             status = file.stat()
         except OSError as error:
             raise ClaraError(f"{file}: {error.strerror or error}") from error
-        found[str(file)] = [status.st_size, status.st_mtime_ns]
-    new = {name for name, times in found.items() if before.get(name, [])[:2] != times}
-    total = sum(found[name][0] for name in new)
+        times, name = [status.st_size, status.st_mtime_ns], str(file)
+        found[name] = before[name] if before.get(name, [])[:2] == times else times
+    new = {name: times for name, times in found.items() if len(times) == 2}
+    total = sum(size for size, _ in new.values())
     with progress(desc="check inputs", total=total, unit="B", unit_scale=True) as bar:
-        for name, times in found.items():
-            content = [] if name in new else before[name][2:]
-            times += content or [checksum(Path(name), bar.update)[1]]
+        for name, times in new.items():
+            times.append(checksum(Path(name), bar.update)[1])
 
     def together(root: Path, files: Sequence[Path]) -> str:
         if files == [root]:
@@ -203,10 +203,10 @@ class Work(sqlite3.Connection):
 
 
 @contextlib.contextmanager
-def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]:
+def open_work(folder: Path, schema: str = "") -> Iterator[Work]:
     """Open the database in a folder, which is made if absent.
 
-    `tables` is SQL that makes tables if absent, `views` SQL for temporary views.
+    `schema` is SQL that makes tables if absent, and temporary views.
 
     Raises:
       ClaraError: another process has it open, it is damaged, or the disk is full; at
@@ -218,7 +218,7 @@ def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]
         base = sqlite3.connect(path, timeout=1, isolation_level=None, factory=Work)
         with contextlib.closing(base) as work:
             work.folder = folder
-            work.executescript(f"{_SETTINGS}{tables}COMMIT;{views}")
+            work.executescript(f"{_SETTINGS}{schema}COMMIT;")
             yield work
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
