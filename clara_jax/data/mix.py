@@ -88,33 +88,33 @@ def mix(
     scratch = folder.with_name(f".{folder.name}.mix")
     start = Path(recipe.file).parent if data is None else Path(data)
     paths = [[start / path for path in source.path] for source in recipe.source]
+    for source, files in zip(recipe.source, paths, strict=True):
+        for path in files:
+            if not Path(str(path).partition("#")[0]).exists():
+                raise ClaraError(
+                    f"{recipe.file}: source '{source.name}': {path}: no such file or "
+                    "folder; relative paths start at --data, else at the recipe"
+                )
     every = [path for files in paths for path in files]
-    names = [source.name for source in recipe.source for _ in source.path]
-    for path, name in zip(every, names, strict=True):
-        if not Path(str(path).partition("#")[0]).exists():
-            raise ClaraError(
-                f"{recipe.file}: source '{name}': {path}: no such file or folder; "
-                "relative paths start at --data, else at the recipe"
-            )
     contents, inputs = checksums(every, progress, [folder, scratch])
     identity = _identity(recipe, contents, tokenizer, max_length)
     manifest = _finished(folder, identity)
     if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
-    with open_work(scratch, SCHEMA) as work:
-        work.begin(_flat(identity))
+    with open_work(scratch, SCHEMA, progress) as work:
+        work.begin({"order of steps": 2, **_flat(identity)})
         write_json(scratch / INPUTS, inputs)
         try:
-            Reader(recipe, paths, tokenizer, max_length, work).run(progress)
-            join_contained(recipe.contained, work, progress)
-            split(recipe, work, progress)
-            plan(recipe, work, progress)
+            Reader(recipe, paths, tokenizer, max_length, work).run()
+            join_contained(recipe.contained, work)
+            split(recipe, work)
+            plan(recipe, work)
         except ClaraError as error:
             if not isinstance(error.__cause__, OSError):
                 shutil.rmtree(scratch, ignore_errors=True)  # it can come to nothing
             raise
-        Writer(recipe, work, progress).run()
+        Writer(recipe, work).run()
         out = scratch / "out"
         manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)

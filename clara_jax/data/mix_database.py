@@ -11,7 +11,7 @@ import hashlib
 from typing import Any
 
 from clara_jax.data.recipe import Recipe
-from clara_jax.data.work import Progress, Work
+from clara_jax.data.work import Work
 from clara_jax.errors import ClaraError
 
 SINGLE, MULTI, PARAPHRASE, TEXT = range(4)
@@ -53,11 +53,12 @@ CREATE INDEX IF NOT EXISTS questions_record ON questions(record);
 CREATE INDEX IF NOT EXISTS questions_piece ON questions(piece);
 CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref INTEGER,
   chunk INTEGER, copy INTEGER, source INTEGER, pool INTEGER);
-CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
-  WITHOUT ROWID;
 CREATE TEMP VIEW kept AS SELECT record, source, place, kind, split, passage, gold, grp,
   same, records.side AS side, passages.side AS passage_side FROM records JOIN docs
   ON record = records.id JOIN passages ON passages.id = passage WHERE dropped IS NULL;
+CREATE TEMP VIEW pools AS SELECT -1 - side AS pool, pieces.id AS piece FROM kept
+  JOIN pieces USING (passage) UNION SELECT source, pieces.id FROM kept
+  JOIN pieces USING (passage) WHERE side = 0;
 CREATE TEMP VIEW asked AS SELECT questions.*, source, kind, side FROM questions
   JOIN records ON records.id = record WHERE dropped IS NULL;
 """
@@ -80,32 +81,29 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def split(recipe: Recipe, work: Work, progress: Progress) -> None:
+def split(recipe: Recipe, work: Work) -> None:
     """Give every passage and record its side, and drop what cannot be used.
 
     Raises:
       ClaraError: a passage is on both sides by the recipe.
     """
-    if work.note("split"):
-        return
-    with work.step(), progress(desc="split", total=2, unit="step") as bar:
-        found = work.row(
-            "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
-            f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
-            f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+    steps = (_refuse_both, _choose_sides, _drop)
+    work.in_steps("split", len(steps), 1, lambda i, _: steps[i](recipe, work), "step")
+
+
+def _refuse_both(recipe: Recipe, work: Work) -> None:
+    found = work.row(
+        "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
+        f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
+        f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+    )
+    if found:
+        train, place, held, other = found
+        raise ClaraError(
+            f"{place} (source '{recipe.source[train].name}', split train): its passage "
+            f"is also {other} (source '{recipe.source[held].name}', split held_out); "
+            "take it out of one of them"
         )
-        if found:
-            train, place, held, other = found
-            raise ClaraError(
-                f"{place} (source '{recipe.source[train].name}', split train): its "
-                f"passage is also {other} (source '{recipe.source[held].name}', split "
-                "held_out); take it out of one of them"
-            )
-        _choose_sides(recipe, work)
-        bar.update(1)
-        _drop(work)
-        bar.update(1)
-        work.set_note("split", True)
 
 
 def _choose_sides(recipe: Recipe, work: Work) -> None:
@@ -156,7 +154,7 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     work.execute(f"{records.format('LIMIT 1')} <> {MULTI}")
 
 
-def _drop(work: Work) -> None:
+def _drop(_: Recipe, work: Work) -> None:
     for reason, condition in {
         # One that the recipe holds out stays, unless it is that of another such.
         "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "

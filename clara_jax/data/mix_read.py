@@ -36,7 +36,7 @@ from clara_jax.data.near_duplicates import (
 from clara_jax.data.recipe import Recipe, Source
 from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records
-from clara_jax.data.work import Progress, Work
+from clara_jax.data.work import Work
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 256
@@ -64,14 +64,13 @@ class Reader:
     max_length: int
     work: Work
 
-    def run(self, progress: Progress) -> None:
+    def run(self) -> None:
         """Read everything that is not read yet."""
         for number in range(self.work.note("sources") or 0, len(self.paths)):
             source = self.recipe.source[number]
             records = open_records(self.paths[number], source.format)
             take = functools.partial(self._take, number, records)
-            bar = functools.partial(progress, desc=f"read {source.name}", unit="rec")
-            self.work.in_steps(f"read {number}", len(records), CHUNK, take, bar)
+            self.work.in_steps(f"read {source.name}", len(records), CHUNK, take, "rec")
             self.work.set_note("sources", number + 1)
 
     def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
@@ -256,7 +255,7 @@ def _places(text: str, answer: str) -> list[tuple[int, int]]:
     return []
 
 
-def join_contained(threshold: float, work: Work, progress: Progress) -> None:
+def join_contained(threshold: float, work: Work) -> None:
     """Join the groups of passages that overlap, going on where it stopped.
 
     They do where one is `contained`, or a piece of it, in the other by `threshold` or
@@ -268,22 +267,14 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
             rows = [(one, passage) for one in marks(_text(work, passage)).tolist()]
             work.executemany("INSERT INTO marks VALUES (?, ?)", rows)
 
-    (last,) = work.row("SELECT coalesce(max(id), 0) FROM passages")
-    bar = functools.partial(progress, desc="overlaps: read", unit="passage")
-    work.in_steps("marked", last, CHUNK, mark, bar)
-    if work.note("paired") is None:
-        with work.step(), progress(desc="overlaps", total=2, unit="step") as bar:
-            work.execute("CREATE INDEX marks_mark ON marks(mark, passage)")
-            bar.update(1)
-            # Passages that have a mark in common, the later one first.
-            work.execute(
-                "CREATE TABLE pairs AS SELECT DISTINCT a.passage AS passage, b.passage "
-                "AS other FROM (SELECT mark FROM marks GROUP BY mark HAVING count(*) "
-                f"BETWEEN 2 AND {COMMON}) JOIN marks a USING (mark) JOIN marks b USING "
-                "(mark) WHERE b.passage < a.passage ORDER BY 1, 2"
-            )
-            bar.update(1)
-            work.set_note("paired", 0)
+    # Passages that have a mark in common, the later one first.
+    pairing = (
+        "CREATE INDEX marks_mark ON marks(mark, passage)",
+        "CREATE TABLE pairs AS SELECT DISTINCT a.passage AS passage, b.passage AS "
+        "other FROM (SELECT mark FROM marks GROUP BY mark HAVING count(*) BETWEEN 2 "
+        f"AND {COMMON}) JOIN marks a USING (mark) JOIN marks b USING (mark) WHERE "
+        "b.passage < a.passage ORDER BY 1, 2",
+    )
 
     @functools.lru_cache(CHUNK)
     def runs_of(passage: int) -> Any:
@@ -299,9 +290,11 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
                 if max(contained(ones, other), contained(others, one)) >= threshold:
                     _join(work, *pair)
 
+    (last,) = work.row("SELECT coalesce(max(id), 0) FROM passages")
+    work.in_steps("overlaps: read", last, CHUNK, mark, "passage")
+    work.in_steps("overlaps", 2, 1, lambda i, _: work.execute(pairing[i]), "step")
     (last,) = work.row("SELECT coalesce(max(rowid), 0) FROM pairs")
-    bar = functools.partial(progress, desc="overlaps: compare", unit="pair")
-    work.in_steps("paired", last, CHUNK, compare, bar)
+    work.in_steps("overlaps: compare", last, CHUNK, compare, "pair")
 
 
 def _pieces(work: Work, passage: int) -> list[tuple[int, int, int]]:
