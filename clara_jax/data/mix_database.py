@@ -18,18 +18,16 @@ SINGLE, MULTI, PARAPHRASE, TEXT = range(4)
 """Kinds of records: questions about one passage, questions with several documents of
 which some are marked, a passage in other words, a passage alone."""
 
-SPLITS = ("hash", "train", "held_out")
 TRAIN, HELD_OUT = 0, 1
 """Sides."""
-
-_TRAIN, _HELD = SPLITS.index("train"), SPLITS.index("held_out")
 
 # passages.draw decides the side; grp is the first of all passages that are on one side
 # with this one, since each is nearly the same as another or overlaps it; same is an
 # earlier passage that this one is dropped for, a near-duplicate. docs.gold is 2 for the
-# first document that holds the answer, 1 for others. records.split is the place of the
-# source's in SPLITS. tasks are the lines of the files that are written.
-# The views have documents and questions of the records that are not dropped.
+# first document that holds the answer, 1 for others. records.split is the source's.
+# tasks are the lines of the files that are written. The views are of records that are
+# not dropped: their documents, their questions, and the pieces that other records'
+# documents are taken from, which are those of a source (training) or of a side.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS counts(source INTEGER, name TEXT, value INTEGER,
   PRIMARY KEY(source, name)) WITHOUT ROWID;
@@ -43,7 +41,7 @@ CREATE TABLE IF NOT EXISTS pieces(id INTEGER PRIMARY KEY, passage INTEGER, part 
   start INTEGER, stop INTEGER, tokens INTEGER);
 CREATE UNIQUE INDEX IF NOT EXISTS pieces_passage ON pieces(passage, part);
 CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, source INTEGER, place TEXT,
-  kind INTEGER, split INTEGER, side INTEGER, dropped TEXT);
+  kind INTEGER, split TEXT, side INTEGER, dropped TEXT);
 CREATE TABLE IF NOT EXISTS docs(record INTEGER, position INTEGER, passage INTEGER,
   part INTEGER, gold INTEGER, PRIMARY KEY(record, position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS docs_passage ON docs(passage);
@@ -94,8 +92,8 @@ def split(recipe: Recipe, work: Work) -> None:
 def _refuse_both(recipe: Recipe, work: Work) -> None:
     found = work.row(
         "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
-        f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
-        f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+        f"(passage) WHERE t.split = 'train' AND t.kind <> {MULTI} AND h.split = "
+        f"'held_out' AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
     )
     if found:
         train, place, held, other = found
@@ -119,9 +117,9 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     (total,) = work.row("SELECT count(*) FROM passages")
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
     work.execute(
-        "CREATE TABLE groups AS SELECT grp AS id, "
-        f"max(split = {_TRAIN} AND (kind <> {MULTI} OR gold > 0)) OR "
-        f"count(DISTINCT passage) > {most} AS train, max(split = {_HELD}) AS held, "
+        "CREATE TABLE groups AS SELECT grp AS id, max(split = 'held_out') AS held, "
+        f"max(split = 'train' AND (kind <> {MULTI} OR gold > 0)) OR "
+        f"count(DISTINCT passage) > {most} AS train, "
         f"max(kind IN ({SINGLE}, {PARAPHRASE}) OR gold = 2) AS asked, "
         "0 AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
     )
@@ -131,13 +129,14 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
         "(SELECT draw FROM passages WHERE passages.id = groups.id) < ? END",
         (share(recipe.held_out),),
     )
-    # A record is on the side of its source, else of the group of a document.
-    records = (
-        f"UPDATE records SET side = CASE split WHEN {_TRAIN} THEN {TRAIN} WHEN {_HELD} "
-        f"THEN {HELD_OUT} ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id "
-        "= grp WHERE record = records.id {}) END WHERE dropped IS NULL AND kind "
+    # A record is on the side of its source, else of its first document with the answer.
+    choose = (
+        "UPDATE records SET side = CASE split WHEN 'train' THEN 0 WHEN 'held_out' THEN "
+        "1 ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id = grp WHERE "
+        "record = records.id ORDER BY gold DESC LIMIT 1) END "
+        "WHERE dropped IS NULL AND kind"
     )
-    work.execute(f"{records.format('AND gold = 2')} = {MULTI}")
+    work.execute(f"{choose} = {MULTI}")
     for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
         work.execute(
             f"UPDATE groups SET {name} = 1 WHERE id IN "
@@ -151,15 +150,15 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     work.execute(
         "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
     )
-    work.execute(f"{records.format('LIMIT 1')} <> {MULTI}")
+    work.execute(f"{choose} <> {MULTI}")
 
 
 def _drop(_: Recipe, work: Work) -> None:
     for reason, condition in {
         # One that the recipe holds out stays, unless it is that of another such.
         "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "
-        f"{_HELD} OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
-        f"WHERE d.passage = same AND r.split = {_HELD}))",
+        "'held_out' OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
+        "WHERE d.passage = same AND r.split = 'held_out'))",
         "split_conflicts": f"passage_side <> side AND (kind <> {MULTI} OR gold > 0)",
     }.items():
         work.execute(

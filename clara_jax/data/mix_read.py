@@ -19,7 +19,6 @@ from clara_jax.data.mix_database import (
     MULTI,
     PARAPHRASE,
     SINGLE,
-    SPLITS,
     TEXT,
     draw,
     text_key,
@@ -89,7 +88,9 @@ class Reader:
                 break
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
-            taken.append((record, passages))
+            # Documents without questions are a record each.
+            parts = [[one] for one in passages] if record.kind == "text" else [passages]
+            taken += [(record, part) for part in parts]
         lengths = self.tokenizer.document_lengths(list(new.values()))
         for (passage, text), length in zip(new.items(), lengths, strict=True):
             self._cut(passage, text, length)
@@ -106,8 +107,11 @@ class Reader:
         if found is not None:
             return found[0]
         chance = draw("side", self.recipe.seed, key.hex())
-        number = self.work.insert("passages", key=key, text=text, draw=chance)
-        self.work.execute(f"UPDATE passages SET grp = id WHERE id = {number}")
+        number = self.work.insert(
+            "INSERT INTO passages(key, text, draw, grp) SELECT ?, ?, ?, "
+            "coalesce(max(id), 0) + 1 FROM passages",  # a group of its own
+            (key, text, chance),
+        )
         new[number] = text
         return number
 
@@ -153,19 +157,10 @@ class Reader:
         """Store a record, its documents and questions."""
         work, source = self.work, self.recipe.source[number]
         kind, gold = _kind_of(record, source)
-        if kind == TEXT and len(passages) > 1:
-            for text, passage in zip(record.documents, passages, strict=True):
-                one = dataclasses.replace(record, documents=(text,))
-                self._record(number, one, [passage])
-            return
         dropped = "without_gold" if kind == MULTI and not gold else None
         name = work.insert(
-            "records",
-            source=number,
-            place=record.source,
-            kind=kind,
-            split=SPLITS.index(source.split),
-            dropped=dropped,
+            "INSERT INTO records VALUES (NULL, ?, ?, ?, ?, NULL, ?)",
+            (number, record.source, kind, source.split, dropped),
         )
         right = dict.fromkeys((passages[i] for i in gold), 1)
         if gold:

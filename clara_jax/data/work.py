@@ -178,11 +178,9 @@ class Work(sqlite3.Connection):
 
             self.in_steps(name, total, size, step, "rec")
 
-    def insert(self, table: str, **values: Any) -> int:
-        """Insert a row, and return its number."""
-        names, marks = ", ".join(values), ", ".join("?" * len(values))
-        query = f"INSERT INTO {table}({names}) VALUES ({marks})"
-        return self.execute(query, tuple(values.values())).lastrowid or 0
+    def insert(self, query: str, values: Iterable[Any]) -> int:
+        """Return the number of the row that a query inserts."""
+        return self.execute(query, tuple(values)).lastrowid or 0
 
     def row(self, query: str, values: Iterable[Any] = ()) -> Any:
         """Return the first row of a query, None if there is none."""
