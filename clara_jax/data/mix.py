@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.mix_database import PARAPHRASE, SCHEMA, SINGLE, split
+from clara_jax.data.mix_database import SCHEMA, split
 from clara_jax.data.mix_read import Reader, join_contained
 from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
 from clara_jax.data.recipe import STAGES, Recipe
@@ -209,7 +209,7 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
     ]
     # Another passage may answer the same question: this is no leak, but worth knowing.
     (both,) = work.row(
-        f"SELECT count(*) FROM (SELECT 1 FROM asked WHERE kind <> {PARAPHRASE} "
+        "SELECT count(*) FROM (SELECT 1 FROM asked WHERE kind <> 'paraphrase' "
         "GROUP BY lower(question) HAVING min(side) < max(side))"
     )
     (group,) = work.row(
@@ -227,7 +227,7 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
         for name, query in {
             "passages": f"side, count(*) FROM {every}",
             "tokens": f"side, sum(tokens) FROM {every} JOIN pieces USING (passage)",
-            "questions": f"side, count(*) FROM asked WHERE kind <> {PARAPHRASE}",
+            "questions": "side, count(*) FROM asked WHERE kind <> 'paraphrase'",
             "dropped": "name, sum(value) FROM counts",
         }.items():
             rows = work.execute(f"SELECT {which}, {query} GROUP BY 1, 2")
@@ -257,7 +257,7 @@ def _count_files(
     pairs = work.execute(
         "SELECT file, source, sum(n) FROM (SELECT DISTINCT file, source, ref FROM "
         f"tasks WHERE kind = {PAIRS}) JOIN (SELECT piece, count(*) AS n FROM asked "
-        f"WHERE {weighted(recipe, 'scp')} AND kind = {SINGLE} GROUP BY piece) "
+        f"WHERE {weighted(recipe, 'scp')} AND kind = 'single' GROUP BY piece) "
         "ON piece = ref GROUP BY file, source"
     )
     grouped = {(file, source): number for file, source, number in pairs}

@@ -14,20 +14,18 @@ from clara_jax.data.recipe import Recipe
 from clara_jax.data.work import Work
 from clara_jax.errors import ClaraError
 
-SINGLE, MULTI, PARAPHRASE, TEXT = range(4)
-"""Kinds of records: questions about one passage, questions with several documents of
-which some are marked, a passage in other words, a passage alone."""
-
 TRAIN, HELD_OUT = 0, 1
 """Sides."""
 
 # passages.draw decides the side; grp is the first of all passages that are on one side
 # with this one, since each is nearly the same as another or overlaps it; same is an
 # earlier passage that this one is dropped for, a near-duplicate. docs.gold is 2 for the
-# first document that holds the answer, 1 for others. records.split is the source's.
-# tasks are the lines of the files that are written. The views are of records that are
-# not dropped: their documents, their questions, and the pieces that other records'
-# documents are taken from, which are those of a source (training) or of a side.
+# first document that holds the answer, 1 for others. records.kind is single (questions
+# about one passage), multi (a question with several documents, of which some are
+# marked), paraphrase (a passage in other words) or text (a passage alone); split is the
+# source's. tasks are the lines of the files that are written. The views are of records
+# that are not dropped: their documents, their questions, and the pools of pieces (of a
+# source in training, or of a side) that documents are added from.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS counts(source INTEGER, name TEXT, value INTEGER,
   PRIMARY KEY(source, name)) WITHOUT ROWID;
@@ -41,7 +39,7 @@ CREATE TABLE IF NOT EXISTS pieces(id INTEGER PRIMARY KEY, passage INTEGER, part 
   start INTEGER, stop INTEGER, tokens INTEGER);
 CREATE UNIQUE INDEX IF NOT EXISTS pieces_passage ON pieces(passage, part);
 CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, source INTEGER, place TEXT,
-  kind INTEGER, split TEXT, side INTEGER, dropped TEXT);
+  kind TEXT, split TEXT, side INTEGER, dropped TEXT);
 CREATE TABLE IF NOT EXISTS docs(record INTEGER, position INTEGER, passage INTEGER,
   part INTEGER, gold INTEGER, PRIMARY KEY(record, position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS docs_passage ON docs(passage);
@@ -92,8 +90,8 @@ def split(recipe: Recipe, work: Work) -> None:
 def _refuse_both(recipe: Recipe, work: Work) -> None:
     found = work.row(
         "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
-        f"(passage) WHERE t.split = 'train' AND t.kind <> {MULTI} AND h.split = "
-        f"'held_out' AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+        "(passage) WHERE t.split = 'train' AND t.kind <> 'multi' AND h.split = "
+        "'held_out' AND h.kind <> 'multi' ORDER BY t.record, h.record LIMIT 1"
     )
     if found:
         train, place, held, other = found
@@ -118,9 +116,9 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
     work.execute(
         "CREATE TABLE groups AS SELECT grp AS id, max(split = 'held_out') AS held, "
-        f"max(split = 'train' AND (kind <> {MULTI} OR gold > 0)) OR "
+        f"max(split = 'train' AND (kind <> 'multi' OR gold > 0)) OR "
         f"count(DISTINCT passage) > {most} AS train, "
-        f"max(kind IN ({SINGLE}, {PARAPHRASE}) OR gold = 2) AS asked, "
+        f"max(kind IN ('single', 'paraphrase') OR gold = 2) AS asked, "
         "0 AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
     )
     work.execute("CREATE UNIQUE INDEX groups_id ON groups(id)")
@@ -136,11 +134,11 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
         "record = records.id ORDER BY gold DESC LIMIT 1) END "
         "WHERE dropped IS NULL AND kind"
     )
-    work.execute(f"{choose} = {MULTI}")
+    work.execute(f"{choose} = 'multi'")
     for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
         work.execute(
             f"UPDATE groups SET {name} = 1 WHERE id IN "
-            f"(SELECT grp FROM kept WHERE kind = {MULTI} AND side = {side})"
+            f"(SELECT grp FROM kept WHERE kind = 'multi' AND side = {side})"
         )
     work.execute(
         "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 "
@@ -150,16 +148,16 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     work.execute(
         "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
     )
-    work.execute(f"{choose} <> {MULTI}")
+    work.execute(f"{choose} <> 'multi'")
 
 
 def _drop(_: Recipe, work: Work) -> None:
     for reason, condition in {
         # One that the recipe holds out stays, unless it is that of another such.
-        "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "
+        "near_duplicates": "kind <> 'multi' AND same IS NOT NULL AND (split <> "
         "'held_out' OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
         "WHERE d.passage = same AND r.split = 'held_out'))",
-        "split_conflicts": f"passage_side <> side AND (kind <> {MULTI} OR gold > 0)",
+        "split_conflicts": "passage_side <> side AND (kind <> 'multi' OR gold > 0)",
     }.items():
         work.execute(
             f"UPDATE records SET dropped = '{reason}' WHERE id IN "

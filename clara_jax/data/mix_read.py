@@ -16,10 +16,6 @@ from typing import Any
 
 from clara_jax.data.chunking import split_text
 from clara_jax.data.mix_database import (
-    MULTI,
-    PARAPHRASE,
-    SINGLE,
-    TEXT,
     draw,
     text_key,
 )
@@ -157,7 +153,7 @@ class Reader:
         """Store a record, its documents and questions."""
         work, source = self.work, self.recipe.source[number]
         kind, gold = _kind_of(record, source)
-        dropped = "without_gold" if kind == MULTI and not gold else None
+        dropped = "without_gold" if kind == "multi" and not gold else None
         name = work.insert(
             "INSERT INTO records VALUES (NULL, ?, ?, ?, ?, NULL, ?)",
             (number, record.source, kind, source.split, dropped),
@@ -168,7 +164,7 @@ class Reader:
         # Repeated documents of one record count once.
         for position, passage in enumerate(dict.fromkeys(passages)):
             part = None
-            if kind == MULTI and passage in right:
+            if kind == "multi" and passage in right:
                 part = self._part(passage, record.pair(0)[2])
             work.execute(
                 "INSERT INTO docs VALUES (?, ?, ?, ?, ?)",
@@ -176,7 +172,7 @@ class Reader:
             )
         if dropped:
             _count(work, number, dropped, len(record.questions))
-        elif kind != TEXT:
+        elif kind != "text":
             hint = "|".join(map(str, sorted(right)))
             for i in range(max(len(record.questions), 1)):
                 pair = record.pair(i)
@@ -191,11 +187,11 @@ class Reader:
         if not target.strip():
             return "unanswerable"
         piece, said = None, f"{hint}\n{kind}\n{question}"
-        if kind == PARAPHRASE:
+        if kind == "paraphrase":
             said += f"\n{target}"
-        if kind != MULTI:
+        if kind != "multi":
             pieces = _pieces(self.work, passage)
-            if kind == PARAPHRASE and len(pieces) > 1:
+            if kind == "paraphrase" and len(pieces) > 1:
                 return "long_paraphrases"
             part = self._part(passage, (target, *answers))
             if part is None:
@@ -232,13 +228,13 @@ def _count(work: Work, source: int, name: str, number: int = 1) -> None:
 def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
     """Return a record's kind, and the places of the documents with the answer."""
     if record.kind == "text":
-        return TEXT, ()
+        return "text", ()
     if record.kind == "paraphrase":
-        return PARAPHRASE, (0,)
+        return "paraphrase", (0,)
     if len(record.documents) == 1:
-        return SINGLE, (0,)
+        return "single", (0,)
     every = tuple(range(len(record.documents))) if source.gold == "all" else ()
-    return MULTI, record.positives or every
+    return "multi", record.positives or every
 
 
 def _places(text: str, answer: str) -> list[tuple[int, int]]:

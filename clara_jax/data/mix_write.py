@@ -14,9 +14,6 @@ import numpy as np
 from clara_jax.data.candidates import Ranking
 from clara_jax.data.mix_database import (
     HELD_OUT,
-    MULTI,
-    PARAPHRASE,
-    SINGLE,
     TRAIN,
     draw,
     share,
@@ -100,12 +97,12 @@ def plan(recipe: Recipe, work: Work) -> None:
 
 
 _LINES = {
-    QUESTION: f"id, 0, source, 1 FROM asked WHERE {{whose}} AND kind <> {PARAPHRASE}",
-    PARAPHRASED: f"id, 0, source, 1 FROM asked WHERE {{whose}} AND kind = {PARAPHRASE}",
+    QUESTION: "id, 0, source, 1 FROM asked WHERE {whose} AND kind <> 'paraphrase'",
+    PARAPHRASED: "id, 0, source, 1 FROM asked WHERE {whose} AND kind = 'paraphrase'",
     PAIRS: "piece, min(id), source, (count(*) + {pairs} - 1) / {pairs} FROM asked "
-    f"WHERE {{whose}} AND kind = {SINGLE} GROUP BY piece",
+    "WHERE {whose} AND kind = 'single' GROUP BY piece",
     REPEAT: "pieces.id, min(record), source, 1 FROM kept JOIN pieces USING (passage) "
-    f"WHERE {{whose}} AND (same IS NULL OR kind <> {MULTI}) GROUP BY pieces.id",
+    "WHERE {whose} AND (same IS NULL OR kind <> 'multi') GROUP BY pieces.id",
 }
 """Queries for lines by kind: the id of what they are made of, the first question or
 record that names its source, that source, how many lines there are."""
@@ -232,7 +229,7 @@ class Writer:
         """Return a line on one piece, with an even share of its questions."""
         rows = self._work.execute(
             "SELECT question, target FROM asked WHERE piece = ? AND "
-            f"{weighted(self._recipe, 'scp')} AND kind = {SINGLE} ORDER BY id",
+            f"{weighted(self._recipe, 'scp')} AND kind = 'single' ORDER BY id",
             (piece,),
         ).fetchall()
         chunks = -(-len(rows) // self._recipe.pairs)
