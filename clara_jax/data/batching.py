@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -24,6 +23,7 @@ from clara_jax.clara.batches import Batch
 from clara_jax.data.collating import Layout, Vectors, collate, longest_of, measure
 from clara_jax.data.examples import Example, ExampleMaker
 from clara_jax.data.records import RecordSource
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 
 
@@ -41,8 +41,7 @@ class UniqueDocuments:
         for i in range(len(records)):
             row = []
             for j, text in enumerate(records[i].documents):
-                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-                number = numbers.setdefault(digest, len(numbers))
+                number = numbers.setdefault(text_digest(text), len(numbers))
                 if number == len(self._places):
                     self._places.append((i, j))
                 row.append(number)

@@ -9,7 +9,6 @@ ranking goes on with the block that it was at.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import re
@@ -25,6 +24,7 @@ from clara_jax.data.document_files import Corpus
 from clara_jax.data.records import Record, clara_fields
 from clara_jax.data.sources import Records
 from clara_jax.data.work import Progress, Work, checksums, open_work, silent
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import writing
 from clara_jax.text.bm25 import Bm25, Statistics, tokenize
@@ -186,16 +186,15 @@ def _fields(
 
 def _words(text: str) -> bytes:
     """Return a digest of a text's words, whatever their case and punctuation."""
-    words = " ".join(re.findall(r"\w+", text.lower())) or text
-    return hashlib.blake2b(words.encode(), digest_size=16).digest()
+    return text_digest(" ".join(re.findall(r"\w+", text.lower())) or text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
-    `read` returns the texts of documents from, to. The ranking lies in the work's
-    folder and is noted there, under its name.
+    `read` returns the texts of documents from, to, or to the last. The ranking lies in
+    the work's folder and is noted there, under its name.
     """
 
     work: Work
@@ -242,7 +241,7 @@ class Ranking:
         return best_of(blocks)["place"].view(np.ndarray)
 
     def _texts(self, block: int) -> list[str]:
-        return self.read(block * BLOCK, min((block + 1) * BLOCK, self.documents))
+        return self.read(block * BLOCK, (block + 1) * BLOCK)
 
     def _count(self, questions: Sequence[str], blocks: int) -> Statistics:
         """Count the questions' words in all documents."""

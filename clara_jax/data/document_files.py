@@ -21,7 +21,7 @@ import numpy as np
 
 from clara_jax.data.records import passage
 from clara_jax.data.sources import JsonFile
-from clara_jax.documents import Document, is_unicode
+from clara_jax.documents import Document, is_unicode, text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
@@ -64,16 +64,14 @@ def find_files(paths: Sequence[str | Path]) -> tuple[list[DocumentFile], list[Pa
                 raise ClaraError(f"{path}: no such file or folder")
             found.append(DocumentFile(path, path.name))
             continue
-        count = len(found)
-        for file in sorted(_walk(path), key=lambda file: Path(file.name).parts):
-            if file.path.suffix.lower() in kinds:
-                found.append(file)
-            else:
-                others.append(file.path)
-        if len(found) == count:
+        inside = sorted(_walk(path), key=lambda file: Path(file.name).parts)
+        own = [file for file in inside if file.path.suffix.lower() in kinds]
+        if not own:
             raise ClaraError(
                 f"{path}: the folder holds no files of documents ({', '.join(kinds)})"
             )
+        found += own
+        others += [f.path for f in inside if f.path.suffix.lower() not in kinds]
     return found, others
 
 
@@ -263,8 +261,7 @@ class Corpus:
 
 
 def _hash(name: str) -> int:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(text_digest(name, 8), "little")
 
 
 def _text_document(path: Path) -> Document:

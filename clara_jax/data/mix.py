@@ -10,7 +10,6 @@ they were killed. The same input makes the same bytes, but for ``inputs.json``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from clara_jax.data.work import (
     open_work,
     silent,
 )
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json, writing
 from clara_jax.text import ClaraTokenizer
@@ -140,19 +140,16 @@ def _identity(
     settings = {
         "version": VERSION,
         "max_length": max_length,
-        "tokenizer": _digest(tokenizer.base.backend_tokenizer.to_str()),
+        "tokenizer": text_digest(tokenizer.base.backend_tokenizer.to_str()).hex(),
         "recipe": fields,
     }
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    digest = text_digest(text).hex()
     found = iter(contents)
     inputs = {s.name: {name: next(found) for name in s.path} for s in recipe.source}
-    identity = {"digest": _digest(text), "settings": settings, "inputs": inputs}
+    identity = {"digest": digest, "settings": settings, "inputs": inputs}
     # Through JSON once, so that it compares with what was written.
     return json.loads(json.dumps(identity))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

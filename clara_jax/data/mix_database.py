@@ -7,11 +7,11 @@ one of them holds the answer.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from clara_jax.data.recipe import Recipe
 from clara_jax.data.work import Work
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 
 TRAIN, HELD_OUT = 0, 1
@@ -62,8 +62,7 @@ CREATE TEMP VIEW asked AS SELECT questions.*, source, kind, side FROM questions
 
 def draw(*parts: Any) -> int:
     """Return 62 bits that follow from the arguments and look like chance."""
-    text = "\0".join(map(str, parts))
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = text_digest("\0".join(map(str, parts)), 8)
     return int.from_bytes(digest, "little") >> 2
 
 
@@ -74,7 +73,7 @@ def share(number: float) -> int:
 
 def text_key(text: str) -> bytes:
     """Return a digest of a text, its white space apart."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+    return text_digest(" ".join(text.split()))
 
 
 def split(recipe: Recipe, work: Work) -> None:

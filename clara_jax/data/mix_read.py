@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.data.chunking import split_text
-from clara_jax.data.mix_database import (
-    draw,
-    text_key,
-)
+from clara_jax.data.mix_database import draw, text_key
 from clara_jax.data.near_duplicates import (
     BANDS,
     NearDuplicates,

@@ -12,12 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clara_jax.data.candidates import Ranking
-from clara_jax.data.mix_database import (
-    HELD_OUT,
-    TRAIN,
-    draw,
-    share,
-)
+from clara_jax.data.mix_database import HELD_OUT, TRAIN, draw, share
 from clara_jax.data.recipe import MOST, STAGES, Recipe
 from clara_jax.data.records import clara_fields
 from clara_jax.data.work import Work
