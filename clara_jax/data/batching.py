@@ -154,6 +154,7 @@ def make_batches(
         workers=data.workers,
         vectors=vectors,
         part=part,
+        rows=range(batch_size) if part.rows is None else part.rows,
     )
 
 
@@ -166,6 +167,7 @@ class Windows:
       window: batches whose examples are sorted together; 1 keeps the order.
       seed: of the order of a window's batches.
       workers: threads that make examples ahead; 0 makes them when they are needed.
+      rows: of a batch, that this process makes.
     """
 
     examples: Any
@@ -177,14 +179,10 @@ class Windows:
     workers: int
     vectors: Vectors | None
     part: Part
+    rows: Sequence[int]
 
     def __iter__(self) -> WindowIterator:
         return WindowIterator(self)
-
-    @property
-    def rows(self) -> Sequence[int]:
-        """Rows of a batch that this process makes."""
-        return range(self.batch_size) if self.part.rows is None else self.part.rows
 
     def indices(self, number: int) -> range:
         """Return the examples of a window, counted from 0."""

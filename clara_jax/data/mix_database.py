@@ -113,41 +113,37 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     """
     (total,) = work.row("SELECT count(*) FROM passages")
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
+    # The side is that by the hash at first.
     work.execute(
         "CREATE TABLE groups AS SELECT grp AS id, max(split = 'held_out') AS held, "
-        f"max(split = 'train' AND (kind <> 'multi' OR gold > 0)) OR "
+        "max(split = 'train' AND (kind <> 'multi' OR gold > 0)) OR "
         f"count(DISTINCT passage) > {most} AS train, "
-        f"max(kind IN ('single', 'paraphrase') OR gold = 2) AS asked, "
-        "0 AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
+        "max(kind IN ('single', 'paraphrase') OR gold = 2) AS asked, "
+        f"(SELECT draw FROM passages WHERE id = kept.grp) < {share(recipe.held_out)} "
+        "AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
     )
     work.execute("CREATE UNIQUE INDEX groups_id ON groups(id)")
-    work.execute(
-        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 ELSE "
-        "(SELECT draw FROM passages WHERE passages.id = groups.id) < ? END",
-        (share(recipe.held_out),),
-    )
+    rules = "CASE WHEN held THEN 1 WHEN train THEN 0 {} ELSE side END"
+    beside = "WHEN held_beside THEN 1 WHEN asked THEN side WHEN train_beside THEN 0"
     # A record is on the side of its source, else of its first document with the answer.
-    choose = (
+    records = (
         "UPDATE records SET side = CASE split WHEN 'train' THEN 0 WHEN 'held_out' THEN "
         "1 ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id = grp WHERE "
         "record = records.id ORDER BY gold DESC LIMIT 1) END "
         "WHERE dropped IS NULL AND kind"
     )
-    work.execute(f"{choose} = 'multi'")
+    work.execute(f"UPDATE groups SET side = {rules.format('')}")
+    work.execute(f"{records} = 'multi'")
     for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
         work.execute(
             f"UPDATE groups SET {name} = 1 WHERE id IN "
             f"(SELECT grp FROM kept WHERE kind = 'multi' AND side = {side})"
         )
-    work.execute(
-        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 "
-        "WHEN held_beside THEN 1 WHEN asked THEN side WHEN train_beside THEN 0 "
-        "ELSE side END"
-    )
+    work.execute(f"UPDATE groups SET side = {rules.format(beside)}")
     work.execute(
         "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
     )
-    work.execute(f"{choose} <> 'multi'")
+    work.execute(f"{records} <> 'multi'")
 
 
 def _drop(_: Recipe, work: Work) -> None:

@@ -307,10 +307,9 @@ def scores_of(
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
         length = fmean(len(text.split()) for text in said)
-        answers[condition] = {"output_length": {"mean": length}}
-        for name in ANSWER_METRICS:
-            each = best_scores(name, said, golds)
-            answers[condition][name] = bootstrap(each, seed)
+        each = {name: best_scores(name, said, golds) for name in ANSWER_METRICS}
+        own = {name: bootstrap(scores, seed) for name, scores in each.items()}
+        answers[condition] = {"output_length": {"mean": length}, **own}
     positives = [p.positives for p in predictions]
     ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
     retrieval = {
