@@ -177,7 +177,7 @@ class Reader:
                     _count(work, number, lost)
 
     def _question(
-        self, kind: int, record: int, pair: Any, passage: int, hint: str
+        self, kind: str, record: int, pair: Any, passage: int, hint: str
     ) -> str:
         """Store a question or paraphrase; return why it cannot be, if so."""
         question, target, answers = pair
@@ -222,7 +222,7 @@ def _count(work: Work, source: int, name: str, number: int = 1) -> None:
     )
 
 
-def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
+def _kind_of(record: Record, source: Source) -> tuple[str, tuple[int, ...]]:
     """Return a record's kind, and the places of the documents with the answer."""
     if record.kind == "text":
         return "text", ()
