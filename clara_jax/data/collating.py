@@ -115,20 +115,16 @@ def _candidates(
     rows: Sequence[Example], longest: int, layout: Layout, vectors: Vectors | None
 ) -> dict[str, Any]:
     width = layout.candidates
-    mask = np.zeros((len(rows), width), bool)
-    positives = np.zeros((len(rows), width), bool)
-    for i, example in enumerate(rows):
-        row = _row(example.positives)
-        mask[i, : len(row)] = True
-        positives[i, : len(row)] = row
-    fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
+    marked = _pad([e.positives for e in rows], width, 0)
+    fields: dict[str, Any] = {"candidate_mask": marked.mask}
+    fields["positives"] = marked.ids.astype(bool)
     if vectors is None:
         texts = [e.candidates for e in rows]
         return {**fields, "candidates": _grid(texts, width, longest, layout)}
     numbers = np.concatenate([_row(e.candidate_ids) for e in rows]).astype(np.int64)
     found = np.asarray(vectors(numbers) if callable(vectors) else vectors[numbers])
     table = np.zeros((len(rows), width, *found.shape[1:]), found.dtype)
-    table[mask] = found
+    table[marked.mask] = found
     return {**fields, "vectors": table}
 
 

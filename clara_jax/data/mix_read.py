@@ -270,9 +270,8 @@ def join_contained(threshold: float, work: Work) -> None:
         return piece_runs(_text(work, passage), spans)
 
     def compare(begin: int, end: int) -> None:
-        for number in range(begin + 1, end + 1):
-            query = "SELECT passage, other FROM pairs WHERE rowid = ?"
-            pair = work.row(query, (number,))
+        query = "SELECT passage, other FROM pairs WHERE rowid BETWEEN ? AND ?"
+        for pair in work.execute(query, (begin + 1, end)).fetchall():
             if len(_groups(work, *pair)) > 1:
                 (one, *ones), (other, *others) = map(runs_of, pair)
                 if max(contained(ones, other), contained(others, one)) >= threshold:

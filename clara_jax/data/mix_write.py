@@ -294,11 +294,11 @@ class Writer:
     def _rank_pool(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a pool's pieces, its questions, and the best places for each."""
         recipe, work = self._recipe, self._work
-        asked = work.execute(
+        query = (
             "SELECT DISTINCT ref, question FROM tasks JOIN questions ON questions.id = "
-            "ref WHERE pool = ? ORDER BY ref",
-            (number,),
-        ).fetchall()
+            "ref WHERE pool = ? ORDER BY ref"
+        )
+        asked = dict(work.execute(query, (number,)).fetchall())
         query = "SELECT piece FROM pools WHERE pool = ? ORDER BY piece"
         rows = work.execute(query, (number,))
         pieces = np.fromiter((piece for (piece,) in rows), np.int64)
@@ -311,9 +311,8 @@ class Writer:
         if number >= 0:
             most, name = recipe.distractors[1], f"source {recipe.source[number].name}"
         ranking = Ranking(work, f"BM25 {name}", len(pieces), read)
-        questions = [question for _, question in asked]
-        best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
-        return pieces, np.asarray([ref for ref, _ in asked]), best
+        best = ranking.rank([*asked.values()], min(most + _SPARE, len(pieces)))
+        return pieces, np.asarray([*asked]), best
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(
