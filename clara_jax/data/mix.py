@@ -103,6 +103,7 @@ def mix(
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
     with open_work(scratch, SCHEMA, progress) as work:
+        # Work begun in another order of steps cannot go on in this one.
         work.begin({"order of steps": 2, **_flat(identity)})
         write_json(scratch / INPUTS, inputs)
         try:
