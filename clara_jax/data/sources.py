@@ -153,10 +153,15 @@ class Records:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Record:
-        index = range(len(self))[index]
-        part = bisect.bisect_right(self._ends, index)
+        part, place = locate(self._ends, range(len(self))[index])
         rows, reader = self._parts[part]
-        return reader(*rows[index - (self._ends[part - 1] if part else 0)])
+        return reader(*rows[place])
+
+
+def locate(ends: Sequence[int] | np.ndarray, index: int) -> tuple[int, int]:
+    """Return the part that holds an item, and the place in it, by where parts end."""
+    part = bisect.bisect_right(ends, index)
+    return part, index - (int(ends[part - 1]) if part else 0)
 
 
 def open_records(
