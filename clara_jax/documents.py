@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 
@@ -43,6 +44,11 @@ class Document:
         lines = self.text.strip().splitlines()
         name = self.title or self.id or (lines[0][:60] if lines else self.source)
         return name if self.parts == 1 else f"{name} (part {self.part} of {self.parts})"
+
+
+def text_digest(text: str, size: int = 16) -> bytes:
+    """Return so many bytes that tell a text from others."""
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
 
 def is_unicode(text: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from clara_jax.config import DataConfig, MemoryConfig, RunConfig, SelectionConfig
 from clara_jax.data import ExampleMaker
-from clara_jax.data.batching import Layout
+from clara_jax.data.collating import Layout
 from clara_jax.stages import STAGES
 from clara_jax.text import ClaraTokenizer
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -20,168 +19,12 @@ from typing import Any
 import grain
 import numpy as np
 
-from clara_jax.clara.batches import IGNORE, Batch, Tokens
-from clara_jax.config import RunConfig
-from clara_jax.data.examples import Example, ExampleMaker, Reads, Row
+from clara_jax.clara.batches import Batch
+from clara_jax.data.collating import Layout, Vectors, collate, longest_of, measure
+from clara_jax.data.examples import Example, ExampleMaker
 from clara_jax.data.records import RecordSource
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
-
-Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
-"""Compressed documents by number: an array or memory map ``[U, M, D]``, or a function
-from numbers ``[N]`` to ``[N, M, D]``."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The shapes that batches may take.
-
-    Attributes:
-      documents, questions, prompts: padded lengths, ascending; the last holds any row.
-      slots, candidates: J and C, documents of an example; 0 where a stage has none.
-      pad_id: fills what no mask shows.
-    """
-
-    documents: tuple[int, ...] = ()
-    questions: tuple[int, ...] = ()
-    prompts: tuple[int, ...] = ()
-    slots: int = 0
-    candidates: int = 0
-    pad_id: int = 0
-
-    @classmethod
-    def of(
-        cls, reads: Sequence[Reads], config: RunConfig, candidates: int, pad_id: int
-    ) -> Layout:
-        """Return the layout of a stage; buckets longer than any row are left out."""
-        longest = {read.field: read.length(config) for read in reads}
-        slots = {read.field: read.per_row or 0 for read in reads}.get("documents", 0)
-        document = longest.get("documents")
-        if candidates:
-            document = longest.get("candidates", longest.get("vectors"))
-
-        def buckets(wanted: tuple[int, ...], most: int | None) -> tuple[int, ...]:
-            return () if most is None else (*(n for n in wanted if n < most), most)
-
-        return cls(
-            documents=buckets(config.data.doc_buckets, document),
-            questions=buckets(config.data.doc_buckets, longest.get("question")),
-            prompts=buckets(config.data.prompt_buckets, longest.get("prompt")),
-            slots=slots,
-            candidates=candidates,
-            pad_id=pad_id,
-        )
-
-    @property
-    def has_choice(self) -> bool:
-        """Whether batches can differ in length at all."""
-        return max(len(self.documents), len(self.questions), len(self.prompts)) > 1
-
-
-def collate(
-    examples: Sequence[Example],
-    layout: Layout,
-    batch_size: int,
-    vectors: Vectors | None = None,
-    lengths: tuple[int, ...] | None = None,
-) -> Batch:
-    """Pad examples to one batch on the right, or to a process's rows of one.
-
-    Args:
-      examples: at most `batch_size` of one stage; missing ones become empty rows, whose
-        labels are `IGNORE` and whose masks are False.
-      layout: every field takes the smallest bucket that holds its longest row.
-      batch_size: B, or the rows of this process.
-      vectors: compressed documents, in place of candidates' tokens.
-      lengths: of `longest_of` the whole batch, if these are not all of its examples.
-
-    Raises:
-      ClaraError: an example with more candidates than C.
-    """
-    rows = [*examples, *[Example()] * (batch_size - len(examples))]
-    if lengths is None:
-        lengths = longest_of([measure(example) for example in rows])
-    document, question, prompt = lengths
-    fields: dict[str, Any] = {}
-    if layout.prompts:
-        length = _fit(prompt, layout.prompts)
-        fields["prompt"] = _pad([e.prompt for e in rows], length, layout.pad_id)
-        fields["labels"] = _pad([e.labels for e in rows], length, IGNORE).ids
-    if layout.questions:
-        length = _fit(question, layout.questions)
-        fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
-    if layout.slots:
-        texts = [e.documents for e in rows]
-        fields["documents"] = _grid(texts, layout.slots, document, layout)
-    if layout.candidates:
-        fields |= _candidates(rows, document, layout, vectors)
-    return Batch(**fields)
-
-
-def measure(example: Example) -> tuple[int, int, int, int]:
-    """Return an example's tokens; of its longest document, its question, its prompt."""
-    documents = [len(row) for row in (*example.documents, *example.candidates)]
-    question, prompt = len(_row(example.question)), len(_row(example.prompt))
-    total = sum(documents) + question + prompt
-    return total, max(documents, default=0), question, prompt
-
-
-def longest_of(measured: Any) -> tuple[int, ...]:
-    """Return the longest document, question and prompt among what `measure` found."""
-    return tuple(int(n) for n in np.max(measured, axis=0)[1:])
-
-
-def _candidates(
-    rows: Sequence[Example], longest: int, layout: Layout, vectors: Vectors | None
-) -> dict[str, Any]:
-    width = layout.candidates
-    mask = np.zeros((len(rows), width), bool)
-    positives = np.zeros((len(rows), width), bool)
-    for i, example in enumerate(rows):
-        row = _row(example.positives)
-        if len(row) > width:
-            raise ClaraError(
-                f"{example.source}: has {len(row)} candidate documents, but "
-                f"data.candidates is {width}; raise it"
-            )
-        mask[i, : len(row)] = True
-        positives[i, : len(row)] = row
-    fields: dict[str, Any] = {"candidate_mask": mask, "positives": positives}
-    if vectors is None:
-        texts = [e.candidates for e in rows]
-        return {**fields, "candidates": _grid(texts, width, longest, layout)}
-    numbers = np.concatenate([_row(e.candidate_ids) for e in rows]).astype(np.int64)
-    found = np.asarray(vectors(numbers) if callable(vectors) else vectors[numbers])
-    table = np.zeros((len(rows), width, *found.shape[1:]), found.dtype)
-    table[mask] = found
-    return {**fields, "vectors": table}
-
-
-def _grid(
-    rows: Sequence[tuple[Row, ...]], width: int, longest: int, layout: Layout
-) -> Tokens:
-    """Pad ragged rows to ``[B, width, S]``; absent rows get an empty mask."""
-    length = _fit(longest, layout.documents)
-    flat = [text for row in rows for text in (*row, *[None] * (width - len(row)))]
-    tokens = _pad(flat, length, layout.pad_id)
-    shape = (len(rows), width, length)
-    return Tokens(tokens.ids.reshape(shape), tokens.mask.reshape(shape), True)
-
-
-def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
-    ids: Any = np.full((len(rows), length), pad_id, np.int32)
-    mask: Any = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(map(_row, rows)):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return Tokens(ids, mask, right_padded=True)
-
-
-def _row(row: np.ndarray | None) -> np.ndarray:
-    return np.zeros(0, np.int32) if row is None else row
-
-
-def _fit(longest: int, buckets: tuple[int, ...]) -> int:
-    return next(bucket for bucket in buckets if bucket >= longest)
 
 
 class UniqueDocuments:
@@ -198,8 +41,7 @@ class UniqueDocuments:
         for i in range(len(records)):
             row = []
             for j, text in enumerate(records[i].documents):
-                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-                number = numbers.setdefault(digest, len(numbers))
+                number = numbers.setdefault(text_digest(text), len(numbers))
                 if number == len(self._places):
                     self._places.append((i, j))
                 row.append(number)
@@ -281,9 +123,8 @@ def make_batches(
         raise ClaraError("vectors and the documents they belong to go together")
 
     def count(i: int) -> int:
-        if documents is not None:
-            return len(documents.candidates(i))
-        return len(records[i].documents)
+        known = records[i].documents if documents is None else documents.candidates(i)
+        return len(known)
 
     candidates = 0
     if "question" in make.fields and not make.corpus:
@@ -313,6 +154,7 @@ def make_batches(
         workers=data.workers,
         vectors=vectors,
         part=part,
+        rows=range(batch_size) if part.rows is None else part.rows,
     )
 
 
@@ -325,6 +167,7 @@ class Windows:
       window: batches whose examples are sorted together; 1 keeps the order.
       seed: of the order of a window's batches.
       workers: threads that make examples ahead; 0 makes them when they are needed.
+      rows: of a batch, that this process makes.
     """
 
     examples: Any
@@ -336,14 +179,10 @@ class Windows:
     workers: int
     vectors: Vectors | None
     part: Part
+    rows: Sequence[int]
 
     def __iter__(self) -> WindowIterator:
         return WindowIterator(self)
-
-    @property
-    def rows(self) -> Sequence[int]:
-        """Rows of a batch that this process makes."""
-        return range(self.batch_size) if self.part.rows is None else self.part.rows
 
     def indices(self, number: int) -> range:
         """Return the examples of a window, counted from 0."""
@@ -367,24 +206,21 @@ class Windows:
             return indices[self.part.index :: self.part.count]
         return self.own(indices)
 
-    def cut(self, number: int, lengths: np.ndarray | None) -> list[_Cut]:
-        """Cut a window into batches, by what was measured of its examples, if any."""
+    def cut(self, number: int, lengths: np.ndarray) -> list[_Cut]:
+        """Cut a window into batches, by what was measured of its examples."""
         indices = self.indices(number)
         order = np.arange(len(indices))
-        if self.window > 1 and lengths is not None:
+        if self.window > 1:
             order = np.argsort(lengths[:, 0], kind="stable")
-        found: list[_Cut] = []
-        for start in range(0, len(order), self.batch_size):
-            some = order[start : start + self.batch_size]
-            longest = None if lengths is None else longest_of(lengths[some])
-            found.append(([indices[i] for i in some], longest))
+        parts = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        found = [([indices[i] for i in p], longest_of(lengths[p])) for p in parts]
         if self.window > 1:
             draw = np.random.default_rng((self.seed, number))
             found = [found[i] for i in draw.permutation(len(found))]
         return found
 
 
-_Cut = tuple[list[int], tuple[int, ...] | None]
+_Cut = tuple[list[int], tuple[int, ...]]
 """The examples of a batch, and the longest rows in it."""
 
 
@@ -407,7 +243,8 @@ class WindowIterator(Iterator[Batch]):
         if self._position >= len(self._batches):
             if not settings.indices(self._number + 1):
                 raise StopIteration
-            self._open(self._number + 1, 0)
+            self._number, self._position = self._number + 1, 0
+            self._open()
         indices, lengths = self._batches[self._position]
         self._position += 1
         examples = [
@@ -423,34 +260,31 @@ class WindowIterator(Iterator[Batch]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called, on any number of processes."""
-        number, position = state["window"], state["position"]
-        windows = itertools.count(max(number, 0))
+        self._number, self._position = state["window"], state["position"]
+        windows = itertools.count(max(self._number, 0))
         shares = itertools.takewhile(len, map(self._settings.share, windows))
         self._shares = self._make(itertools.chain.from_iterable(shares))
-        self._number, self._position = number, position
         self._batches: list[_Cut] = []
-        if number >= 0:
-            self._open(number, position)
+        if self._number >= 0:
+            self._open()
 
-    def _open(self, number: int, position: int) -> None:
-        """Go to a batch of a window: measure its share, cut it, make own examples."""
+    def _open(self) -> None:
+        """Measure a share of the window, cut it, and make own examples from here on."""
         settings, part = self._settings, self._settings.part
-        share = settings.share(number)
+        share, count = settings.share(self._number), len(settings.indices(self._number))
         self._measured = dict(zip(share, self._shares, strict=False))
         measured = frozenset(self._measured)
-        lengths = None
+        lengths = np.zeros((count, 4), np.int32)
         if settings.layout.has_choice:
-            count = len(settings.indices(number))
             table = np.zeros((-(-count // part.count), 4), np.int32)
             for row, index in enumerate(share):
                 table[row] = measure(self._measured[index])
             gathered = np.asarray(part.gather(table))
             lengths = np.swapaxes(gathered, 0, 1).reshape(-1, 4)[:count]
-        self._number, self._position = number, position
-        self._batches = settings.cut(number, lengths)
+        self._batches = settings.cut(self._number, lengths)
         self._others = self._make(
             index
-            for batch, _ in self._batches[position:]
+            for batch, _ in self._batches[self._position :]
             for index in settings.own(batch)
             if index not in measured
         )

@@ -9,8 +9,6 @@ ranking goes on with the block that it was at.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import itertools
 import os
 import re
@@ -26,6 +24,7 @@ from clara_jax.data.document_files import Corpus
 from clara_jax.data.records import Record, clara_fields
 from clara_jax.data.sources import Records
 from clara_jax.data.work import Progress, Work, checksums, open_work, silent
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import writing
 from clara_jax.text.bm25 import Bm25, Statistics, tokenize
@@ -126,14 +125,12 @@ def find_candidates(
         "corpus": corpus.digest,
     }
     asked: list[tuple[int, int, str]] = []  # a record, the place in it, the question
-    with progress(desc="read questions", total=len(records), unit="rec") as bar:
-        for i, record in enumerate(records):
-            asked += [(i, j, question) for j, question in enumerate(record.questions)]
-            bar.update(1)
+    for i, record in enumerate(progress(records, desc="read questions", unit="rec")):
+        asked += [(i, j, question) for j, question in enumerate(record.questions)]
     if not asked:
         names = ", ".join(records.paths)
         raise ClaraError(f"{names}: holds no questions; give records of type qa")
-    with writing(out), open_work(folder) as work:
+    with writing(out), open_work(folder, progress=progress) as work:
         work.begin(settings)
         begun = {"questions": len(asked), "count": count}
         found = Found(**(work.note("found") or begun))
@@ -142,9 +139,7 @@ def find_candidates(
         if not out.exists():
             questions = [question for _, _, question in asked]
             if isinstance(corpus, Corpus):
-                ranking = Ranking(
-                    work, corpus.documents, corpus.texts, "rank", progress
-                )
+                ranking = Ranking(work, "rank", corpus.documents, corpus.texts)
                 best = ranking.rank(questions, count)
 
             def texts_of(part: slice) -> Iterator[list[str]]:
@@ -163,7 +158,7 @@ def find_candidates(
                 work.set_note("found", dataclasses.asdict(found))
 
             path = folder / "out.jsonl"
-            work.write_lines(path, "write", len(asked), CHUNK, lines, progress)
+            work.write_lines(path, "write", len(asked), CHUNK, lines)
             os.replace(path, out)
     shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -191,24 +186,21 @@ def _fields(
 
 def _words(text: str) -> bytes:
     """Return a digest of a text's words, whatever their case and punctuation."""
-    words = " ".join(re.findall(r"\w+", text.lower())) or text
-    return hashlib.blake2b(words.encode(), digest_size=16).digest()
+    return text_digest(" ".join(re.findall(r"\w+", text.lower())) or text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """Rank the documents of a corpus by BM25, as ``Bm25.best`` on all of them would.
 
-    `read` returns the texts of documents from, to. The ranking lies in the work's
-    folder and is noted there, under its name.
+    `read` returns the texts of documents from, to, or to the last. The ranking lies in
+    the work's folder and is noted there, under its name.
     """
 
     work: Work
+    name: str
     documents: int
     read: Callable[[int, int], list[str]]
-    name: str
-    progress: Progress
-    label: str = "BM25"
 
     def rank(self, questions: Sequence[str], k: int) -> Int64[np.ndarray, "Q k"]:
         """Return the places of the `k` best documents of each question.
@@ -225,7 +217,7 @@ class Ranking:
         def step(block: int, end: int) -> None:
             ranker = Bm25(self._texts(block), statistics)
             before = best_of(block) if block else np.empty((len(questions), 0), _BEST)
-            bar = self.progress(desc=self.label, total=len(questions), unit="q")
+            bar = self.work.progress(desc=self.name, total=len(questions), unit="q")
             with (folder / f"{end}.best").open("wb") as file, bar:
                 for begin in range(0, len(questions), CHUNK):
                     part = slice(begin, begin + CHUNK)
@@ -245,17 +237,17 @@ class Ranking:
 
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.work.in_steps(self.name, blocks, 1, step, silent)
+            self.work.in_steps(self.name, blocks, 1, step)
         return best_of(blocks)["place"].view(np.ndarray)
 
     def _texts(self, block: int) -> list[str]:
-        return self.read(block * BLOCK, min((block + 1) * BLOCK, self.documents))
+        return self.read(block * BLOCK, (block + 1) * BLOCK)
 
     def _count(self, questions: Sequence[str], blocks: int) -> Statistics:
         """Count the questions' words in all documents."""
         words = dict.fromkeys(itertools.chain.from_iterable(tokenize(questions)))
         found = Statistics({word: i for i, word in enumerate(words)})
-        note = f"words of {self.name}"
+        note = f"{self.name}: counted"
         if counted := self.work.note(note):
             found.documents, found.length, holding = counted
             found.holding = np.asarray(holding, np.int64)
@@ -265,7 +257,5 @@ class Ranking:
             counted = [found.documents, found.length, found.holding.tolist()]
             self.work.set_note(note, counted)
 
-        desc = f"{self.label}: words"
-        bar = functools.partial(self.progress, desc=desc, unit="block")
-        self.work.in_steps(f"blocks of {self.name}", blocks, 1, step, bar)
+        self.work.in_steps(f"{self.name}: words", blocks, 1, step, "block")
         return found

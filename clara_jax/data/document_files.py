@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clara_jax.data.records import passage
-from clara_jax.data.sources import JsonFile
-from clara_jax.documents import Document, is_unicode
+from clara_jax.data.sources import JsonFile, locate
+from clara_jax.documents import Document, is_unicode, text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
@@ -64,16 +64,14 @@ def find_files(paths: Sequence[str | Path]) -> tuple[list[DocumentFile], list[Pa
                 raise ClaraError(f"{path}: no such file or folder")
             found.append(DocumentFile(path, path.name))
             continue
-        count = len(found)
-        for file in sorted(_walk(path), key=lambda file: Path(file.name).parts):
-            if file.path.suffix.lower() in kinds:
-                found.append(file)
-            else:
-                others.append(file.path)
-        if len(found) == count:
+        inside = sorted(_walk(path), key=lambda file: Path(file.name).parts)
+        own = [file for file in inside if file.path.suffix.lower() in kinds]
+        if not own:
             raise ClaraError(
                 f"{path}: the folder holds no files of documents ({', '.join(kinds)})"
             )
+        found += own
+        others += [f.path for f in inside if f.path.suffix.lower() not in kinds]
     return found, others
 
 
@@ -192,15 +190,15 @@ class Corpus:
             self.size += size
             counts.append(1 if file.is_text else len(self._json(number)))
         self.digest = digest.hexdigest()
-        self._ends = np.cumsum(np.asarray(counts, np.int64))
+        self._ends = list(itertools.accumulate(counts))
         self.lengths = np.zeros(len(self), np.int64)
-        self._numbers = np.zeros(len(self) + 1, np.int64)  # documents before an entry
+        self._numbers = np.zeros(len(self), np.int64)  # documents up to an entry's end
         hashes = array.array("Q")
         for i in progress(range(len(self))):
             for document in self[i]:
                 hashes.append(_hash(document.id))
                 self.lengths[i] += len(document.text)
-            self._numbers[i + 1] = len(hashes)
+            self._numbers[i] = len(hashes)
         self.documents = len(hashes)
         ordered = np.sort(np.frombuffer(hashes, np.uint64))
         twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
@@ -218,12 +216,12 @@ class Corpus:
                     seen[name] = self.place(i)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> list[Document]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number, line = self._find(index)
+        number, line = locate(self._ends, index)
         file = self.files[number]
         if file.is_text:
             document = _text_document(file.path)
@@ -244,27 +242,20 @@ class Corpus:
 
     def texts(self, begin: int, end: int) -> list[str]:
         """Return the texts of documents `begin` to `end`, counted over all entries."""
-        entry = int(np.searchsorted(self._numbers, begin, "right")) - 1
-        skip = begin - int(self._numbers[entry])
+        entry, skip = locate(self._numbers, begin)
         entries = (self[i] for i in range(entry, len(self)))
         documents = itertools.chain.from_iterable(entries)
         return [d.text for d in itertools.islice(documents, skip, skip + end - begin)]
 
     def place(self, index: int) -> str:
         """Return where an entry stands, for messages."""
-        number, line = self._find(index)
+        number, line = locate(self._ends, index)
         file = self.files[number]
         return str(file.path) if file.is_text else self._json(number).place(line)
 
-    def _find(self, index: int) -> tuple[int, int]:
-        """The file that holds an entry, and the entry's place in it."""
-        number = int(np.searchsorted(self._ends, index, "right"))
-        return number, index - (int(self._ends[number - 1]) if number else 0)
-
 
 def _hash(name: str) -> int:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(text_digest(name, 8), "little")
 
 
 def _text_document(path: Path) -> Document:

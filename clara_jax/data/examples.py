@@ -148,10 +148,7 @@ class ExampleMaker:
             )
 
     def __call__(
-        self,
-        record: Record,
-        draw: Draw | None = None,
-        candidate_ids: Row | None = None,
+        self, record: Record, draw: Draw | None = None, candidate_ids: Row | None = None
     ) -> Example:
         """Make the example of one record.
 

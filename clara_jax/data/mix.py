@@ -10,7 +10,6 @@ they were killed. The same input makes the same bytes, but for ``inputs.json``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.mix_database import PARAPHRASE, SINGLE, TABLES, VIEWS, split
+from clara_jax.data.mix_database import SCHEMA, split
 from clara_jax.data.mix_read import Reader, join_contained
 from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
 from clara_jax.data.recipe import STAGES, Recipe
@@ -31,6 +30,7 @@ from clara_jax.data.work import (
     open_work,
     silent,
 )
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json, writing
 from clara_jax.text import ClaraTokenizer
@@ -88,33 +88,34 @@ def mix(
     scratch = folder.with_name(f".{folder.name}.mix")
     start = Path(recipe.file).parent if data is None else Path(data)
     paths = [[start / path for path in source.path] for source in recipe.source]
+    for source, files in zip(recipe.source, paths, strict=True):
+        for path in files:
+            if not Path(str(path).partition("#")[0]).exists():
+                raise ClaraError(
+                    f"{recipe.file}: source '{source.name}': {path}: no such file or "
+                    "folder; relative paths start at --data, else at the recipe"
+                )
     every = [path for files in paths for path in files]
-    names = [source.name for source in recipe.source for _ in source.path]
-    for path, name in zip(every, names, strict=True):
-        if not Path(str(path).partition("#")[0]).exists():
-            raise ClaraError(
-                f"{recipe.file}: source '{name}': {path}: no such file or folder; "
-                "relative paths start at --data, else at the recipe"
-            )
     contents, inputs = checksums(every, progress, [folder, scratch])
     identity = _identity(recipe, contents, tokenizer, max_length)
     manifest = _finished(folder, identity)
     if manifest is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         return manifest
-    with open_work(scratch, TABLES, VIEWS) as work:
-        work.begin(_flat(identity))
+    with open_work(scratch, SCHEMA, progress) as work:
+        # Work begun in another order of steps cannot go on in this one.
+        work.begin({"order of steps": 2, **_flat(identity)})
         write_json(scratch / INPUTS, inputs)
         try:
-            Reader(recipe, paths, tokenizer, max_length, work).run(progress)
-            join_contained(recipe.contained, work, progress)
-            split(recipe, work, progress)
-            plan(recipe, work, progress)
+            Reader(recipe, paths, tokenizer, max_length, work).run()
+            join_contained(recipe.contained, work)
+            split(recipe, work)
+            plan(recipe, work)
         except ClaraError as error:
             if not isinstance(error.__cause__, OSError):
                 shutil.rmtree(scratch, ignore_errors=True)  # it can come to nothing
             raise
-        Writer(recipe, work, progress).run()
+        Writer(recipe, work).run()
         out = scratch / "out"
         manifest = {**identity, **_count(recipe, work)}
         write_json(out / INPUTS, inputs)
@@ -140,19 +141,16 @@ def _identity(
     settings = {
         "version": VERSION,
         "max_length": max_length,
-        "tokenizer": _digest(tokenizer.base.backend_tokenizer.to_str()),
+        "tokenizer": text_digest(tokenizer.base.backend_tokenizer.to_str()).hex(),
         "recipe": fields,
     }
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    digest = text_digest(text).hex()
     found = iter(contents)
     inputs = {s.name: {name: next(found) for name in s.path} for s in recipe.source}
-    identity = {"digest": _digest(text), "settings": settings, "inputs": inputs}
+    identity = {"digest": digest, "settings": settings, "inputs": inputs}
     # Through JSON once, so that it compares with what was written.
     return json.loads(json.dumps(identity))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
     ]
     # Another passage may answer the same question: this is no leak, but worth knowing.
     (both,) = work.row(
-        f"SELECT count(*) FROM (SELECT 1 FROM asked WHERE kind <> {PARAPHRASE} "
+        "SELECT count(*) FROM (SELECT 1 FROM asked WHERE kind <> 'paraphrase' "
         "GROUP BY lower(question) HAVING min(side) < max(side))"
     )
     (group,) = work.row(
@@ -227,7 +225,7 @@ def _count(recipe: Recipe, work: Work) -> dict[str, Any]:
         for name, query in {
             "passages": f"side, count(*) FROM {every}",
             "tokens": f"side, sum(tokens) FROM {every} JOIN pieces USING (passage)",
-            "questions": f"side, count(*) FROM asked WHERE kind <> {PARAPHRASE}",
+            "questions": "side, count(*) FROM asked WHERE kind <> 'paraphrase'",
             "dropped": "name, sum(value) FROM counts",
         }.items():
             rows = work.execute(f"SELECT {which}, {query} GROUP BY 1, 2")
@@ -257,7 +255,7 @@ def _count_files(
     pairs = work.execute(
         "SELECT file, source, sum(n) FROM (SELECT DISTINCT file, source, ref FROM "
         f"tasks WHERE kind = {PAIRS}) JOIN (SELECT piece, count(*) AS n FROM asked "
-        f"WHERE {weighted(recipe, 'scp')} AND kind = {SINGLE} GROUP BY piece) "
+        f"WHERE {weighted(recipe, 'scp')} AND kind = 'single' GROUP BY piece) "
         "ON piece = ref GROUP BY file, source"
     )
     grouped = {(file, source): number for file, source, number in pairs}

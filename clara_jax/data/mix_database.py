@@ -7,29 +7,26 @@ one of them holds the answer.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from clara_jax.data.recipe import Recipe
-from clara_jax.data.work import Progress, Work
+from clara_jax.data.work import Work
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 
-SINGLE, MULTI, PARAPHRASE, TEXT = range(4)
-"""Kinds of records: questions about one passage, questions with several documents of
-which some are marked, a passage in other words, a passage alone."""
-
-SPLITS = ("hash", "train", "held_out")
 TRAIN, HELD_OUT = 0, 1
 """Sides."""
-
-_TRAIN, _HELD = SPLITS.index("train"), SPLITS.index("held_out")
 
 # passages.draw decides the side; grp is the first of all passages that are on one side
 # with this one, since each is nearly the same as another or overlaps it; same is an
 # earlier passage that this one is dropped for, a near-duplicate. docs.gold is 2 for the
-# first document that holds the answer, 1 for others. records.split is the place of the
-# source's in SPLITS. tasks are the lines of the files that are written.
-TABLES = """
+# first document that holds the answer, 1 for others. records.kind is single (questions
+# about one passage), multi (a question with several documents, of which some are
+# marked), paraphrase (a passage in other words) or text (a passage alone); split is the
+# source's. tasks are the lines of the files that are written. The views are of records
+# that are not dropped: their documents, their questions, and the pools of pieces (of a
+# source in training, or of a side) that documents are added from.
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS counts(source INTEGER, name TEXT, value INTEGER,
   PRIMARY KEY(source, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS passages(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE,
@@ -42,7 +39,7 @@ CREATE TABLE IF NOT EXISTS pieces(id INTEGER PRIMARY KEY, passage INTEGER, part 
   start INTEGER, stop INTEGER, tokens INTEGER);
 CREATE UNIQUE INDEX IF NOT EXISTS pieces_passage ON pieces(passage, part);
 CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, source INTEGER, place TEXT,
-  kind INTEGER, split INTEGER, side INTEGER, dropped TEXT);
+  kind TEXT, split TEXT, side INTEGER, dropped TEXT);
 CREATE TABLE IF NOT EXISTS docs(record INTEGER, position INTEGER, passage INTEGER,
   part INTEGER, gold INTEGER, PRIMARY KEY(record, position)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS docs_passage ON docs(passage);
@@ -52,15 +49,12 @@ CREATE INDEX IF NOT EXISTS questions_record ON questions(record);
 CREATE INDEX IF NOT EXISTS questions_piece ON questions(piece);
 CREATE TABLE IF NOT EXISTS tasks(file INTEGER, place INTEGER, kind INTEGER, ref INTEGER,
   chunk INTEGER, copy INTEGER, source INTEGER, pool INTEGER);
-CREATE TABLE IF NOT EXISTS pools(pool INTEGER, piece INTEGER, PRIMARY KEY(pool, piece))
-  WITHOUT ROWID;
-"""
-
-# Documents and questions of the records that are not dropped.
-VIEWS = """
 CREATE TEMP VIEW kept AS SELECT record, source, place, kind, split, passage, gold, grp,
   same, records.side AS side, passages.side AS passage_side FROM records JOIN docs
   ON record = records.id JOIN passages ON passages.id = passage WHERE dropped IS NULL;
+CREATE TEMP VIEW pools AS SELECT -1 - side AS pool, pieces.id AS piece FROM kept
+  JOIN pieces USING (passage) UNION SELECT source, pieces.id FROM kept
+  JOIN pieces USING (passage) WHERE side = 0;
 CREATE TEMP VIEW asked AS SELECT questions.*, source, kind, side FROM questions
   JOIN records ON records.id = record WHERE dropped IS NULL;
 """
@@ -68,8 +62,7 @@ CREATE TEMP VIEW asked AS SELECT questions.*, source, kind, side FROM questions
 
 def draw(*parts: Any) -> int:
     """Return 62 bits that follow from the arguments and look like chance."""
-    text = "\0".join(map(str, parts))
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = text_digest("\0".join(map(str, parts)), 8)
     return int.from_bytes(digest, "little") >> 2
 
 
@@ -80,35 +73,32 @@ def share(number: float) -> int:
 
 def text_key(text: str) -> bytes:
     """Return a digest of a text, its white space apart."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+    return text_digest(" ".join(text.split()))
 
 
-def split(recipe: Recipe, work: Work, progress: Progress) -> None:
+def split(recipe: Recipe, work: Work) -> None:
     """Give every passage and record its side, and drop what cannot be used.
 
     Raises:
       ClaraError: a passage is on both sides by the recipe.
     """
-    if work.note("split"):
-        return
-    with work.step(), progress(desc="split", total=2, unit="step") as bar:
-        found = work.row(
-            "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
-            f"(passage) WHERE t.split = {_TRAIN} AND t.kind <> {MULTI} AND h.split = "
-            f"{_HELD} AND h.kind <> {MULTI} ORDER BY t.record, h.record LIMIT 1"
+    steps = (_refuse_both, _choose_sides, _drop)
+    work.in_steps("split", len(steps), 1, lambda i, _: steps[i](recipe, work), "step")
+
+
+def _refuse_both(recipe: Recipe, work: Work) -> None:
+    found = work.row(
+        "SELECT t.source, t.place, h.source, h.place FROM kept t JOIN kept h USING "
+        "(passage) WHERE t.split = 'train' AND t.kind <> 'multi' AND h.split = "
+        "'held_out' AND h.kind <> 'multi' ORDER BY t.record, h.record LIMIT 1"
+    )
+    if found:
+        train, place, held, other = found
+        raise ClaraError(
+            f"{place} (source '{recipe.source[train].name}', split train): its passage "
+            f"is also {other} (source '{recipe.source[held].name}', split held_out); "
+            "take it out of one of them"
         )
-        if found:
-            train, place, held, other = found
-            raise ClaraError(
-                f"{place} (source '{recipe.source[train].name}', split train): its "
-                f"passage is also {other} (source '{recipe.source[held].name}', split "
-                "held_out); take it out of one of them"
-            )
-        _choose_sides(recipe, work)
-        bar.update(1)
-        _drop(work)
-        bar.update(1)
-        work.set_note("split", True)
 
 
 def _choose_sides(recipe: Recipe, work: Work) -> None:
@@ -123,49 +113,46 @@ def _choose_sides(recipe: Recipe, work: Work) -> None:
     """
     (total,) = work.row("SELECT count(*) FROM passages")
     most = max(recipe.held_out * total, 1) if recipe.held_out else total
+    # The side is that by the hash at first.
     work.execute(
-        "CREATE TABLE groups AS SELECT grp AS id, "
-        f"max(split = {_TRAIN} AND (kind <> {MULTI} OR gold > 0)) OR "
-        f"count(DISTINCT passage) > {most} AS train, max(split = {_HELD}) AS held, "
-        f"max(kind IN ({SINGLE}, {PARAPHRASE}) OR gold = 2) AS asked, "
-        "0 AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
+        "CREATE TABLE groups AS SELECT grp AS id, max(split = 'held_out') AS held, "
+        "max(split = 'train' AND (kind <> 'multi' OR gold > 0)) OR "
+        f"count(DISTINCT passage) > {most} AS train, "
+        "max(kind IN ('single', 'paraphrase') OR gold = 2) AS asked, "
+        f"(SELECT draw FROM passages WHERE id = kept.grp) < {share(recipe.held_out)} "
+        "AS side, 0 AS held_beside, 0 AS train_beside FROM kept GROUP BY grp"
     )
     work.execute("CREATE UNIQUE INDEX groups_id ON groups(id)")
-    work.execute(
-        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 ELSE "
-        "(SELECT draw FROM passages WHERE passages.id = groups.id) < ? END",
-        (share(recipe.held_out),),
-    )
-    # A record is on the side of its source, else of the group of a document.
+    rules = "CASE WHEN held THEN 1 WHEN train THEN 0 {} ELSE side END"
+    beside = "WHEN held_beside THEN 1 WHEN asked THEN side WHEN train_beside THEN 0"
+    # A record is on the side of its source, else of its first document with the answer.
     records = (
-        f"UPDATE records SET side = CASE split WHEN {_TRAIN} THEN {TRAIN} WHEN {_HELD} "
-        f"THEN {HELD_OUT} ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id "
-        "= grp WHERE record = records.id {}) END WHERE dropped IS NULL AND kind "
+        "UPDATE records SET side = CASE split WHEN 'train' THEN 0 WHEN 'held_out' THEN "
+        "1 ELSE (SELECT groups.side FROM kept JOIN groups ON groups.id = grp WHERE "
+        "record = records.id ORDER BY gold DESC LIMIT 1) END "
+        "WHERE dropped IS NULL AND kind"
     )
-    work.execute(f"{records.format('AND gold = 2')} = {MULTI}")
+    work.execute(f"UPDATE groups SET side = {rules.format('')}")
+    work.execute(f"{records} = 'multi'")
     for name, side in (("held_beside", HELD_OUT), ("train_beside", TRAIN)):
         work.execute(
             f"UPDATE groups SET {name} = 1 WHERE id IN "
-            f"(SELECT grp FROM kept WHERE kind = {MULTI} AND side = {side})"
+            f"(SELECT grp FROM kept WHERE kind = 'multi' AND side = {side})"
         )
-    work.execute(
-        "UPDATE groups SET side = CASE WHEN held THEN 1 WHEN train THEN 0 "
-        "WHEN held_beside THEN 1 WHEN asked THEN side WHEN train_beside THEN 0 "
-        "ELSE side END"
-    )
+    work.execute(f"UPDATE groups SET side = {rules.format(beside)}")
     work.execute(
         "UPDATE passages SET side = (SELECT side FROM groups WHERE groups.id = grp)"
     )
-    work.execute(f"{records.format('LIMIT 1')} <> {MULTI}")
+    work.execute(f"{records} <> 'multi'")
 
 
-def _drop(work: Work) -> None:
+def _drop(_: Recipe, work: Work) -> None:
     for reason, condition in {
         # One that the recipe holds out stays, unless it is that of another such.
-        "near_duplicates": f"kind <> {MULTI} AND same IS NOT NULL AND (split <> "
-        f"{_HELD} OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
-        f"WHERE d.passage = same AND r.split = {_HELD}))",
-        "split_conflicts": f"passage_side <> side AND (kind <> {MULTI} OR gold > 0)",
+        "near_duplicates": "kind <> 'multi' AND same IS NOT NULL AND (split <> "
+        "'held_out' OR EXISTS (SELECT 1 FROM docs d JOIN records r ON r.id = d.record "
+        "WHERE d.passage = same AND r.split = 'held_out'))",
+        "split_conflicts": "passage_side <> side AND (kind <> 'multi' OR gold > 0)",
     }.items():
         work.execute(
             f"UPDATE records SET dropped = '{reason}' WHERE id IN "

@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.data.chunking import split_text
-from clara_jax.data.mix_database import (
-    MULTI,
-    PARAPHRASE,
-    SINGLE,
-    SPLITS,
-    TEXT,
-    draw,
-    text_key,
-)
+from clara_jax.data.mix_database import draw, text_key
 from clara_jax.data.near_duplicates import (
     BANDS,
     NearDuplicates,
@@ -36,7 +28,7 @@ from clara_jax.data.near_duplicates import (
 from clara_jax.data.recipe import Recipe, Source
 from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records
-from clara_jax.data.work import Progress, Work
+from clara_jax.data.work import Work
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 256
@@ -64,14 +56,13 @@ class Reader:
     max_length: int
     work: Work
 
-    def run(self, progress: Progress) -> None:
+    def run(self) -> None:
         """Read everything that is not read yet."""
         for number in range(self.work.note("sources") or 0, len(self.paths)):
             source = self.recipe.source[number]
             records = open_records(self.paths[number], source.format)
             take = functools.partial(self._take, number, records)
-            bar = functools.partial(progress, desc=f"read {source.name}", unit="rec")
-            self.work.in_steps(f"read {number}", len(records), CHUNK, take, bar)
+            self.work.in_steps(f"read {source.name}", len(records), CHUNK, take, "rec")
             self.work.set_note("sources", number + 1)
 
     def _take(self, number: int, records: Records, begin: int, end: int) -> bool:
@@ -90,7 +81,9 @@ class Reader:
                 break
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
-            taken.append((record, passages))
+            # Documents without questions are a record each.
+            parts = [[one] for one in passages] if record.kind == "text" else [passages]
+            taken += [(record, part) for part in parts]
         lengths = self.tokenizer.document_lengths(list(new.values()))
         for (passage, text), length in zip(new.items(), lengths, strict=True):
             self._cut(passage, text, length)
@@ -107,8 +100,11 @@ class Reader:
         if found is not None:
             return found[0]
         chance = draw("side", self.recipe.seed, key.hex())
-        number = self.work.insert("passages", key=key, text=text, draw=chance)
-        self.work.execute(f"UPDATE passages SET grp = id WHERE id = {number}")
+        number = self.work.insert(
+            "INSERT INTO passages(key, text, draw, grp) SELECT ?, ?, ?, "
+            "coalesce(max(id), 0) + 1 FROM passages",  # a group of its own
+            (key, text, chance),
+        )
         new[number] = text
         return number
 
@@ -154,19 +150,10 @@ class Reader:
         """Store a record, its documents and questions."""
         work, source = self.work, self.recipe.source[number]
         kind, gold = _kind_of(record, source)
-        if kind == TEXT and len(passages) > 1:
-            for text, passage in zip(record.documents, passages, strict=True):
-                one = dataclasses.replace(record, documents=(text,))
-                self._record(number, one, [passage])
-            return
-        dropped = "without_gold" if kind == MULTI and not gold else None
+        dropped = "without_gold" if kind == "multi" and not gold else None
         name = work.insert(
-            "records",
-            source=number,
-            place=record.source,
-            kind=kind,
-            split=SPLITS.index(source.split),
-            dropped=dropped,
+            "INSERT INTO records VALUES (NULL, ?, ?, ?, ?, NULL, ?)",
+            (number, record.source, kind, source.split, dropped),
         )
         right = dict.fromkeys((passages[i] for i in gold), 1)
         if gold:
@@ -174,7 +161,7 @@ class Reader:
         # Repeated documents of one record count once.
         for position, passage in enumerate(dict.fromkeys(passages)):
             part = None
-            if kind == MULTI and passage in right:
+            if kind == "multi" and passage in right:
                 part = self._part(passage, record.pair(0)[2])
             work.execute(
                 "INSERT INTO docs VALUES (?, ?, ?, ?, ?)",
@@ -182,7 +169,7 @@ class Reader:
             )
         if dropped:
             _count(work, number, dropped, len(record.questions))
-        elif kind != TEXT:
+        elif kind != "text":
             hint = "|".join(map(str, sorted(right)))
             for i in range(max(len(record.questions), 1)):
                 pair = record.pair(i)
@@ -190,18 +177,18 @@ class Reader:
                     _count(work, number, lost)
 
     def _question(
-        self, kind: int, record: int, pair: Any, passage: int, hint: str
+        self, kind: str, record: int, pair: Any, passage: int, hint: str
     ) -> str:
         """Store a question or paraphrase; return why it cannot be, if so."""
         question, target, answers = pair
         if not target.strip():
             return "unanswerable"
         piece, said = None, f"{hint}\n{kind}\n{question}"
-        if kind == PARAPHRASE:
+        if kind == "paraphrase":
             said += f"\n{target}"
-        if kind != MULTI:
+        if kind != "multi":
             pieces = _pieces(self.work, passage)
-            if kind == PARAPHRASE and len(pieces) > 1:
+            if kind == "paraphrase" and len(pieces) > 1:
                 return "long_paraphrases"
             part = self._part(passage, (target, *answers))
             if part is None:
@@ -235,16 +222,16 @@ def _count(work: Work, source: int, name: str, number: int = 1) -> None:
     )
 
 
-def _kind_of(record: Record, source: Source) -> tuple[int, tuple[int, ...]]:
+def _kind_of(record: Record, source: Source) -> tuple[str, tuple[int, ...]]:
     """Return a record's kind, and the places of the documents with the answer."""
     if record.kind == "text":
-        return TEXT, ()
+        return "text", ()
     if record.kind == "paraphrase":
-        return PARAPHRASE, (0,)
+        return "paraphrase", (0,)
     if len(record.documents) == 1:
-        return SINGLE, (0,)
+        return "single", (0,)
     every = tuple(range(len(record.documents))) if source.gold == "all" else ()
-    return MULTI, record.positives or every
+    return "multi", record.positives or every
 
 
 def _places(text: str, answer: str) -> list[tuple[int, int]]:
@@ -256,7 +243,7 @@ def _places(text: str, answer: str) -> list[tuple[int, int]]:
     return []
 
 
-def join_contained(threshold: float, work: Work, progress: Progress) -> None:
+def join_contained(threshold: float, work: Work) -> None:
     """Join the groups of passages that overlap, going on where it stopped.
 
     They do where one is `contained`, or a piece of it, in the other by `threshold` or
@@ -268,22 +255,14 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
             rows = [(one, passage) for one in marks(_text(work, passage)).tolist()]
             work.executemany("INSERT INTO marks VALUES (?, ?)", rows)
 
-    (last,) = work.row("SELECT coalesce(max(id), 0) FROM passages")
-    bar = functools.partial(progress, desc="overlaps: read", unit="passage")
-    work.in_steps("marked", last, CHUNK, mark, bar)
-    if work.note("paired") is None:
-        with work.step(), progress(desc="overlaps", total=2, unit="step") as bar:
-            work.execute("CREATE INDEX marks_mark ON marks(mark, passage)")
-            bar.update(1)
-            # Passages that have a mark in common, the later one first.
-            work.execute(
-                "CREATE TABLE pairs AS SELECT DISTINCT a.passage AS passage, b.passage "
-                "AS other FROM (SELECT mark FROM marks GROUP BY mark HAVING count(*) "
-                f"BETWEEN 2 AND {COMMON}) JOIN marks a USING (mark) JOIN marks b USING "
-                "(mark) WHERE b.passage < a.passage ORDER BY 1, 2"
-            )
-            bar.update(1)
-            work.set_note("paired", 0)
+    # Passages that have a mark in common, the later one first.
+    pairing = (
+        "CREATE INDEX marks_mark ON marks(mark, passage)",
+        "CREATE TABLE pairs AS SELECT DISTINCT a.passage AS passage, b.passage AS "
+        "other FROM (SELECT mark FROM marks GROUP BY mark HAVING count(*) BETWEEN 2 "
+        f"AND {COMMON}) JOIN marks a USING (mark) JOIN marks b USING (mark) WHERE "
+        "b.passage < a.passage ORDER BY 1, 2",
+    )
 
     @functools.lru_cache(CHUNK)
     def runs_of(passage: int) -> Any:
@@ -291,17 +270,18 @@ def join_contained(threshold: float, work: Work, progress: Progress) -> None:
         return piece_runs(_text(work, passage), spans)
 
     def compare(begin: int, end: int) -> None:
-        for number in range(begin + 1, end + 1):
-            query = "SELECT passage, other FROM pairs WHERE rowid = ?"
-            pair = work.row(query, (number,))
+        query = "SELECT passage, other FROM pairs WHERE rowid BETWEEN ? AND ?"
+        for pair in work.execute(query, (begin + 1, end)).fetchall():
             if len(_groups(work, *pair)) > 1:
                 (one, *ones), (other, *others) = map(runs_of, pair)
                 if max(contained(ones, other), contained(others, one)) >= threshold:
                     _join(work, *pair)
 
+    (last,) = work.row("SELECT coalesce(max(id), 0) FROM passages")
+    work.in_steps("overlaps: read", last, CHUNK, mark, "passage")
+    work.in_steps("overlaps", 2, 1, lambda i, _: work.execute(pairing[i]), "step")
     (last,) = work.row("SELECT coalesce(max(rowid), 0) FROM pairs")
-    bar = functools.partial(progress, desc="overlaps: compare", unit="pair")
-    work.in_steps("paired", last, CHUNK, compare, bar)
+    work.in_steps("overlaps: compare", last, CHUNK, compare, "pair")
 
 
 def _pieces(work: Work, passage: int) -> list[tuple[int, int, int]]:

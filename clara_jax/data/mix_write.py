@@ -12,18 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clara_jax.data.candidates import Ranking
-from clara_jax.data.mix_database import (
-    HELD_OUT,
-    MULTI,
-    PARAPHRASE,
-    SINGLE,
-    TRAIN,
-    draw,
-    share,
-)
+from clara_jax.data.mix_database import HELD_OUT, TRAIN, draw, share
 from clara_jax.data.recipe import MOST, STAGES, Recipe
 from clara_jax.data.records import clara_fields
-from clara_jax.data.work import Progress, Work
+from clara_jax.data.work import Work
 from clara_jax.errors import ClaraError
 from clara_jax.files import writing
 
@@ -77,33 +69,38 @@ def weighted(recipe: Recipe, weight: str) -> str:
     return f"source IN ({', '.join(map(str, numbers))})"
 
 
-def plan(recipe: Recipe, work: Work, progress: Progress) -> None:
+def plan(recipe: Recipe, work: Work) -> None:
     """List the lines of every file, in their order.
 
     Raises:
       ClaraError: nothing is left for a stage that has a weight, or to be measured.
     """
-    if work.note("planned"):
-        return
     files = files_of(recipe)
-    with work.step(), progress(desc="plan", total=len(files) + 1, unit="file") as bar:
-        # Pieces of all documents that the kept records have, by side and by source.
-        for pool in (POOL_TRAIN, POOL_HELD_OUT, "source"):
-            side = HELD_OUT if pool == POOL_HELD_OUT else TRAIN
-            work.execute(
-                f"INSERT INTO pools SELECT DISTINCT {pool}, pieces.id FROM kept "
-                f"JOIN pieces USING (passage) WHERE side = {side}"
-            )
-        for number, file in enumerate(files):
-            work.executemany(
-                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                ((number, *line) for line in _tasks(recipe, work, number, file)),
-            )
-            bar.update(1)
-        work.execute("CREATE INDEX tasks_place ON tasks(file, place, ref, chunk, copy)")
-        _check(recipe, work, files)
-        bar.update(1)
-        work.set_note("planned", True)
+
+    def step(number: int, _: int) -> None:
+        if number == len(files):
+            index = "CREATE INDEX tasks_place ON tasks(file, place, ref, chunk, copy)"
+            work.execute(index)
+            _check(recipe, work, files)
+            return
+        work.executemany(
+            "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            ((number, *line) for line in _tasks(recipe, work, number, files[number])),
+        )
+
+    work.in_steps("plan", len(files) + 1, 1, step, "file")
+
+
+_LINES = {
+    QUESTION: "id, 0, source, 1 FROM asked WHERE {whose} AND kind <> 'paraphrase'",
+    PARAPHRASED: "id, 0, source, 1 FROM asked WHERE {whose} AND kind = 'paraphrase'",
+    PAIRS: "piece, min(id), source, (count(*) + {pairs} - 1) / {pairs} FROM asked "
+    "WHERE {whose} AND kind = 'single' GROUP BY piece",
+    REPEAT: "pieces.id, min(record), source, 1 FROM kept JOIN pieces USING (passage) "
+    "WHERE {whose} AND (same IS NULL OR kind <> 'multi') GROUP BY pieces.id",
+}
+"""Queries for lines by kind: the id of what they are made of, the first question or
+record that names its source, that source, how many lines there are."""
 
 
 def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tuple]:
@@ -119,8 +116,13 @@ def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tupl
             yield place(DOCUMENT, ref) + shift, DOCUMENT, ref, 0, 0, -1, None
         return
     most = 1.0 if file.name == "held_out_scp.jsonl" else MOST
-    for kind, weight, query in _queries(recipe, file):
-        for ref, _, source, chunks in work.execute(query):
+    for kind in (PAIRS, PARAPHRASED, REPEAT) if file.weight == "scp" else (QUESTION,):
+        weight = "reconstruct" if kind == REPEAT else file.weight
+        whose = f"side = {file.side} AND {weighted(recipe, weight)}"
+        if file.source is not None:
+            whose += f" AND source = {file.source}"
+        query = _LINES[kind].format(whose=whose, pairs=recipe.pairs)
+        for ref, _, source, chunks in work.execute(f"SELECT {query}"):
             times = min(float(getattr(recipe.source[source], weight)), most)
             chance = draw("copies", recipe.seed, number, kind, ref)
             copies = int(times) + (chance < share(times - int(times)))
@@ -129,32 +131,6 @@ def _tasks(recipe: Recipe, work: Work, number: int, file: File) -> Iterator[tupl
             for chunk, copy in itertools.product(range(chunks), range(copies)):
                 order = place(kind, ref, chunk, copy)
                 yield order, kind, ref, chunk, copy, source, pool
-
-
-def _queries(recipe: Recipe, file: File) -> list[tuple[int, str, str]]:
-    """Return queries for the lines of a file, each with their kind and weight.
-
-    A row has the id of what a line is made of, the first question or record that
-    names its source, that source, and how many lines there are.
-    """
-    asked = f"FROM asked WHERE side = {file.side} AND {weighted(recipe, file.weight)}"
-    if file.weight != "scp":
-        which = "" if file.source is None else f"AND source = {file.source}"
-        questions = f"SELECT id, 0, source, 1 {asked} {which} AND kind <> {PARAPHRASE}"
-        return [(QUESTION, file.weight, questions)]
-    chunks = f"(count(*) + {recipe.pairs - 1}) / {recipe.pairs}"
-    pairs = f"SELECT piece, min(id), source, {chunks} {asked} AND kind = {SINGLE}"
-    paraphrases = f"SELECT id, 0, source, 1 {asked} AND kind = {PARAPHRASE}"
-    repeats = (
-        "SELECT pieces.id, min(record), source, 1 FROM kept JOIN pieces USING "
-        f"(passage) WHERE side = {file.side} AND {weighted(recipe, 'reconstruct')} "
-        f"AND (same IS NULL OR kind <> {MULTI})"
-    )
-    return [
-        (PAIRS, "scp", f"{pairs} GROUP BY piece"),
-        (PARAPHRASED, "scp", paraphrases),
-        (REPEAT, "reconstruct", f"{repeats} GROUP BY pieces.id"),
-    ]
 
 
 def _check(recipe: Recipe, work: Work, files: Sequence[File]) -> None:
@@ -194,8 +170,8 @@ class Piece(NamedTuple):
 class Writer:
     """Write the files of a mix into ``out``, going on where it stopped."""
 
-    def __init__(self, recipe: Recipe, work: Work, progress: Progress):
-        self._recipe, self._work, self._progress = recipe, work, progress
+    def __init__(self, recipe: Recipe, work: Work):
+        self._recipe, self._work = recipe, work
         self._piece = functools.lru_cache(1 << 14)(self._read_piece)
         self._pool = functools.cache(self._rank_pool)
 
@@ -230,7 +206,7 @@ class Writer:
                 else:
                     yield self._single(kind, ref)
 
-        work.write_lines(path, name, total, AT_ONCE, lines, self._progress)
+        work.write_lines(path, name, total, AT_ONCE, lines)
 
     def _single(self, kind: int, ref: int) -> dict[str, Any]:
         """Return a line on one piece, to be repeated or paraphrased."""
@@ -248,7 +224,7 @@ class Writer:
         """Return a line on one piece, with an even share of its questions."""
         rows = self._work.execute(
             "SELECT question, target FROM asked WHERE piece = ? AND "
-            f"{weighted(self._recipe, 'scp')} AND kind = {SINGLE} ORDER BY id",
+            f"{weighted(self._recipe, 'scp')} AND kind = 'single' ORDER BY id",
             (piece,),
         ).fetchall()
         chunks = -(-len(rows) // self._recipe.pairs)
@@ -318,11 +294,11 @@ class Writer:
     def _rank_pool(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a pool's pieces, its questions, and the best places for each."""
         recipe, work = self._recipe, self._work
-        asked = work.execute(
+        query = (
             "SELECT DISTINCT ref, question FROM tasks JOIN questions ON questions.id = "
-            "ref WHERE pool = ? ORDER BY ref",
-            (number,),
-        ).fetchall()
+            "ref WHERE pool = ? ORDER BY ref"
+        )
+        asked = dict(work.execute(query, (number,)).fetchall())
         query = "SELECT piece FROM pools WHERE pool = ? ORDER BY piece"
         rows = work.execute(query, (number,))
         pieces = np.fromiter((piece for (piece,) in rows), np.int64)
@@ -331,14 +307,12 @@ class Writer:
             return [self._read_piece(i).text for i in pieces[begin:end].tolist()]
 
         most = recipe.candidates
-        label = "held out" if number == POOL_HELD_OUT else "end_to_end.jsonl"
+        name = "held out" if number == POOL_HELD_OUT else "end_to_end.jsonl"
         if number >= 0:
-            most, label = recipe.distractors[1], recipe.source[number].name
-        place, label = f"rank{number}", f"BM25 {label}"
-        ranking = Ranking(work, len(pieces), read, place, self._progress, label)
-        questions = [question for _, question in asked]
-        best = ranking.rank(questions, min(most + _SPARE, len(pieces)))
-        return pieces, np.asarray([ref for ref, _ in asked]), best
+            most, name = recipe.distractors[1], f"source {recipe.source[number].name}"
+        ranking = Ranking(work, f"BM25 {name}", len(pieces), read)
+        best = ranking.rank([*asked.values()], min(most + _SPARE, len(pieces)))
+        return pieces, np.asarray([*asked]), best
 
     def _read_piece(self, number: int) -> Piece:
         text, start, stop, passage, part, group, parts = self._work.row(

@@ -91,12 +91,12 @@ def contained(pieces: Sequence[np.ndarray], whole: np.ndarray) -> float:
 
     It counts `runs`, as a share of the piece's, or of the whole's if that has fewer.
     """
-    shares = []
-    for piece in pieces:
+
+    def share(piece: np.ndarray) -> float:
         places = np.searchsorted(whole, piece).clip(max=len(whole) - 1)
-        common = np.count_nonzero(whole[places] == piece)
-        shares.append(common / min(len(piece), len(whole)))
-    return max(shares)
+        return np.count_nonzero(whole[places] == piece) / min(len(piece), len(whole))
+
+    return max(map(share, pieces))
 
 
 def _sequences(text: str, length: int) -> UInt64[np.ndarray, " n"]:

@@ -71,34 +71,32 @@ class JsonFile:
 
     def _scan_array(self) -> Iterator[tuple[int, int, int]]:
         """Where each item starts and stops, and its number."""
-        fault, count, start, depth = "", 0, 0, 1
-        with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
-            end = data.find(b"[") + 1
-            for match in _TOKEN.finditer(data, end):
-                step = _BRACKETS.get(match.group(), 0)
-                if depth == 1:
-                    start = match.start()
-                    gap = _COMMA if count and step >= 0 else _SPACE
-                    if not gap.fullmatch(data, end, start):
-                        fault = (
-                            f"after record {count} stands something that is not an "
-                            "object, text or single comma"
-                        )
-                        break
-                depth += step
-                if depth < 2:
-                    end = match.end()
-                if depth == 1:
-                    count += 1
-                    yield start, end, count
-                elif depth == 0:
-                    break
-            if depth and not fault:
-                fault = f"ends in the middle, after record {count}"
-            elif not fault and not _SPACE.fullmatch(data, end):
-                fault = "something follows the end of its JSON array"
-        if fault:
-            raise ClaraError(f"{self.path}: {fault}")
+        data = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        count, start, end, depth = 0, 0, data.find(b"[") + 1, 1
+        for match in _TOKEN.finditer(data, end):
+            step = _BRACKETS.get(match.group(), 0)
+            if depth == 1:
+                start = match.start()
+                gap = _COMMA if count and step >= 0 else _SPACE
+                if not gap.fullmatch(data, end, start):
+                    raise ClaraError(
+                        f"{self.path}: after record {count} stands something that is "
+                        "not an object, text or single comma"
+                    )
+            depth += step
+            if depth < 2:
+                end = match.end()
+            if depth == 1:
+                count += 1
+                yield start, end, count
+            elif depth == 0:
+                break
+        if depth:
+            raise ClaraError(f"{self.path}: ends in the middle, after record {count}")
+        if not _SPACE.fullmatch(data, end):
+            raise ClaraError(
+                f"{self.path}: something follows the end of its JSON array"
+            )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -155,10 +153,15 @@ class Records:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Record:
-        index = range(len(self))[index]
-        part = bisect.bisect_right(self._ends, index)
+        part, place = locate(self._ends, range(len(self))[index])
         rows, reader = self._parts[part]
-        return reader(*rows[index - (self._ends[part - 1] if part else 0)])
+        return reader(*rows[place])
+
+
+def locate(ends: Sequence[int] | np.ndarray, index: int) -> tuple[int, int]:
+    """Return the part that holds an item, and the place in it, by where parts end."""
+    part = bisect.bisect_right(ends, index)
+    return part, index - (int(ends[part - 1]) if part else 0)
 
 
 def open_records(

@@ -68,13 +68,13 @@ def checksums(
             status = file.stat()
         except OSError as error:
             raise ClaraError(f"{file}: {error.strerror or error}") from error
-        found[str(file)] = [status.st_size, status.st_mtime_ns]
-    new = {name for name, times in found.items() if before.get(name, [])[:2] != times}
-    total = sum(found[name][0] for name in new)
+        times, name = [status.st_size, status.st_mtime_ns], str(file)
+        found[name] = before[name] if before.get(name, [])[:2] == times else times
+    new = {name: times for name, times in found.items() if len(times) == 2}
+    total = sum(size for size, _ in new.values())
     with progress(desc="check inputs", total=total, unit="B", unit_scale=True) as bar:
-        for name, times in found.items():
-            content = [] if name in new else before[name][2:]
-            times += content or [checksum(Path(name), bar.update)[1]]
+        for name, times in new.items():
+            times.append(checksum(Path(name), bar.update)[1])
 
     def together(root: Path, files: Sequence[Path]) -> str:
         if files == [root]:
@@ -98,6 +98,7 @@ class Work(sqlite3.Connection):
     """An open database; see `open_work`."""
 
     folder: Path
+    progress: Progress
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Note the settings of new work; refuse others than it was begun with."""
@@ -125,27 +126,28 @@ class Work(sqlite3.Connection):
 
     def in_steps(
         self,
-        note: str,
+        name: str,
         last: int,
         size: int,
         step: Callable[[int, int], object],
-        progress: Progress,
+        unit: str = "",
     ) -> None:
         """Do `last` things in steps of `size`, going on where it stopped.
 
         Args:
-          note: name of the note of how many are done.
+          name: of the bar, and of the note of how many are done.
           step: does those from, to; returns True where no more are needed.
-          progress: called with `total` and `initial`.
+          unit: of the bar; without one there is none.
         """
-        done = self.note(note) or 0
-        with progress(total=last, initial=done) as bar:
+        done = self.note(name) or 0
+        progress = self.progress if unit else silent
+        with progress(desc=name, total=last, initial=done, unit=unit) as bar:
             while done < last:
                 end = min(done + size, last)
                 with self.step():
                     if step(done, end) is True:
                         end = last
-                    self.set_note(note, end)
+                    self.set_note(name, end)
                 bar.update(end - done)
                 done = end
 
@@ -156,14 +158,10 @@ class Work(sqlite3.Connection):
         total: int,
         size: int,
         lines: Callable[[int, int], Iterable[Mapping[str, Any]]],
-        progress: Progress,
     ) -> None:
-        """Write a file of JSON lines in steps of `size`, going on where it stopped.
+        """Write a file of `total` JSON lines as `in_steps` does.
 
-        Args:
-          path: the file; missing folders are made.
-          name: of the bar, and of the note of how many of `total` lines are written.
-          lines: makes the objects of lines from, to.
+        `lines` makes the objects of those from, to. Missing folders are made.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -178,14 +176,11 @@ class Work(sqlite3.Connection):
                 os.fsync(file.fileno())
                 self.set_note(f"size of {name}", file.tell())
 
-            bar = functools.partial(progress, desc=name, unit="rec")
-            self.in_steps(name, total, size, step, bar)
+            self.in_steps(name, total, size, step, "rec")
 
-    def insert(self, table: str, **values: Any) -> int:
-        """Insert a row, and return its number."""
-        names, marks = ", ".join(values), ", ".join("?" * len(values))
-        query = f"INSERT INTO {table}({names}) VALUES ({marks})"
-        return self.execute(query, tuple(values.values())).lastrowid or 0
+    def insert(self, query: str, values: Iterable[Any]) -> int:
+        """Return the number of the row that a query inserts."""
+        return self.execute(query, tuple(values)).lastrowid or 0
 
     def row(self, query: str, values: Iterable[Any] = ()) -> Any:
         """Return the first row of a query, None if there is none."""
@@ -203,10 +198,15 @@ class Work(sqlite3.Connection):
 
 
 @contextlib.contextmanager
-def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]:
+def open_work(
+    folder: Path, schema: str = "", progress: Progress = silent
+) -> Iterator[Work]:
     """Open the database in a folder, which is made if absent.
 
-    `tables` is SQL that makes tables if absent, `views` SQL for temporary views.
+    Args:
+      folder: where the work lies.
+      schema: SQL that makes tables if absent, and temporary views.
+      progress: makes the bars of the steps.
 
     Raises:
       ClaraError: another process has it open, it is damaged, or the disk is full; at
@@ -217,8 +217,8 @@ def open_work(folder: Path, tables: str = "", views: str = "") -> Iterator[Work]
     try:
         base = sqlite3.connect(path, timeout=1, isolation_level=None, factory=Work)
         with contextlib.closing(base) as work:
-            work.folder = folder
-            work.executescript(f"{_SETTINGS}{tables}COMMIT;{views}")
+            work.folder, work.progress = folder, progress
+            work.executescript(f"{_SETTINGS}{schema}COMMIT;")
             yield work
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")

@@ -11,7 +11,6 @@ none, and with another question's (how much comes from the memory?), and baselin
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,26 +22,10 @@ from tqdm import tqdm
 from clara_jax import commands
 from clara_jax.convert import named_folder
 from clara_jax.data import open_records
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
+from clara_jax.evaluate import examine, paraphrases
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
-from clara_jax.evaluate.examine import (
-    BASELINES,
-    Exam,
-    Prediction,
-    PredictionFile,
-    conditions_of,
-    examine,
-    markdown,
-    scores_of,
-)
-from clara_jax.evaluate.paraphrases import (
-    entity_finder,
-    need,
-    paraphrase_all,
-    paraphrase_markdown,
-    paraphrase_scores,
-    passages_of,
-)
 from clara_jax.files import write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
@@ -64,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="first so many questions; 0 takes all")
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     listed = "comma-separated, out of %(default)s; empty for none"
-    add("--baselines", default=",".join(BASELINES), help=listed)
+    add("--baselines", default=",".join(examine.BASELINES), help=listed)
     commands.add_model_options(parser)
     what = "paraphrase documents instead: ROUGE-L, and entities with --spacy-model"
     add("--paraphrase", action="store_true", help=what)
@@ -93,8 +76,8 @@ class _Work(NamedTuple):
     clara: Clara
     texts: Sequence[Any]
     settings: dict[str, Any]
-    predict: Callable[[int], Iterator[list[Prediction]]]
-    scores: Callable[[list[Prediction]], dict[str, Any]]
+    predict: Callable[[int], Iterator[list[examine.Prediction]]]
+    scores: Callable[[list[examine.Prediction]], dict[str, Any]]
     table: Callable[[dict[str, Any], str], str]
 
 
@@ -117,7 +100,6 @@ def _run(arguments: argparse.Namespace) -> None:
     peft = model.glob("*/adapter_model.safetensors")
     adapters = (model / "adapters", model / "adapters.pth", *peft)
     written = [path.stat().st_mtime_ns for path in adapters if path.exists()]
-    content = hashlib.blake2b(repr(list(work.texts)).encode("utf-8"), digest_size=16)
     settings = {
         "model": os.path.realpath(model),
         "trained": max(written, default=0),
@@ -128,13 +110,12 @@ def _run(arguments: argparse.Namespace) -> None:
         f"{unit}s": count,
         "max_new_tokens": work.clara.config.max_new_tokens,
         "dtype": work.clara.network.model.config.dtype,
-        "content": content.hexdigest(),
+        "content": text_digest(repr(list(work.texts))).hex(),
     }
     if arguments.quantize != "none":  # older files say nothing of whole weights
         settings["quantize"] = arguments.quantize
-    file = PredictionFile(out / "predictions.jsonl", settings)
+    file = examine.PredictionFile(out / "predictions.jsonl", settings)
     done = file.done
-    del done[count:]
     with tqdm(desc=f"{unit}s", total=count, initial=len(done), unit=unit) as bar:
         for predictions in work.predict(len(done)):
             file.add(predictions)
@@ -154,26 +135,27 @@ def _answers(arguments: argparse.Namespace) -> _Work:
         raise ClaraError(f"{arguments.data[0]}: holds no questions")
     clara = _load(arguments, max_new_tokens=32)
     baselines = [name for name in arguments.baselines.split(",") if name]
-    conditions = conditions_of(clara, arguments.setting, baselines)
+    conditions = examine.conditions_of(clara, arguments.setting, baselines)
     top_k = clara.selection.top_k if arguments.top_k is None else arguments.top_k
     if arguments.setting == "normal":
         refuse_top_k(top_k, questions)
-    exam = Exam(arguments.setting, top_k, conditions)
+    exam = examine.Exam(arguments.setting, top_k, conditions)
     return _Work(
         clara,
         questions,
         {"top_k": top_k, "conditions": conditions},
-        predict=lambda start: examine(clara, questions, exam, start),
-        scores=lambda done: scores_of(done, top_k, arguments.seed),
-        table=markdown,
+        predict=lambda start: examine.examine(clara, questions, exam, start),
+        scores=lambda done: examine.scores_of(done, top_k, arguments.seed),
+        table=examine.markdown,
     )
 
 
 def _paraphrases(arguments: argparse.Namespace) -> _Work:
-    need("rouge_score", "rouge-score")
-    find = entity_finder(arguments.spacy_model) if arguments.spacy_model else None
+    paraphrases.need("rouge_score", "rouge-score")
+    name = arguments.spacy_model
+    find = paraphrases.entity_finder(name) if name else None
     records = open_records(arguments.data, arguments.format)
-    passages = passages_of(records, arguments.limit)
+    passages = paraphrases.passages_of(records, arguments.limit)
     if not passages:
         raise ClaraError(f"{arguments.data[0]}: holds no documents")
     clara = _load(arguments, max_new_tokens=256)
@@ -190,9 +172,9 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
         clara,
         passages,
         {},
-        predict=lambda start: paraphrase_all(clara, passages, start),
-        scores=lambda done: paraphrase_scores(done, find, arguments.seed),
-        table=paraphrase_markdown,
+        predict=lambda start: paraphrases.paraphrase_all(clara, passages, start),
+        scores=lambda done: paraphrases.paraphrase_scores(done, find, arguments.seed),
+        table=paraphrases.paraphrase_markdown,
     )
 
 

@@ -231,30 +231,21 @@ def _chunk(
     asked = [question.question for question in chunk]
     candidates = [question.documents for question in chunk]
     gold = [question.gold_documents for question in chunk]
+    none = [()] * len(chunk)
+    read: dict[str, Sequence[Sequence[str]]]
+    read = {"gold": gold, "model": gold, "none": none, "shuffled": other}
     chosen: dict[str, list[list[int]]] = {}
     most = max(exam.top_k, exam.ranked)
-    readers = {
-        "text": Reader(clara),
-        "closed_book": Reader(clara, reads="none"),
-        **exam.readers,
-    }
-    read: dict[str, Sequence[Sequence[str]]] = {
-        "gold": gold,
-        "model": gold,
-        "none": [()] * len(chunk),
-        "shuffled": other,
-    }
 
-    def best(ranking: str) -> list[list[str]]:
-        pairs = zip(candidates, chosen[ranking], strict=True)
-        return [[texts[i] for i in row[: exam.top_k]] for texts, row in pairs]
+    def rank(name: str, rows: list[list[int]]) -> None:
+        """Keep a ranking of the candidates, and let its first documents be read."""
+        chosen[name] = rows
+        pairs = zip(candidates, rows, strict=True)
+        read[name] = [[texts[i] for i in row[: exam.top_k]] for texts, row in pairs]
 
     if "bm25" in {*exam.conditions, *(r.reads for r in exam.readers.values())}:
-        chosen["bm25"] = [
-            Bm25(question.documents).ranking(question.question)[:most].tolist()
-            for question in chunk
-        ]
-        read["bm25"] = best("bm25")
+        rankings = [Bm25(q.documents).ranking(q.question)[:most] for q in chunk]
+        rank("bm25", [ranking.tolist() for ranking in rankings])
     offered = candidates if exam.setting == "normal" else read.get("bm25", ())
     texts = list(dict.fromkeys(itertools.chain(*offered, *gold, *other)))
     compress = exam.compress or clara.compress
@@ -264,12 +255,12 @@ def _chunk(
         for name, ranker in {"model": clara, **exam.rankers}.items():
             ranked, exist = choose(ranker, asked, *stacked, most)
             pairs = zip(ranked.tolist(), exist.sum(axis=1), strict=True)
-            chosen[name] = [row[:count] for row, count in pairs]
-        read["model"] = best("model")
+            rank(name, [row[:count] for row, count in pairs])
     answers: dict[str, list[str]] = {}
+    frozen = {"text": Reader(clara), "closed_book": Reader(clara, reads="none")}
+    readers = {**frozen, **exam.readers}
     for name in exam.conditions:
-        if name in readers:
-            reader = readers[name]
+        if reader := readers.get(name):
             texts = read[reader.reads]
             answers[name] = reader.clara.answer_from_text(asked, texts, reader.role)
         else:
@@ -316,10 +307,9 @@ def scores_of(
     for condition in predictions[0].answers:
         said = [p.answers[condition] for p in predictions]
         length = fmean(len(text.split()) for text in said)
-        answers[condition] = {"output_length": {"mean": length}}
-        for name in ANSWER_METRICS:
-            each = best_scores(name, said, golds)
-            answers[condition][name] = bootstrap(each, seed)
+        each = {name: best_scores(name, said, golds) for name in ANSWER_METRICS}
+        own = {name: bootstrap(scores, seed) for name, scores in each.items()}
+        answers[condition] = {"output_length": {"mean": length}, **own}
     positives = [p.positives for p in predictions]
     ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
     retrieval = {

@@ -16,12 +16,7 @@ import numpy as np
 
 from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate.examine import (
-    Prediction,
-    answers_table,
-    chunks,
-    other_documents,
-)
+from clara_jax.evaluate import examine
 from clara_jax.evaluate.metrics import bootstrap
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
@@ -71,23 +66,23 @@ def passages_of(records: Iterable[Record], limit: int = 0) -> list[Passage]:
 
 def paraphrase_all(
     clara: Clara, passages: Sequence[Passage], start: int = 0
-) -> Iterator[list[Prediction]]:
+) -> Iterator[list[examine.Prediction]]:
     """Paraphrase every passage under every condition, as `examine` does questions.
 
     A prediction's question is the passage, its gold answer the text to give back.
     """
     instructions = draw_instructions(clara.config.seed, len(passages))
     rows = [passage.documents for passage in passages]
-    for numbers in chunks(clara, len(passages), start):
+    for numbers in examine.chunks(clara, len(passages), start):
         read = {
             "model": [rows[i] for i in numbers],
             "none": [() for _ in numbers],
-            "shuffled": [other_documents(rows, i) for i in numbers],
+            "shuffled": [examine.other_documents(rows, i) for i in numbers],
         }
         asked = [instructions[i] for i in numbers]
         said = {name: clara.paraphrase(texts, asked) for name, texts in read.items()}
         yield [
-            Prediction(
+            examine.Prediction(
                 index=i,
                 question=passages[i].text,
                 gold=(passages[i].reference,),
@@ -158,7 +153,7 @@ def entities_kept(
 
 
 def paraphrase_scores(
-    predictions: Sequence[Prediction], find: FindEntities | None, seed: int = 0
+    predictions: Sequence[examine.Prediction], find: FindEntities | None, seed: int = 0
 ) -> dict[str, Any]:
     """Score every condition; entities are counted if `find` (`entity_finder`) is given.
 
@@ -188,7 +183,7 @@ def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
         f"# {title}",
         "",
         f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
-        *answers_table("paraphrases from", scores, _LABELS, shown),
+        *examine.answers_table("paraphrases from", scores, _LABELS, shown),
     ]
     named = scores["with_entities"]
     if named is None:

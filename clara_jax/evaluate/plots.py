@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.files import write_error
+from clara_jax.files import replace_file
 
 LOSSES = {
     "eval/loss": "held out",
@@ -51,15 +52,10 @@ def draw(workdir: Path, stages: Sequence[str], destination: Path) -> None:
         if below.lines:
             below.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=120)
-        temporary.replace(destination)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(destination, error) from error
-    finally:
-        pyplot.close(figure)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    pyplot.close(figure)
+    replace_file(destination, image.getvalue())
 
 
 def _plot(axes: Any, values: Any, labels: dict[str, str], **style: Any) -> bool:

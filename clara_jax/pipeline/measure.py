@@ -23,16 +23,9 @@ from tqdm import tqdm
 
 from clara_jax.config import RunConfig
 from clara_jax.data import open_records
+from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import Question, questions_of
-from clara_jax.evaluate.examine import (
-    DIAGNOSTICS,
-    Exam,
-    Prediction,
-    PredictionFile,
-    Reader,
-    examine,
-)
+from clara_jax.evaluate import Question, examine, questions_of
 from clara_jax.evaluate.metrics import recall_of
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
@@ -52,7 +45,7 @@ class Models:
     """The model after the last stage, and the readers of the other conditions."""
 
     clara: Clara
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, examine.Reader]
 
     @classmethod
     def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
@@ -70,14 +63,14 @@ class Models:
             too_long="cut",
         )
         clara = load(run.workdir, config, dtype=run.dtype)
-        readers = {"frozen_text": Reader(clara, None, "gold")}
+        readers = {"frozen_text": examine.Reader(clara, None, "gold")}
         for other in runs:
             for name, reads in STAGES[other.stage].baselines.items():
                 # On the weights that are there; only the adapter is another.
                 tuned = load(other.workdir, config, dtype=run.dtype)
                 adapter = tuned.network.adapters["generator"]
                 own = clara.with_adapters({"generator": adapter})
-                readers[name] = Reader(own, "generator", reads)
+                readers[name] = examine.Reader(own, "generator", reads)
         return cls(clara, readers)
 
     @property
@@ -89,7 +82,7 @@ class Models:
     @property
     def conditions(self) -> list[str]:
         """Return all conditions under which questions are answered."""
-        return ["model", *DIAGNOSTICS, "bm25", *self.readers]
+        return ["model", *examine.DIAGNOSTICS, "bm25", *self.readers]
 
 
 def last_of(runs: Sequence[RunConfig]) -> RunConfig:
@@ -186,7 +179,7 @@ def answer_all(
     folder: Path,
     seconds: float | None,
     stop: Callable[[], object],
-) -> list[Prediction]:
+) -> list[examine.Prediction]:
     """Answer the first questions under every condition, all where time suffices.
 
     Args:
@@ -206,18 +199,18 @@ def answer_all(
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     texts = repr([(q.question, q.gold, q.documents, q.positives) for q in questions])
     settings = {
-        "content": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+        "content": text_digest(texts).hex(),
         "conditions": models.conditions,
         "max_new_tokens": clara.config.max_new_tokens,
         "adapters": digest.hexdigest(),
     }
     path = folder / "predictions.jsonl"
     try:
-        file = PredictionFile(path, settings)
+        file = examine.PredictionFile(path, settings)
     except ClaraError:
         path.unlink()
-        file = PredictionFile(path, settings)
-    exam = Exam(
+        file = examine.PredictionFile(path, settings)
+    exam = examine.Exam(
         setting="normal",
         top_k=clara.selection.top_k,
         conditions=models.conditions,
@@ -229,7 +222,7 @@ def answer_all(
     )
     count, start = len(questions), len(file.done)
     with tqdm(desc="evaluate", total=count, initial=start, unit="q") as bar:
-        for predictions in examine(clara, questions, exam, start):
+        for predictions in examine.examine(clara, questions, exam, start):
             file.add(predictions)
             bar.update(len(predictions))
             stop()

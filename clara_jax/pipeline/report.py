@@ -18,29 +18,11 @@ from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, parse
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import plots
-from clara_jax.evaluate.examine import (
-    LABELS,
-    SHOWN,
-    Prediction,
-    answers_table,
-    markdown_table,
-    scores_of,
-)
+from clara_jax.evaluate import examine, plots
 from clara_jax.evaluate.metrics import best_scores, bootstrap, recall_of
 from clara_jax.files import read_json, write_json, write_text
+from clara_jax.pipeline import measure
 from clara_jax.pipeline.before import ReportSettings, card
-from clara_jax.pipeline.measure import (
-    KS,
-    Known,
-    Models,
-    answer_all,
-    compress_corpus,
-    corpus_of,
-    corpus_recall,
-    held_out,
-    last_of,
-)
 from clara_jax.train import Experiment, read_lines
 
 DIFFERENCES = (
@@ -60,7 +42,7 @@ def check(experiment: Experiment) -> None:
       ClaraError: a setting is unknown or wrong, or no run could be measured.
     """
     parse(ReportSettings, experiment.report or {}, "report")
-    last_of(experiment.runs)
+    measure.last_of(experiment.runs)
     if experiment.mix is None:
         raise ClaraError(
             "config field 'report': its questions are those of a mix, and there is no "
@@ -98,7 +80,7 @@ def report(
       Interrupted: SIGINT or SIGTERM.
     """
     given = parse(ReportSettings, settings, "report")
-    last = last_of(runs)
+    last = measure.last_of(runs)
     model, done = workdir / "adapters" / Path(last.workdir).name, workdir / "report.md"
     made = None
     with contextlib.suppress(ClaraError):
@@ -144,17 +126,18 @@ def _measure(
         passed = time.monotonic() - begin
         return None if seconds is None else share * (seconds - passed)
 
-    models = Models.of(runs, settings)
-    questions, sources = held_out(mix_folder, settings.questions)
+    models = measure.Models.of(runs, settings)
+    questions, sources = measure.held_out(mix_folder, settings.questions)
     folder = workdir / "report"
-    corpus = corpus_of(mix_folder, settings.corpus)
-    vectors = compress_corpus(models.clara, corpus, folder, left(0.4), stop)
-    known = Known(models.clara, corpus, vectors)
-    answered = answer_all(models, questions, sources, known, folder, left(0.8), stop)
+    corpus = measure.corpus_of(mix_folder, settings.corpus)
+    vectors = measure.compress_corpus(models.clara, corpus, folder, left(0.4), stop)
+    known = measure.Known(models.clara, corpus, vectors)
+    given = (models, questions, sources, known, folder)
+    answered = measure.answer_all(*given, left(0.8), stop)
     some = questions[: len(answered)]
-    recall = corpus_recall(models, some, known, settings.seed)
+    recall = measure.corpus_recall(models, some, known, settings.seed)
     stop()
-    by_source: dict[str, list[Prediction]] = {}
+    by_source: dict[str, list[examine.Prediction]] = {}
     for prediction, source in zip(answered, sources, strict=False):
         by_source.setdefault(source, []).append(prediction)
     best, clara = product_rate(runs[0].dtype), models.clara
@@ -182,12 +165,12 @@ def _measure(
     }
 
 
-def _scores(predictions: list[Prediction], seed: int) -> dict[str, Any]:
+def _scores(predictions: list[examine.Prediction], seed: int) -> dict[str, Any]:
     """Return scores of `scores_of`, and differences of F1 with their intervals."""
-    found = scores_of(predictions, max(KS), seed)
+    found, ks = examine.scores_of(predictions, max(measure.KS), seed), measure.KS
     positives = [p.positives for p in predictions]
     found["retrieval"] = {
-        name: recall_of(positives, [p.chosen[name] for p in predictions], KS, seed)
+        name: recall_of(positives, [p.chosen[name] for p in predictions], ks, seed)
         for name in found["retrieval"]
     }
     gold = [p.gold for p in predictions]
@@ -230,8 +213,8 @@ def _training(run: RunConfig, layers: int, best: float) -> dict[str, Any]:
     }
 
 
-def product_rate(dtype: str, rounds: int = 5) -> float:
-    """Return the FLOP/s of the first device's matrix product, the fastest of rounds."""
+def product_rate(dtype: str) -> float:
+    """Return the FLOP/s of the first device's matrix product, the fastest of five."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     factor = jax.numpy.full((size, size), 0.5, dtype)
     multiply = jax.jit(lambda a, b: a @ b)
@@ -240,11 +223,11 @@ def product_rate(dtype: str, rounds: int = 5) -> float:
         multiply(factor, factor).block_until_ready()
 
     once()
-    return 2.0 * size**3 / min(timeit.repeat(once, number=1, repeat=rounds))
+    return 2.0 * size**3 / min(timeit.repeat(once, number=1, repeat=5))
 
 
 NAMES = {
-    **LABELS,
+    **examine.LABELS,
     "model": "CLaRa: vectors of what the reasoner chooses",
     "gold": "CLaRa: vectors of the gold documents",
     "none": "the same generator, no documents",
@@ -288,12 +271,12 @@ def to_markdown(facts: Mapping[str, Any]) -> str:
         f"vectors a passage, the best {facts['top_k']} of {facts['candidates']} "
         "candidates in the prompt; answers decoded in full; 95% intervals by bootstrap "
         "over questions.",
-        *answers_table("answers", facts["all"], NAMES),
+        *examine.answers_table("answers", facts["all"], NAMES),
         *_by_source_table(facts),
-        *markdown_table(["this", "over that", "F1"], differences),
+        *examine.markdown_table(["this", "over that", "F1"], differences),
         *_retrieval_table(facts),
         *_training_table(facts),
-        *markdown_table(columns, data),
+        *examine.markdown_table(columns, data),
     ]
     return "\n".join(lines) + "\n"
 
@@ -306,10 +289,10 @@ def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
         return [_joined(", ", (f[m]["mean"] for m in metrics if f)) for f in found]
 
     rows = [
-        [NAMES[name], *cells("answers", name, SHOWN)]
+        [NAMES[name], *cells("answers", name, examine.SHOWN)]
         for name in facts["all"]["answers"]
     ]
-    recalls = [f"recall@{k}" for k in KS]
+    recalls = [f"recall@{k}" for k in measure.KS]
     rows += [
         [f"{label}: Recall@1, @5", *cells("retrieval", name, recalls)]
         for name, label in RANKINGS.items()
@@ -317,7 +300,7 @@ def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
     ]
     columns = [f"{name} ({s['questions']})" for name, s in facts["sources"].items()]
     title = "EM, F1, cover-EM by source (questions)"
-    return markdown_table([title, *columns], rows)
+    return examine.markdown_table([title, *columns], rows)
 
 
 def _joined(between: str, numbers: Iterable[float]) -> str:
@@ -329,21 +312,21 @@ def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
     names = [name for name in RANKINGS if name in found]
     if not names:
         return []
-    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in KS)]
+    columns = ["ranking", *(f"Recall@{k} of {facts['candidates']}" for k in measure.KS)]
     rows = [[RANKINGS[name], *found[name].values()] for name in names]
     note = (
         "Recall over the whole corpus is not known: no gold document of these "
         "questions is in the part that was compressed"
     )
     if whole is not None:
-        columns += [f"Recall@{k} of {whole['passages']:,}" for k in KS]
+        columns += [f"Recall@{k} of {whole['passages']:,}" for k in measure.KS]
         for name, row in zip(names, rows, strict=True):
             row += whole["rankings"][name].values()
         count = f"{whole['questions']} of {facts['questions']['answered']} questions"
         note = f"Over the corpus: {count}, whose gold documents are in it"
         if whole["passages"] < whole["of"]:
             note += f"; of its {whole['of']:,} passages there was time for the first"
-    return [*markdown_table(columns, rows), "", f"{note}."]
+    return [*examine.markdown_table(columns, rows), "", f"{note}."]
 
 
 def _training_table(facts: Mapping[str, Any]) -> list[str]:
@@ -371,4 +354,5 @@ def _training_table(facts: Mapping[str, Any]) -> list[str]:
         "padding, adapters, head and attention left out. Time includes start-up, "
         "compilation and evaluations."
     )
-    return [*markdown_table(list(rows[0]), [[*r.values()] for r in rows]), "", note]
+    values = [list(row.values()) for row in rows]
+    return [*examine.markdown_table(list(rows[0]), values), "", note]

@@ -192,14 +192,20 @@ class ClaraTokenizer:
         if not self.base.chat_template:
             head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
             return head if answer is None else head + answer + self.eos
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": user})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
         try:
-            try:
-                return self._render(system, user, answer)
-            except Exception as error:
-                if _NO_SYSTEM not in str(error) or not system:
-                    raise
-                return self._render("", f"{system}\n{user}", answer)
+            return self.base.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                enable_thinking=False,
+            )
         except Exception as error:
+            if system and _NO_SYSTEM in str(error):
+                return self.chat("", f"{system}\n{user}", answer)
             raise ClaraError(
                 f"the chat template of tokenizer {self.name} failed: {_line(error)}"
             ) from error
@@ -217,18 +223,6 @@ class ClaraTokenizer:
         if assistant is None:
             return open_ids, len(open_ids)
         return self.encode(self.chat(*prompt, assistant)), len(open_ids)
-
-    def _render(self, system: str, user: str, answer: str | None) -> str:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": user})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
-        return self.base.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            enable_thinking=False,
-        )
 
 
 def load_tokenizer(source: str | Path) -> Any:

@@ -13,7 +13,7 @@ from toy_stages import example_maker, layout_of
 from clara_jax.clara.batches import IGNORE, Tokens
 from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.data import Example
-from clara_jax.data.batching import collate
+from clara_jax.data.collating import collate
 from clara_jax.data.records import read_clara
 from clara_jax.text import (
     ClaraTokenizer,

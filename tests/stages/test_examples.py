@@ -5,7 +5,7 @@ from toy_stages import example_maker as maker
 from clara_jax.clara.batches import IGNORE
 from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.data import Record, check_records
-from clara_jax.data.batching import measure
+from clara_jax.data.collating import measure
 from clara_jax.data.examples import supervise
 from clara_jax.errors import ClaraError
 from clara_jax.text import PARAPHRASES, ClaraTokenizer
