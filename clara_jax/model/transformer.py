@@ -180,7 +180,7 @@ class Transformer(nn.Module):
         """Return embeddings; ids from `text_vocab` on come from the row table."""
         dtype = jnp.dtype(self.config.dtype)
         text = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
-        rows = self._rows("embedding")
+        rows = self.get_variable("rows", "embedding")
         if rows is None:
             return text
         special = jnp.take(rows, ids - self.text_vocab, axis=0, mode="clip")
@@ -254,15 +254,10 @@ class Transformer(nn.Module):
         table = self.embedding().T if self.config.tied else self.head()
         hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]
-        rows = self._rows("embedding" if self.config.tied else "head")
+        rows = self.get_variable("rows", "embedding" if self.config.tied else "head")
         if rows is None:
             return text
         return jnp.concatenate((text, _product(hidden, rows.T)), axis=-1)
-
-    def _rows(self, name: str) -> Float[Array, "E D"] | None:
-        if not self.has_variable("rows", name):
-            return None
-        return self.get_variable("rows", name)
 
 
 class _Table(nn.Module):
