@@ -12,7 +12,6 @@ from clara_jax.model.attention import (
     Cache,
     LayerCache,
     Rotation,
-    attention_settings,
     visible_keys,
 )
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
@@ -104,15 +103,24 @@ def block_settings(
         scale = lora.alpha / lora.rank
         adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
         linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
+    norm = {"eps": config.norm_eps, **types}
+    same = "num_heads num_kv_heads head_dim qk_norm qkv_bias output_bias"
     return {
-        "attention": attention_settings(config, linear, attention),
+        "attention": {
+            **{name: getattr(config, name) for name in same.split()},
+            "window": config.sliding_window,
+            "fused": config.fused_qkv,
+            "linear": linear,
+            "norm": norm,
+            "implementation": attention,
+        },
         "mlp": {
             "hidden": config.mlp_dim,
             "fused": config.fused_gate_up,
             "use_bias": config.mlp_bias,
             "linear": linear,
         },
-        "norm": {"eps": config.norm_eps, **types},
+        "norm": norm,
     }
 
 

@@ -40,7 +40,6 @@ class Reading:
     rows: int
     length: int  # padded tokens of a row
     trained: bool  # whether gradients go through
-    adapter: bool = True  # whether it carries LoRA
     logits: int = 0  # tokens whose output distribution is computed
     cached: float = 0  # tokens that were read before, and are attended to as well
 
@@ -60,8 +59,7 @@ def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
         if read.per_row is not None:
             rows *= read.per_row or candidates
         logits = rows * (length - 1) if read.field == "prompt" else 0
-        adapter = read.role != "backbone"
-        found.append(Reading(read.role, rows, length, read.trained, adapter, logits))
+        found.append(Reading(read.role, rows, length, read.trained, logits))
     return found
 
 
@@ -72,12 +70,14 @@ def useful(reading: Reading, config: RunConfig, shape: ModelConfig) -> dict[str,
     6N where the backbone itself learns), ``adapters`` (6 per number, or 2),
     ``attention`` (causal: half of all pairs) and ``head``.
     """
-    lora = config.lora if reading.adapter else None
+    lora = None if reading.role == "backbone" else config.lora
     variables = abstract_variables(Transformer(shape, shape.vocab_size, lora))
     layers = jax.tree.leaves_with_path(variables["params"]["layers"])
     matrices = sum(leaf.size for path, leaf in layers if path[-1].key == "kernel")
     adapters, _ = count(variables.get("lora", {}))
-    passes = 1 if not reading.trained else 2 if reading.adapter else 3
+    passes = 1
+    if reading.trained:
+        passes = 2 if lora else 3
     pairs = reading.tokens * ((reading.length + 1) / 2 + reading.cached)
     heads = shape.num_heads * shape.head_dim * shape.num_layers
     return {

@@ -343,17 +343,16 @@ def _compile(
     }
     # Outside of the mesh, on whose devices nothing can be computed.
     run = run_of(case).on(mesh) if case.work == "train" else None
-    given = run.arguments if run else on_mesh(mesh, program.arguments)
+    given = there = run.arguments if run else on_mesh(mesh, program.arguments)
+    if before is not None:
+        # The state lies where reading the prompts has left it.
+        there = given[0], placed(given[1], before.output_shardings)
     compiled: Any = None
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         if run is not None:
             lowered = run.lower(mesh)
         else:
-            there = given
-            if before is not None:
-                # The state lies where reading the prompts has left it.
-                there = given[0], placed(given[1], before.output_shardings)
             lowered = program.call(program.function.lower, *there)
         values["lower_seconds"] = time.perf_counter() - started
         try:

@@ -206,6 +206,15 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+_PROGRAM = """\
+{name}: {tokens:,} tokens with padding
+  operations, useful      {useful:.4g}  ours, by formula: {parts}
+  operations, performed   {performed_flops:.4g}  ours, of the traced program: \
+recomputation too
+  operations, compiler's  {compiler_flops:.4g}  of one device, each loop's body once: \
+not used
+  collectives, bytes that one device sends, loops counted:"""
+
 _FLOOR = """\
   ESTIMATE of time, a floor: at least {seconds_best:.3g} s, bound by {bound}; a real \
 run takes longer
@@ -215,18 +224,9 @@ arguments once, links {seconds_links:.3g} s{network}
 
 
 def _program_lines(result: dict[str, Any], program: dict[str, Any]) -> list[str]:
-    useful, traffic = program["useful_flops"], program["traffic"]
-    parts = ", ".join(f"{name} {value:.3g}" for name, value in useful.items() if value)
-    lines = [
-        f"{program['name']}: {program['tokens']:,} tokens with padding",
-        f"  operations, useful      {sum(useful.values()):.4g}  ours, by formula: "
-        f"{parts}",
-        f"  operations, performed   {program['performed_flops']:.4g}  ours, of the "
-        "traced program: recomputation too",
-        f"  operations, compiler's  {program['compiler_flops']:.4g}  of one device, "
-        "each loop's body once: not used",
-        "  collectives, bytes that one device sends, loops counted:",
-    ]
+    needed, traffic = program["useful_flops"], program["traffic"]
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in needed.items() if value)
+    lines = [_PROGRAM.format(**program, useful=sum(needed.values()), parts=parts)]
     for kind, size in sorted(traffic["sent"].items(), key=lambda item: -item[1]):
         far = traffic["far"].get(kind, 0)
         between = f", {_gib(far)} of it between slices" if far else ""
