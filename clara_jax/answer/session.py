@@ -20,7 +20,7 @@ from clara_jax.data import split_documents
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, Spoken
-from clara_jax.generate.batched import AnyArray
+from clara_jax.generate.batched import AnyArray, refuse_long
 from clara_jax.search.exact import Searcher
 from clara_jax.search.hybrid import HybridSearcher
 from clara_jax.search.store import Store
@@ -120,12 +120,9 @@ def check_question(clara: Clara, question: str) -> None:
         raise ClaraError("the question is empty")
     if not is_unicode(question):
         raise ClaraError("the question is no Unicode text; type it in UTF-8")
-    found, limit = clara.tokenizer.document_length(question), clara.question_limit
-    refused = clara.config.too_long == "error" and "reasoner" in clara.network.adapters
-    if found > limit and refused:
-        raise ClaraError(
-            f"the question has {found} tokens, above the limit {limit}; shorten it"
-        )
+    if clara.config.too_long == "error" and "reasoner" in clara.network.adapters:
+        limit = clara.question_limit
+        refuse_long([question], "the question", clara.tokenizer, limit)
 
 
 @dataclasses.dataclass(frozen=True)

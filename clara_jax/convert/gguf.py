@@ -10,7 +10,6 @@ and ``llama-vocab.cpp`` (pre-tokenizers; the patterns are those of the models' o
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,11 @@ from tokenizers import (
 )
 
 from clara_jax.config import ModelConfig, RopeConfig
-from clara_jax.convert.hf_config import Fields
+from clara_jax.convert.hf_config import Fields, filled
 from clara_jax.convert.names import TensorName, gguf_tensors
 from clara_jax.convert.tensors import build_tree, check_tensors
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
-from clara_jax.model.rope import attention_factor
 from clara_jax.shapes import Params
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -201,8 +199,7 @@ class GgufFile:
                 rope[f"{name}_factors"] = self._divisors(f"rope_factors_{name}")
             rope |= {"factor": longest / original, "original_max_position": original}
             given = self._number("rope.scaling.attn_factor", 0.0)
-            found = RopeConfig(kind="longrope", attention_factor=given, **rope)
-            return dataclasses.replace(found, attention_factor=attention_factor(found))
+            return filled(RopeConfig(kind="longrope", attention_factor=given, **rope))
         if kind in ("linear", "yarn") and factor:
             rope |= {"kind": kind, "factor": factor}
             if kind == "yarn":

@@ -283,10 +283,10 @@ def _read_rope(fields: Fields, head_dim: int, phi: bool) -> RopeConfig:
             log = math.log(max(found["factor"], 1.0))
             scale = (0.1 * above * log + 1.0) / (0.1 * below * log + 1.0)
             found["attention_factor"] = scale
-    return _filled(RopeConfig(kind=kind, **found))
+    return filled(RopeConfig(kind=kind, **found))
 
 
-def _filled(rope: RopeConfig) -> RopeConfig:
+def filled(rope: RopeConfig) -> RopeConfig:
     """Return the same rope with what its kind fills in by rule."""
     if rope.kind == "longrope" and not rope.factor:
         ratio = rope.max_position / rope.original_max_position
@@ -305,7 +305,7 @@ def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
     family = _written_family(config, name)
     # A model must declare some length; it changes no result.
     longest = config.rope.max_position or 2048
-    rope = _filled(dataclasses.replace(config.rope, max_position=longest))
+    rope = filled(dataclasses.replace(config.rope, max_position=longest))
     values = {
         "architectures": [f"{family}ForCausalLM"],
         "model_type": family.lower(),
@@ -385,7 +385,7 @@ def _written_rope(rope: RopeConfig, phi: bool) -> dict[str, Any]:
         value = list(value) if isinstance(value, tuple) else value
         group[_ROPE_NAMES.get(ours, ours)] = value
     if rope.kind == "longrope":
-        if rope == _filled(dataclasses.replace(rope, attention_factor=0.0)):
+        if rope == filled(dataclasses.replace(rope, attention_factor=0.0)):
             del group["attention_factor"]
         if phi:  # for which transformers 4 wants exactly these
             kept = ("short_factor", "long_factor", "attention_factor")

@@ -28,7 +28,7 @@ from clara_jax.convert.model_folder import (
     read_model_config,
     read_model_folder,
 )
-from clara_jax.convert.peft import FILES, peft_base, read_peft_folder
+from clara_jax.convert.peft import FILES, read_peft_folder
 from clara_jax.convert.tensors import Placement
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer
@@ -251,15 +251,17 @@ def _locate(source: str | os.PathLike) -> Path:
 
 def _base_of(form: Form, folder: Path) -> str:
     """Return where the base is that a CLaRa model of this form names."""
+    if form == "apple":
+        name = apple_base(folder)
+    else:
+        clara = read_clara_settings(folder)
+        name = "" if clara is None else clara.backbone
     if form != "model":
-        name = apple_base(folder) if form == "apple" else peft_base(folder)
         # As it is, then below the folder and each of its parents; else on the hub.
         for place in (Path(), folder.resolve(), *folder.resolve().parents):
             if (place / name).is_dir():
                 return str(place / name)
         return name
-    clara = read_clara_settings(folder)
-    name = "" if clara is None else clara.backbone
     place = folder / name if (folder / name).exists() else Path(name)
     if place.resolve() == folder.resolve():
         raise ClaraError(f"{folder / 'clara.json'}: names itself as its backbone")

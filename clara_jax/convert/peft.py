@@ -22,15 +22,15 @@ from pathlib import Path
 
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
-from clara_jax.config import LoraConfig, ModelConfig, parse, to_dict
+from clara_jax.config import LoraConfig, ModelConfig, to_dict
 from clara_jax.convert.hf_config import Fields
 from clara_jax.convert.model_folder import (
-    ClaraSettings,
     ModelFolder,
     OriginalFiles,
     check_destination,
     folder_beside,
     new_folder,
+    read_clara_settings,
 )
 from clara_jax.convert.names import (
     TensorName,
@@ -166,11 +166,6 @@ def _write(
     (folder / README).write_text(text)
 
 
-def peft_base(folder: Path) -> str:
-    """Return the base model that a folder of the form above names."""
-    return _settings(folder).backbone
-
-
 def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     """Put the adapters and rows of a folder of the form above on their base.
 
@@ -180,7 +175,8 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     Raises:
       ClaraError: a file is missing or damaged, or does not fit the base.
     """
-    clara, config = _settings(folder), base.config
+    clara, config = read_clara_settings(folder), base.config
+    assert clara is not None, folder
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
     if not roles:
         raise ClaraError(f"{folder}: has no adapter; known are {', '.join(ROLES)}")
@@ -240,8 +236,3 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
     layers: Any = covered_layers(config, shapes)
     lora = LoraConfig(rank, alpha, dropout, layers)
     return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
-
-
-def _settings(folder: Path) -> ClaraSettings:
-    path = folder / SETTINGS
-    return parse(ClaraSettings, read_json(path), str(path))

@@ -178,6 +178,9 @@ class _Reader(_Unpickler):
             described = self.load()
         except _Refused:
             raise
+        except KeyError as error:
+            what = f"uses instruction {error}, which no tensor needs"
+            raise _BadPickle(what) from error
         except Exception as error:  # damaged pickles raise almost anything
             raise _BadPickle("is damaged") from error
         if type(described) is not dict or self.stack or self.metastack:
@@ -253,18 +256,11 @@ class _Reader(_Unpickler):
         return np.ndarray(tensor.shape, dtype, data, tensor.offset * size, strides)
 
 
-def _action(code: pickletools.OpcodeInfo) -> Callable[[_Reader], None]:
-    """Return what the reader does at an instruction."""
-
-    def refuse(reader: _Reader) -> None:
-        raise _BadPickle(f"uses the instruction {code.name}")
-
-    if code.name not in _INSTRUCTIONS:
-        return refuse
-    return getattr(_Reader, _Unpickler.dispatch[ord(code.code)].__name__)
-
-
-_Reader.dispatch = {ord(code.code): _action(code) for code in pickletools.opcodes}
+_Reader.dispatch = {
+    ord(code.code): getattr(_Reader, _Unpickler.dispatch[ord(code.code)].__name__)
+    for code in pickletools.opcodes
+    if code.name in _INSTRUCTIONS
+}
 
 
 def _tensor(*parts: Any) -> _Tensor:

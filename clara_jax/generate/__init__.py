@@ -1,7 +1,7 @@
 """Decoding, and answers from compressed documents."""
 
-from clara_jax.generate.answering import AnswerConfig, Clara, Selection
-from clara_jax.generate.batched import Spoken, encode_rows
+from clara_jax.generate.answering import Clara, Selection
+from clara_jax.generate.batched import AnswerConfig, Spoken, encode_rows
 from clara_jax.generate.decode import DecodeConfig, Sampling, decode_loop, prefill
 
 __all__ = [

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +19,8 @@ from clara_jax.clara import Network
 from clara_jax.config import MemoryConfig, SelectionConfig
 from clara_jax.distributed import to_host
 from clara_jax.errors import ClaraError
-from clara_jax.generate.batched import (
-    AnyArray,
-    Spoken,
-    batches_by_length,
-    candidate_scores,
-    draw_instructions,
-    embed_prompts,
-    encode_prompts,
-    encode_rows,
-    nearest_tokens,
-    number_texts,
-    refuse_empty,
-    require_role,
-    text_pieces,
-)
-from clara_jax.generate.decode import (
-    DecodeConfig,
-    DecodeState,
-    Sampling,
-    jit_decode_loop,
-    jit_decode_step,
-    jit_prefill,
-    row_keys,
-    trim,
-)
+from clara_jax.generate import batched, decode
+from clara_jax.generate.batched import AnswerConfig, AnyArray, Spoken
 from clara_jax.model import Transformer
 from clara_jax.shapes import Bool, Float, Int, Params
 from clara_jax.text import (
@@ -55,49 +31,7 @@ from clara_jax.text import (
     plain,
 )
 
-_PROMPT = 64
-"""Shortest padded prompt: no real one is much shorter."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswerConfig:
-    """How answers are made.
-
-    Attributes:
-      max_new_tokens: longest answer.
-      sampling: greedy by default.
-      seed: of the draws, and of paraphrase instructions.
-      eos_ids: end tokens; empty takes the tokenizer's.
-      batch_size: rows read together.
-      prompt_max_length: longest prompt with document slots, in tokens.
-      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
-      too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
-    """
-
-    max_new_tokens: int = 64
-    sampling: Sampling = Sampling()
-    seed: int = 0
-    eos_ids: tuple[int, ...] = ()
-    batch_size: int = 8
-    prompt_max_length: int = 1024
-    question_max_length: int = 0
-    too_long: Literal["error", "cut"] = "error"
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
-            if getattr(self, name) < 1:
-                raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
-
-    def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
-        """Return the static settings of decoding with this tokenizer."""
-        return DecodeConfig(
-            max_new_tokens=self.max_new_tokens,
-            eos_ids=self.eos_ids or (tokenizer.eos_id,),
-            pad_id=tokenizer.pad_id,
-            sampling=self.sampling,
-        )
+_PROMPT = 64  # shortest padded prompt: no real one is much shorter
 
 
 class Selection(NamedTuple):
@@ -137,7 +71,7 @@ class Clara:
     selection: SelectionConfig = SelectionConfig()
     config: AnswerConfig = AnswerConfig()
     merged: Mapping[str, Network] = dataclasses.field(default_factory=dict)
-    watch: Callable[[str], AbstractContextManager] = contextlib.nullcontext
+    watch: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def compress(self, documents: Sequence[str]) -> Float[np.ndarray, "n M D"]:
         """Compress documents; text beyond ``doc_max_length`` tokens is not read.
@@ -145,9 +79,9 @@ class Clara:
         Raises:
           ClaraError: a document is empty, or the model has no compressor.
         """
-        refuse_empty(documents, "document {}")
-        with self.watch("compress"):
-            return self._encode(documents, self.memory.doc_max_length, "compressor")
+        batched.refuse_empty(documents, "document {}")
+        limit = self.memory.doc_max_length
+        return self._encode("compress", documents, limit, "compressor")
 
     @property
     def question_limit(self) -> int:
@@ -160,17 +94,11 @@ class Clara:
         Raises:
           ClaraError: a question is empty or too long, or there is no reasoner.
         """
-        refuse_empty(questions, "question {}")
-        limit, cut = self.question_limit, self.config.too_long == "cut"
-        for i, question in enumerate(() if cut else questions):
-            found = self.tokenizer.document_length(question)
-            if found > limit:
-                raise ClaraError(
-                    f"question {i + 1} has {found} tokens, above the limit {limit}; "
-                    "shorten it"
-                )
-        with self.watch("reason"):
-            return self._encode(questions, limit, "reasoner")
+        batched.refuse_empty(questions, "question {}")
+        limit = self.question_limit
+        if self.config.too_long == "error":
+            batched.refuse_long(questions, "question {}", self.tokenizer, limit)
+        return self._encode("reason", questions, limit, "reasoner")
 
     def gather(
         self, documents: Sequence[Sequence[str]]
@@ -181,8 +109,8 @@ class Clara:
           Vectors, and which of them exist.
         """
         for i, row in enumerate(documents):
-            refuse_empty(row, f"document {{}} of question {i + 1}")
-        distinct, places, mask = number_texts(documents)
+            batched.refuse_empty(row, f"document {{}} of question {i + 1}")
+        distinct, places, mask = batched.number_texts(documents)
         return self.compress(distinct)[places], mask
 
     def select(
@@ -212,8 +140,8 @@ class Clara:
                     f"question {i + 1}; lower top_k or give more documents"
                 )
         with self.watch("select"):
-            scores = candidate_scores(question_vectors, vectors)
-            scores = np.where(mask, scores, -np.inf)
+            found = batched.candidate_scores(question_vectors, vectors)
+            scores = np.where(mask, found, -np.inf)
             order = np.argsort(-scores, axis=1, kind="stable")
             return order[:, :top_k], scores
 
@@ -271,14 +199,15 @@ class Clara:
 
         The `role` is ``generator``, or None for the plain backbone.
         """
-        refuse_empty(questions, "question {}")
+        batched.refuse_empty(questions, "question {}")
         prompts = [
             answer_prompt("\n\n".join(map(plain, texts)), question)
             for question, texts in zip(questions, documents, strict=True)
         ]
         longest = self.network.model.config.rope.max_position
         limit = longest - self.config.max_new_tokens if longest else None
-        return self._texts(encode_prompts(self.tokenizer, prompts, limit), None, role)
+        rows = batched.encode_prompts(self.tokenizer, prompts, limit)
+        return self._texts(rows, None, role)
 
     def paraphrase(
         self,
@@ -302,7 +231,7 @@ class Clara:
         mask: Bool[np.ndarray, "B J"] | None = None,
     ) -> list[list[int]]:
         """Return the token ids of the prompts of `answer_from_vectors`."""
-        refuse_empty(questions, "question {}")
+        batched.refuse_empty(questions, "question {}")
         counts = [vectors.shape[1]] * len(questions)
         if mask is not None:
             counts = mask.sum(axis=1).tolist()
@@ -313,7 +242,7 @@ class Clara:
     ) -> list[list[int]]:
         """Return the token ids of the prompts of `paraphrase` of so many documents."""
         if instructions is None:
-            instructions = draw_instructions(self.config.seed, len(counts))
+            instructions = batched.draw_instructions(self.config.seed, len(counts))
         return self._encode_slots(counts, paraphrase_prompt, instructions)
 
     def continue_prompts(
@@ -335,7 +264,7 @@ class Clara:
         out = np.full((len(rows), config.max_new_tokens), config.pad_id, np.int32)
         for chosen, played, state in self._prefilled(rows, vectors, role):
             with self.watch("decode"):
-                state = jit_decode_loop(*played, state, config)
+                state = decode.jit_decode_loop(*played, state, config)
                 out[chosen] = to_host(state.tokens)[: len(chosen)]
         return out
 
@@ -348,7 +277,7 @@ class Clara:
 
         The sum is made in float32. Each merged role keeps weights of its own.
         """
-        require_role(self.network, role)
+        batched.require_role(self.network, role)
         merged = {**self.merged, role: self.network.merge(role)}
         return dataclasses.replace(self, merged=merged)
 
@@ -362,36 +291,35 @@ class Clara:
             for step in range(config.max_new_tokens):
                 if step:
                     with self.watch("decode"):
-                        state = jit_decode_step(*played, state, config)
+                        state = decode.jit_decode_step(*played, state, config)
                         jax.block_until_ready(state)
                 token = int(state.tokens[0, step])
                 if token in config.eos_ids:
                     return
                 yield token
 
-        return text_pieces(tokens(), self.tokenizer.decode)
+        return batched.text_pieces(tokens(), self.tokenizer.decode)
 
     def _prefilled(
         self,
         rows: Sequence[Sequence[int]],
         vectors: Float[AnyArray, "n J M D"] | None,
         role: str | None,
-    ) -> Iterator[tuple[np.ndarray, tuple[Transformer, Params], DecodeState]]:
+    ) -> Iterator[tuple[np.ndarray, tuple[Transformer, Params], decode.DecodeState]]:
         """Read prompts; yield each batch's rows, who reads them, and its state."""
         network, role = self._player(role)
         played = network.model, network.variables(role)
-        config = self.config.decoding(self.tokenizer)
+        config, size = self.config.decoding(self.tokenizer), self.config.batch_size
         filled = None if vectors is None else np.asarray(vectors)
-        size = self.config.batch_size
-        batches = batches_by_length(rows, config.pad_id, size, smallest=_PROMPT)
+        batches = batched.batches_by_length(rows, config.pad_id, size, smallest=_PROMPT)
         for chosen, prompt in batches:
             places = np.pad(chosen, (0, prompt.ids.shape[0] - len(chosen)), "edge")
             with self.watch("prefill"):
                 filling = None if filled is None else jnp.asarray(filled[places])
-                embeddings = embed_prompts(network, prompt, filling)
-                keys = row_keys(self.config.seed, jnp.asarray(places))
-                state = jit_prefill(*played, embeddings, prompt.mask, config, keys)
-                jax.block_until_ready(state)
+                prompt_vectors = batched.embed_prompts(network, prompt, filling)
+                keys = decode.row_keys(self.config.seed, jnp.asarray(places))
+                given = (*played, prompt_vectors, prompt.mask, config, keys)
+                state = jax.block_until_ready(decode.jit_prefill(*given))
             yield chosen, played, state
 
     def explain(
@@ -405,23 +333,10 @@ class Clara:
         Raises:
           ClaraError: `count` is below 1, or above the vocabulary; see also `reason`.
         """
-        vectors, model = self.reason(questions), self.network.model
-        if not 1 <= count <= model.text_vocab:
-            raise ClaraError(
-                f"{count} tokens per vector were asked for; take 1 to "
-                f"{model.text_vocab}"
-            )
-        params, decode = self.network.backbone["params"], self.tokenizer.decode
-
-        def spoken(vector: Float[np.ndarray, "M D"]) -> list[list[Spoken]]:
-            near = nearest_tokens(model, params, jnp.asarray(vector), count)
-            slots = zip(*(part.tolist() for part in near), strict=True)
-            return [
-                [Spoken(decode([i]), p) for i, p in zip(*slot, strict=True)]
-                for slot in slots
-            ]
-
-        return [spoken(vector) for vector in vectors]
+        return [
+            batched.nearest_tokens(self.network, vectors, count, self.tokenizer.decode)
+            for vectors in self.reason(questions)
+        ]
 
     def _texts(
         self,
@@ -431,20 +346,21 @@ class Clara:
     ) -> list[str]:
         tokens = self.continue_prompts(rows, vectors, role)
         ends = self.config.decoding(self.tokenizer).eos_ids
-        return [self.tokenizer.decode(row).strip() for row in trim(tokens, ends)]
+        return [self.tokenizer.decode(row).strip() for row in decode.trim(tokens, ends)]
 
     def _encode(
-        self, texts: Sequence[str], max_length: int, role: str
+        self, part: str, texts: Sequence[str], max_length: int, role: str
     ) -> Float[np.ndarray, "n M D"]:
         network, adapter = self._player(role)
-        return encode_rows(
-            network,
-            self.tokenizer.encode_documents(texts, max_length),
-            role=adapter,
-            pad_id=self.tokenizer.pad_id,
-            batch_size=self.config.batch_size,
-            largest=self.memory.row_length(max_length),
-        )
+        with self.watch(part):
+            return batched.encode_rows(
+                network,
+                self.tokenizer.encode_documents(texts, max_length),
+                role=adapter,
+                pad_id=self.tokenizer.pad_id,
+                batch_size=self.config.batch_size,
+                largest=self.memory.row_length(max_length),
+            )
 
     def _player(self, role: str | None) -> tuple[Network, str | None]:
         """Return the network that plays a role, and the adapter that it needs for it.
@@ -455,9 +371,8 @@ class Clara:
         if role is None:
             own = {k: v for k, v in network.adapters.items() if k == "backbone"}
             return dataclasses.replace(network, adapters=own), None
-        require_role(network, role)
-        merged = self.merged.get(role)
-        return (network, role) if merged is None else (merged, None)
+        batched.require_role(network, role)
+        return (self.merged[role], None) if role in self.merged else (network, role)
 
     def _encode_slots(
         self, counts: Sequence[int], form: Callable[..., Prompt], said: Sequence[Any]
@@ -468,4 +383,4 @@ class Clara:
             for count, text in zip(counts, said, strict=True)
         ]
         limit, cut = self.config.prompt_max_length, self.config.too_long == "cut"
-        return encode_prompts(self.tokenizer, prompts, limit, cut)
+        return batched.encode_prompts(self.tokenizer, prompts, limit, cut)

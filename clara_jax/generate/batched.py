@@ -9,10 +9,11 @@ stay in host memory between the parts, so that only padded shapes are ever compi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +22,57 @@ import numpy as np
 from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.distributed import to_host
 from clara_jax.errors import ClaraError
+from clara_jax.generate.decode import DecodeConfig, Sampling
 from clara_jax.model import Transformer
 from clara_jax.shapes import Array, Float, Int, Params
 from clara_jax.sharding import place
 from clara_jax.text import PARAPHRASES, ClaraTokenizer, Prompt, plain
 
-_TRAINED_BY = {"compressor": "scp", "generator": "scp", "reasoner": "end_to_end"}
+AnyArray = Array | np.ndarray
 
 _MANY = 4
 """Full batches from which on closer lengths are worth their programs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are made.
+
+    Attributes:
+      max_new_tokens: longest answer.
+      sampling: greedy by default.
+      seed: of the draws, and of paraphrase instructions.
+      eos_ids: end tokens; empty takes the tokenizer's.
+      batch_size: rows read together.
+      prompt_max_length: longest prompt with document slots, in tokens.
+      question_max_length: longest question for the reasoner; 0 takes doc_max_length.
+      too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
+    """
+
+    max_new_tokens: int = 64
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    batch_size: int = 8
+    prompt_max_length: int = 1024
+    question_max_length: int = 0
+    too_long: Literal["error", "cut"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "prompt_max_length"):
+            if getattr(self, name) < 1:
+                raise ClaraError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ClaraError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
+
+    def decoding(self, tokenizer: ClaraTokenizer) -> DecodeConfig:
+        """Return the static settings of decoding with this tokenizer."""
+        return DecodeConfig(
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids or (tokenizer.eos_id,),
+            pad_id=tokenizer.pad_id,
+            sampling=self.sampling,
+        )
 
 
 def length_bucket(
@@ -116,8 +159,7 @@ def require_role(network: Network, role: str) -> None:
     """Refuse to play a role that a model was not trained for."""
     if role not in network.adapters:
         raise ClaraError(
-            f"this model has no {role}, which stage {_TRAINED_BY[role]} trains; "
-            f"run that stage and give its folder"
+            f"this model has no {role}; give the folder of a run that has trained one"
         )
 
 
@@ -126,6 +168,19 @@ def refuse_empty(texts: Sequence[str], name: str) -> None:
     for i, text in enumerate(texts):
         if not plain(text).strip():
             raise ClaraError(f"{name.format(i + 1)} is empty; give it some text")
+
+
+def refuse_long(
+    texts: Sequence[str], name: str, tokenizer: ClaraTokenizer, limit: int
+) -> None:
+    """Refuse texts of more than `limit` tokens; for `name` see `refuse_empty`."""
+    for i, text in enumerate(texts):
+        found = tokenizer.document_length(text)
+        if found > limit:
+            raise ClaraError(
+                f"{name.format(i + 1)} has {found} tokens, above the limit {limit}; "
+                "shorten it"
+            )
 
 
 def draw_instructions(seed: int, count: int) -> list[int]:
@@ -160,9 +215,6 @@ def encode_prompts(
                 f"limit {limit}; give fewer documents or a shorter question"
             )
     return [row[:limit] for row in rows]
-
-
-AnyArray = Array | np.ndarray
 
 
 def encode_rows(
@@ -283,14 +335,34 @@ class Spoken(NamedTuple):
     probability: float
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count"))
 def nearest_tokens(
-    model: Transformer, params: Params, vectors: Float[Array, "M D"], count: int
-) -> tuple[Int[Array, "M count"], Float[Array, "M count"]]:
+    network: Network,
+    vectors: Float[AnyArray, "M D"],
+    count: int,
+    decode: Callable[[Sequence[int]], str],
+) -> list[list[Spoken]]:
     """Read vectors through the output head, without adapters (the logit lens).
 
-    Ids and probabilities are those of the text tokens with the largest logits.
+    Raises:
+      ClaraError: `count` is below 1, or above the vocabulary.
     """
+    model, params = network.model, network.backbone["params"]
+    if not 1 <= count <= model.text_vocab:
+        raise ClaraError(
+            f"{count} tokens per vector were asked for; take 1 to {model.text_vocab}"
+        )
+    found = _likeliest(model, params, jnp.asarray(vectors), count)
+    return [
+        [Spoken(decode([token]), chance) for token, chance in zip(*slot, strict=True)]
+        for slot in zip(*(part.tolist() for part in found), strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count"))
+def _likeliest(
+    model: Transformer, params: Params, vectors: Float[Array, "M D"], count: int
+) -> tuple[Int[Array, "M count"], Float[Array, "M count"]]:
+    """Return ids and probabilities of the text tokens with the largest logits."""
     apply: Any = model.apply
     logits = apply({"params": params}, vectors[None], method="logits")[0]
     chances, ids = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), count)

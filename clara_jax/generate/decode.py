@@ -8,6 +8,7 @@ positions go on from each row's own length, and the mask hides the padding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -202,13 +203,10 @@ def decode_loop(
     )
 
 
-jit_prefill = jax.jit(prefill, static_argnames=("model", "config"))
-jit_decode_step = jax.jit(
-    decode_step, static_argnames=("model", "config"), donate_argnames="state"
-)
-jit_decode_loop = jax.jit(
-    decode_loop, static_argnames=("model", "config"), donate_argnames="state"
-)
+_jit = functools.partial(jax.jit, static_argnames=("model", "config"))
+jit_prefill = _jit(prefill)
+jit_decode_step = _jit(decode_step, donate_argnames="state")
+jit_decode_loop = _jit(decode_loop, donate_argnames="state")
 
 
 def trim(tokens: Any, eos_ids: Sequence[int]) -> list[list[int]]:

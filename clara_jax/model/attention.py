@@ -275,6 +275,7 @@ class Attention(nn.Module):
     that matters, never NaN, forwards and backwards.
 
     Attributes:
+      linear, norm: arguments of `Linear`, by layer, and of `RMSNorm`.
       implementation: out of `ATTENTIONS`, for whole rows padded on the right; rows
         under a mask, cached ones among them, are always XLA's.
     """
@@ -284,13 +285,11 @@ class Attention(nn.Module):
     head_dim: int
     window: int | None
     qk_norm: bool
-    norm_eps: float
     fused: bool
     qkv_bias: bool
     output_bias: bool
     linear: dict[str, dict]
-    dtype: str
-    param_dtype: str
+    norm: dict[str, Any]
     implementation: str
 
     @nn.compact
@@ -316,8 +315,8 @@ class Attention(nn.Module):
             for part, n in zip(parts, heads, strict=True)
         )
         if self.qk_norm:
-            query = self._norm("query_norm")(query)
-            key = self._norm("key_norm")(key)
+            query = RMSNorm(**self.norm, name="query_norm")(query)
+            key = RMSNorm(**self.norm, name="key_norm")(key)
         query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
             assert start is not None
@@ -335,21 +334,3 @@ class Attention(nn.Module):
 
     def _linear(self, name: str, features: int, bias: bool) -> Linear:
         return Linear(features, use_bias=bias, name=name, **self.linear[name])
-
-    def _norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.norm_eps, self.dtype, self.param_dtype, name=name)
-
-
-def attention_settings(
-    config: ModelConfig, linear: dict[str, dict], implementation: str = "auto"
-) -> dict[str, Any]:
-    """Return the arguments of the `Attention` that `config` describes."""
-    same = "num_heads num_kv_heads head_dim qk_norm norm_eps qkv_bias output_bias"
-    names = (*same.split(), "dtype", "param_dtype")
-    return {
-        **{name: getattr(config, name) for name in names},
-        "window": config.sliding_window,
-        "fused": config.fused_qkv,
-        "linear": linear,
-        "implementation": implementation,
-    }

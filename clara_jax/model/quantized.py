@@ -64,15 +64,14 @@ def quantize_params(params: Params, kind: str) -> Params:
         return params
 
     def walk(tree: Params, name: str) -> Params:
+        if not isinstance(tree, dict):
+            return tree
         if "kernel" not in tree:
-            return {
-                key: walk(value, key) if isinstance(value, dict) else value
-                for key, value in tree.items()
-            }
-        kernel = tree["kernel"]
+            return {key: walk(value, key) for key, value in tree.items()}
+        rest = dict(tree)
+        kernel = rest.pop("kernel")
         if kind == "nf4":
             _group_size(kernel.shape[-2], name)
-        rest = {key: value for key, value in tree.items() if key != "kernel"}
         return {**rest, **_per_layer(_QUANTIZE[kind], name, kernel)}
 
     return {**params, "layers": walk(params["layers"], "layers")}

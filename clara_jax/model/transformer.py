@@ -12,7 +12,6 @@ from clara_jax.model.attention import (
     Cache,
     LayerCache,
     Rotation,
-    attention_settings,
     visible_keys,
 )
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
@@ -104,15 +103,24 @@ def block_settings(
         scale = lora.alpha / lora.rank
         adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
         linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
+    norm = {"eps": config.norm_eps, **types}
+    same = "num_heads num_kv_heads head_dim qk_norm qkv_bias output_bias"
     return {
-        "attention": attention_settings(config, linear, attention),
+        "attention": {
+            **{name: getattr(config, name) for name in same.split()},
+            "window": config.sliding_window,
+            "fused": config.fused_qkv,
+            "linear": linear,
+            "norm": norm,
+            "implementation": attention,
+        },
         "mlp": {
             "hidden": config.mlp_dim,
             "fused": config.fused_gate_up,
             "use_bias": config.mlp_bias,
             "linear": linear,
         },
-        "norm": {"eps": config.norm_eps, **types},
+        "norm": norm,
     }
 
 
@@ -180,7 +188,7 @@ class Transformer(nn.Module):
         """Return embeddings; ids from `text_vocab` on come from the row table."""
         dtype = jnp.dtype(self.config.dtype)
         text = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
-        rows = self._rows("embedding")
+        rows = self.get_variable("rows", "embedding")
         if rows is None:
             return text
         special = jnp.take(rows, ids - self.text_vocab, axis=0, mode="clip")
@@ -254,15 +262,10 @@ class Transformer(nn.Module):
         table = self.embedding().T if self.config.tied else self.head()
         hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]
-        rows = self._rows("embedding" if self.config.tied else "head")
+        rows = self.get_variable("rows", "embedding" if self.config.tied else "head")
         if rows is None:
             return text
         return jnp.concatenate((text, _product(hidden, rows.T)), axis=-1)
-
-    def _rows(self, name: str) -> Float[Array, "E D"] | None:
-        if not self.has_variable("rows", name):
-            return None
-        return self.get_variable("rows", name)
 
 
 class _Table(nn.Module):

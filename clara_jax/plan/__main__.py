@@ -9,12 +9,12 @@ libtpu, for CPUs on simulated devices, for GPUs likewise, as far as that goes.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clara_jax.commands import Parser, run, start
 from clara_jax.errors import ClaraError
@@ -76,20 +76,13 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
     else:
         prepare(topology, arguments.libtpu)
     # Only now: what follows imports jax, which reads the environment.
-    from clara_jax.plan import cases, programs, summary
+    from clara_jax.plan import advice, cases, programs, summary
 
     case, notes = cases.make_case(arguments, overrides, topology)
     if arguments.show_sharding:
         return f"# python -m clara_jax.plan {' '.join(given)}\n{programs.show(case)}"
     folder = Path(arguments.cache or cache_home() / "plan").expanduser()
-
-    def measured(case: cases.Case) -> dict[str, Any]:
-        found = programs.kept(case, folder)
-        if found is None:
-            writable_folder(folder)
-            found = programs.measure_apart(case, folder)
-        return found
-
+    measured = functools.partial(programs.measure_apart, folder=folder)
     if arguments.sweep:
         settings = cases.sweep_settings(arguments, case)
         stem = Path(arguments.config.partition(":")[0]).stem
@@ -97,13 +90,14 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
         out = Path(arguments.out or f"plans/{stem}_{machine}")
         writable_folder(out)
         writable_folder(folder)
-        return summary.sweep(case, settings, measured, out)
+        return advice.sweep(case, settings, measured, out)
     result = measured(case)
     if arguments.json:
         return json.dumps(result) + "\n"
     if arguments.markdown:
         return summary.markdown(result)
-    return summary.report(result, notes, arguments.documents)
+    hints = advice.advice(result)
+    return summary.report(result, notes, arguments.documents, hints)
 
 
 if __name__ == "__main__":

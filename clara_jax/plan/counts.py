@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.model import Transformer, abstract_variables, count
 from clara_jax.stages import STAGES
 
 KINDS = (
@@ -39,26 +40,13 @@ class Reading:
     rows: int
     length: int  # padded tokens of a row
     trained: bool  # whether gradients go through
-    adapter: bool = True  # whether it carries LoRA
     logits: int = 0  # tokens whose output distribution is computed
+    cached: float = 0  # tokens that were read before, and are attended to as well
 
     @property
     def tokens(self) -> int:
         """Tokens with their padding."""
         return self.rows * self.length
-
-
-def _layer_sizes(shape: ModelConfig) -> list[tuple[str, int, int]]:
-    """Return name, inputs and outputs of the matrices of one layer."""
-    width, mlp = shape.width, shape.mlp_dim
-    queries, keys = (n * shape.head_dim for n in (shape.num_heads, shape.num_kv_heads))
-    qkv = [("query", width, queries), ("key", width, keys), ("value", width, keys)]
-    if shape.fused_qkv:
-        qkv = [("query_key_value", width, queries + 2 * keys)]
-    gates = [("gate", width, mlp), ("up", width, mlp)]
-    if shape.fused_gate_up:
-        gates = [("gate_up", width, 2 * mlp)]
-    return [*qkv, ("output", queries, width), *gates, ("down", mlp, width)]
 
 
 def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
@@ -71,8 +59,7 @@ def readings(config: RunConfig, candidates: int = 20) -> list[Reading]:
         if read.per_row is not None:
             rows *= read.per_row or candidates
         logits = rows * (length - 1) if read.field == "prompt" else 0
-        adapter = read.role != "backbone"
-        found.append(Reading(read.role, rows, length, read.trained, adapter, logits))
+        found.append(Reading(read.role, rows, length, read.trained, logits))
     return found
 
 
@@ -83,15 +70,15 @@ def useful(reading: Reading, config: RunConfig, shape: ModelConfig) -> dict[str,
     6N where the backbone itself learns), ``adapters`` (6 per number, or 2),
     ``attention`` (causal: half of all pairs) and ``head``.
     """
-    sizes = _layer_sizes(shape)
-    matrices = shape.num_layers * sum(a * b for _, a, b in sizes)
-    adapters = 0
-    if reading.adapter:
-        rank = config.lora.rank
-        widths = sum(a + b for name, a, b in sizes if config.lora.covers(name))
-        adapters = shape.num_layers * rank * widths
-    passes = 1 if not reading.trained else 2 if reading.adapter else 3
-    pairs = reading.rows * reading.length * (reading.length + 1) / 2
+    lora = None if reading.role == "backbone" else config.lora
+    variables = abstract_variables(Transformer(shape, shape.vocab_size, lora))
+    layers = jax.tree.leaves_with_path(variables["params"]["layers"])
+    matrices = sum(leaf.size for path, leaf in layers if path[-1].key == "kernel")
+    adapters, _ = count(variables.get("lora", {}))
+    passes = 1
+    if reading.trained:
+        passes = 2 if lora else 3
+    pairs = reading.tokens * ((reading.length + 1) / 2 + reading.cached)
     heads = shape.num_heads * shape.head_dim * shape.num_layers
     return {
         "matrices": 2.0 * passes * matrices * reading.tokens,
@@ -232,41 +219,44 @@ class _Program:
         """Return a collective's kind, bytes, and whether they go between slices."""
         kind, operands = line.op.removesuffix("-start"), line.operands
         if kind == "send":
-            # What a TPU hands to its host, which knows the collective.
-            found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
-            kind = found[1].lower().replace("_", "-") if found else ""
-            members, far, operands = self.slices, True, operands[:1]
+            # A TPU hands this to its host, for a collective that is noted there.
+            noted = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
+            if noted is None:
+                return None
+            kind, operands = noted[1].lower().replace("_", "-"), operands[:1]
+            members, far = self.slices, True
         elif kind in KINDS:
             if kind == "all-reduce" and part.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # as TPUs write one
             groups = groups_of(line.rest, self.devices)
-            slice_of = groups // (self.devices // self.slices)
-            members, far = groups.shape[1], bool((slice_of != slice_of[:, :1]).any())
+            slices = groups // (self.devices // self.slices)
+            members, far = groups.shape[1], bool((slices != slices[:, :1]).any())
         else:
             return None
         size = sum(array_bytes(self.parts[part][name].type) for name in operands)
         size *= _share(kind, members)
-        return (kind, size, far) if kind and size else None
+        return (kind, size, far) if size else None
 
     def _turns(self, loop: _Line) -> int | None:
         """Return how often a loop runs, by XLA's note or its condition, or None."""
-        noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if noted:
+        if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(noted[1])
         (condition,), (body,) = loop.called("condition"), loop.called("body")
+        # Known is only a condition of the form: counter < constant.
         lines = list(self.parts[condition].values())
-        places = [line.rest for line in lines if line.op == "get-tuple-element"]
+        counters = [line.rest for line in lines if line.op == "get-tuple-element"]
         for called in [name for line in lines for name in line.called("calls")]:
             lines += self.parts[called].values()
         limits = [line.number for line in lines if line.number is not None]
         below = any("direction=LT" in line.rest for line in lines)
-        if not below or len(limits) != 1 or len(places) != 1:
+        if not below or len(limits) != 1 or len(counters) != 1:
             return None
-        place = int(places[0].partition("index=")[2].partition(",")[0])
+        step, (place,) = 1, re.findall(r"index=(\d+)", counters[0])
         result = next(line for line in self.parts[body].values() if line.root)
-        # Unrolled, a turn may raise its counter by more than 1.
-        step = self._raised(body, result.operands[place]) if result.op == "tuple" else 1
-        return -(-limits[0] // max(1, step))
+        if result.op == "tuple":
+            # Unrolled, a turn may raise its counter by more than 1.
+            step = max(1, self._raised(body, result.operands[int(place)]))
+        return -(-limits[0] // step)
 
     def _raised(self, part: str, name: str) -> int:
         """Return by how much a value has grown: the sum of what was added to it."""

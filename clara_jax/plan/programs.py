@@ -28,10 +28,10 @@ import clara_jax.plan.topology as machines
 from clara_jax.clara import Tokens
 from clara_jax.config import to_dict
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, read_json, write_json
+from clara_jax.files import first_line, read_json, writable_folder, write_json
 from clara_jax.generate.batched import compress_batch
 from clara_jax.generate.decode import DecodeConfig, jit_decode_step, jit_prefill
-from clara_jax.model import logical_axes, zeros_cache
+from clara_jax.model import count, logical_axes, zeros_cache
 from clara_jax.model.attention import CACHE_AXES
 from clara_jax.plan.cases import Case, mesh_text
 from clara_jax.plan.counts import Reading, performed, readings, traffic, useful
@@ -58,8 +58,7 @@ class Program(NamedTuple):
     name: str  # what it does
     function: Any
     arguments: tuple[Any, ...]  # besides those that `call` adds
-    useful: dict[str, float]  # operations by formula, see `counts.useful`
-    tokens: int  # that it reads or writes in one call
+    readings: list[Reading]  # what it does in one call
     call: Callable[..., Any] = lambda function, *given: function(*given)
     repeats: int = 1  # calls per unit of work
 
@@ -72,13 +71,8 @@ def run_of(case: Case) -> AbstractRun:
 def programs(case: Case) -> list[Program]:
     """Return everything that a case compiles."""
     run, config = run_of(case), case.config
-    shape = run.network.model.config
     if case.work == "train":
-        read, counted = readings(config), collections.Counter()
-        for reading in read:
-            counted.update(useful(reading, config, shape))
-        tokens = sum(reading.tokens for reading in read)
-        return [Program("train step", run.step, run.arguments, dict(counted), tokens)]
+        return [Program("train step", run.step, run.arguments, readings(config))]
     if run.network.model.lora is None:
         raise ClaraError(
             f"--work {case.work}: stage {config.stage} has no adapters to work with"
@@ -88,19 +82,14 @@ def programs(case: Case) -> list[Program]:
     if case.work == "decode":
         return _decoding(case, run)
     length = config.memory.row_length(config.memory.doc_max_length)
-    reading = Reading("compressor", case.rows, length, trained=False)
     ids: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.int32)
-    mask: Any = jax.ShapeDtypeStruct((case.rows, length), jnp.bool_)
+    tokens = Tokens(ids, ids.update(dtype=jnp.bool_), right_padded=True)
     return [
         Program(
             name="compress a batch of documents",
             function=compress_batch,
-            arguments=(
-                run.only("compressor", "memory"),
-                Tokens(ids, mask, right_padded=True),
-            ),
-            useful=useful(reading, config, shape),
-            tokens=reading.tokens,
+            arguments=(run.only("compressor", "memory"), tokens),
+            readings=[Reading("compressor", case.rows, length, trained=False)],
             call=lambda function, *given: function(*given, "compressor"),
         )
     ]
@@ -123,28 +112,12 @@ def _decoding(case: Case, run: AbstractRun) -> list[Program]:
     given = variables, prompt, jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     state = jax.eval_shape(functools.partial(call, jit_prefill), *given)
     first = Reading("generator", rows, length, False, logits=rows)
-    step = Reading("generator", rows, 1, False, logits=rows)
-    heads = case.shape.num_heads * case.shape.head_dim * case.shape.num_layers
-    counted = useful(step, config, model.config)
-    counted["attention"] = 4.0 * heads * rows * (length + new / 2)
+    halfway = length + new / 2 - 1
+    token = Reading("generator", rows, 1, False, logits=rows, cached=halfway)
+    step = (variables, state)
     return [
-        Program(
-            name="read the prompts",
-            function=jit_prefill,
-            arguments=given,
-            useful=useful(first, config, model.config),
-            tokens=first.tokens,
-            call=call,
-        ),
-        Program(
-            name="one token more",
-            function=jit_decode_step,
-            arguments=(variables, state),
-            useful=counted,
-            tokens=rows,
-            call=call,
-            repeats=new - 1,
-        ),
+        Program("read the prompts", jit_prefill, given, [first], call),
+        Program("one token more", jit_decode_step, step, [token], call, new - 1),
     ]
 
 
@@ -182,8 +155,7 @@ def show(case: Case) -> str:
     sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items())
     lines = [f"mesh {sizes}: {case.devices} devices"]
     for name, tree in trees.items():
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        here = bytes_per_device(tree)
+        total, here = count(tree)[1], bytes_per_device(tree)
         lines += ["", f"{name}: {total:,} bytes, {here:,} per device"]
         lines += ["  " + row_format.format(*row).rstrip() for row in tables[name]]
     return "\n".join(lines) + "\n"
@@ -236,10 +208,13 @@ def kept(case: Case, folder: Path) -> dict[str, Any] | None:
 
 
 def measure_apart(case: Case, folder: Path) -> dict[str, Any]:
-    """Call `measure` in a process of its own, which ends with this call.
+    """Return what is kept; else call `measure` in a process that ends with this call.
 
     A compiler runs for minutes, in which Python handles no signal, and may crash.
     """
+    if found := kept(case, folder):
+        return found
+    writable_folder(folder)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_result, args=(sender, case, folder))
@@ -354,28 +329,30 @@ def _compile(
 ) -> tuple[dict[str, Any], Any]:
     """Return figures of one program, and it compiled unless that is refused."""
     function = functools.partial(program.call, program.function)
+    needed = collections.Counter()
+    for reading in program.readings:
+        needed.update(useful(reading, case.config, case.shape))
     values: dict[str, Any] = {
         "name": program.name,
-        "tokens": program.tokens,
+        "tokens": sum(reading.tokens for reading in program.readings),
         "rows": case.rows or case.config.data.batch_size,
         "repeats": program.repeats,
-        "useful_flops": program.useful,
+        "useful_flops": dict(needed),
         "performed_flops": performed(function, *program.arguments),
         "refused": None,
     }
     # Outside of the mesh, on whose devices nothing can be computed.
     run = run_of(case).on(mesh) if case.work == "train" else None
-    given = run.arguments if run else on_mesh(mesh, program.arguments)
+    given = there = run.arguments if run else on_mesh(mesh, program.arguments)
+    if before is not None:
+        # The state lies where reading the prompts has left it.
+        there = given[0], placed(given[1], before.output_shardings)
     compiled: Any = None
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         if run is not None:
             lowered = run.lower(mesh)
         else:
-            there = given
-            if before is not None:
-                # The state lies where reading the prompts has left it.
-                there = given[0], placed(given[1], before.output_shardings)
             lowered = program.call(program.function.lower, *there)
         values["lower_seconds"] = time.perf_counter() - started
         try:

@@ -259,6 +259,9 @@ def _scan(
     With the queries come their products with the store's center; `first` is the place
     of the block's first row on each device.
     """
+    select = jax.lax.top_k
+    if how.recall is not None:
+        select = functools.partial(jax.lax.approx_max_k, recall_target=how.recall)
 
     def on_device(queries, block, first, best):
         units, offsets = queries
@@ -278,13 +281,7 @@ def _scan(
             )
             scores = (products + offsets[:, None]) * inverse[None]
             scores = jnp.where(inverse[None] < 0, -jnp.inf, scores)
-            count = min(how.tile, found[0].shape[-1])
-            if how.recall is None:
-                top, place = jax.lax.top_k(scores, count)
-            else:
-                top, place = jax.lax.approx_max_k(
-                    scores, count, recall_target=how.recall
-                )
+            top, place = select(scores, min(how.tile, found[0].shape[-1]))
             scores = jnp.concatenate([found[0], top], -1)
             places = jnp.concatenate([found[1], start + place], -1)
             # Of equal numbers the first is taken: the earlier, lower row.

@@ -111,7 +111,7 @@ def test_bad_input_is_one_line():
         model.select_and_answer(QUESTIONS[:1], [DOCUMENTS], top_k=5)
     bare = model.network.replace(adapters={"memory": 0})
     lacking = dataclasses.replace(model, network=bare)
-    with pytest.raises(ClaraError, match="no reasoner, which stage end_to_end trains"):
+    with pytest.raises(ClaraError, match="no reasoner; give the folder of a run that"):
         lacking.reason(QUESTIONS)
     short = dataclasses.replace(model.config, prompt_max_length=20)
     with pytest.raises(ClaraError, match="prompt of question 1 has .* above the limit"):
@@ -167,7 +167,7 @@ def test_only_trained_roles_can_be_merged():
     model = clara()
     own = {"compressor": model.network.adapters["compressor"]}
     bare = model.network.replace(adapters=own)
-    with pytest.raises(ClaraError, match="no generator, which stage scp trains"):
+    with pytest.raises(ClaraError, match="no generator; give the folder of a run that"):
         dataclasses.replace(model, network=bare).merge()
 
 

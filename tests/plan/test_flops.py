@@ -88,7 +88,7 @@ def test_four_n_per_token():
     assert trained["attention"] == 3 * 4 * 32 * 32 * 128 * 2 * 100 * 101 / 2
     frozen = useful(Reading("compressor", 2, 100, False), config, shape)
     assert frozen["matrices"] == 2 * n * 200
-    full = useful(Reading("backbone", 2, 100, True, False, 200), config, shape)
+    full = useful(Reading("backbone", 2, 100, True, 200), config, shape)
     assert full["matrices"] == 6 * n * 200
     assert full["head"] == 6 * 4096 * 32000 * 200
 

@@ -9,6 +9,7 @@ import pytest
 
 from clara_jax.config import MeshConfig
 from clara_jax.errors import ClaraError
+from clara_jax.plan.advice import advice
 from clara_jax.plan.cases import Case, backbone_shape, settle
 from clara_jax.plan.programs import (
     _refusal,
@@ -21,7 +22,6 @@ from clara_jax.plan.programs import (
     show,
 )
 from clara_jax.plan.summary import (
-    advice,
     floor_of,
     markdown,
     memory_of,

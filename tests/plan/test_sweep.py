@@ -14,8 +14,8 @@ import pytest
 from clara_jax.config import DataConfig, OptimConfig, RunConfig
 from clara_jax.errors import ClaraError
 from clara_jax.model import PRESETS
+from clara_jax.plan.advice import sweep
 from clara_jax.plan.cases import Case, mesh_config, mesh_text, settle
-from clara_jax.plan.summary import sweep
 from clara_jax.plan.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parent.parent.parent
