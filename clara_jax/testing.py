@@ -24,8 +24,8 @@ import transformers
 from tokenizers import models, pre_tokenizers
 
 from clara_jax.clara import IGNORE, ROLES, Batch, Network, Tokens
+from clara_jax.clara.batches import pad_rows
 from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
-from clara_jax.generate.batched import pad_rows
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
 from clara_jax.text import (
@@ -183,7 +183,7 @@ def random_batch(
         flat = pad_rows(lists, PAD, count, doc_length + 3 + m)
         return jax.tree.map(lambda x: x.reshape(*shape, -1), flat)
 
-    def prompts(slot_groups: int) -> tuple[Tokens, jax.Array]:
+    def prompts(slot_groups: int) -> tuple[Tokens, Any]:
         heads = [
             [BOS, *_words(rng, length, n), *slots * slot_groups]
             for length in rng.integers(1, 5, rows).tolist()
@@ -208,15 +208,15 @@ def random_batch(
         fields |= {
             "question": encoder(rows),
             "candidates": encoder(rows, candidates),
-            "candidate_mask": jnp.ones((rows, candidates), bool),
-            "positives": jnp.asarray(np.arange(candidates)[None, :] == gold[:, None]),
+            "candidate_mask": np.ones((rows, candidates), bool),
+            "positives": np.arange(candidates)[None, :] == gold[:, None],
         }
     slot_groups = counts.get("documents") or (documents if fields else 0)
     if "prompt" in counts:
         fields["prompt"], fields["labels"] = prompts(slot_groups)
     if "documents" in counts:
         fields["documents"] = encoder(rows, slot_groups)
-    return Batch(**fields)
+    return jax.tree.map(jnp.asarray, Batch(**fields))
 
 
 def _words(rng: np.random.Generator, length: int, text_vocab: int) -> list[int]:

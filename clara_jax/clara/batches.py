@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 from flax import struct
 
 from clara_jax.shapes import Array, Bool, Float, Int
@@ -28,6 +32,17 @@ class Tokens:
     mask: Bool[Array, "*rows T"]
     right_padded: bool = struct.field(pytree_node=False, default=False)
     positions: Int[Array, "*rows T"] | None = None
+
+
+def pad_rows(rows: Sequence[Any], pad_id: int, count: int, length: int) -> Tokens:
+    """Stack rows of ids (None: an empty one) in numpy, as ``[count, length]``."""
+    ids: Any = np.full((count, length), pad_id, np.int32)
+    mask: Any = np.zeros((count, length), bool)
+    for i, row in enumerate(rows):
+        if row is not None:
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = True
+    return Tokens(ids, mask, right_padded=True)
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.clara.batches import IGNORE, Batch, Tokens
+from clara_jax.clara.batches import IGNORE, Batch, Tokens, pad_rows
 from clara_jax.config import RunConfig
 from clara_jax.data.examples import Example, Reads, Row
 
@@ -85,11 +85,13 @@ def collate(
     fields: dict[str, Any] = {}
     if layout.prompts:
         length = _fit(prompt, layout.prompts)
-        fields["prompt"] = _pad([e.prompt for e in rows], length, layout.pad_id)
-        fields["labels"] = _pad([e.labels for e in rows], length, IGNORE).ids
+        prompts, labels = [e.prompt for e in rows], [e.labels for e in rows]
+        fields["prompt"] = pad_rows(prompts, layout.pad_id, batch_size, length)
+        fields["labels"] = pad_rows(labels, IGNORE, batch_size, length).ids
     if layout.questions:
         length = _fit(question, layout.questions)
-        fields["question"] = _pad([e.question for e in rows], length, layout.pad_id)
+        questions = [e.question for e in rows]
+        fields["question"] = pad_rows(questions, layout.pad_id, batch_size, length)
     if layout.slots:
         texts = [e.documents for e in rows]
         fields["documents"] = _grid(texts, layout.slots, document, layout)
@@ -115,7 +117,7 @@ def _candidates(
     rows: Sequence[Example], longest: int, layout: Layout, vectors: Vectors | None
 ) -> dict[str, Any]:
     width = layout.candidates
-    marked = _pad([e.positives for e in rows], width, 0)
+    marked = pad_rows([e.positives for e in rows], 0, len(rows), width)
     fields: dict[str, Any] = {"candidate_mask": marked.mask}
     fields["positives"] = marked.ids.astype(bool)
     if vectors is None:
@@ -134,18 +136,9 @@ def _grid(
     """Pad ragged rows to ``[B, width, S]``; absent rows get an empty mask."""
     length = _fit(longest, layout.documents)
     flat = [text for row in rows for text in (*row, *[None] * (width - len(row)))]
-    tokens = _pad(flat, length, layout.pad_id)
+    tokens = pad_rows(flat, layout.pad_id, len(flat), length)
     shape = (len(rows), width, length)
     return Tokens(tokens.ids.reshape(shape), tokens.mask.reshape(shape), True)
-
-
-def _pad(rows: Sequence[Row | None], length: int, pad_id: int) -> Tokens:
-    ids: Any = np.full((len(rows), length), pad_id, np.int32)
-    mask: Any = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(map(_row, rows)):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return Tokens(ids, mask, right_padded=True)
 
 
 def _row(row: np.ndarray | None) -> np.ndarray:

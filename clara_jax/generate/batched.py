@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.clara import Network, Tokens, cosine_scores
+from clara_jax.clara.batches import pad_rows
 from clara_jax.distributed import to_host
 from clara_jax.errors import ClaraError
 from clara_jax.generate.decode import DecodeConfig, Sampling
@@ -98,18 +99,6 @@ def row_bucket(rows: int, batch_size: int) -> int:
     return min(1 << max(rows - 1, 0).bit_length(), batch_size)
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], pad_id: int, count: int, length: int
-) -> Tokens:
-    """Stack rows of ids, padded on the right and below to ``[count, length]``."""
-    ids = np.full((count, length), pad_id, np.int32)
-    mask = np.zeros((count, length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return Tokens(ids=jnp.asarray(ids), mask=jnp.asarray(mask), right_padded=True)
-
-
 def batches_by_length(
     rows: Sequence[Sequence[int]],
     pad_id: int,
@@ -134,7 +123,8 @@ def batches_by_length(
         longest = max(len(rows[i]) for i in chosen)
         length = length_bucket(longest, largest, smallest, steps)
         count = row_bucket(len(chosen), batch_size)
-        yield chosen, pad_rows([rows[i] for i in chosen], pad_id, count, length)
+        padded = pad_rows([rows[i] for i in chosen], pad_id, count, length)
+        yield chosen, jax.tree.map(jnp.asarray, padded)
 
 
 def number_texts(

@@ -20,8 +20,8 @@ from side_by_side import compare
 from where import print_shares
 
 from clara_jax.clara import Network
+from clara_jax.clara.batches import pad_rows
 from clara_jax.generate import Clara
-from clara_jax.generate.batched import pad_rows
 
 
 def main() -> None:
