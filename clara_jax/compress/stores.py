@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,20 +23,11 @@ from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
 from clara_jax.search import Store, check, compact, delete
 from clara_jax.search.hybrid import build_bm25
-from clara_jax.search.index_files import has_index
+from clara_jax.search.index_files import Settings, has_index
 from clara_jax.search.scann_index import METHODS, build_index, report, update_index
 from clara_jax.shapes import Float
 
 _NEAR = 2  # folders up from a store to one that its model is looked for below
-_SETTINGS = (
-    ("dims", "directions of a key (default 128)"),
-    ("leaves", "of a tree (default: the square root of the documents)"),
-    ("leaves-to-search", "of them, for a question (default: a fifth)"),
-    ("candidates", "documents rescored exactly for a question (default 200)"),
-    ("sample", "documents that keys are learnt from (default 20000)"),
-    ("seed", "of that sample"),
-)
-"""Settings of ``search.scann_index.choose`` that are numbers."""
 
 
 def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
@@ -140,9 +132,16 @@ def index_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="the store")
     add("--method", choices=METHODS, help="default: by the number of documents")
-    for name, text in _SETTINGS:
-        add(f"--{name}", type=int, metavar="N", help=text)
-    add("--no-soar", action="store_true", help="put each key into one leaf only")
+    number = functools.partial(add, type=int, metavar="N")
+    number("--dims", help="directions of a key (default 128)")
+    number("--leaves", help="of a tree (default: the square root of the documents)")
+    number("--leaves-to-search", help="of them, for a question (default: a fifth)")
+    text = "documents rescored exactly for a question (default 200)"
+    number("--candidates", help=text)
+    number("--sample", help="documents that keys are learnt from (default 20000)")
+    number("--seed", help="of that sample")
+    text = "put each key into one leaf only"
+    add("--no-soar", dest="soar", action="store_const", const=False, help=text)
     text = "build anew; else an index that is there is brought up to date, unless "
     add("--rebuild", action="store_true", help=text + "other settings are given")
     add("--bm25", action="store_true", help="index the words, too, for --hybrid")
@@ -175,10 +174,8 @@ def index_store(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - begin
         print(f"BM25 index of {note['documents']:,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
-    names = ["method", *(name.replace("-", "_") for name, _ in _SETTINGS)]
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    given["soar"] = False if arguments.no_soar else None
-    given = {name: value for name, value in given.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(Settings)}
+    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
     if has_index(store) and not given and not arguments.rebuild:
         note = update_index(store, progress=_say)
     else:

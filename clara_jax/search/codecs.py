@@ -17,31 +17,29 @@ from jaxtyping import Float, Shaped
 
 from clara_jax.errors import ClaraError
 
-CODECS = ("bfloat16", "int8", "int4")  # from the widest to the narrowest
+_KINDS = {"bfloat16": np.uint16, "int8": np.int8, "int4": np.uint8}
+CODECS = tuple(_KINDS)  # from the widest to the narrowest
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Where int4 may cut a vector's numbers off, in parts of the largest of them."""
 
-_AT_ONCE = 1 << 17
-_DECODED = 1 << 18
+_AT_ONCE, _DECODED = 1 << 17, 1 << 18
 """Numbers quantized, and decoded, together: few enough for the caches."""
 
 Codes = Shaped[np.ndarray, "*n W"]
 Scales = Float[np.ndarray, "*n"]
 
 
-def check_codec(dtype: str) -> None:
-    """Refuse what is not one of `CODECS`."""
+def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
+    """Return the type of codes, and how many hold a vector of `width` numbers.
+
+    Raises:
+      ClaraError: there is no such codec.
+    """
     if dtype not in CODECS:
         what = f"there is no codec '{dtype}' for document vectors"
         raise ClaraError(f"{what}; give one of {', '.join(CODECS)}")
-
-
-def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
-    """Return the type of codes, and how many hold a vector of `width` numbers."""
-    check_codec(dtype)
-    kinds = {"bfloat16": np.uint16, "int8": np.int8, "int4": np.uint8}
-    return np.dtype(kinds[dtype]), (width + 1) // 2 if dtype == "int4" else width
+    return np.dtype(_KINDS[dtype]), (width + 1) // 2 if dtype == "int4" else width
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:

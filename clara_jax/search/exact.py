@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Int32, Shaped
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_ahead
-from clara_jax.search.codecs import code_type, decode, decode_parts
+from clara_jax.search.codecs import decode, decode_parts
 from clara_jax.search.store import Store
 from clara_jax.shapes import Array
 
@@ -92,10 +92,8 @@ class ExactSearcher:
         devices = list(jax.local_devices() if devices is None else devices)
         kind, count = devices[0].platform, store.rows - start
         self.documents = int(np.count_nonzero(store.live[start:]))
-        codes, length = code_type(store.dtype, store.width)
-        per_row = store.num_memory * length * codes.itemsize
         limit = free_memory(devices) if memory_limit is None else memory_limit
-        self.streamed = per_row * count > limit
+        self.streamed = store.row_bytes * count > limit
         share = -(-count // len(devices))
         tile = _CPU_TILE if kind == "cpu" else _TILE
         tile = max(1, min(tile // (4 * store.num_memory * store.width), share))
@@ -104,13 +102,12 @@ class ExactSearcher:
         self._scan = Scan(self._mesh, tile, store.dtype, store.width, recall)
         # Three blocks at a time when streaming: searched, waiting, being read.
         block = min(BLOCK, max(limit // 3, 1)) if self.streamed else BLOCK
-        most = max(1, block // (per_row * tile * len(devices)))
+        most = max(1, block // (store.row_bytes * tile * len(devices)))
         tiles = -(-share // tile)
         self._blocks = -(-tiles // most)
         self._share = tile * -(-tiles // max(self._blocks, 1))
-        self._resident: list[Block] | None = None
-        if not self.streamed:
-            self._resident = [self._put(self._read(i)) for i in range(self._blocks)]
+        kept = range(0 if self.streamed else self._blocks)
+        self._resident = [self._put(self._read(number)) for number in kept]
 
     def __call__(self, queries: Flat, k: int) -> Found:
         """Return cosines and row numbers of the `k` nearest documents."""
@@ -123,8 +120,7 @@ class ExactSearcher:
 
     def _search(self, units: Flat, k: int) -> Found:
         # Filled up to powers of two, as is `k`, so that few programs are compiled.
-        padded = np.zeros((_bucket(len(units)), units.shape[1]), np.float32)
-        padded[: len(units)] = units
+        padded = np.pad(units, [(0, _bucket(len(units)) - len(units)), (0, 0)])
         offsets = np.zeros(len(padded), np.float32)
         if self.store.center is not None:
             offsets = padded @ self.store.center.reshape(-1)
@@ -138,7 +134,7 @@ class ExactSearcher:
             none = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
             best = jax.device_put(none, split)
             blocks = self._resident
-            if blocks is None:
+            if self.streamed:
                 blocks = map(self._put, read_ahead(self._read, range(self._blocks)))
             for number, block in enumerate(blocks):
                 first = jax.device_put(np.int32(number * self._share), whole)
@@ -163,8 +159,7 @@ class ExactSearcher:
         return *store.codes(rows), inverse
 
     def _put(self, block: Block) -> Block:
-        split = NamedSharding(self._mesh, _ROWS)
-        return jax.tree.map(lambda x: jax.device_put(x, split), block)
+        return jax.device_put(block, NamedSharding(self._mesh, _ROWS))
 
 
 def check_queries(queries: Flat, k: int, store: Store) -> Flat:

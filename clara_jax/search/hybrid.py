@@ -74,13 +74,11 @@ class HybridSearcher:
         bm25s = library()
         self.store, self.latent = store, latent
         index = IndexFolder(store, "bm25")
-        note = index.read()
-        index.check(note)
+        note, folder = index.open()
         missing = int(np.count_nonzero(store.live[note["rows"] :]))
         if missing:
             what = f"lacks {missing} documents that were added since it was built"
             raise index.useless(index.path, what)
-        folder = index.files(note)
         self._ranker = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
         self._rows = np.load(folder / ROWS)
         self._live = store.live[self._rows]

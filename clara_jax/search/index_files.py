@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import importlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +24,9 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import checksum, first_line, read_json, replace_file, write_error
-from clara_jax.search.keys import DIMS, SAMPLE, Keys
-from clara_jax.search.manifest import Lock, digest_of, json_bytes, wrong_file
+from clara_jax.files import checksum, first_line, read_json, replace_file, writing
+from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
+from clara_jax.search.manifest import Lock, digest_of, json_bytes, remove, wrong_file
 from clara_jax.search.store import Store
 
 FORMAT, META, ROWS = 1, "meta.json", "rows.npy"
@@ -70,21 +68,24 @@ class IndexFolder:
             raise self.useless(path, "is damaged (its checksum is wrong)")
         return note
 
+    def open(self) -> tuple[dict[str, Any], Path]:
+        """Return the note of an index that fits the store, and the folder of files."""
+        note = self.read()
+        self.check(note)
+        return note, self.files(note)
+
     def check(self, note: Mapping[str, Any]) -> None:
         """Refuse an index of other vectors or other row numbers."""
-        store = self.store
+        store, what = self.store, ""
         if note["fingerprint"] != store.fingerprint:
-            raise self.useless(
-                self.path,
-                "was built for vectors of another model (fingerprint "
-                f"{note['fingerprint']}, the store's is {store.fingerprint})",
-            )
-        if note["epoch"] != store.epoch or note["rows"] > store.rows:
-            raise self.useless(
-                self.path,
-                f"was built for epoch {note['epoch']} of the store, which is in epoch "
-                f"{store.epoch} since it was compacted: its rows have other numbers",
-            )
+            what = "was built for vectors of another model (fingerprint "
+            what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
+        elif note["epoch"] != store.epoch or note["rows"] > store.rows:
+            what = f"was built for epoch {note['epoch']} of the store, which is in "
+            what += f"epoch {store.epoch} since it was compacted: its rows have other "
+            what += "numbers"
+        if what:
+            raise self.useless(self.path, what)
 
     def files(self, note: Mapping[str, Any]) -> Path:
         """Return the folder of an index's files after comparing all checksums."""
@@ -114,12 +115,12 @@ class IndexFolder:
         Call it inside `hold`. If it cannot be written, the old index stays. `write`
         writes the files into a folder; `note` is what the kind of index has to say.
         """
-        current = ""
+        current = "0"
         with contextlib.suppress(ClaraError):
             current = self.read()["folder"]
-        number = str(int(current or 0) + 1)
+        number = str(int(current) + 1)
         folder = self.path / number
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_all_but(current)
             folder.mkdir()
@@ -141,13 +142,9 @@ class IndexFolder:
                 }
                 self.write_note(whole)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove([folder])
                 raise
             self._remove_all_but(number)
-        except OSError as error:
-            if error.errno is None:  # numpy says that it wrote too little, but not why
-                error.errno = errno.ENOSPC
-            raise write_error(self.path, error) from error
         return whole
 
     def write_note(self, note: Mapping[str, Any]) -> None:
@@ -156,11 +153,7 @@ class IndexFolder:
         replace_file(self.path / META, json_bytes(values))
 
     def _remove_all_but(self, kept: str) -> None:
-        for path in self.path.iterdir():
-            if path.is_dir() and path.name != kept:
-                shutil.rmtree(path)
-            elif path.is_file() and path.name != META:
-                path.unlink()
+        remove(x for x in self.path.iterdir() if x.name not in (kept, META))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +175,24 @@ class Settings:
     seed: int = 0  # of that sample
 
 
+def build(where: Path, keys: Short, settings: Settings) -> Any:
+    """Build ScaNN's searcher over keys of documents."""
+    with scann_at_work(where, "build an index"):
+        builder = scann().builder(keys, settings.candidates, "dot_product")
+        builder.set_n_training_threads(len(os.sched_getaffinity(0)))
+        if settings.method == "tree":
+            soar = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}
+            more = soar if settings.soar else {}
+            builder.tree(settings.leaves, settings.leaves_to_search, **more)
+        if settings.method == "brute_force":
+            builder.score_brute_force()
+        else:
+            # Four bits for every number of a key. ScaNN's rule, for every two, finds
+            # less where there is no tree, and saves little beside the vectors.
+            builder.score_ah(1, anisotropic_quantization_threshold=0.2)
+        return builder.build()
+
+
 def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) -> None:
     """Write the files of a ScaNN index, and see whether ScaNN can read them."""
     keys.save(folder)
@@ -195,9 +206,8 @@ def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) ->
 
 def load(folder: Path) -> tuple[Keys, Int[np.ndarray, "n"], Any]:
     """Read the keys, the row of each place in a ScaNN index, and ScaNN's searcher."""
-    library = scann()
     with quiet():
-        searcher = library.load_searcher(str(folder))
+        searcher = scann().load_searcher(str(folder))
     return Keys.load(folder), np.load(folder / ROWS), searcher
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from clara_jax.errors import ClaraError
 from clara_jax.search.exact import Flat, unit
 from clara_jax.search.store import Progress, Store
 
@@ -89,19 +88,14 @@ def learn_keys(
     `dims` + 16 columns. The same seed gives the same keys.
 
     Args:
-      store: of documents.
+      store: of one document at least that is not left out.
       dims: principal directions, the mean's besides; fewer where there are not as many.
       sample: rows that are read, at most.
       seed: of the sample, and of what is random besides.
       leave_out: rows that are not read.
       progress: see `Progress`.
-
-    Raises:
-      ClaraError: there are no documents to learn from.
     """
     rows = np.setdiff1d(np.flatnonzero(store.live), leave_out, assume_unique=True)
-    if not len(rows):
-        raise ClaraError(f"{store.path}: holds no documents; add some first")
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))
@@ -116,14 +110,11 @@ def learn_keys(
 
     dims = min(dims, width - 1, len(rows) - 1)
     span = min(dims + _OVERSAMPLE, width - 1, len(rows) - 1)
-    if not dims:
-        return _balanced(mean, first[:, None], np.ones(1, np.float32), draw)
-    basis = _orthonormal(draw.standard_normal((width, span), np.float32), first)
-    product = basis
+    near = draw.standard_normal((width, span), np.float32)
     for number in range(PASSES):
         progress(f"directions, pass {number + 1} of {PASSES}")
-        if number:
-            basis = _orthonormal(product[:, 1:], first)
+        # Orthonormal columns of the same span, at right angles to `first`.
+        basis = np.linalg.qr(near - np.outer(first, first @ near))[0]
         both = np.concatenate([first[:, None], basis], 1)
         # The covariance matrix of the unit vectors times `both`, without making it.
         product = np.zeros_like(both)
@@ -133,12 +124,21 @@ def learn_keys(
             product += units.T @ projected
             total += projected.sum(0)
         product = (product - np.outer(mean, total)) / len(rows)
+        near = product[:, 1:]
     inner = both.T @ product
     inner = (inner + inner.T) / 2
     values, turn = np.linalg.eigh(inner[1:, 1:])
     chosen = basis @ turn[:, ::-1][:, :dims]
-    variances = np.append(inner[0, 0], values[::-1][:dims])
-    return _balanced(mean, np.concatenate([first[:, None], chosen], 1), variances, draw)
+    basis = np.concatenate([first[:, None], chosen], 1)
+    # Balanced: the first direction is stretched to vary as much as the second, and a
+    # random rotation then spreads the variance over all numbers of a key.
+    stretch = np.ones(dims + 1, np.float32)
+    along, *others = np.maximum(np.append(inner[0, 0], values[::-1][:dims]), 0)
+    if others and along > 0:
+        stretch[0] = np.clip(np.sqrt(others[0] / along), 1, _STRETCHED)
+    turn = np.linalg.qr(draw.standard_normal((dims + 1, dims + 1)))[0]
+    turn = turn.astype(np.float32)
+    return Keys(mean, basis, stretch[:, None] * turn, turn / stretch[:, None])
 
 
 def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
@@ -147,28 +147,3 @@ def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
     for begin in range(0, len(rows), step):
         vectors = store.vectors(rows[begin : begin + step])
         yield unit(vectors.reshape(len(vectors), -1))
-
-
-def _orthonormal(columns: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Return orthonormal columns of the same span, at right angles to `first`."""
-    return np.linalg.qr(columns - np.outer(first, first @ columns))[0]
-
-
-def _balanced(
-    mean: Float[np.ndarray, "W"],
-    basis: Float[np.ndarray, "W Q"],
-    variances: Float[np.ndarray, "Q"],
-    draw: np.random.Generator,
-) -> Keys:
-    """Make keys of a basis, by the variance of documents along each direction.
-
-    The first is stretched, by at most `_STRETCHED`, to vary as much as the second; a
-    random rotation then spreads the variance over all numbers of a key.
-    """
-    stretch = np.ones(basis.shape[1], np.float32)
-    along, *others = np.maximum(variances, 0)
-    if others and along > 0:
-        stretch[0] = np.clip(np.sqrt(others[0] / along), 1, _STRETCHED)
-    turn = np.linalg.qr(draw.standard_normal((len(stretch), len(stretch))))[0]
-    turn = turn.astype(np.float32)
-    return Keys(mean, basis, stretch[:, None] * turn, turn / stretch[:, None])

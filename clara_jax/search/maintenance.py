@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ from jaxtyping import Int64
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
 from clara_jax.search import manifest as disk
-from clara_jax.search.codecs import code_type
 from clara_jax.search.manifest import JOB, MANIFEST, SHARDS, ShardInfo, wrong_file
 from clara_jax.search.store import NOTE, Store, read_shard, write_shard
 
@@ -43,9 +41,7 @@ def delete(path: str | os.PathLike, ids: Sequence[str]) -> int:
         if not rows:
             return 0
         deleted = np.concatenate(list(rows.values()))
-        generation = store.generation + 1
-        manifest = dataclasses.replace(store.manifest, generation=generation, job="")
-        disk.replace_manifest(store.path, manifest, deleted)
+        disk.replace_manifest(store.path, store.manifest.edited(), deleted)
     return len(deleted)
 
 
@@ -81,15 +77,8 @@ def compact(
                 group = write_shard(folder, store.arrays(group), store.table(group))
                 progress(done, todo)
             shards.append(group)
-        manifest = dataclasses.replace(
-            store.manifest,
-            epoch=store.epoch + 1,
-            generation=generation,
-            shards=tuple(shards),
-            deleted=None,
-            job="",
-        )
-        disk.replace_manifest(store.path, manifest)
+        changes = {"epoch": store.epoch + 1, "shards": tuple(shards), "deleted": None}
+        disk.replace_manifest(store.path, store.manifest.edited(**changes))
     return store.rows - len(store)
 
 
@@ -159,9 +148,7 @@ def _check_shard(store: Path, shard: ShardInfo) -> Iterator[str]:
 
 def _plan(store: Store) -> list[ShardInfo | Int64[np.ndarray, "n"]]:
     """Return the new shards in order: an old one that stays, or rows to write."""
-    kind, length = code_type(store.dtype, store.width)
-    row = max(1, store.num_memory * length * kind.itemsize)
-    size = max(1, min(SHARD_ROWS, SHARD_BYTES // row))
+    size = max(1, min(SHARD_ROWS, SHARD_BYTES // max(1, store.row_bytes)))
     groups: list[list[tuple[ShardInfo, Int64[np.ndarray, "k"]]]] = [[]]
     start = 0
     for info in store.manifest.shards:
@@ -188,7 +175,7 @@ def _alone(path: Path) -> Iterator[Store]:
     """Open a store and hold it alone; refuse one with an unfinished job."""
     disk.read_manifest(path)  # before a folder for locks is made where no store is
     with disk.hold_store(path):
-        if disk.sweep(path):
+        if disk.held_parts(path):
             what = "another process is writing to this store; wait until it has ended"
             raise ClaraError(f"{path}: {what}")
         store = Store.open(path)
@@ -197,9 +184,9 @@ def _alone(path: Path) -> Iterator[Store]:
                 f"{path}: documents are still being added; finish that with the "
                 f"command that began it, or remove {path / JOB} to give it up"
             )
-        disk.remove_strays(path, store.manifest)
+        disk.remove(disk.find_strays(path, store.manifest))
         try:
             yield store
         finally:
             # What the old manifest named, or what was to be named by a new one.
-            disk.remove_strays(path, disk.read_manifest(path))
+            disk.remove(disk.find_strays(path, disk.read_manifest(path)))

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,7 @@ from jaxtyping import Int64
 from clara_jax.config import MemoryConfig, parse
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, replace_file, write_error
-from clara_jax.search.codecs import check_codec
+from clara_jax.search.codecs import code_type
 
 FORMAT = 1  # of the folder; a program reads its own only
 MANIFEST = "store.json"
@@ -42,8 +42,7 @@ JOB = "job.json"
 SHARDS = "shards"
 LOCKS = ".locks"
 
-PATIENCE = 20.0
-"""Seconds that a job waits for another's beginning or end, or for an edit."""
+PATIENCE = 20.0  # seconds that a job waits for another to begin or end, or for an edit
 
 _HASH = functools.partial(hashlib.blake2b, digest_size=16)
 
@@ -62,7 +61,7 @@ class StoreSettings:
     center: str = ""  # see `codecs.center_of`
 
     def __post_init__(self) -> None:
-        check_codec(self.dtype)
+        code_type(self.dtype, self.width)  # refuses a codec that there is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +94,10 @@ class Manifest(StoreSettings):
     deleted: DeletedInfo | None = None  # rows that are no longer part of it
     job: str = ""  # digest of the job that made this generation; empty after an edit
 
-    @property
-    def rows(self) -> int:
-        """Rows of all shards, deleted ones included."""
-        return sum(shard.rows for shard in self.shards)
+    def edited(self, **changes: Any) -> Manifest:
+        """Return the manifest of the next generation, made by an edit."""
+        generation = self.generation + 1
+        return dataclasses.replace(self, generation=generation, job="", **changes)
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -116,7 +115,6 @@ def read_manifest(store: Path) -> Manifest:
         "use the version that wrote it, or compress the documents again",
         "bring back a copy of the file, or compress the documents again",
     )
-    del values["format"]
     return parse(Manifest, values, str(path))
 
 
@@ -131,8 +129,8 @@ def replace_manifest(
         replace_file(store / name, data)
         info = DeletedInfo(name, len(rows), len(data), checksum_of(data))
         manifest = dataclasses.replace(manifest, deleted=info)
-    write_signed(store / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
-    remove_strays(store, manifest)
+    write_signed(store / MANIFEST, dataclasses.asdict(manifest))
+    remove(find_strays(store, manifest))
 
 
 def read_deleted(store: Path, manifest: Manifest) -> Int64[np.ndarray, "n"]:
@@ -183,14 +181,14 @@ def find_strays(store: Path, manifest: Manifest | None) -> list[Path]:
     return found + [x for x in unknown if not x.name.lstrip(".").startswith(own)]
 
 
-def remove_strays(store: Path, manifest: Manifest | None) -> None:
-    """Remove what `find_strays` lists, as far as that can be done."""
-    for stray in find_strays(store, manifest):
-        if stray.is_dir():
-            shutil.rmtree(stray, ignore_errors=True)
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders, as far as that can be done."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
-                stray.unlink(missing_ok=True)
+                path.unlink()
 
 
 def wrong_file(path: Path, size: int, checksum: str = "") -> str:
@@ -212,7 +210,8 @@ def wrong_file(path: Path, size: int, checksum: str = "") -> str:
 
 
 def write_signed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object with its checksum, whole or not at all."""
+    """Write a JSON object with format and checksum, whole or not at all."""
+    values = {**values, "format": FORMAT}
     replace_file(path, json_bytes({**values, "checksum": digest_of(values)}))
 
 
@@ -226,6 +225,7 @@ def _read_signed(path: Path, other_format: str, damaged: str) -> dict[str, Any]:
         )
     if values.pop("checksum", None) != digest_of(values):
         raise ClaraError(f"{path}: is damaged (its checksum is wrong); {damaged}")
+    del values["format"]
     return values
 
 
@@ -319,9 +319,9 @@ def hold_part(store: Path, part: int, parts: int) -> Lock:
         f"writing part {part + 1} of {parts} of this store; wait until it has ended, "
         "or give another --part",
     )
-    for path in (store / LOCKS).glob("part-*-of-*"):
-        theirs = path.name.rpartition("-")[2]
-        if theirs != str(parts) and _is_held(path):
+    for name in held_parts(store):
+        theirs = name.rpartition("-")[2]
+        if theirs != str(parts):
             mine.release()
             raise ClaraError(
                 f"{store}: another process shares this store out in {theirs} parts, "
@@ -330,15 +330,12 @@ def hold_part(store: Path, part: int, parts: int) -> Lock:
     return mine
 
 
-def sweep(store: Path) -> bool:
-    """Remove locks that killed processes left; return whether a part is held."""
-    held = [_is_held(path) for path in (store / LOCKS).glob("part-*-of-*")]
-    return any(held)  # after all of them were tried
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        Lock(path.parent.parent, path.name, "", 0).release()
-    except ClaraError:
-        return True
-    return False
+def held_parts(store: Path) -> list[str]:
+    """Return the locks of parts that are held; remove what killed processes left."""
+    held = []
+    for path in (store / LOCKS).glob("part-*-of-*"):
+        try:
+            Lock(store, path.name, "", 0).release()
+        except ClaraError:
+            held.append(path.name)
+    return held

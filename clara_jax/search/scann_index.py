@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -42,10 +40,7 @@ BRUTE_FORCE_BELOW, HASHING_BELOW = 20_000, 100_000
 """ScaNN's rules of thumb: documents from which on the next method is worth it."""
 
 CHANGED = 0.2  # share of documents added or deleted from which on an update builds anew
-
-HELD_OUT = 200
-"""Documents that keys are not learnt from, at most; a tenth of a small store."""
-
+HELD_OUT = 200  # documents that keys are not learnt from, at most; a tenth of few
 _UPSERTED = 256  # keys that ScaNN takes in together
 _ENOUGH = 0.95  # recall below which a report warns
 OWN, OTHER, NOISE = 0.7, 0.3, 0.5
@@ -72,8 +67,7 @@ def open_searcher(
       ClaraError: the index is missing, damaged or of another store.
     """
     if kind not in SEARCHES:
-        known = ", ".join(SEARCHES)
-        raise ClaraError(f"there is no search '{kind}'; give one of {known}")
+        raise ClaraError(f"no search '{kind}'; give one of {', '.join(SEARCHES)}")
     if kind == "exact" or (kind == "auto" and not has_index(store)):
         return ExactSearcher(store, memory_limit=memory_limit)
     return ScannSearcher(store, memory_limit=memory_limit)
@@ -90,12 +84,10 @@ class ScannSearcher:
     """
 
     def __init__(self, store: Store, *, memory_limit: int | None = None):
-        index = IndexFolder(store, "scann")
         self.store = store
-        self.note = index.read()
-        index.check(self.note)
+        self.note, folder = IndexFolder(store, "scann").open()
         self._settings = Settings(**self.note["settings"])
-        self._keys, self._rows, self._scann = index_files.load(index.files(self.note))
+        self._keys, self._rows, self._scann = index_files.load(folder)
         self._live = store.live[self._rows]
         self._documents = int(np.count_nonzero(self._live))
         self._added, start = None, self.note["rows"]
@@ -190,10 +182,10 @@ def build_index(
       ClaraError: a setting makes no sense, the store is empty, another process builds
         the index, the disk is full, or ScaNN is not installed.
     """
-    names = [field.name for field in dataclasses.fields(Settings)]
     index = IndexFolder(store, "scann")
+    unset = dict.fromkeys(field.name for field in dataclasses.fields(Settings))
     with index.hold():
-        return _build(index, {**dict.fromkeys(names), "seed": 0, **given}, progress)
+        return _build(index, {**unset, "seed": 0, **given}, progress)
 
 
 def update_index(
@@ -250,32 +242,20 @@ def _outgrown(index: IndexFolder, note: Mapping[str, Any]) -> str:
 def _build(
     index: IndexFolder, given: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    library, store = index_files.scann(), index.store
+    index_files.scann()  # missing, it is missed before any work
+    store = index.store
     rows = np.flatnonzero(store.live)
     if not len(rows):
         raise ClaraError(f"{store.path}: holds no documents to index")
     settings = choose(len(rows), **given)
-    draw = np.random.default_rng(settings.seed)
     count = min(HELD_OUT, len(rows) // 10)
+    draw = np.random.default_rng(settings.seed)
     held_out = np.sort(draw.choice(rows, count, replace=False))
     sizes = {name: getattr(settings, name) for name in ("dims", "sample", "seed")}
     keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
     found = _document_keys(store, keys, rows, progress)
     progress(f"ScaNN: {settings.method}, {len(rows):,} keys of {keys.dims}")
-    with scann_at_work(index.path, "build an index"):
-        builder = library.builder(found, settings.candidates, "dot_product")
-        builder.set_n_training_threads(len(os.sched_getaffinity(0)))
-        if settings.method == "tree":
-            soar = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}
-            more = soar if settings.soar else {}
-            builder.tree(settings.leaves, settings.leaves_to_search, **more)
-        if settings.method == "brute_force":
-            builder.score_brute_force()
-        else:
-            # Four bits for every number of a key. ScaNN's rule, for every two, finds
-            # less where there is no tree, and saves little beside the vectors.
-            builder.score_ah(1, anisotropic_quantization_threshold=0.2)
-        searcher = builder.build()
+    searcher = index_files.build(index.path, found, settings)
     note = {
         "documents": len(rows),
         "trained": len(rows),
@@ -376,8 +356,8 @@ def report(
         queries=len(queries),
         source=source,
         documents=len(store),
-        exact_seconds=statistics.median(single_times(exact, queries, k)),
-        scann_seconds=statistics.median(single_times(scann, queries, k)),
+        exact_seconds=float(np.median(single_times(exact, queries, k))),
+        scann_seconds=float(np.median(single_times(scann, queries, k))),
         streamed=exact.streamed,
     )
     index = IndexFolder(store, "scann")
@@ -409,12 +389,11 @@ def made_up_queries(store: Store, rows: Int[np.ndarray, "B"]) -> Flat:
 def single_times(search: Searcher, queries: Flat, k: int) -> list[float]:
     """Return the seconds of each question, asked alone after one that compiles."""
     search(queries[:1], k)
-    begin = time.perf_counter()
-    found = []
-    for i in range(len(queries)):
+    found: list[float] = []
+    for query in queries:
         start = time.perf_counter()
-        search(queries[i : i + 1], k)
+        search(query[None], k)
         found.append(time.perf_counter() - start)
-        if time.perf_counter() - begin > _PATIENCE:
+        if sum(found) > _PATIENCE:
             break
     return found

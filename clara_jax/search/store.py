@@ -14,7 +14,6 @@ A row's number is its place among all rows, deleted ones included.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import secrets
@@ -27,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
 
-from clara_jax.documents import Document, is_unicode
+from clara_jax.documents import Document, is_unicode, text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_bytes, writing
 from clara_jax.search import manifest as disk
@@ -66,7 +65,8 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest):
         """Take a manifest unchecked; use `open`."""
-        self.path, self.manifest, self.rows = path, manifest, manifest.rows
+        self.path, self.manifest = path, manifest
+        self.rows = sum(shard.rows for shard in manifest.shards)
         self.num_memory, self.width = manifest.memory.num_memory, manifest.width
         self.dtype, self.fingerprint = manifest.dtype, manifest.fingerprint
         self.epoch, self.generation = manifest.epoch, manifest.generation
@@ -105,6 +105,11 @@ class Store:
             if wrong := disk.wrong_file(file, size):
                 raise ClaraError(f"{file}: {wrong}; look at the store with --check")
         return cls(path, manifest)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the codes of one row."""
+        return _layout(self.manifest)["vectors.npy"].itemsize
 
     def __len__(self) -> int:
         deleted = self.manifest.deleted
@@ -197,20 +202,17 @@ class Store:
             order = np.argsort(hashes, kind="stable")
             self._sorted[column] = hashes[order], rows[order]
         hashes, rows = self._sorted[column]
-        wanted = text_hashes(values)
-        starts = np.searchsorted(hashes, wanted, "left")
-        ends = np.searchsorted(hashes, wanted, "right")
-        ranges = set(zip(starts.tolist(), ends.tolist(), strict=True))
-        likely = np.concatenate([rows[:0], *(rows[i:j] for i, j in ranges)])
-        likely.sort()
+        wanted = np.unique(text_hashes(values))
+        ends = [np.searchsorted(hashes, wanted, side) for side in ("left", "right")]
+        parts = [rows[i:j] for i, j in zip(*ends, strict=True)]
+        likely = np.sort(np.concatenate([rows[:0], *parts]))
         found: dict[str, list[int]] = {}
         for row, value in zip(likely, self.strings(likely, column), strict=True):
             found.setdefault(value, []).append(int(row))
         return found
 
     def _array(self, name: str, rows: Rows) -> np.ndarray:
-        kind, shape = _layout(self.manifest)[name]
-        found = np.empty((len(rows), *shape), kind)
+        found = np.empty(len(rows), _layout(self.manifest)[name])
         for places, folder, local in self._split(rows):
             found[places] = self._map(folder / name)[local]
         return found
@@ -231,19 +233,20 @@ class Store:
                 yield places, self._folders[shard], numbers[places] - start
 
 
-def _layout(settings: StoreSettings) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Type and shape of a row in each array of a shard, by its file's name."""
+def _layout(settings: StoreSettings) -> dict[str, np.dtype]:
+    """Type of a row, with its shape, in each array of a shard, by its file's name."""
     kind, length = code_type(settings.dtype, settings.width)
-    number, hashed = np.dtype(np.float32), np.dtype(np.uint64)
     count = settings.memory.num_memory
-    scales = {} if settings.dtype == "bfloat16" else {"scales.npy": (number, (count,))}
-    return {
-        "vectors.npy": (kind, (count, length)),
-        "norms.npy": (number, ()),
-        "texts.npy": (hashed, ()),
-        "ids.npy": (hashed, ()),
-        **scales,
+    layout = {
+        "vectors.npy": np.dtype((kind, (count, length))),
+        "norms.npy": np.dtype(np.float32),
+        "texts.npy": np.dtype(np.uint64),
+        "ids.npy": np.dtype(np.uint64),
+        "scales.npy": np.dtype((np.float32, (count,))),
     }
+    if settings.dtype == "bfloat16":
+        del layout["scales.npy"]
+    return layout
 
 
 def shard_arrays(
@@ -270,8 +273,8 @@ def shard_arrays(
 
 def text_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, "n"]:
     """Return 8 bytes of blake2b of each text, to find it by."""
-    found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
-    return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
+    found = b"".join(text_digest(text, 8) for text in texts)
+    return np.frombuffer(found, "<u8").astype(np.uint64)
 
 
 def to_table(documents: Sequence[Document]) -> pa.Table:
@@ -309,20 +312,19 @@ def write_shard(
     with pa.ipc.new_file(buffer, table.schema) as writer:
         # Copied, so that slices and joined tables give the same bytes as new ones.
         writer.write_table(table.combine_chunks())
-    files: dict[str, dict[str, Any]] = {}
-
-    def write(name: str, data: Any) -> None:
-        write_bytes(temporary / name, data)
-        files[name] = {"size": len(data), "checksum": disk.checksum_of(data)}
-
+    contents = {name: disk.array_bytes(array) for name, array in arrays.items()}
+    contents[TABLE] = buffer.getvalue().to_pybytes()
+    files = {
+        name: {"size": len(data), "checksum": disk.checksum_of(data)}
+        for name, data in contents.items()
+    }
+    note = {"rows": table.num_rows, "job": job, "files": files}
+    contents[NOTE] = disk.json_bytes(note)
     try:
         with writing(folder):
             temporary.mkdir(parents=True)
-            for name, array in arrays.items():
-                write(name, disk.array_bytes(array))
-            write(TABLE, memoryview(buffer.getvalue()))
-            note = {"rows": table.num_rows, "job": job, "files": files}
-            write_bytes(temporary / NOTE, disk.json_bytes(note))
+            for name, data in contents.items():
+                write_bytes(temporary / name, data)
             shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
             temporary.rename(folder)
     except BaseException:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -61,9 +60,8 @@ class Job(contextlib.AbstractContextManager):
 
     def __init__(self, store: Path, values: Mapping[str, Any]):
         """Take what ``job.json`` holds; use `begin`."""
-        self.store = store
+        self.store, self.finished = store, False
         self.shards: int = values["shards"]
-        self.finished = False
         self._mode: str = values["mode"]
         self._generation: int = values["generation"]
         self._settings = parse(StoreSettings, values["settings"], str(store / JOB))
@@ -95,20 +93,18 @@ class Job(contextlib.AbstractContextManager):
         """
         path = Path(store)
         check_folder(path, mode)
-        values = {
-            "format": disk.FORMAT,
-            "mode": mode,
-            "generation": 1,
-            "shards": shards,
-            # Through JSON, so that tuples compare with the lists that are read.
-            "corpus": json.loads(json.dumps(corpus)),
-            "settings": dataclasses.asdict(settings),
-        }
         with disk.hold_store(path):
             before = _manifest_of(path)
             if before is not None:
-                values["generation"] = before.generation + 1
-                values["settings"]["center"] = before.center
+                settings = dataclasses.replace(settings, center=before.center)
+            values = {
+                "mode": mode,
+                "generation": before.generation + 1 if before else 1,
+                "shards": shards,
+                # Through JSON, so that tuples compare with the lists that are read.
+                "corpus": json.loads(json.dumps(corpus)),
+                "settings": dataclasses.asdict(settings),
+            }
             job, begun = cls(path, values), disk.read_job(path, before)
             if begun is None and before is not None and before.job == job._digest:
                 job._generation, job.finished = before.generation, True
@@ -123,7 +119,7 @@ class Job(contextlib.AbstractContextManager):
                         f"{way_out} to give it up"
                     )
                 return cls(path, begun)
-            disk.remove_strays(path, before)
+            disk.remove(disk.find_strays(path, before))
             if not job.finished:
                 disk.write_signed(path / JOB, values)
         return job
@@ -140,8 +136,7 @@ class Job(contextlib.AbstractContextManager):
         numbers = range(part, self.shards, parts)
         for k in numbers:
             folder = self._folder(k)
-            for half_written in folder.parent.glob(f".{folder.name}.*"):
-                shutil.rmtree(half_written, ignore_errors=True)
+            disk.remove(folder.parent.glob(f".{folder.name}.*"))  # half written
         return [k for k in numbers if self._info(k) is None]
 
     def write(
@@ -174,8 +169,7 @@ class Job(contextlib.AbstractContextManager):
         if not self.finished:
             # On network disks, listing shows what other hosts wrote just now.
             list(self.store.glob(f"{disk.SHARDS}/*"))
-            found = [self._info(k) for k in range(self.shards)]
-            infos = [info for info in found if info is not None]
+            infos = [info for k in range(self.shards) if (info := self._info(k))]
             if len(infos) == self.shards:
                 # One after the other: the second finds the first one's store.
                 with disk.hold_store(self.store):
@@ -195,7 +189,7 @@ class Job(contextlib.AbstractContextManager):
         """Release the part; a job that is not finished can be begun again."""
         if self._part is not None:
             self._part.release()
-        disk.sweep(self.store)
+        disk.held_parts(self.store)  # removes what killed processes left
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -214,7 +208,7 @@ class Job(contextlib.AbstractContextManager):
             old, generation=generation, shards=shards, job=self._digest
         )
         store = Store(self.store, manifest)
-        deleted = _replaced(store, old.rows)
+        deleted = _replaced(store, store.rows - sum(info.rows for info in infos))
         if self._mode == "add" and len(deleted):
             (piece,) = store.pieces(deleted[:1])
             raise ClaraError(
