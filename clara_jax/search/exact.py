@@ -107,7 +107,8 @@ class ExactSearcher:
         self._blocks = -(-tiles // most)
         self._share = tile * -(-tiles // max(self._blocks, 1))
         kept = range(0 if self.streamed else self._blocks)
-        self._resident = [self._put(self._read(number)) for number in kept]
+        self._split = NamedSharding(self._mesh, _ROWS)
+        self._resident = [jax.device_put(self._read(i), self._split) for i in kept]
 
     def __call__(self, queries: Flat, k: int) -> Found:
         """Return cosines and row numbers of the `k` nearest documents."""
@@ -128,17 +129,17 @@ class ExactSearcher:
         # In a thread of training another mesh may be in place.
         with jax.set_mesh(self._mesh):
             whole = NamedSharding(self._mesh, PartitionSpec())
-            split = NamedSharding(self._mesh, _ROWS)
             shape = (devices, len(padded), wide)
             query = jax.device_put((padded, offsets), whole)
             none = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
-            best = jax.device_put(none, split)
+            best = jax.device_put(none, self._split)
             blocks = self._resident
             if self.streamed:
-                blocks = map(self._put, read_ahead(self._read, range(self._blocks)))
+                blocks = read_ahead(self._read, range(self._blocks))
             for number, block in enumerate(blocks):
                 first = jax.device_put(np.int32(number * self._share), whole)
-                best = _scan(query, block, first, best, self._scan)
+                there = jax.device_put(block, self._split)
+                best = _scan(query, there, first, best, self._scan)
             scores, places = jax.device_get(best)
         device = np.arange(devices, dtype=np.int64)[:, None, None]
         number, local = np.divmod(places.astype(np.int64), self._share)
@@ -157,9 +158,6 @@ class ExactSearcher:
         inverse = 1 / np.where(norms > 0, norms, np.float32(np.inf))
         inverse[~store.live[rows] | (numbers != rows)] = -1
         return *store.codes(rows), inverse
-
-    def _put(self, block: Block) -> Block:
-        return jax.device_put(block, NamedSharding(self._mesh, _ROWS))
 
 
 def check_queries(queries: Flat, k: int, store: Store) -> Flat:
