@@ -135,14 +135,10 @@ def number_texts(
     Returns:
       The texts; their numbers ``[B, C]``, C the longest row; which places hold one.
     """
-    width = max(map(len, rows), default=0)
-    places = np.zeros((len(rows), width), np.int32)
-    mask = np.zeros((len(rows), width), bool)
     number: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        mask[i, : len(row)] = True
-        places[i, : len(row)] = [number.setdefault(t, len(number)) for t in row]
-    return list(number), places, mask
+    numbered = [[number.setdefault(t, len(number)) for t in row] for row in rows]
+    places = pad_rows(numbered, 0, len(rows), max(map(len, rows), default=0))
+    return list(number), np.asarray(places.ids), np.asarray(places.mask)
 
 
 def require_role(network: Network, role: str) -> None:
