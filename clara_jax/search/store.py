@@ -30,7 +30,7 @@ from clara_jax.documents import Document, is_unicode, text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_bytes, writing
 from clara_jax.search import manifest as disk
-from clara_jax.search.codecs import code_type, decode, decode_parts, encode, read_center
+from clara_jax.search.codecs import decode, decode_parts, encode, read_center
 from clara_jax.search.manifest import SHARDS, Manifest, ShardInfo, StoreSettings
 
 NOTE = "shard.json"
@@ -61,6 +61,7 @@ class Store:
       manifest: what ``store.json`` says.
       rows: how many there are, deleted ones included.
       num_memory, width: M vectors of D numbers per document.
+      row_bytes: of the codes of a row.
     """
 
     def __init__(self, path: Path, manifest: Manifest):
@@ -71,6 +72,10 @@ class Store:
         self.dtype, self.fingerprint = manifest.dtype, manifest.fingerprint
         self.epoch, self.generation = manifest.epoch, manifest.generation
         self._folders = [path / SHARDS / shard.name for shard in manifest.shards]
+        # A shard without rows has the types of all others.
+        none = shard_arrays(np.empty((0, self.num_memory, self.width)), [], manifest)
+        self._row = {name: np.dtype((x.dtype, x.shape[1:])) for name, x in none.items()}
+        self.row_bytes = self._row["vectors.npy"].itemsize
         self._ends = np.cumsum([shard.rows for shard in manifest.shards], dtype=int)
         self._map = functools.lru_cache(OPEN_FILES)(_map)
         self._sorted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -105,11 +110,6 @@ class Store:
             if wrong := disk.wrong_file(file, size):
                 raise ClaraError(f"{file}: {wrong}; look at the store with --check")
         return cls(path, manifest)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the codes of one row."""
-        return _layout(self.manifest)["vectors.npy"].itemsize
 
     def __len__(self) -> int:
         deleted = self.manifest.deleted
@@ -154,7 +154,7 @@ class Store:
 
     def arrays(self, rows: Rows) -> dict[str, Shaped[np.ndarray, "k ..."]]:
         """Read all arrays of some rows, by the names of their files."""
-        return {name: self._array(name, rows) for name in _layout(self.manifest)}
+        return {name: self._array(name, rows) for name in self._row}
 
     def table(self, rows: Rows, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
         """Read columns of the table of documents, in the rows' order."""
@@ -212,7 +212,7 @@ class Store:
         return found
 
     def _array(self, name: str, rows: Rows) -> np.ndarray:
-        found = np.empty(len(rows), _layout(self.manifest)[name])
+        found = np.empty(len(rows), self._row[name])
         for places, folder, local in self._split(rows):
             found[places] = self._map(folder / name)[local]
         return found
@@ -231,22 +231,6 @@ class Store:
                 shard = shards[places[0]]
                 start = self._ends[shard] - self.manifest.shards[shard].rows
                 yield places, self._folders[shard], numbers[places] - start
-
-
-def _layout(settings: StoreSettings) -> dict[str, np.dtype]:
-    """Type of a row, with its shape, in each array of a shard, by its file's name."""
-    kind, length = code_type(settings.dtype, settings.width)
-    count = settings.memory.num_memory
-    layout = {
-        "vectors.npy": np.dtype((kind, (count, length))),
-        "norms.npy": np.dtype(np.float32),
-        "texts.npy": np.dtype(np.uint64),
-        "ids.npy": np.dtype(np.uint64),
-        "scales.npy": np.dtype((np.float32, (count,))),
-    }
-    if settings.dtype == "bfloat16":
-        del layout["scales.npy"]
-    return layout
 
 
 def shard_arrays(
