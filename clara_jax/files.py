@@ -183,9 +183,9 @@ def write_error(path: Path | str, error: Exception) -> ClaraError:
     """Return the one-line error for a failed write to `path`."""
     text = str(error).lower()
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    # numpy says only that less was written than "requested and".
-    told = ("no space left", "quota exceeded", "requested and")
-    if full or any(part in text for part in told):
+    # The last is numpy's, which says that it wrote too little, but not why.
+    signs = ("no space left", "quota exceeded", "requested and")
+    if full or any(sign in text for sign in signs):
         return ClaraError(f"{path}: the disk is full; free space and try again")
     return ClaraError(f"{path}: cannot be written ({first_line(error)})")
 

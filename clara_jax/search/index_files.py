@@ -141,10 +141,9 @@ class IndexFolder:
                     "files": files,
                 }
                 self.write_note(whole)
-            except BaseException:
-                remove([folder])
-                raise
-            self._remove_all_but(number)
+                current = number
+            finally:
+                self._remove_all_but(current)
         return whole
 
     def write_note(self, note: Mapping[str, Any]) -> None:

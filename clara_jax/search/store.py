@@ -311,9 +311,8 @@ def write_shard(
                 write_bytes(temporary / name, data)
             shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
             temporary.rename(folder)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return read_shard(folder)[0]
 
 
