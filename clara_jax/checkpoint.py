@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.shapes import Params
+from clara_jax.sharding import placed
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
@@ -99,8 +100,7 @@ def load_tree(
             stored = _shapes(checkpointer.metadata(path).item_metadata)
             template = stored if like is None else _matched(path, stored, like)
             if placement is not None:
-                places = placement(template)
-                template = jax.tree.map(_placed, template, places)
+                template = placed(template, placement(template))
             return checkpointer.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -176,10 +176,6 @@ def _matched(path: Path, stored: Params, like: Params) -> Params:
         if name not in want:
             raise ClaraError(f"{path}: array {name} is not expected here")
     return like
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leaves(tree: Params) -> list:

@@ -122,7 +122,7 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
             kept=kept,
             begin=begin,
             interrupt=interrupt,
-            tally=Tally(parts.mesh, 3) if jax.process_count() > 1 else None,
+            tally=Tally(parts.mesh) if jax.process_count() > 1 else None,
             deadline=Deadline(parts.steps, seconds, whole) if seconds else None,
         )
         writers = _writers(config, folder, newest, run.steps) if is_first() else []

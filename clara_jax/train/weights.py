@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Network, init_rows
-from clara_jax.config import RunConfig
+from clara_jax.config import ModelConfig, RunConfig
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
@@ -118,32 +118,44 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
             f"the tokenizer has {text_vocab} tokens, but the backbone only "
             f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"
         )
-    stage = STAGES[config.stage]
-    lora = None if stage.trains_backbone else config.lora
-    model = Transformer(shape, text_vocab, lora, config.attention)
-    if stage.trains_backbone:
+    model = make_model(config, shape, text_vocab)
+    given = config, model, base.params, earlier, key, placement
+    reference = _reference(config, earlier)
+    return Start(*make_network(*given), base.tokenizer, base.eos_ids, reference)
+
+
+def make_model(config: RunConfig, shape: ModelConfig, text_vocab: int) -> Transformer:
+    """Return the transformer that a run trains, or whose adapters it trains."""
+    lora = None if STAGES[config.stage].trains_backbone else config.lora
+    return Transformer(shape, text_vocab, lora, config.attention)
+
+
+def make_network(
+    config: RunConfig,
+    model: Transformer,
+    params: Params,
+    earlier: ModelFolder | None,
+    key: Key,
+    placement: Placement | None = None,
+) -> tuple[Network, dict[str, Params]]:
+    """Return what a run does not train, and what it does; see `make_adapters`."""
+    if STAGES[config.stage].trains_backbone:
         backbone: dict[str, Any] = {"params": None}
-        adapters = {"backbone": _put(base.params, placement)}
+        adapters = {"backbone": _put(params, placement)}
     else:
-        adapters, rows = make_adapters(
-            config, model, base.params, earlier, key, placement
-        )
-        params = quantize_params(base.params, config.quantize)
+        adapters, rows = make_adapters(config, model, params, earlier, key, placement)
+        params = quantize_params(params, config.quantize)
         backbone = _put({"params": params, "rows": rows}, placement)
         adapters = _put(adapters, placement)
-    trains = stage.trained(config)
-    frozen = {k: v for k, v in adapters.items() if k not in trains}
-    return Start(
-        network=Network(model, backbone, frozen),
-        trainable={name: adapters[name] for name in trains},
-        tokenizer=base.tokenizer,
-        eos_ids=base.eos_ids,
-        reference=_reference(config, earlier),
-    )
+    trained = STAGES[config.stage].trained(config)
+    trainable = {name: adapters.pop(name) for name in trained}
+    return Network(model, backbone, adapters), trainable
 
 
-def _put(tree: Any, placement: Placement) -> Any:
+def _put(tree: Any, placement: Placement | None) -> Any:
     """Lay out what has been read to host memory, and leave the rest where it is."""
+    if placement is None:
+        return tree
 
     def put(leaf: Any, sharding: Any) -> jax.Array:
         if getattr(leaf, "sharding", None) == sharding:
