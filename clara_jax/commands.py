@@ -162,8 +162,7 @@ class Interrupt:
 
 
 def run(
-    work: Callable[[], int | None],
-    goes_on: str = "the same command goes on from here",
+    work: Callable[[], int | None], goes_on: str = "the same command goes on from here"
 ) -> int:
     """Do a command's work, and return its exit status.
 

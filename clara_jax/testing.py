@@ -28,12 +28,7 @@ from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
 from clara_jax.generate.batched import pad_rows
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
-from clara_jax.text import (
-    PARAPHRASES,
-    answer_prompt,
-    paraphrase_prompt,
-    scp_prompt,
-)
+from clara_jax.text import PARAPHRASES, answer_prompt, paraphrase_prompt, scp_prompt
 
 PAD, BOS, EOS = 0, 1, 2
 """Ids of these tokens in `toy_tokenizer` and `random_batch`."""

@@ -6,9 +6,7 @@ from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.stages.base import Reads
 from clara_jax.stages.scp import Pretraining
-from clara_jax.text import (
-    answer_prompt,
-)
+from clara_jax.text import answer_prompt
 
 
 class InstructionTuning(Pretraining):

@@ -8,12 +8,7 @@ from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.text import (
-    PARAPHRASES,
-    paraphrase_prompt,
-    scp_prompt,
-    scp_target,
-)
+from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
 
 
 class Pretraining(Stage):

@@ -17,12 +17,13 @@ its data (``mix.folder``). Values may be references to other fields (``get_ref``
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import os
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
     Raises:
       ClaraError: one line on whatever is wrong: the file, a field's name or a value.
     """
-    path, argument, overrides = _split(list(arguments))
+    path, argument, overrides = _split(arguments)
     config = load_config(path, argument)
     argv = ["train", *(_checked(text, config) for text in overrides)]
     values = flags.FlagValues()
@@ -93,18 +94,14 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
     """
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
-    spec = importlib.util.spec_from_file_location("clara_jax_config", path)
-    if spec is None or spec.loader is None:
-        raise ClaraError(f"config file '{path}' is no Python file")
-    module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
     # So that ``from configs import common`` works from any folder.
     sys.path.insert(0, str(Path(path).resolve().parent.parent))
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        get_config = runpy.run_path(path, run_name="clara_jax_config").get("get_config")
+        if get_config is None:
             raise ClaraError(f"config file '{path}' defines no get_config()")
-        config = module.get_config(*([] if argument is None else [argument]))
+        config = get_config() if argument is None else get_config(argument)
     except ClaraError:
         raise
     except Exception as error:
@@ -164,7 +161,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
         if name in shares:
             raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
         shares[name] = _share(stage.pop("share", 1.0), f"stages[{number}].share")
-        merged = _merge(values, _fill(stage, places), f"stages[{number}]")
+        merged = _merge(values, _fill(stage, places))
         merged["workdir"] = str(Path(workdir) / name)
         if runs and not stage.get("init_from"):
             merged["init_from"] = runs[-1].workdir
@@ -193,19 +190,17 @@ def _share(value: Any, field: str) -> float:
     return float(value)
 
 
-def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Return the config file, what follows its colon, and the other arguments."""
-    for i, text in enumerate(arguments):
-        found = re.fullmatch(r"--?config(?:=(.*))?", text)
-        if found:
-            used = 1 if found[1] is not None else 2
-            value = found[1] or "".join(arguments[i + 1 : i + used])
-            if not value:
-                raise ClaraError("--config names no file; the experiments are configs/")
-            path, colon, argument = value.partition(":")
-            rest = arguments[:i] + arguments[i + used :]
-            return path, argument if colon else None, rest
-    raise ClaraError("no --config=FILE given; the experiments are in configs/")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config", nargs="?", const="")
+    given, others = parser.parse_known_args(arguments)
+    if given.config is None:
+        raise ClaraError("no --config=FILE given; the experiments are in configs/")
+    if not given.config:
+        raise ClaraError("--config names no file; the experiments are configs/")
+    path, colon, argument = given.config.partition(":")
+    return path, argument if colon else None, others
 
 
 def _checked(text: str, config: ConfigDict) -> str:
@@ -269,11 +264,10 @@ def _fill(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Put `over` into a copy of `base`, groups field by field."""
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            value = _merge(base[key], value, f"{where}.{key}")
-        merged[key] = value
+        groups = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if groups else value
     return merged

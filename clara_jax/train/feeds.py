@@ -29,22 +29,18 @@ from clara_jax.train.vectors import document_vectors
 
 
 def make_feed(
-    parts: Parts,
-    claim: Callable[[], None],
-    stop: Callable[[], bool],
-    late: Callable[[], bool] | None = None,
-) -> tuple[Feed | None, CorpusFeed | None]:
+    parts: Parts, check: Callable[[], object], late: Callable[[], bool] | None = None
+) -> tuple[Feed, CorpusFeed | None]:
     """Make the training batches; vectors that are cached are made now.
 
     Args:
-      parts, claim: of the run; makes its folder, before vectors are written to it.
-      stop: asked from time to time whether to end early.
-      late: likewise, whether to make do with the records whose documents are compressed
-        by then; None compresses all.
+      parts: of the run, whose folder is there.
+      check: called from time to time; what it raises ends the work.
+      late: asked likewise whether to make do with the records whose documents are
+        compressed by then; None compresses all.
 
     Returns:
-      The feed, None after `stop` (the vectors so far are kept); and within it the one
-      that is a hook too, where there is one.
+      The feed, and within it the one that is a hook too, where there is one.
     """
     config, store, records = parts.config, parts.store, parts.train
     note, part = None if store is None else note_of(store), parts.training.part
@@ -65,7 +61,6 @@ def make_feed(
         return Pinned(corpus, {**note, "search": kind}), corpus
     cached: dict[str, Any] = {}
     if parts.stage.caches_vectors(config):
-        claim()
         documents = UniqueDocuments(records)
         # Documents are numbered as they come first in the records.
         needs = [
@@ -73,9 +68,7 @@ def make_feed(
         ]
         least = max(needs[: config.data.batch_size]) + 1
         enough = late and (lambda done: done >= least and late())
-        vectors = document_vectors(parts, documents, stop, enough)
-        if vectors is None:
-            return None, None
+        vectors = document_vectors(parts, documents, check, enough)
         if isinstance(vectors, np.ndarray) and len(vectors) < len(documents):
             count = next(i for i, need in enumerate(needs) if need >= len(vectors))
             report(f"time for the documents of {count} records, of {len(records)}")

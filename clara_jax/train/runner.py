@@ -79,22 +79,21 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
     if first(partial(folder.finished, config)):
         report(f"{config.workdir}: already finished")
         return
-    claim = partial(first, partial(folder.claim, config))
     with Interrupt().listen() as interrupt, contextlib.ExitStack() as stack:
         stack.callback(folder.close)
         parts = assemble(config)
         stack.enter_context(jax.set_mesh(parts.mesh))
+        first(partial(folder.claim, config))
 
         # Batches; document vectors that are made once are made here.
-        def stop() -> bool:
-            return interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist())
+        def check() -> None:
+            if interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist()):
+                raise _interrupted(config, interrupt, "the vectors so far are kept")
 
         def late() -> bool:
             return time.perf_counter() - begin >= seconds / 2
 
-        feed, corpus = make_feed(parts, claim, stop, late if seconds else None)
-        if feed is None:
-            raise _interrupted(config, interrupt, "the vectors so far are kept")
+        feed, corpus = make_feed(parts, check, late if seconds else None)
         if corpus is not None:
             stack.callback(corpus.close)
 
@@ -107,7 +106,6 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
             "frozen_bytes": count_bytes(parts.network),
             "optimizer_bytes": count_bytes(state.opt_state),
         }
-        claim()
         frozen = fingerprint(parts.network)
         checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep, frozen)
         stack.callback(checkpoints.close)
