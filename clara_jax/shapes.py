@@ -33,7 +33,6 @@ Key = jax.Array
 """A key of ``jax.random.key``."""
 
 TokenIds = Int[Array, "*batch T"]
-Mask = Bool[Array, "*batch T"]
 Hidden = Float[Array, "*batch T D"]
 Logits = Float[Array, "*batch T V"]
 Vectors = Float[Array, "*batch M D"]
@@ -47,7 +46,6 @@ __all__ = [
     "Int",
     "Key",
     "Logits",
-    "Mask",
     "Params",
     "Scores",
     "Shaped",

@@ -22,10 +22,8 @@ class InstructionTuning(Pretraining):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=config.selection.top_k),
-            Reads("prompt", "generator"),
-        )
+        documents = Reads("documents", "compressor", per_row=config.selection.top_k)
+        return documents, Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None

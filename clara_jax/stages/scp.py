@@ -24,10 +24,7 @@ class Pretraining(Stage):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=1),
-            Reads("prompt", "generator"),
-        )
+        return Reads("documents", "compressor", per_row=1), Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None
