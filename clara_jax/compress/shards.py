@@ -148,54 +148,47 @@ class Reader:
         return Texts(shard, pieces, rows, counts)
 
 
-class Compressor:
-    """A model that makes document vectors on all devices of a mesh, and nothing else.
+def make_compressor(
+    clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool
+) -> Callable[..., Float[np.ndarray, "n M D"]]:
+    """Return what makes document vectors on all devices of a mesh, and nothing else.
 
     Args:
       clara: the model, laid out over `mesh`.
       mesh: the rows of a batch are split over it.
       batch_size: rows read together, on all devices.
-      merge: put the adapter into the weights, unless they are quantized: one product
+      merge: put the adapter into the weights, which must not be quantized: one product
         per matrix in place of three.
+
+    Returns:
+      ``(rows, tell) -> vectors``, as of ``generate.encode_rows``.
     """
+    network, memory = clara.network, clara.memory
+    with jax.set_mesh(mesh):
+        network = network.merge("compressor") if merge else network
+    own = {name: network.adapters[name] for name in ("compressor", "memory")}
+    encode = functools.partial(
+        encode_rows,
+        dataclasses.replace(network, adapters=own),
+        role=None if merge else "compressor",
+        pad_id=clara.tokenizer.pad_id,
+        batch_size=batch_size,
+        largest=memory.row_length(memory.doc_max_length),
+    )
 
-    def __init__(
-        self, clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool = True
-    ):
-        network = clara.network
-        self._role: str | None = "compressor"
-        leaves = jax.tree.leaves_with_path(network.backbone["params"])
-        quantized = any(getattr(path[-1], "key", "") == "codes" for path, _ in leaves)
-        if merge and not quantized:
-            with jax.set_mesh(mesh):
-                network = network.merge("compressor")
-            self._role = None
-        own = {name: network.adapters[name] for name in ("compressor", "memory")}
-        self._network = dataclasses.replace(network, adapters=own)
-        self._mesh, self._batch_size = mesh, batch_size
-        self._largest = clara.memory.row_length(clara.memory.doc_max_length)
-        self._pad = clara.tokenizer.pad_id
-
-    def __call__(
-        self, rows: Sequence[Sequence[int]], tell: Callable[[int], object]
+    def compress(
+        rows: Sequence[Sequence[int]], tell: Callable[[int], object]
     ) -> Float[np.ndarray, "n M D"]:
-        """Make the vectors of rows; for `tell` see ``generate.encode_rows``."""
-        with jax.set_mesh(self._mesh):
-            return encode_rows(
-                self._network,
-                rows,
-                role=self._role,
-                pad_id=self._pad,
-                batch_size=self._batch_size,
-                largest=self._largest,
-                tell=tell,
-            )
+        with jax.set_mesh(mesh):
+            return encode(rows, tell=tell)
+
+    return compress
 
 
 def write_shards(
     job: Job,
     reader: Reader,
-    compressor: Compressor,
+    compress: Callable[..., np.ndarray],
     part: Part,
     check: Callable[[int], object],
 ) -> Counter[str]:
@@ -212,7 +205,7 @@ def write_shards(
         for done, texts in enumerate(read_ahead(reader.read, missing)):
             still = functools.partial(check, len(missing) - done)
             tell = _meter(bar, reader.entries(texts.shard), len(texts.rows), still)
-            vectors = compressor(texts.rows, tell)
+            vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
             seconds = time.perf_counter() - begin
