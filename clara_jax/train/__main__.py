@@ -66,8 +66,7 @@ def run_experiment(experiment: Experiment) -> None:
         if budget.limited:
             # By the clock of the first process, for all.
             seconds = distributed.first(partial(budget.seconds, name))
-            minutes = max(seconds, 1.0) / 60
-            config = dataclasses.replace(config, minutes=minutes)
+            config = dataclasses.replace(config, minutes=max(seconds, 1.0) / 60)
             # What comes after the first stage is never refused: its results are there.
             whole = math.inf if number else distributed.first(budget.left)
         run(config, whole=whole)

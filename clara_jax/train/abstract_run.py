@@ -97,26 +97,20 @@ def abstract_batch(config: RunConfig, width: int) -> Batch:
     paper, if the config does not say.
     """
     rows, memory = config.data.batch_size, config.memory.num_memory
-
-    def array(dtype: Any, *sizes: int) -> Any:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
+    array: Any = jax.ShapeDtypeStruct
     fields: dict[str, Any] = {}
     for read in STAGES[config.stage].reads(config):
-        length = read.length(config)
-        sizes = (rows, length)
-        if read.per_row is not None:
-            count = read.per_row or _CANDIDATES
-            sizes = (rows, count, length)
+        count = () if read.per_row is None else (read.per_row or _CANDIDATES,)
+        sizes = (rows, *count, read.length(config))
         if read.field in ("candidates", "vectors"):
-            mask = array(jnp.bool_, *sizes[:2])
+            mask = array(sizes[:2], jnp.bool_)
             fields |= {"candidate_mask": mask, "positives": mask}
         if read.field == "vectors":
             # As `cached_vectors` keeps them, and as they come from a store.
             vectors = (*sizes[:2], memory, width)
-            fields["vectors"] = array(jnp.dtype(config.dtype), *vectors)
+            fields["vectors"] = array(vectors, jnp.dtype(config.dtype))
             continue
-        ids, mask = array(jnp.int32, *sizes), array(jnp.bool_, *sizes)
+        ids, mask = array(sizes, jnp.int32), array(sizes, jnp.bool_)
         fields[read.field] = Tokens(ids, mask, right_padded=True)
         if read.field == "prompt":
             fields["labels"] = ids

@@ -33,7 +33,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from clara_jax.config import RunConfig, parse
+from clara_jax.config import RunConfig, parse, require
+from clara_jax.config.parsing import flatten
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.stages import find_stage
@@ -124,7 +125,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     Raises:
       ClaraError: a field that is unknown, missing or wrong.
     """
-    values = _plain(config)
+    values = _plain(config, {})
     names = ("quickstart", "mix", "report")
     groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}
     stages = values.pop("stages", None) or ()
@@ -143,25 +144,23 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
         )
     workdir = values["workdir"] = os.path.normpath(workdir)  # DIR/ is DIR
     places = {"workdir": workdir}
-    groups = _fill(groups, places)
+    groups = _plain(groups, places)
     places["mix"] = str((groups["mix"] or {}).get("folder", ""))
-    values = _fill(values, places)
+    values = _plain(values, places)
     if not stages:
         return Experiment(Path(workdir), (_checked_run(values),), **groups)
     runs: list[RunConfig] = []
     shares: dict[str, float] = {}
-    for number, stage in enumerate(stages):
-        stage = dict(stage)
+    for number, stage in enumerate(_plain(stages, places)):
         name = stage.pop("name", "")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise ClaraError(
                 f"config field 'stages[{number}].name' is {name!r}; give a name for "
                 "its folder"
             )
-        if name in shares:
-            raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
+        require(name not in shares, f"stages[{number}].name", f"'{name}' is taken")
         shares[name] = _share(stage.pop("share", 1.0), f"stages[{number}].share")
-        merged = _merge(values, _fill(stage, places))
+        merged = _merge(values, stage)
         merged["workdir"] = str(Path(workdir) / name)
         if runs and not stage.get("init_from"):
             merged["init_from"] = runs[-1].workdir
@@ -227,10 +226,7 @@ def _checked(text: str, config: ConfigDict) -> str:
         )
     stages: Any = config.get("stages") or ()
     for stage in stages:
-        inner: Any = stage
-        for part in parts:
-            inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None
-        if inner is not None:
+        if flatten(_plain(stage, {})).get(path) is not None:
             raise ClaraError(
                 f"config field '{path}' is set by stage '{stage.get('name')}' of this "
                 "experiment, which wins; change it there"
@@ -244,20 +240,13 @@ def _checked(text: str, config: ConfigDict) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
-    """Turn ConfigDicts into dicts and lists into tuples, all the way down."""
+def _plain(value: Any, places: Mapping[str, str]) -> Any:
+    """Turn ConfigDicts into dicts, lists into tuples and ``{name}`` into places."""
     if isinstance(value, Mapping | ConfigDict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, places) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    return value.get() if isinstance(value, FieldReference) else value
-
-
-def _fill(value: Any, places: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill(item, places) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_fill(item, places) for item in value)
+        return tuple(_plain(item, places) for item in value)
+    value = value.get() if isinstance(value, FieldReference) else value
     if isinstance(value, str):
         for name, place in places.items():
             value = value.replace(f"{{{name}}}", place)

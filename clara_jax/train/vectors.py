@@ -71,17 +71,15 @@ def cached_vectors(
     data, notes = folder / "vectors.bin", folder / "vectors.json"
 
     def prepare() -> list[Any]:
-        done, enough = 0, False
-        if data.exists() and notes.exists():
-            before = read_json(notes)
-            if {k: before.get(k) for k in note} == note:
-                done, enough = before["done"], before.get("enough", False)
+        before = read_json(notes) if data.exists() and notes.exists() else {}
+        same = {k: before.get(k) for k in note} == note
+        done = before["done"] if same else 0
         with writing(data):
             folder.mkdir(parents=True, exist_ok=True)
             if not done:
                 notes.unlink(missing_ok=True)
                 reserve(data, int(np.prod(shape)) * dtype.itemsize)
-        return [done, enough and late is not None]
+        return [done, same and before.get("enough", False) and late is not None]
 
     def keep(begin: int, end: int, found: Any) -> None:
         vectors[begin:end] = np.asarray(found)

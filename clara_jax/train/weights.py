@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Network, init_rows
-from clara_jax.config import ModelConfig, RunConfig
+from clara_jax.config import ModelConfig, RunConfig, require
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
@@ -248,11 +248,8 @@ def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
 def _random_base(
     config: RunConfig, preset: str, key: Key, placement: Placement
 ) -> ModelFolder:
-    if preset not in PRESETS:
-        names = ", ".join(PRESETS)
-        raise ClaraError(
-            f"config field 'backbone': no preset '{preset}'; use one of {names}"
-        )
+    unknown = f"no preset '{preset}'; use one of {', '.join(PRESETS)}"
+    require(preset in PRESETS, "backbone", unknown)
     if not config.tokenizer:
         raise ClaraError(
             f"config field 'tokenizer' is empty, and the backbone random:{preset} "
@@ -306,11 +303,12 @@ def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> No
                 f"config field '{name}' is {a}, but {config.init_from} was "
                 f"trained with {b}; set --config.{name}={b}"
             )
-    if memory and config.memory.num_memory != clara.memory.num_memory:
-        raise ClaraError(
-            "config field 'memory.compression_rate': documents of "
-            f"{config.memory.doc_max_length} tokens get {config.memory.num_memory} "
-            f"memory tokens, but {config.init_from} has {clara.memory.num_memory}; set "
-            f"--config.memory.doc_max_length={clara.memory.doc_max_length} "
-            f"--config.memory.compression_rate={clara.memory.compression_rate}"
-        )
+    ours, theirs = config.memory, clara.memory
+    require(
+        not memory or ours.num_memory == theirs.num_memory,
+        "memory.compression_rate",
+        f"documents of {ours.doc_max_length} tokens get {ours.num_memory} memory "
+        f"tokens, but {config.init_from} has {theirs.num_memory}; set "
+        f"--config.memory.doc_max_length={theirs.doc_max_length} "
+        f"--config.memory.compression_rate={theirs.compression_rate}",
+    )
