@@ -129,7 +129,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
-    with Job.begin(path, settings, len(reader), identity, mode) as job:
+    with Job.begin(path, settings, len(reader.sizes), identity, mode) as job:
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
         else:

@@ -85,7 +85,7 @@ class Reader:
     that are not; else their ends are left out.
 
     Attributes:
-      bounds: where each shard begins, see `shard_bounds`.
+      sizes: how many entries each shard has.
       unit: what an entry is called: a document, or a record that may hold several.
     """
 
@@ -96,23 +96,16 @@ class Reader:
         memory: MemoryConfig,
         entries: int,
         *,
-        split: bool = True,
+        split: bool,
     ):
         self._corpus, self._tokenizer = corpus, tokenizer
         self._limit, self._split = memory.doc_max_length, split
         self.unit = "doc" if corpus.documents == len(corpus) else "record"
-        most = entries * self._limit * LETTERS if split else np.iinfo(np.int64).max
-        # Entries first: the sum must not go beyond 64 bits.
-        most = min(most, int(corpus.lengths.sum()))
-        self.bounds = shard_bounds(corpus.lengths, entries, most)
-
-    def __len__(self) -> int:
-        """How many shards there are."""
-        return len(self.bounds) - 1
-
-    def entries(self, shard: int) -> int:
-        """Return how many entries a shard has."""
-        return int(self.bounds[shard + 1] - self.bounds[shard])
+        most = int(corpus.lengths.sum())
+        if split:
+            most = min(most, entries * self._limit * LETTERS)
+        self._bounds = shard_bounds(corpus.lengths, entries, most)
+        self.sizes = np.diff(self._bounds)
 
     def sample(self, count: int) -> list[list[int]]:
         """Return rows of the beginnings of `count` documents from all over."""
@@ -127,7 +120,7 @@ class Reader:
         Raises:
           ClaraError: a file has changed or can no longer be read.
         """
-        entries = range(self.bounds[shard], self.bounds[shard + 1])
+        entries = range(*self._bounds[shard : shard + 2])
         documents = [found for i in entries for found in self._corpus[i]]
         tokenizer, limit = self._tokenizer, self._limit
         pieces, cut = documents, 0
@@ -198,13 +191,14 @@ def write_shards(
     raises ends the work, and the shard at hand is dropped.
     """
     missing = job.missing(*part)
-    total = sum(map(reader.entries, range(part.index, len(reader), part.count)))
-    there = total - sum(map(reader.entries, missing))
+    total = int(reader.sizes[part.index :: part.count].sum())
+    there = total - int(reader.sizes[missing].sum())
     counts, begin = Counter(), time.perf_counter()
     with tqdm(desc="compress", total=total, initial=there, unit=reader.unit) as bar:
         for done, texts in enumerate(read_ahead(reader.read, missing)):
             still = functools.partial(check, len(missing) - done)
-            tell = _meter(bar, reader.entries(texts.shard), len(texts.rows), still)
+            size = int(reader.sizes[texts.shard])
+            tell = _meter(bar, size, len(texts.rows), still)
             vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
