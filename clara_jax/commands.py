@@ -140,6 +140,16 @@ class Interrupt:
             self.signal = "SIGTERM" if flags[1] else "SIGINT"
         return any(flags)
 
+    def check(self, kept: str) -> None:
+        """Raise `Interrupted` if a signal was noted; print nothing if `kept` is empty.
+
+        Args:
+          kept: what is done so far, and where.
+        """
+        if self.signal is not None:
+            text = f"{self.signal}: {kept}; start the same command again to go on"
+            raise Interrupted(self.signal, text if kept else "")
+
     @contextlib.contextmanager
     def listen(self) -> Iterator[Interrupt]:
         """Take both signals over inside; a second one acts at once, as always."""
@@ -162,8 +172,7 @@ class Interrupt:
 
 
 def run(
-    work: Callable[[], int | None],
-    goes_on: str = "the same command goes on from here",
+    work: Callable[[], int | None], goes_on: str = "the same command goes on from here"
 ) -> int:
     """Do a command's work, and return its exit status.
 

@@ -180,6 +180,15 @@ def tree_shardings(
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def placed(tree: Any, shardings: Any) -> Any:
+    """Return the shapes of a tree's arrays, placed by the same tree of shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def place(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, "..."]:
     """Say where an array inside a compiled function lies on the mesh around it.
 

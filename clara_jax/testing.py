@@ -28,12 +28,7 @@ from clara_jax.config import LoraConfig, ModelConfig, RunConfig, SelectionConfig
 from clara_jax.generate.batched import pad_rows
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.stages import STAGES
-from clara_jax.text import (
-    PARAPHRASES,
-    answer_prompt,
-    paraphrase_prompt,
-    scp_prompt,
-)
+from clara_jax.text import PARAPHRASES, answer_prompt, paraphrase_prompt, scp_prompt
 
 PAD, BOS, EOS = 0, 1, 2
 """Ids of these tokens in `toy_tokenizer` and `random_batch`."""
@@ -48,14 +43,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %} [assistant] {% endif %}"
 )
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-
-def toy_config(**changes: Any) -> ModelConfig:
-    """Return two layers of width 16; `changes` are fields of `ModelConfig`."""
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
-    sizes = {"vocab_size": TEXT_VOCAB, "width": 16, "num_layers": 2, "mlp_dim": 24}
-    fields: dict[str, Any] = {**sizes, **heads, **changes}
-    return ModelConfig(**fields)
 
 
 def toy_network(
@@ -74,8 +61,10 @@ def toy_network(
       lora: adapter settings; by default rank 4 on all layers.
       **changes: fields of `ModelConfig`.
     """
-    changes.setdefault("vocab_size", text_vocab)
-    config = toy_config(**changes)
+    sizes = {"vocab_size": text_vocab, "width": 16, "num_layers": 2, "mlp_dim": 24}
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    fields: dict[str, Any] = {**sizes, **heads, **changes}
+    config = ModelConfig(**fields)
     settings = lora or LoraConfig(rank=4, alpha=8.0, dropout=0.0)
     model = Transformer(config, text_vocab, settings)
     rng = np.random.default_rng(seed)
@@ -193,9 +182,8 @@ def random_batch(
             for length in rng.integers(1, answer_length + 1, rows).tolist()
         ]
         width = 6 + len(slots) * slot_groups + answer_length
-        pairs = list(zip(heads, answers, strict=True))
-        labels = [[IGNORE] * len(head) + answer for head, answer in pairs]
-        ids = [head + answer for head, answer in pairs]
+        labels = [[IGNORE] * len(a) + b for a, b in zip(heads, answers, strict=True)]
+        ids = [a + b for a, b in zip(heads, answers, strict=True)]
         tokens = pad_rows(ids, PAD, rows, width)
         return tokens, pad_rows(labels, IGNORE, rows, width).ids
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int | None:
     store, given = Path(arguments.store), vars(arguments)
     if arguments.delete or arguments.compact or arguments.check:
         plain = vars(parser().parse_args(["--store", arguments.store]))

@@ -159,16 +159,13 @@ def compress_corpus(
     ``folder/vectors`` keeps them; `seconds` and `stop` are as of `answer_all`.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    found = cached_vectors(
+    return cached_vectors(
         folder / "vectors",
         clara,
         list(corpus),
-        batch_size=clara.config.batch_size,
-        stop=lambda: bool(stop()),
+        check=stop,
         late=None if end is None else lambda _: time.monotonic() >= end,
     )
-    assert found is not None, "stop raises"
-    return found
 
 
 def answer_all(

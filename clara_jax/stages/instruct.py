@@ -6,9 +6,7 @@ from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.stages.base import Reads
 from clara_jax.stages.scp import Pretraining
-from clara_jax.text import (
-    answer_prompt,
-)
+from clara_jax.text import answer_prompt
 
 
 class InstructionTuning(Pretraining):
@@ -24,10 +22,8 @@ class InstructionTuning(Pretraining):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=config.selection.top_k),
-            Reads("prompt", "generator"),
-        )
+        documents = Reads("documents", "compressor", per_row=config.selection.top_k)
+        return documents, Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None

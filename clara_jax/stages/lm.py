@@ -56,8 +56,5 @@ class LanguageModelling(Stage):
     def check(self, config: RunConfig) -> None:
         """Refuse quantized weights, which do not learn."""
         super().check(config)
-        require(
-            config.quantize == "none",
-            "quantize",
-            f"is '{config.quantize}', but stage lm trains the backbone; use none",
-        )
+        fixed = f"is '{config.quantize}', but stage lm trains the backbone; use none"
+        require(config.quantize == "none", "quantize", fixed)

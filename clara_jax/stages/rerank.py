@@ -30,7 +30,3 @@ class Reranking(Ranking):
     def loss(self, config: RunConfig) -> Loss:
         """Return the contrastive loss over all candidates."""
         return RerankLoss(config.selection)
-
-    def check(self, config: RunConfig) -> None:
-        """Refuse candidates out of a corpus, of which no positives are known."""
-        self.refuse_corpus(config)

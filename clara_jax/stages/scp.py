@@ -8,12 +8,7 @@ from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.text import (
-    PARAPHRASES,
-    paraphrase_prompt,
-    scp_prompt,
-    scp_target,
-)
+from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
 
 
 class Pretraining(Stage):
@@ -29,10 +24,7 @@ class Pretraining(Stage):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=1),
-            Reads("prompt", "generator"),
-        )
+        return Reads("documents", "compressor", per_row=1), Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None

@@ -14,8 +14,6 @@ from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 
-TIMES = "time.json"
-
 
 class Deadline:
     """The pace of a run that must end in time.
@@ -95,7 +93,7 @@ class Budget:
     def __init__(
         self, workdir: str | Path, minutes: float, shares: Mapping[str, float]
     ):
-        self._path = Path(workdir) / TIMES
+        self._path = Path(workdir) / "time.json"
         self._minutes, self.shares = minutes, dict(shares)
         self.taken: dict[str, float] = {}
         if self._path.exists():
