@@ -1,7 +1,5 @@
 """Trees of arrays on disk (Orbax). Knows no model."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

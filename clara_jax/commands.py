@@ -9,8 +9,6 @@
 | 130 | Ctrl-C: likewise |
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -151,7 +149,7 @@ class Interrupt:
             raise Interrupted(self.signal, text if kept else "")
 
     @contextlib.contextmanager
-    def listen(self) -> Iterator[Interrupt]:
+    def listen(self) -> Iterator["Interrupt"]:
         """Take both signals over inside; a second one acts at once, as always."""
         if threading.current_thread() is not threading.main_thread():
             yield self

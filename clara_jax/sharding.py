@@ -4,8 +4,6 @@ Code names the axes of its arrays (``"batch", "length"``), never those of the me
 Which machine axis an array axis is split over is decided here and nowhere else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -10,8 +10,6 @@ Example:
   >>> sums, weights, metrics = loss(toy_network(), batch, None)
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

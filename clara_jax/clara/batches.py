@@ -1,7 +1,5 @@
 """What a loss is fed: token rows and batches of them, as pytrees."""
 
-from __future__ import annotations
-
 from flax import struct
 
 from clara_jax.shapes import Array, Bool, Float, Int

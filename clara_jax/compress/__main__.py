@@ -9,8 +9,6 @@ the same command goes on where it was. Started on several hosts, each with its -
 (or in a job of SLURM or Open MPI), they write one store; the last to end finishes it.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

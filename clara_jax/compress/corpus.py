@@ -1,7 +1,5 @@
 """A corpus into a store: the command from its arguments to its last line."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

@@ -3,8 +3,6 @@
 While one shard is compressed, a thread reads the next one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time

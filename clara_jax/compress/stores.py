@@ -1,7 +1,5 @@
 """What is done to a store that is there: delete, compact, check, index."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -7,8 +7,6 @@ has a copy of the tables, the order of entries and the fields of ``config.json``
 those of files that the original wrote at each stage.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

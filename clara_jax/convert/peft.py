@@ -12,8 +12,6 @@ model gives our logits for text, and needs these rows for memory tokens.
 Source: PEFT ``docs/source/developer_guides/checkpoint.md``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

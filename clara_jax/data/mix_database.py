@@ -5,8 +5,6 @@ first that holds its answer. It loses documents of the other side, and is droppe
 one of them holds the answer.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The start and the end of a process; JAX ends all processes when one is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

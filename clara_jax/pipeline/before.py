@@ -1,7 +1,5 @@
 """What comes before a run, its data, and right after it: its adapters with a card."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

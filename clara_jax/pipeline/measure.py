@@ -6,8 +6,6 @@ baselines, and ``frozen_text``, by the backbone as it is. Rankings are those of 
 reasoner, of the reasoner before stage 3 (the compressor's copy), and of BM25.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -48,7 +46,7 @@ class Models:
     readers: Mapping[str, examine.Reader]
 
     @classmethod
-    def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
+    def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> "Models":
         """Load the last run that retrieves, and the baselines beside it.
 
         Raises:

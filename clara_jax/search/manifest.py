@@ -8,8 +8,6 @@ wants the store for itself. Locks end with their process; where the file system 
 none, nobody is kept out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

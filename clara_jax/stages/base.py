@@ -1,7 +1,5 @@
 """What a stage is: a new training method is a subclass in a file of its own."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable

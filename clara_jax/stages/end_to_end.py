@@ -1,7 +1,5 @@
 """Stage 3: the answer's loss alone teaches the reasoner to choose documents."""
 
-from __future__ import annotations
-
 from clara_jax.clara import EndToEndLoss, Loss
 from clara_jax.config import RunConfig, require
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record

@@ -1,7 +1,5 @@
 """Stage 2: the generator answers questions from the vectors of several documents."""
 
-from __future__ import annotations
-
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.stages.base import Reads

@@ -4,8 +4,6 @@ Rows are ``<bos>text<eos>``, all supervised; of question records, the conversati
 its documents as text.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from clara_jax.clara import Loss, TextLoss

@@ -1,7 +1,5 @@
 """The supervised baseline of stage 3: the reasoner is told the right documents."""
 
-from __future__ import annotations
-
 from clara_jax.clara import Loss, RerankLoss
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record

@@ -1,7 +1,5 @@
 """Stage 1: documents become vectors from which the generator answers."""
 
-from __future__ import annotations
-
 from clara_jax.clara import CompressionLoss, Loss
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick

@@ -1,7 +1,5 @@
 """The command ``python -m clara_jax.train --config=FILE [--config.field=value]``."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

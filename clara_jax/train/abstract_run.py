@@ -1,7 +1,5 @@
 """A run in shapes only: what full-size models cost, without memory for one."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -41,7 +39,7 @@ class AbstractRun:
         own = {name: adapters[name] for name in names}
         return dataclasses.replace(self.network, adapters=own)
 
-    def on(self, mesh: Mesh | AbstractMesh) -> AbstractRun:
+    def on(self, mesh: Mesh | AbstractMesh) -> "AbstractRun":
         """Return the run with every argument where training puts it on `mesh`."""
         whole = self.state, self.network
         state, network = placed(whole, tree_shardings(mesh, whole, logical_axes))

@@ -6,8 +6,6 @@ order, so every mesh finds the same; and as no odd number divides a power of two
 single changed number goes unnoticed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Training against the clock: the pace of a run, and the time of a pipeline's parts."""
 
-from __future__ import annotations
-
 import collections
 import math
 import statistics

@@ -15,8 +15,6 @@ A config file defines ``get_config(arg="")``, which returns an
 its data (``mix.folder``). Values may be references to other fields (``get_ref``).
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import dataclasses

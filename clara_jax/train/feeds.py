@@ -7,8 +7,6 @@
 | corpus | yes | of the store, for whatever is found; see `corpus_feed` |
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ evaluated and never is again. Writers are where scalars go: JSON lines, the prog
 bar, TensorBoard, Weights & Biases.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

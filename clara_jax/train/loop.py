@@ -1,7 +1,5 @@
 """The loop: the only one, for every stage."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

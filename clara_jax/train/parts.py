@@ -1,7 +1,5 @@
 """What the steps and the evaluations of one run are made of."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

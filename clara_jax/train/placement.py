@@ -1,7 +1,5 @@
 """Batches and counts of one step, spread over the devices of all processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

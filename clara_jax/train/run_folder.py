@@ -7,8 +7,6 @@ summary.json    written last: the run is finished
 model.json ...  the result as a model folder, for ``init_from`` and all commands
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform

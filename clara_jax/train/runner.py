@@ -4,8 +4,6 @@ config -> records, weights, corpus (`assemble`) -> batches -> state and step -> 
 newest checkpoint -> hooks -> the loop -> a model folder and ``summary.json``
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

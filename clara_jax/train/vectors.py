@@ -5,8 +5,6 @@ that are made lie in one memory-mapped file, which an interrupted command goes o
 writing where it was.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence

@@ -12,8 +12,6 @@ The table itself is `clara_jax.stages`; ``reinit`` names more that start afresh.
 trains the backbone and has no adapters.
 """  # noqa: E501
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 import os
