@@ -11,8 +11,6 @@ among them, and its memory on each device. What only a GPU can tell is missing: 
 and which of several kernels is the fastest; products are left to cuBLAS.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import dataclasses

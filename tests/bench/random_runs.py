@@ -6,8 +6,6 @@ train, the weights do not); the output head counts where there are labels. Atten
 scores, adapters and what rematerialisation repeats are left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
