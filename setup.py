@@ -105,6 +105,9 @@ setup(
     packages=find_packages(include=["clara_jax", "clara_jax.*"]),
     package_data={
         "clara_jax": ["py.typed", "shipped/**/*"],
+        "clara_jax.convert": ["*.json", "*.md"],
+        "clara_jax.data": ["*.sql"],
+        "clara_jax.pipeline": ["*.md"],
         "clara_jax.quickstart": ["base/**/*"],
     },
     install_requires=REQUIRES,

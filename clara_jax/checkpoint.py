@@ -1,7 +1,5 @@
 """Trees of arrays on disk (Orbax). Knows no model."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -20,6 +18,7 @@ import orbax.checkpoint as ocp
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.shapes import Params
+from clara_jax.sharding import placed
 
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
@@ -96,11 +95,15 @@ def load_tree(
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with ocp.Checkpointer(handler) as checkpointer:
-            stored = _shapes(checkpointer.metadata(path).item_metadata)
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("its metadata are missing")
+            stored = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
+            )
             template = stored if like is None else _matched(path, stored, like)
             if placement is not None:
-                places = placement(template)
-                template = jax.tree.map(_placed, template, places)
+                template = placed(template, placement(template))
             return checkpointer.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -149,21 +152,9 @@ def _lent(leaf):
     return leaf.view(_Lent) if type(leaf) is np.ndarray else leaf
 
 
-def _shapes(metadata: Any) -> Params:
-    if metadata is None:
-        raise ValueError("its metadata are missing")
-
-    def shape(leaf):
-        if leaf.shape is None or leaf.dtype is None:
-            raise ValueError("an array has no shape")
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-    return jax.tree.map(shape, metadata.tree)
-
-
 def _matched(path: Path, stored: Params, like: Params) -> Params:
-    have = {jax.tree_util.keystr(k): v for k, v in _leaves(stored)}
-    want = {jax.tree_util.keystr(k): v for k, v in _leaves(like)}
+    have = {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(stored)}
+    want = {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(like)}
     for name in want:
         if name not in have:
             raise ClaraError(f"{path}: array {name} is missing")
@@ -176,14 +167,6 @@ def _matched(path: Path, stored: Params, like: Params) -> Params:
         if name not in want:
             raise ClaraError(f"{path}: array {name} is not expected here")
     return like
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _leaves(tree: Params) -> list:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _restore_args(leaf) -> ocp.RestoreArgs:

@@ -9,8 +9,6 @@
 | 130 | Ctrl-C: likewise |
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -140,8 +138,18 @@ class Interrupt:
             self.signal = "SIGTERM" if flags[1] else "SIGINT"
         return any(flags)
 
+    def check(self, kept: str) -> None:
+        """Raise `Interrupted` if a signal was noted; print nothing if `kept` is empty.
+
+        Args:
+          kept: what is done so far, and where.
+        """
+        if self.signal is not None:
+            text = f"{self.signal}: {kept}; start the same command again to go on"
+            raise Interrupted(self.signal, text if kept else "")
+
     @contextlib.contextmanager
-    def listen(self) -> Iterator[Interrupt]:
+    def listen(self) -> Iterator["Interrupt"]:
         """Take both signals over inside; a second one acts at once, as always."""
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -162,8 +170,7 @@ class Interrupt:
 
 
 def run(
-    work: Callable[[], int | None],
-    goes_on: str = "the same command goes on from here",
+    work: Callable[[], int | None], goes_on: str = "the same command goes on from here"
 ) -> int:
     """Do a command's work, and return its exit status.
 

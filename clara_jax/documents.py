@@ -1,7 +1,5 @@
 """What a document is, from the file that it is found in to the answer that cites it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from typing import Any

@@ -1,7 +1,5 @@
 """Files written whole, checksums, locks, and what to say when a disk fails."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """The facade: anything that holds a CLaRa model, ready to compress and answer."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

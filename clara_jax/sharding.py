@@ -4,8 +4,6 @@ Code names the axes of its arrays (``"batch", "length"``), never those of the me
 Which machine axis an array axis is split over is decided here and nowhere else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -178,6 +176,15 @@ def tree_shardings(
         return NamedSharding(mesh, _fitting(mesh, axes(names, len(shape)), shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Return the shapes of a tree's arrays, placed by the same tree of shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
 
 
 def place(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, "..."]:

@@ -10,8 +10,6 @@ Example:
   >>> sums, weights, metrics = loss(toy_network(), batch, None)
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -45,14 +43,6 @@ CHAT_TEMPLATE = (
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def toy_config(**changes: Any) -> ModelConfig:
-    """Return two layers of width 16; `changes` are fields of `ModelConfig`."""
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
-    sizes = {"vocab_size": TEXT_VOCAB, "width": 16, "num_layers": 2, "mlp_dim": 24}
-    fields: dict[str, Any] = {**sizes, **heads, **changes}
-    return ModelConfig(**fields)
-
-
 def toy_network(
     seed: int = 0,
     num_memory: int = NUM_MEMORY,
@@ -69,8 +59,10 @@ def toy_network(
       lora: adapter settings; by default rank 4 on all layers.
       **changes: fields of `ModelConfig`.
     """
-    changes.setdefault("vocab_size", text_vocab)
-    config = toy_config(**changes)
+    sizes = {"vocab_size": text_vocab, "width": 16, "num_layers": 2, "mlp_dim": 24}
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    fields: dict[str, Any] = {**sizes, **heads, **changes}
+    config = ModelConfig(**fields)
     settings = lora or LoraConfig(rank=4, alpha=8.0, dropout=0.0)
     model = Transformer(config, text_vocab, settings)
     rng = np.random.default_rng(seed)
@@ -188,9 +180,8 @@ def random_batch(
             for length in rng.integers(1, answer_length + 1, rows).tolist()
         ]
         width = 6 + len(slots) * slot_groups + answer_length
-        pairs = list(zip(heads, answers, strict=True))
-        labels = [[IGNORE] * len(head) + answer for head, answer in pairs]
-        ids = [head + answer for head, answer in pairs]
+        labels = [[IGNORE] * len(a) + b for a, b in zip(heads, answers, strict=True)]
+        ids = [a + b for a, b in zip(heads, answers, strict=True)]
         tokens = pad_rows(ids, PAD, rows, width)
         return tokens, pad_rows(labels, IGNORE, rows, width).ids
 

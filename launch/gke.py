@@ -12,8 +12,6 @@ their machine start again, all together, without limit.
 Exit status: that of kubectl; 2: wrong arguments. ``--dry-run`` prints the commands.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -12,8 +12,6 @@ where signal n ended it; 75 means stopped and saved: start the same command agai
 `--restarts` does. 2: wrong arguments.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

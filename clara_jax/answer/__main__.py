@@ -8,8 +8,6 @@ reasoner chooses among them and the generator answers from the chosen vectors. T
 hold compilation where a part meets a new length.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import io

@@ -4,8 +4,6 @@ Documents are compressed now and kept in memory (`Given`), or lie in a store (`S
 Both number them, search, and give vectors and texts by number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

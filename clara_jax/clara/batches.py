@@ -1,7 +1,5 @@
 """What a loss is fed: token rows and batches of them, as pytrees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 A store of vectors carries it, so that a model finds out whether it made them.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -6,8 +6,6 @@ alone, so that microbatches, padding and sharding cannot bias its mean. Coeffici
 inside the sums. Metrics are ``name: (sum, weight)``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Protocol, runtime_checkable
 

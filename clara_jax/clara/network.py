@@ -1,7 +1,5 @@
 """One frozen transformer with its adapters, and the three roles that it plays."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -122,11 +120,11 @@ class Network:
         """M, the number of memory tokens."""
         return self.adapters["memory"].shape[0]
 
-    def with_adapters(self, adapters: Mapping[str, Params]) -> Network:
+    def with_adapters(self, adapters: Mapping[str, Params]) -> "Network":
         """Return the same network with some adapters added or replaced."""
         return dataclasses.replace(self, adapters={**self.adapters, **adapters})
 
-    def merge(self, role: str) -> Network:
+    def merge(self, role: str) -> "Network":
         """Return a network whose weights hold a role's adapter: play it with role None.
 
         The sum is made in float32; the frozen weights are copied.

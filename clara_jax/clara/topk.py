@@ -1,7 +1,5 @@
 """Relevance and the differentiable top-k (paper section 3.3)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

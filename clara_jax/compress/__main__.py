@@ -9,8 +9,6 @@ the same command goes on where it was. Started on several hosts, each with its -
 (or in a job of SLURM or Open MPI), they write one store; the last to end finishes it.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int | None:
     store, given = Path(arguments.store), vars(arguments)
     if arguments.delete or arguments.compact or arguments.check:
         plain = vars(parser().parse_args(["--store", arguments.store]))

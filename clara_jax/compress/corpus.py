@@ -1,7 +1,5 @@
 """A corpus into a store: the command from its arguments to its last line."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os
@@ -9,17 +7,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
-from clara_jax.compress.shards import Compressor, Part, Reader, write_shards
+from clara_jax.compress.shards import Part, Reader, make_compressor, write_shards
 from clara_jax.compress.stores import megabytes, model_place, size_of
 from clara_jax.data import Corpus, find_files
+from clara_jax.distributed.processes import EXPLICIT, OPEN_MPI, SLURM
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import require_role
@@ -30,8 +30,7 @@ from clara_jax.search.manifest import JOB, MANIFEST
 from clara_jax.search.writer import check_folder
 from clara_jax.sharding import batch_parts, make_mesh
 
-T = TypeVar("T")
-Watched = Callable[[Iterable[T]], Iterator[T]]
+Watched = Callable[[Iterable[Any]], Iterator[Any]]
 
 PER_DEVICE = 32  # documents that a device reads together by default
 
@@ -39,14 +38,6 @@ SAMPLE = 64
 """Documents that tell what all vectors have in common, see ``codecs.center_of``."""
 
 _AT_ONCE = 4096
-
-_NUMBERS = (
-    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-)
-"""Environment variables with the number of a process, from 0, and how many there are;
-the first pair that is set counts."""
 
 
 def parse_part(text: str) -> Part:
@@ -65,21 +56,21 @@ def own_part(environment: Mapping[str, str] = os.environ) -> Part:
     Raises:
       ClaraError: the variables make no sense.
     """
-    for names in _NUMBERS:
+    for names in (EXPLICIT[1:], SLURM, OPEN_MPI):
         if all(name in environment for name in names):
-            index, count = (environment[name] for name in names)
+            count, index = (environment[name] for name in names)
             numbers = index.isdecimal() and count.isdecimal()
             if not numbers or int(index) >= int(count):
                 raise ClaraError(
-                    f"environment: {names[0]} is '{index}' of {names[1]} '{count}'; "
+                    f"environment: {names[1]} is '{index}' of {names[0]} '{count}'; "
                     "give the part with --part, such as --part 1/1"
                 )
             return Part(int(index), int(count))
     return Part(jax.process_index(), jax.process_count())
 
 
-def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
-    """Compress a corpus into a store, or what is missing of it; return an exit status.
+def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
+    """Compress a corpus into a store, or what is missing of it.
 
     Raises:
       ClaraError: bad input.
@@ -89,15 +80,10 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
 
     def check(left: int | None = None) -> None:
         """End in order after a signal, naming how many shards are left."""
-        if interrupt.signal is not None:
-            shards = "" if left is None else f", {left} shards are left"
-            raise Interrupted(
-                interrupt.signal,
-                f"{interrupt.signal}: {path} is not finished{shards}; start the same "
-                "command again to go on",
-            )
+        shards = "" if left is None else f", {left} shards are left"
+        interrupt.check(f"{path} is not finished{shards}")
 
-    def watched(entries: Iterable[T]) -> Iterator[T]:
+    def watched(entries: Iterable[Any]) -> Iterator[Any]:
         """Wrap a loop over the corpus's entries in a bar; a signal ends it."""
         for entry in tqdm(entries, "read the corpus", unit="doc", delay=2):
             check()
@@ -109,9 +95,8 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     mesh = make_mesh(**sizes, devices=jax.local_devices())
     if others := find_files(arguments.corpus)[1]:
         names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
-        what = (
-            "files are not documents" if len(others) > 1 else "file is not a document"
-        )
+        one = len(others) == 1
+        what = "file is not a document" if one else "files are not documents"
         _note(f"{len(others)} {what} and left out: {', '.join(names)}")
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")
@@ -122,13 +107,14 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     settings = _settings(arguments, clara, path)
     size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
-    merge = not arguments.no_merge
-    compressor = None
+    merge = not arguments.no_merge and arguments.quantize == "none"
+    make = partial(make_compressor, mesh=mesh, batch_size=size, merge=merge)
+    compress = None
     begun = (path / JOB).is_file() or (path / MANIFEST).is_file()
     if settings.dtype != "bfloat16" and not begun:
         check_folder(path, mode)
-        compressor = Compressor(clara, mesh, size, merge=merge)
-        vectors = compressor(reader.sample(SAMPLE), lambda _: check())
+        compress = make(clara)
+        vectors = compress(reader.sample(SAMPLE), lambda _: check())
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
     identity = {
@@ -141,7 +127,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
-    with Job.begin(path, settings, len(reader), identity, mode) as job:
+    with Job.begin(path, settings, len(reader.sizes), identity, mode) as job:
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
         else:
@@ -151,17 +137,17 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
                 except (ClaraError, Interrupted):
                     job.abandon()
                     raise
-            compressor = compressor or Compressor(clara, mesh, size, merge=merge)
+            compress = compress or make(clara)
             del clara  # and with it the weights that were merged, and other adapters
             begin = time.perf_counter()
-            counts = write_shards(job, reader, compressor, part, check)
+            counts = write_shards(job, reader, compress, part, check)
             seconds = time.perf_counter() - begin
         store = job.commit()
     _report_counts(counts, seconds)
     if store is None:
         rest = f"{path} is finished by the part that ends last"
         print(f"{part} is written; {rest}, so start the others, too")
-        return 0
+        return
     held = size_of(store)
     each = f"{megabytes(held / max(store.rows, 1))} a piece"
     if mode == "new" and corpus.documents:
@@ -179,7 +165,6 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     else:
         reasoner = "no reasoner, which stage end_to_end trains"
         _note(f"this model has {reasoner}, to search the store with")
-    return 0
 
 
 def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreSettings:
@@ -204,23 +189,19 @@ def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreS
 
 def _refuse_known(store: Store, corpus: Corpus, watched: Watched) -> None:
     """Refuse documents that the store has, before any work is done."""
-    found: dict[str, str] = {}
-
-    def look() -> None:
-        for id, row in zip(found, store.find(list(found), "id"), strict=True):
+    places: dict[str, str] = {}
+    for i in watched(range(len(corpus))):
+        places.update({document.id: corpus.place(i) for document in corpus[i]})
+        if len(places) < _AT_ONCE and i + 1 < len(corpus):
+            continue
+        for id, row in zip(places, store.find(list(places), "id"), strict=True):
             if row >= 0:
                 raise ClaraError(
-                    f"{found[id]}: {store.path} already has a document with the id "
+                    f"{places[id]}: {store.path} already has a document with the id "
                     f"'{id}'; replace it with --replace, or give the new document "
                     "another id"
                 )
-        found.clear()
-
-    for i in watched(range(len(corpus))):
-        found.update({document.id: corpus.place(i) for document in corpus[i]})
-        if len(found) >= _AT_ONCE:
-            look()
-    look()
+        places.clear()
 
 
 def _report_counts(counts: Counter[str], seconds: float) -> None:

@@ -3,8 +3,6 @@
 While one shard is compressed, a thread reads the next one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time
@@ -85,7 +83,7 @@ class Reader:
     that are not; else their ends are left out.
 
     Attributes:
-      bounds: where each shard begins, see `shard_bounds`.
+      sizes: how many entries each shard has.
       unit: what an entry is called: a document, or a record that may hold several.
     """
 
@@ -96,23 +94,16 @@ class Reader:
         memory: MemoryConfig,
         entries: int,
         *,
-        split: bool = True,
+        split: bool,
     ):
         self._corpus, self._tokenizer = corpus, tokenizer
         self._limit, self._split = memory.doc_max_length, split
         self.unit = "doc" if corpus.documents == len(corpus) else "record"
-        most = entries * self._limit * LETTERS if split else np.iinfo(np.int64).max
-        # Entries first: the sum must not go beyond 64 bits.
-        most = min(most, int(corpus.lengths.sum()))
-        self.bounds = shard_bounds(corpus.lengths, entries, most)
-
-    def __len__(self) -> int:
-        """How many shards there are."""
-        return len(self.bounds) - 1
-
-    def entries(self, shard: int) -> int:
-        """Return how many entries a shard has."""
-        return int(self.bounds[shard + 1] - self.bounds[shard])
+        most = int(corpus.lengths.sum())
+        if split:
+            most = min(most, entries * self._limit * LETTERS)
+        self._bounds = shard_bounds(corpus.lengths, entries, most)
+        self.sizes = np.diff(self._bounds)
 
     def sample(self, count: int) -> list[list[int]]:
         """Return rows of the beginnings of `count` documents from all over."""
@@ -127,7 +118,7 @@ class Reader:
         Raises:
           ClaraError: a file has changed or can no longer be read.
         """
-        entries = range(self.bounds[shard], self.bounds[shard + 1])
+        entries = range(*self._bounds[shard : shard + 2])
         documents = [found for i in entries for found in self._corpus[i]]
         tokenizer, limit = self._tokenizer, self._limit
         pieces, cut = documents, 0
@@ -148,54 +139,47 @@ class Reader:
         return Texts(shard, pieces, rows, counts)
 
 
-class Compressor:
-    """A model that makes document vectors on all devices of a mesh, and nothing else.
+def make_compressor(
+    clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool
+) -> Callable[..., Float[np.ndarray, "n M D"]]:
+    """Return what makes document vectors on all devices of a mesh, and nothing else.
 
     Args:
       clara: the model, laid out over `mesh`.
       mesh: the rows of a batch are split over it.
       batch_size: rows read together, on all devices.
-      merge: put the adapter into the weights, unless they are quantized: one product
+      merge: put the adapter into the weights, which must not be quantized: one product
         per matrix in place of three.
+
+    Returns:
+      ``(rows, tell) -> vectors``, as of ``generate.encode_rows``.
     """
+    network, memory = clara.network, clara.memory
+    with jax.set_mesh(mesh):
+        network = network.merge("compressor") if merge else network
+    own = {name: network.adapters[name] for name in ("compressor", "memory")}
+    encode = functools.partial(
+        encode_rows,
+        dataclasses.replace(network, adapters=own),
+        role=None if merge else "compressor",
+        pad_id=clara.tokenizer.pad_id,
+        batch_size=batch_size,
+        largest=memory.row_length(memory.doc_max_length),
+    )
 
-    def __init__(
-        self, clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool = True
-    ):
-        network = clara.network
-        self._role: str | None = "compressor"
-        leaves = jax.tree.leaves_with_path(network.backbone["params"])
-        quantized = any(getattr(path[-1], "key", "") == "codes" for path, _ in leaves)
-        if merge and not quantized:
-            with jax.set_mesh(mesh):
-                network = network.merge("compressor")
-            self._role = None
-        own = {name: network.adapters[name] for name in ("compressor", "memory")}
-        self._network = dataclasses.replace(network, adapters=own)
-        self._mesh, self._batch_size = mesh, batch_size
-        self._largest = clara.memory.row_length(clara.memory.doc_max_length)
-        self._pad = clara.tokenizer.pad_id
-
-    def __call__(
-        self, rows: Sequence[Sequence[int]], tell: Callable[[int], object]
+    def compress(
+        rows: Sequence[Sequence[int]], tell: Callable[[int], object]
     ) -> Float[np.ndarray, "n M D"]:
-        """Make the vectors of rows; for `tell` see ``generate.encode_rows``."""
-        with jax.set_mesh(self._mesh):
-            return encode_rows(
-                self._network,
-                rows,
-                role=self._role,
-                pad_id=self._pad,
-                batch_size=self._batch_size,
-                largest=self._largest,
-                tell=tell,
-            )
+        with jax.set_mesh(mesh):
+            return encode(rows, tell=tell)
+
+    return compress
 
 
 def write_shards(
     job: Job,
     reader: Reader,
-    compressor: Compressor,
+    compress: Callable[..., np.ndarray],
     part: Part,
     check: Callable[[int], object],
 ) -> Counter[str]:
@@ -205,14 +189,15 @@ def write_shards(
     raises ends the work, and the shard at hand is dropped.
     """
     missing = job.missing(*part)
-    total = sum(map(reader.entries, range(part.index, len(reader), part.count)))
-    there = total - sum(map(reader.entries, missing))
+    total = int(reader.sizes[part.index :: part.count].sum())
+    there = total - int(reader.sizes[missing].sum())
     counts, begin = Counter(), time.perf_counter()
     with tqdm(desc="compress", total=total, initial=there, unit=reader.unit) as bar:
         for done, texts in enumerate(read_ahead(reader.read, missing)):
             still = functools.partial(check, len(missing) - done)
-            tell = _meter(bar, reader.entries(texts.shard), len(texts.rows), still)
-            vectors = compressor(texts.rows, tell)
+            size = int(reader.sizes[texts.shard])
+            tell = _meter(bar, size, len(texts.rows), still)
+            vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
             seconds = time.perf_counter() - begin

@@ -1,7 +1,5 @@
 """What is done to a store that is there: delete, compact, check, index."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -59,19 +57,18 @@ def find_model(store: Store) -> tuple[str, str]:
     return place(store.manifest.model), place(store.manifest.base)
 
 
-def delete_documents(store: Path, ids: Sequence[str]) -> int:
-    """Take documents out of a store; return an exit status."""
+def delete_documents(store: Path, ids: Sequence[str]) -> None:
+    """Take documents out of a store."""
     pieces, count = delete(store, ids), len(set(ids))
     print(
         f"deleted {count} document{'s' * (count > 1)} in {pieces} "
         f"piece{'s' * (pieces > 1)}; {len(Store.open(store)):,} pieces are left. "
         "Their room is given back by --compact"
     )
-    return 0
 
 
-def compact_store(store: Path) -> int:
-    """Give back the room of deleted documents; return an exit status."""
+def compact_store(store: Path) -> None:
+    """Give back the room of deleted documents."""
     before = size_of(Store.open(store))
     with _bar("compact", "piece") as progress:
         dropped = compact(store, progress)
@@ -80,7 +77,6 @@ def compact_store(store: Path) -> int:
         f"dropped {dropped:,} deleted pieces; {len(opened):,} pieces are left in "
         f"{megabytes(size_of(opened))}, before {megabytes(before)}"
     )
-    return 0
 
 
 def check_store(store: Path) -> int:
@@ -155,8 +151,8 @@ def index_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def index_store(arguments: argparse.Namespace) -> int:
-    """Build or update the indexes of a store, and measure them; return an exit status.
+def index_store(arguments: argparse.Namespace) -> None:
+    """Build or update the indexes of a store, and measure them.
 
     Raises:
       ClaraError: there is no store, a setting makes no sense, or see
@@ -190,7 +186,6 @@ def index_store(arguments: argparse.Namespace) -> int:
     if not arguments.no_report:
         found = report(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
-    return 0
 
 
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:

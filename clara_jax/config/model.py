@@ -1,7 +1,5 @@
 """Settings of what is computed: the backbone, its adapters, memory and selection."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, get_args
 

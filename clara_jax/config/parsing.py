@@ -1,7 +1,5 @@
 """Plain mappings to checked dataclasses and back; errors name the user's field."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types

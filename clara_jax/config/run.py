@@ -1,7 +1,5 @@
 """Settings of one training run: data, optimizer and what happens beside the steps."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from typing import Literal

@@ -9,8 +9,6 @@ python -m clara_jax.convert to-peft  MODEL DESTINATION [--role ROLE]
 python -m clara_jax.convert to-hf    MODEL DESTINATION --role ROLE
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

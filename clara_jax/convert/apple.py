@@ -7,8 +7,6 @@ has a copy of the tables, the order of entries and the fields of ``config.json``
 those of files that the original wrote at each stage.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os
@@ -66,36 +64,7 @@ _WITH_TABLES = {
 }
 """Adapters that PEFT stores with the resized tables: those new in their stage."""
 
-_FIELDS: dict[str, Any] = {
-    "ae_mode": "token",
-    "auto_map": {
-        "AutoConfig": "modeling_clara.CLaRaConfig",
-        "AutoModel": "modeling_clara.CLaRa",
-    },
-    "compr_base_model_name": "mistralai/Mistral-7B-Instruct-v0.2",
-    "compr_linear_type": "concat",
-    "compr_mlp_hidden_dim": 8096,
-    "compr_n_layers": 5,
-    "max_new_tokens": 128,
-    "model_type": "CLaRa",
-    "quantization": "no",
-    "stage2_retrieval_top_n": 1,
-    "training_form": "both_separately",
-    "transformers_version": "4.56.2",
-    **dict.fromkeys(
-        "_attn_implementation_autoset different_mem_tokens load_adapters lora "
-        "optimize_mem_tokens".split(),
-        True,
-    ),
-    **dict.fromkeys(
-        "compr_rms_norm compr_use_mlp kbtc_training load_pretrained_checkpoint "
-        "lora_compressor pure_inference".split(),
-        False,
-    ),
-    **dict.fromkeys(
-        "attn_implementation compr_every_n_layer compr_model_name device_map".split()
-    ),
-}
+_FIELDS = read_json(Path(__file__).with_name("apple_config.json"))
 """Fields of ``config.json`` that our settings do not hold."""
 
 

@@ -8,8 +8,6 @@ and ``llama-vocab.cpp`` (pre-tokenizers; the patterns are those of the models' o
 ``tokenizer.json`` files).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

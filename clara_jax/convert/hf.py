@@ -4,8 +4,6 @@ A role is written as an ordinary model, its LoRA merged in: the tables end with 
 of the special tokens, which the tokenizer knows.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools

@@ -7,8 +7,6 @@ Source: transformers ``configuration_{llama,mistral,qwen2,qwen3,phi3}.py`` and
 ``modeling_rope_utils.py``, defaults included.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ its package's file serves when the hub's cache does not have the model whole. Th
 SmolLM2 is in 4 bits (Q4_1): vectors made over it are not exactly those over the hub's.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -7,8 +7,6 @@ backbone/    parameter tree (absent when clara.json names another folder)
 adapters/    adapter trees, memory and mark rows (CLaRa models only)
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -7,8 +7,6 @@ outputs (``[out, in]``); here the layers are stacked on axis 0 and kernels are
 Sources: transformers ``modeling_{llama,...}.py``; ``gguf`` ``constants.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 

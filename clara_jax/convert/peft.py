@@ -12,8 +12,6 @@ model gives our logits for text, and needs these rows for memory tokens.
 Source: PEFT ``docs/source/developer_guides/checkpoint.md``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -56,23 +54,7 @@ FILES = (SETTINGS, SPECIAL)
 
 _PREFIX = "base_model.model."
 
-_TEXT = """\
-# LoRA adapters of a CLaRa model
-
-Base model: `{base}`. One PEFT folder a role: {roles}.
-
-```python
-base = transformers.AutoModelForCausalLM.from_pretrained("{base}")
-model = peft.PeftModel.from_pretrained(base, "{first}")
-```
-
-The special tokens ({tokens}) have ids from {start} on. A LoRA folder
-cannot hold their rows: they are in `{special}` (`embedding`{head}), to be
-put below the first {start} rows of the base model's table{heads}. Without them a role
-reads and writes text only.
-
-`python -m clara_jax.convert peft FOLDER DESTINATION` makes one model of all this again.
-"""
+_TEXT = Path(__file__).with_name("peft_readme.md").read_text(encoding="utf-8")
 
 
 def write_peft_folder(

@@ -8,8 +8,6 @@ instruction ends the reading. Sizes are checked before anything is read.
 Source: PyTorch's notes on serialization semantics; the files of torch 2.13.
 """
 
-from __future__ import annotations
-
 import collections
 import io
 import math

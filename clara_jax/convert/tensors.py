@@ -5,8 +5,6 @@ Files are safetensors here (https://huggingface.co/docs/safetensors). Types go b
 names; numpy knows bfloat16 as soon as jax is imported.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

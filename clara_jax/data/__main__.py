@@ -7,8 +7,6 @@
 Interrupted in whatever way, the first two go on when started again.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -6,8 +6,6 @@ share of them, all exchange what they found, and each then makes its own rows of
 batch. So a global batch is the same for any number of processes.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools
@@ -86,7 +84,7 @@ def make_batches(
     documents: UniqueDocuments | None = None,
     vectors: Vectors | None = None,
     part: Part = Part(),
-) -> Windows:
+) -> "Windows":
     """Make the batches of one stage.
 
     In training, records come in a new random order in every epoch (with
@@ -181,7 +179,7 @@ class Windows:
     part: Part
     rows: Sequence[int]
 
-    def __iter__(self) -> WindowIterator:
+    def __iter__(self) -> "WindowIterator":
         return WindowIterator(self)
 
     def indices(self, number: int) -> range:
@@ -206,7 +204,7 @@ class Windows:
             return indices[self.part.index :: self.part.count]
         return self.own(indices)
 
-    def cut(self, number: int, lengths: np.ndarray) -> list[_Cut]:
+    def cut(self, number: int, lengths: np.ndarray) -> list["_Cut"]:
         """Cut a window into batches, by what was measured of its examples."""
         indices = self.indices(number)
         order = np.arange(len(indices))

@@ -6,8 +6,6 @@ lies on disk: memory holds one block of documents and the questions, and a kille
 ranking goes on with the block that it was at.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

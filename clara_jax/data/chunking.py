@@ -5,8 +5,6 @@ readings are possible, such as at a stop behind an abbreviation, no end is found
 costs less than a wrong one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Examples to arrays: rows padded to the smallest bucket that holds them all."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +35,7 @@ class Layout:
     @classmethod
     def of(
         cls, reads: Sequence[Reads], config: RunConfig, candidates: int, pad_id: int
-    ) -> Layout:
+    ) -> "Layout":
         """Return the layout of a stage; buckets longer than any row are left out."""
         longest = {read.field: read.length(config) for read in reads}
         slots = {read.field: read.per_row or 0 for read in reads}.get("documents", 0)

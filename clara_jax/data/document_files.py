@@ -4,8 +4,6 @@ An entry is a text file, or one object of a JSON file, and makes one document or
 ``docs``, several.
 """
 
-from __future__ import annotations
-
 import array
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """A record becomes token rows: what the loss of a stage reads of it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple

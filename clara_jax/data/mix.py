@@ -7,8 +7,6 @@ into a database beside the folder, the second writes files out of it; both go on
 they were killed. The same input makes the same bytes, but for ``inputs.json``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -4,8 +4,6 @@ Passages that are nearly the same or overlap, such as windows of one article, ar
 into one group: one must not be asked about while another is trained on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

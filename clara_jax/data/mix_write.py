@@ -1,7 +1,5 @@
 """The second pass over a mix: which lines its files have, and the files."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

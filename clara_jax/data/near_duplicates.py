@@ -6,8 +6,6 @@ share a mark: half of all runs of eight words are marks, chosen by hash, so that
 stretches of 14 words have at least one (Manber 1994, Finding Similar Files).
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

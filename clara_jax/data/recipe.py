@@ -1,7 +1,5 @@
 """What a mix of training data is made of: a TOML file as checked settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import tomllib

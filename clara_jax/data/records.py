@@ -1,7 +1,5 @@
 """One record of any data set, and what makes one out of each published format."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Records by index, out of JSON files and TFDS folders; TFDS folders out of records."""
 
-from __future__ import annotations
-
 import array
 import bisect
 import contextlib
@@ -135,7 +133,7 @@ class Records:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[JsonFile | TfdsRows, Reader]], limit: int = 0
+        self, parts: Sequence[tuple["JsonFile | TfdsRows", Reader]], limit: int = 0
     ):
         self.paths = [rows.path for rows, _ in parts]
         self._parts = parts
@@ -145,7 +143,7 @@ class Records:
     def __len__(self) -> int:
         return self._length
 
-    def first(self, count: int) -> Records:
+    def first(self, count: int) -> "Records":
         """Return the first `count` (1 or more) records; all if there are fewer."""
         return Records(self._parts, min(count, len(self)))
 

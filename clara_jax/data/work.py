@@ -5,8 +5,6 @@ and files that grow with the steps. A step is one transaction: killed within it,
 work stands where the step began.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Values that processes exchange, and arrays that span them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

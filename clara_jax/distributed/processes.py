@@ -1,7 +1,5 @@
 """The start and the end of a process; JAX ends all processes when one is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -19,8 +17,8 @@ EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Environment variables: ``HOST:PORT`` of process 0, the number of processes, and the
 index of this one."""
 
-_SLURM = ("SLURM_NTASKS", "SLURM_PROCID")
-_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+SLURM = ("SLURM_NTASKS", "SLURM_PROCID")
+OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 """Where a cluster keeps the number of processes and the number of this one."""
 
 _SILENCE = 20
@@ -59,7 +57,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
 def _settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Return arguments of ``jax.distributed.initialize``; None for one process."""
     address, count, index = (environment.get(name) for name in EXPLICIT)
-    cluster = _SLURM if _SLURM[1] in environment else _OPEN_MPI
+    cluster = SLURM if SLURM[1] in environment else OPEN_MPI
     its_count, its_index = (environment.get(name) for name in cluster)
     if address or count or index:
         return _explicit(address, count or its_count, index or its_index)
@@ -69,7 +67,7 @@ def _settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return {}
     if its_index is None or its_count in (None, "1"):
         return None
-    if cluster == _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in environment:
+    if cluster == OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in environment:
         raise ClaraError(
             "environment: this Open MPI does not say where its first process is; "
             "set JAX_COORDINATOR_ADDRESS=HOST:PORT for all of them"

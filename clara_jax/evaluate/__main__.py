@@ -8,8 +8,6 @@ none, and with another question's (how much comes from the memory?), and baselin
 --out go predictions.jsonl, scores.json and scores.md; started again, it goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

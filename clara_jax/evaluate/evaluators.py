@@ -5,8 +5,6 @@ that training does not change, the compiled programs included, and reads only
 ``state.trainable``, so the same object serves every evaluation of a run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -7,8 +7,6 @@ the next question that shares none (``shuffled``), and of what BM25 ranks first
 (``closed_book``). What ``gold`` has above ``none`` and ``shuffled`` is the memory's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -4,8 +4,6 @@ The normalisation is SQuAD's with one addition: the exact strings ``True`` and `
 count as ``yes`` and ``no``.
 """
 
-from __future__ import annotations
-
 import collections
 import re
 import string

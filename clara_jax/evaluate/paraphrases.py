@@ -5,8 +5,6 @@ The generator writes from the document's own vectors (``model``), from no docume
 (``shuffled``). What ``model`` has above them was in the vectors (paper section 4.5).
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The picture of the learning curves."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

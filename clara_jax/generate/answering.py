@@ -4,8 +4,6 @@ The methods of `Clara` take texts, split them into padded batches of few shapes 
 the functions of `clara_jax.clara` and of `clara_jax.generate.decode` on them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -268,11 +266,11 @@ class Clara:
                 out[chosen] = to_host(state.tokens)[: len(chosen)]
         return out
 
-    def with_adapters(self, adapters: Mapping[str, Params]) -> Clara:
+    def with_adapters(self, adapters: Mapping[str, Params]) -> "Clara":
         """Return the model with these adapters in place of its own, such as trained."""
         return dataclasses.replace(self, network=self.network.with_adapters(adapters))
 
-    def merge(self, role: str = "generator") -> Clara:
+    def merge(self, role: str = "generator") -> "Clara":
         """Return the model with `role` faster: its adapter merged into the weights.
 
         The sum is made in float32. Each merged role keeps weights of its own.

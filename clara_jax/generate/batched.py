@@ -7,8 +7,6 @@ when a corpus is compressed, eight programs per doubling pay for themselves. Vec
 stay in host memory between the parts, so that only padded shapes are ever compiled.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import random

@@ -5,8 +5,6 @@ Padding may be anywhere: a prompt of T slots is followed by one slot per new tok
 positions go on from each row's own length, and the mask hides the padding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -5,8 +5,6 @@ keeps no scores and skips hidden ones, for which it must be told of causality an
 windows rather than be given a mask. Elsewhere XLA computes them in a few blocks.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """RMSNorm, and the linear layer that may carry a low-rank adapter."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Logical axes of every array of a model, by its name and place in the tree."""
 
-from __future__ import annotations
-
 _LINEAR: dict[str, tuple[str, str]] = {
     "query": ("width", "heads"),
     "key": ("width", "kv_heads"),

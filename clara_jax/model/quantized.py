@@ -12,8 +12,6 @@ CPU; and looked up by selects rather than in a table, whose gather a TPU neither
 nor does fast. ``tests/model/test_quantized.py`` compares both forms with qwix's.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import Any

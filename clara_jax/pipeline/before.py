@@ -1,7 +1,5 @@
 """What comes before a run, its data, and right after it: its adapters with a card."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,26 +119,7 @@ def export(
     export_adapters(folder, model, base, text)
 
 
-_CARD = """\
-# {name}: CLaRa adapters for {base}
-
-LoRA adapters of rank {clara.lora.rank} in bfloat16: {roles}.
-{reads}
-
-- Stage `{run[stage]}`: {run[steps]:,} steps, {run[tokens]:,} tokens, loss {loss}; on \
-{run[device][kind]}, with
-  clara_jax {run[versions][clara_jax]} and jax {run[versions][jax]}.{cut}
-{scores}
-## Data
-
-{data}
-## Limits
-
-A model of this size knows little and errs often: read its answers beside the sources it
-names. What it was trained on is listed above; other languages and domains were not
-measured. Texts beyond {clara.memory.doc_max_length} tokens are cut, or split by the \
-commands.
-"""
+_CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
 
 _READS = """\
 A document of up to {clara.memory.doc_max_length} tokens becomes \

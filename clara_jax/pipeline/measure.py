@@ -6,8 +6,6 @@ baselines, and ``frozen_text``, by the backbone as it is. Rankings are those of 
 reasoner, of the reasoner before stage 3 (the compressor's copy), and of BM25.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -48,7 +46,7 @@ class Models:
     readers: Mapping[str, examine.Reader]
 
     @classmethod
-    def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> Models:
+    def of(cls, runs: Sequence[RunConfig], settings: ReportSettings) -> "Models":
         """Load the last run that retrieves, and the baselines beside it.
 
         Raises:
@@ -159,16 +157,13 @@ def compress_corpus(
     ``folder/vectors`` keeps them; `seconds` and `stop` are as of `answer_all`.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    found = cached_vectors(
+    return cached_vectors(
         folder / "vectors",
         clara,
         list(corpus),
-        batch_size=clara.config.batch_size,
-        stop=lambda: bool(stop()),
+        check=stop,
         late=None if end is None else lambda _: time.monotonic() >= end,
     )
-    assert found is not None, "stop raises"
-    return found
 
 
 def answer_all(

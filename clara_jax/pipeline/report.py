@@ -1,7 +1,5 @@
 """The report of an experiment: its tables, its curves, its numbers as JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

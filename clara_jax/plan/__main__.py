@@ -6,8 +6,6 @@ Compiles the very function that training runs, without any accelerator: for TPUs
 libtpu, for CPUs on simulated devices, for GPUs likewise, as far as that goes.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

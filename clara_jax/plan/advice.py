@@ -1,7 +1,5 @@
 """Settings worth a try: guesses from one result, and a sweep that compiles many."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import io

@@ -1,7 +1,5 @@
 """What is planned: which work, of which backbone, on which machine and mesh."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -60,7 +58,7 @@ class Case:
         """Devices that share the rows of a batch."""
         return self.devices // self.config.mesh.tensor
 
-    def split(self, accumulate: int | float, remat: str = "") -> Case:
+    def split(self, accumulate: int | float, remat: str = "") -> "Case":
         """Return the case with about so many microbatches, and another remat policy."""
         counts = microbatches(self.config.data.batch_size, self.parts)
         count = min(counts, key=lambda n: (abs(n - max(1, int(accumulate))), n))

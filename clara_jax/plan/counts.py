@@ -7,8 +7,6 @@ the matrix products of the traced program, `traffic` the collectives of the comp
 one. Loops are multiplied everywhere; XLA's cost analysis counts a loop's body once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """What a case compiles, and the figures of what comes of it, kept on disk."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

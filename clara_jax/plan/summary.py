@@ -5,8 +5,6 @@ each read once (of an embedding table less may do), and collectives, all at the 
 time. It knows no activations, no latency, no kernel's efficiency, no input pipeline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

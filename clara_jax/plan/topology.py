@@ -6,8 +6,6 @@ for GPUs is at hand: arguments and collectives are those of the partitioned prog
 temporaries those of XLA's compiler for CPUs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import importlib.util

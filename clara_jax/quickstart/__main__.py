@@ -6,8 +6,6 @@ DIR/data then holds JSONL files in the stages' formats, which any experiment can
 ``data.train`` and ``data.eval``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ tokenizer has one token per word of the encyclopedia, and one for each fixed sen
 the prompts; ``tests/quickstart/word_tokenizer.py`` builds its file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import random

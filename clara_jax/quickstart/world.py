@@ -4,8 +4,6 @@ Every entry is a made-up person: a name of two words and four facts. Names are s
 a fixed rule, so that no stage, nor the base's pretraining, ever meets a held-out one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence

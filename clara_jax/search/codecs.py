@@ -4,8 +4,6 @@ int8 and int4 keep a vector less the store's `center`, which all vectors of a mo
 in common.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Iterator, Sequence

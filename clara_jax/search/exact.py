@@ -5,8 +5,6 @@ tile by tile in one compiled program. A store too large for the devices is strea
 disk through the same program, the next block being read meanwhile.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Sequence

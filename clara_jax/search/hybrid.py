@@ -4,8 +4,6 @@ Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a document's
 the sum over both rankings of ``1 / (60 + rank)``. Ranks need no common scale.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ A new index is written beside the old one, and is the index once ``meta.json`` i
 replaced by rename. What a killed command left is removed by the next one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib

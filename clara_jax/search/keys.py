@@ -11,8 +11,6 @@ principal direction, questions shrunk by as much, and both turned at random. Tha
 changes no product, and makes it 100%.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +65,7 @@ class Keys:
             np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
-    def load(cls, folder: Path) -> Keys:
+    def load(cls, folder: Path) -> "Keys":
         """Read what `save` wrote."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.load(folder / f"{name}.npy") for name in names))

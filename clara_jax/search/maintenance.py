@@ -1,7 +1,5 @@
 """Take documents out of a store, give their room back, and check every byte."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

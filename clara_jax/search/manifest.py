@@ -8,8 +8,6 @@ wants the store for itself. Locks end with their process; where the file system 
 none, nobody is kept out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -94,7 +92,7 @@ class Manifest(StoreSettings):
     deleted: DeletedInfo | None = None  # rows that are no longer part of it
     job: str = ""  # digest of the job that made this generation; empty after an edit
 
-    def edited(self, **changes: Any) -> Manifest:
+    def edited(self, **changes: Any) -> "Manifest":
         """Return the manifest of the next generation, made by an edit."""
         generation = self.generation + 1
         return dataclasses.replace(self, generation=generation, job="", **changes)

@@ -6,8 +6,6 @@ corrupts memory when a point is deleted from a tree with SOAR to which points we
 added, so `update_index` only adds, and builds anew when much has changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -11,8 +11,6 @@ index/                  see ``index_files``
 A row's number is its place among all rows, deleted ones included.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -81,7 +79,7 @@ class Store:
         self._sorted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> Store:
+    def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "Store":
         """Open a store, without reading vectors or documents.
 
         `fingerprint` is that of the model that is to read the vectors; None: any.

@@ -4,8 +4,6 @@ Killed and begun again, a job loses the shard at hand at most. A finished store 
 for byte the same, whoever wrote which shard and in what order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -76,7 +74,7 @@ class Job(contextlib.AbstractContextManager):
         shards: int,
         corpus: Mapping[str, Any],
         mode: Literal["new", "add", "replace"] = "new",
-    ) -> Job:
+    ) -> "Job":
         """Begin a job, or go on with it.
 
         Args:

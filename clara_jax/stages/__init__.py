@@ -7,8 +7,7 @@ A new training method is one more file with a subclass of `Stage`, and a line in
 from typing import Any
 
 from clara_jax.clara import Loss
-from clara_jax.config import RunConfig
-from clara_jax.errors import ClaraError
+from clara_jax.config import RunConfig, require
 from clara_jax.stages.base import HeldOut, Reads, Stage
 from clara_jax.stages.closed_book import ClosedBook
 from clara_jax.stages.end_to_end import EndToEnd
@@ -39,12 +38,9 @@ def find_stage(config: RunConfig) -> Stage:
     Raises:
       ClaraError: there is no such stage, or it cannot use a setting; names the field.
     """
-    stage = STAGES.get(config.stage)
-    if stage is None:
-        raise ClaraError(
-            f"config field 'stage': is '{config.stage}', but must be one of "
-            f"{', '.join(STAGES)}"
-        )
+    unknown = f"is '{config.stage}', but must be one of {', '.join(STAGES)}"
+    require(config.stage in STAGES, "stage", unknown)
+    stage = STAGES[config.stage]
     stage.check(config)
     return stage
 

@@ -1,7 +1,5 @@
 """What a stage is: a new training method is a subclass in a file of its own."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
@@ -90,13 +88,17 @@ class Stage:
         raise NotImplementedError
 
     def check(self, config: RunConfig) -> None:
-        """Refuse settings that the stage cannot use, in a `ClaraError`."""
-        require(
-            not config.store,
-            "store",
-            f"is set, but stage {self.name} reads no document vectors; leave it empty",
-        )
-        self.refuse_corpus(config)
+        """Refuse settings that the stage cannot use, in a `ClaraError`.
+
+        By default a store if no vectors are read, and candidates out of a whole corpus
+        if questions do not select what they are answered from.
+        """
+        useless = f"is set, but stage {self.name} reads no document vectors; leave it "
+        useful = self.caches_vectors(config) or not config.store
+        require(useful, "store", f"{useless}empty")
+        useless = f"is 'corpus', which stage {self.name} cannot use; take given"
+        useful = self.retrieves(config) or config.candidates == "given"
+        require(useful, "candidates", useless)
 
     def trained(self, config: RunConfig) -> tuple[str, ...]:
         """Return the adapters of `trains` that this run does train."""
@@ -141,14 +143,6 @@ class Stage:
         said = self.dialogue(make, record)
         if "question" in make.fields:
             make.ranked(record, said.question, np.zeros(0, np.int32))
-
-    def refuse_corpus(self, config: RunConfig) -> None:
-        """Refuse candidates out of a whole corpus."""
-        require(
-            config.candidates == "given",
-            "candidates",
-            f"is 'corpus', which stage {self.name} cannot use; take given",
-        )
 
     @property
     def trains_backbone(self) -> bool:

@@ -1,7 +1,5 @@
 """A baseline without documents."""
 
-from __future__ import annotations
-
 from clara_jax.data import ExampleMaker, Record
 from clara_jax.stages.text import FullText
 

@@ -1,7 +1,5 @@
 """Stage 3: the answer's loss alone teaches the reasoner to choose documents."""
 
-from __future__ import annotations
-
 from clara_jax.clara import EndToEndLoss, Loss
 from clara_jax.config import RunConfig, require
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
@@ -87,18 +85,12 @@ class EndToEnd(Ranking):
 
     def check(self, config: RunConfig) -> None:
         """Refuse a corpus without a store, or with too few documents a question."""
+        super().check(config)
         if config.candidates != "corpus":
             return
-        require(
-            bool(config.store),
-            "store",
-            "is empty, but candidates is 'corpus'; give the folder that "
-            "clara_jax.compress has made",
-        )
+        empty = "is empty, but candidates is 'corpus'; give the folder that "
+        require(bool(config.store), "store", f"{empty}clara_jax.compress has made")
         count, top_k = config.data.candidates, config.selection.top_k
-        require(
-            count >= top_k,
-            "data.candidates",
-            f"is {count}, but with a corpus it says how many documents are searched "
-            f"for; set at least selection.top_k {top_k}",
-        )
+        few = f"is {count}, but with a corpus it says how many documents are searched "
+        few += f"for; set at least selection.top_k {top_k}"
+        require(count >= top_k, "data.candidates", few)

@@ -1,14 +1,10 @@
 """Stage 2: the generator answers questions from the vectors of several documents."""
 
-from __future__ import annotations
-
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
 from clara_jax.stages.base import Reads
 from clara_jax.stages.scp import Pretraining
-from clara_jax.text import (
-    answer_prompt,
-)
+from clara_jax.text import answer_prompt
 
 
 class InstructionTuning(Pretraining):
@@ -24,10 +20,8 @@ class InstructionTuning(Pretraining):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=config.selection.top_k),
-            Reads("prompt", "generator"),
-        )
+        documents = Reads("documents", "compressor", per_row=config.selection.top_k)
+        return documents, Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None

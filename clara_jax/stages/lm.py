@@ -4,8 +4,6 @@ Rows are ``<bos>text<eos>``, all supervised; of question records, the conversati
 its documents as text.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from clara_jax.clara import Loss, TextLoss
@@ -56,8 +54,5 @@ class LanguageModelling(Stage):
     def check(self, config: RunConfig) -> None:
         """Refuse quantized weights, which do not learn."""
         super().check(config)
-        require(
-            config.quantize == "none",
-            "quantize",
-            f"is '{config.quantize}', but stage lm trains the backbone; use none",
-        )
+        fixed = f"is '{config.quantize}', but stage lm trains the backbone; use none"
+        require(config.quantize == "none", "quantize", fixed)

@@ -1,7 +1,5 @@
 """The supervised baseline of stage 3: the reasoner is told the right documents."""
 
-from __future__ import annotations
-
 from clara_jax.clara import Loss, RerankLoss
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
@@ -30,7 +28,3 @@ class Reranking(Ranking):
     def loss(self, config: RunConfig) -> Loss:
         """Return the contrastive loss over all candidates."""
         return RerankLoss(config.selection)
-
-    def check(self, config: RunConfig) -> None:
-        """Refuse candidates out of a corpus, of which no positives are known."""
-        self.refuse_corpus(config)

@@ -1,19 +1,12 @@
 """Stage 1: documents become vectors from which the generator answers."""
 
-from __future__ import annotations
-
 from clara_jax.clara import CompressionLoss, Loss
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
-from clara_jax.text import (
-    PARAPHRASES,
-    paraphrase_prompt,
-    scp_prompt,
-    scp_target,
-)
+from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
 
 
 class Pretraining(Stage):
@@ -29,10 +22,7 @@ class Pretraining(Stage):
 
     def reads(self, config: RunConfig) -> tuple[Reads, ...]:
         """Return the rows of a batch."""
-        return (
-            Reads("documents", "compressor", per_row=1),
-            Reads("prompt", "generator"),
-        )
+        return Reads("documents", "compressor", per_row=1), Reads("prompt", "generator")
 
     def dialogue(
         self, make: ExampleMaker, record: Record, draw: Draw | None = None

@@ -1,7 +1,5 @@
 """A baseline without vectors: documents in the prompt as text."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -7,8 +7,6 @@ computed here, so that a corpus can be scored in blocks with the numbers n, N an
 of the whole of it; words are the library's.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import logging

@@ -8,8 +8,6 @@ parity files confirm numbers 0, 2, 3, 5, 7, 10 and 11 and the order.
 `background` is what `ClaraTokenizer.slots` gives, or documents as text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import NamedTuple

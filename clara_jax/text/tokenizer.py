@@ -1,7 +1,5 @@
 """A Hugging Face tokenizer with CLaRa's special tokens and prompt rules."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterable, Sequence
@@ -114,7 +112,7 @@ class ClaraTokenizer:
     @classmethod
     def load(
         cls, source: str | Path, num_memory: int, name: str = ""
-    ) -> ClaraTokenizer:
+    ) -> "ClaraTokenizer":
         """Read a tokenizer folder or hub name; `name` as for the class."""
         return cls(load_tokenizer(source), num_memory, name)
 

@@ -1,7 +1,5 @@
 """The command ``python -m clara_jax.train --config=FILE [--config.field=value]``."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math
@@ -19,10 +17,6 @@ from clara_jax.train.deadline import Budget
 from clara_jax.train.experiments import Experiment, read_experiment
 from clara_jax.train.runner import run
 
-_FLAGS = dict(
-    zip(("coordinator", "processes", "process"), distributed.EXPLICIT, strict=True)
-)
-
 
 def parser() -> commands.Parser:
     """The command's arguments, but for those about the config."""
@@ -37,10 +31,13 @@ def parser() -> commands.Parser:
         epilog="On several hosts, start it on each: the cluster says which is which "
         "(TPU pods, SLURM, Open MPI), or the last three options do.",
     )
-    add = parser.add_argument
-    add("--coordinator", metavar="HOST:PORT", help="of the process with number 0")
-    add("--processes", metavar="N", help="how many there are")
-    add("--process", metavar="I", help="number of this one, from 0")
+    # Named as the variables that they stand in for, and absent unless given.
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)
+    address, count, index = distributed.EXPLICIT
+    text = "of the process with number 0"
+    add("--coordinator", dest=address, metavar="HOST:PORT", help=text)
+    add("--processes", dest=count, metavar="N", help="how many there are")
+    add("--process", dest=index, metavar="I", help="number of this one, from 0")
     return parser
 
 
@@ -67,8 +64,7 @@ def run_experiment(experiment: Experiment) -> None:
         if budget.limited:
             # By the clock of the first process, for all.
             seconds = distributed.first(partial(budget.seconds, name))
-            minutes = max(seconds, 1.0) / 60
-            config = dataclasses.replace(config, minutes=minutes)
+            config = dataclasses.replace(config, minutes=max(seconds, 1.0) / 60)
             # What comes after the first stage is never refused: its results are there.
             whole = math.inf if number else distributed.first(budget.left)
         run(config, whole=whole)
@@ -128,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, others = parser().parse_known_args(arguments)
 
     def work() -> None:
-        _join(options)
+        distributed.start({**os.environ, **vars(options)})
         run_experiment(read_experiment(others))
 
     try:
@@ -137,13 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         distributed.leave(1)
         raise
     return distributed.leave(status) if status else 0
-
-
-def _join(options: argparse.Namespace) -> None:
-    """Join the other processes, if there are any."""
-    given = {name: getattr(options, flag) for flag, name in _FLAGS.items()}
-    own = {name: value for name, value in given.items() if value is not None}
-    distributed.start({**os.environ, **own})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """A run in shapes only: what full-size models cost, without memory for one."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -11,17 +9,14 @@ from jax.sharding import AbstractMesh, Mesh
 
 from clara_jax.clara import Batch, Network, Tokens
 from clara_jax.config import ModelConfig, RunConfig
-from clara_jax.model import (
-    Transformer,
-    abstract_variables,
-    logical_axes,
-    quantize_params,
-)
-from clara_jax.sharding import named_sharding, tree_shardings
+from clara_jax.model import abstract_variables, logical_axes
+from clara_jax.sharding import named_sharding, placed, tree_shardings
 from clara_jax.stages import STAGES, find_stage
 from clara_jax.train.state import TrainState, init_state, make_optimizer, make_schedule
 from clara_jax.train.step import StepFunction, compile_on_mesh, make_train_step
-from clara_jax.train.weights import make_adapters
+from clara_jax.train.weights import make_model, make_network
+
+_CANDIDATES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +39,7 @@ class AbstractRun:
         own = {name: adapters[name] for name in names}
         return dataclasses.replace(self.network, adapters=own)
 
-    def on(self, mesh: Mesh | AbstractMesh) -> AbstractRun:
+    def on(self, mesh: Mesh | AbstractMesh) -> "AbstractRun":
         """Return the run with every argument where training puts it on `mesh`."""
         whole = self.state, self.network
         state, network = placed(whole, tree_shardings(mesh, whole, logical_axes))
@@ -61,33 +56,11 @@ class AbstractRun:
         with jax.set_mesh(mesh):
             return compile_on_mesh(run.step, mesh, run.state).lower(*run.arguments)
 
-    def trace(self) -> tuple[TrainState, dict[str, Any]]:
-        """Trace one step and return the shapes that it gives back."""
-        return jax.eval_shape(self.step, *self.arguments)
 
-
-def placed(tree: Any, shardings: Any) -> Any:
-    """Return the shapes of a tree's arrays, placed by the same tree of shardings."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
-
-
-def abstract_run(
-    config: RunConfig,
-    shape: ModelConfig,
-    text_vocab: int,
-    *,
-    candidates: int = 20,
-    attention: str = "",
-) -> AbstractRun:
+def abstract_run(config: RunConfig, shape: ModelConfig, text_vocab: int) -> AbstractRun:
     """Build a run of `config` on a backbone of `shape`, without any array.
 
-    Its tokenizer has `text_vocab` tokens; its batch is the longest that the config
-    allows, with `candidates` C of end_to_end and rerank, if the config does not say.
-    `attention` is as of `Transformer`, in place of the config's.
+    Its tokenizer has `text_vocab` tokens; for its batch see `abstract_batch`.
     """
     shape = dataclasses.replace(
         shape,
@@ -96,64 +69,46 @@ def abstract_run(
         remat=config.remat,
     )
     stage = find_stage(config)
-    lora = None if stage.trains_backbone else config.lora
-    model = Transformer(shape, text_vocab, lora, attention or config.attention)
+    every = ("compressor", "generator", "memory", "reasoner")
+    start = dataclasses.replace(config, reinit=every)
+    model = make_model(config, shape, text_vocab)
     params = abstract_variables(model)["params"]
     schedule = make_schedule(config.optim, max(config.optim.steps, 1))
     optimizer = make_optimizer(config.optim, schedule)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    if stage.trains_backbone:
-        backbone: dict[str, Any] = {"params": None}
-        trainable, frozen = {"backbone": params}, {}
-    else:
-        every = ("compressor", "generator", "memory", "reasoner")
-        start = dataclasses.replace(config, reinit=every)
-        adapters, rows = jax.eval_shape(
-            lambda params, key: make_adapters(start, model, params, None, key),
-            params,
-            key,
-        )
-        params = jax.eval_shape(lambda p: quantize_params(p, config.quantize), params)
-        backbone = {"params": params, "rows": rows}
-        trains = stage.trained(config)
-        trainable = {name: adapters[name] for name in trains}
-        frozen = {k: v for k, v in adapters.items() if k not in trains}
+    network, trainable = jax.eval_shape(
+        lambda params, key: make_network(start, model, params, None, key), params, key
+    )
     loss, accumulate = stage.loss(config), config.optim.accumulate
     return AbstractRun(
         step=make_train_step(loss, optimizer, schedule, accumulate=accumulate),
         state=jax.eval_shape(lambda t, k: init_state(t, optimizer, k), trainable, key),
-        network=Network(model, backbone, frozen),
-        batch=abstract_batch(config, shape.width, candidates),
+        network=network,
+        batch=abstract_batch(config, shape.width),
     )
 
 
-def abstract_batch(config: RunConfig, width: int, candidates: int = 20) -> Batch:
+def abstract_batch(config: RunConfig, width: int) -> Batch:
     """Return the longest batch of a run as ``jax.ShapeDtypeStruct``.
 
-    Vectors compressed beforehand have `width` D; there are `candidates` C of them, if
-    the config does not say.
+    Vectors compressed beforehand have `width` D; there are 20 candidates, as in the
+    paper, if the config does not say.
     """
     rows, memory = config.data.batch_size, config.memory.num_memory
-
-    def array(dtype: Any, *sizes: int) -> Any:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
+    array: Any = jax.ShapeDtypeStruct
     fields: dict[str, Any] = {}
     for read in STAGES[config.stage].reads(config):
-        length = read.length(config)
-        sizes = (rows, length)
-        if read.per_row is not None:
-            count = read.per_row or candidates
-            sizes = (rows, count, length)
+        count = () if read.per_row is None else (read.per_row or _CANDIDATES,)
+        sizes = (rows, *count, read.length(config))
         if read.field in ("candidates", "vectors"):
-            mask = array(jnp.bool_, *sizes[:2])
+            mask = array(sizes[:2], jnp.bool_)
             fields |= {"candidate_mask": mask, "positives": mask}
         if read.field == "vectors":
             # As `cached_vectors` keeps them, and as they come from a store.
             vectors = (*sizes[:2], memory, width)
-            fields["vectors"] = array(jnp.dtype(config.dtype), *vectors)
+            fields["vectors"] = array(vectors, jnp.dtype(config.dtype))
             continue
-        ids, mask = array(jnp.int32, *sizes), array(jnp.bool_, *sizes)
+        ids, mask = array(sizes, jnp.int32), array(sizes, jnp.bool_)
         fields[read.field] = Tokens(ids, mask, right_padded=True)
         if read.field == "prompt":
             fields["labels"] = ids

@@ -6,8 +6,6 @@ order, so every mesh finds the same; and as no odd number divides a power of two
 single changed number goes unnoticed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -172,19 +170,17 @@ class Checkpoints:
             told = write_error(self.folder / str(step), error)
             raise ClaraError(f"{told}; earlier checkpoints stay") from error
 
-    def restore_newest(
-        self, template: Any, say: Callable[[str], None] = report
-    ) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Return step, arrays and JSON values of the newest whole checkpoint, if any.
 
-        Damaged ones are reported by `say` and set aside, under names of their own. For
-        the rest see `restore`.
+        Damaged ones are reported and set aside, under names of their own. For the rest
+        see `restore`.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, *self.restore(step, template)
             except Damaged as error:
-                say(f"{error}; it is set aside, and the one before it is used")
+                report(f"{error}; it is set aside, and the one before it is used")
                 first(functools.partial(self._set_aside, step))
                 self._manager.reload()
         return None
@@ -233,7 +229,7 @@ class Checkpoints:
         try:
             read = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises whatever its libraries do
-            failure = first_line(error) or type(error).__name__
+            failure = first_line(error)
         if gather(np.array(bool(failure))).any():
             reason = failure or "another process cannot read it"
             raise Damaged(

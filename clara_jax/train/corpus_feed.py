@@ -16,8 +16,6 @@ starts from (by the very same ones in step 1). The scores of these candidates, t
 selection among them and all gradients are of the current weights.
 """
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import dataclasses

@@ -1,7 +1,5 @@
 """Training against the clock: the pace of a run, and the time of a pipeline's parts."""
 
-from __future__ import annotations
-
 import collections
 import math
 import statistics
@@ -13,8 +11,6 @@ import numpy as np
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
-
-TIMES = "time.json"
 
 
 class Deadline:
@@ -95,7 +91,7 @@ class Budget:
     def __init__(
         self, workdir: str | Path, minutes: float, shares: Mapping[str, float]
     ):
-        self._path = Path(workdir) / TIMES
+        self._path = Path(workdir) / "time.json"
         self._minutes, self.shares = minutes, dict(shares)
         self.taken: dict[str, float] = {}
         if self._path.exists():

@@ -15,14 +15,13 @@ A config file defines ``get_config(arg="")``, which returns an
 its data (``mix.folder``). Values may be references to other fields (``get_ref``).
 """
 
-from __future__ import annotations
-
+import argparse
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import os
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from clara_jax.config import RunConfig, parse
+from clara_jax.config import RunConfig, parse, require
+from clara_jax.config.parsing import flatten
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.stages import find_stage
@@ -64,7 +64,7 @@ def read_experiment(arguments: Sequence[str]) -> Experiment:
     Raises:
       ClaraError: one line on whatever is wrong: the file, a field's name or a value.
     """
-    path, argument, overrides = _split(list(arguments))
+    path, argument, overrides = _split(arguments)
     config = load_config(path, argument)
     argv = ["train", *(_checked(text, config) for text in overrides)]
     values = flags.FlagValues()
@@ -93,18 +93,14 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
     """
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
-    spec = importlib.util.spec_from_file_location("clara_jax_config", path)
-    if spec is None or spec.loader is None:
-        raise ClaraError(f"config file '{path}' is no Python file")
-    module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
     # So that ``from configs import common`` works from any folder.
     sys.path.insert(0, str(Path(path).resolve().parent.parent))
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        get_config = runpy.run_path(path, run_name="clara_jax_config").get("get_config")
+        if get_config is None:
             raise ClaraError(f"config file '{path}' defines no get_config()")
-        config = module.get_config(*([] if argument is None else [argument]))
+        config = get_config() if argument is None else get_config(argument)
     except ClaraError:
         raise
     except Exception as error:
@@ -127,7 +123,7 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     Raises:
       ClaraError: a field that is unknown, missing or wrong.
     """
-    values = _plain(config)
+    values = _plain(config, {})
     names = ("quickstart", "mix", "report")
     groups: dict[str, Any] = {name: values.pop(name, None) or None for name in names}
     stages = values.pop("stages", None) or ()
@@ -146,25 +142,23 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
         )
     workdir = values["workdir"] = os.path.normpath(workdir)  # DIR/ is DIR
     places = {"workdir": workdir}
-    groups = _fill(groups, places)
+    groups = _plain(groups, places)
     places["mix"] = str((groups["mix"] or {}).get("folder", ""))
-    values = _fill(values, places)
+    values = _plain(values, places)
     if not stages:
         return Experiment(Path(workdir), (_checked_run(values),), **groups)
     runs: list[RunConfig] = []
     shares: dict[str, float] = {}
-    for number, stage in enumerate(stages):
-        stage = dict(stage)
+    for number, stage in enumerate(_plain(stages, places)):
         name = stage.pop("name", "")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise ClaraError(
                 f"config field 'stages[{number}].name' is {name!r}; give a name for "
                 "its folder"
             )
-        if name in shares:
-            raise ClaraError(f"config field 'stages[{number}].name': '{name}' is taken")
+        require(name not in shares, f"stages[{number}].name", f"'{name}' is taken")
         shares[name] = _share(stage.pop("share", 1.0), f"stages[{number}].share")
-        merged = _merge(values, _fill(stage, places), f"stages[{number}]")
+        merged = _merge(values, stage)
         merged["workdir"] = str(Path(workdir) / name)
         if runs and not stage.get("init_from"):
             merged["init_from"] = runs[-1].workdir
@@ -193,19 +187,17 @@ def _share(value: Any, field: str) -> float:
     return float(value)
 
 
-def _split(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Return the config file, what follows its colon, and the other arguments."""
-    for i, text in enumerate(arguments):
-        found = re.fullmatch(r"--?config(?:=(.*))?", text)
-        if found:
-            used = 1 if found[1] is not None else 2
-            value = found[1] or "".join(arguments[i + 1 : i + used])
-            if not value:
-                raise ClaraError("--config names no file; the experiments are configs/")
-            path, colon, argument = value.partition(":")
-            rest = arguments[:i] + arguments[i + used :]
-            return path, argument if colon else None, rest
-    raise ClaraError("no --config=FILE given; the experiments are in configs/")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config", nargs="?", const="")
+    given, others = parser.parse_known_args(arguments)
+    if given.config is None:
+        raise ClaraError("no --config=FILE given; the experiments are in configs/")
+    if not given.config:
+        raise ClaraError("--config names no file; the experiments are configs/")
+    path, colon, argument = given.config.partition(":")
+    return path, argument if colon else None, others
 
 
 def _checked(text: str, config: ConfigDict) -> str:
@@ -232,10 +224,7 @@ def _checked(text: str, config: ConfigDict) -> str:
         )
     stages: Any = config.get("stages") or ()
     for stage in stages:
-        inner: Any = stage
-        for part in parts:
-            inner = inner.get(part) if isinstance(inner, Mapping | ConfigDict) else None
-        if inner is not None:
+        if flatten(_plain(stage, {})).get(path) is not None:
             raise ClaraError(
                 f"config field '{path}' is set by stage '{stage.get('name')}' of this "
                 "experiment, which wins; change it there"
@@ -249,31 +238,23 @@ def _checked(text: str, config: ConfigDict) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
-    """Turn ConfigDicts into dicts and lists into tuples, all the way down."""
+def _plain(value: Any, places: Mapping[str, str]) -> Any:
+    """Turn ConfigDicts into dicts, lists into tuples and ``{name}`` into places."""
     if isinstance(value, Mapping | ConfigDict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, places) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    return value.get() if isinstance(value, FieldReference) else value
-
-
-def _fill(value: Any, places: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill(item, places) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_fill(item, places) for item in value)
+        return tuple(_plain(item, places) for item in value)
+    value = value.get() if isinstance(value, FieldReference) else value
     if isinstance(value, str):
         for name, place in places.items():
             value = value.replace(f"{{{name}}}", place)
     return value
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Put `over` into a copy of `base`, groups field by field."""
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            value = _merge(base[key], value, f"{where}.{key}")
-        merged[key] = value
+        groups = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if groups else value
     return merged

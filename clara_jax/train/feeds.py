@@ -7,8 +7,6 @@
 | corpus | yes | of the store, for whatever is found; see `corpus_feed` |
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from clara_jax.clara import Batch
+from clara_jax.config import require
 from clara_jax.data import UniqueDocuments, make_batches
 from clara_jax.distributed import report
-from clara_jax.errors import ClaraError
 from clara_jax.search import Store
 from clara_jax.search.manifest import digest_of
 from clara_jax.search.scann_index import ScannSearcher
@@ -30,21 +28,20 @@ from clara_jax.train.vectors import document_vectors
 
 def make_feed(
     parts: Parts,
-    claim: Callable[[], None],
-    stop: Callable[[], bool],
+    claim: Callable[[], object],
+    check: Callable[[], object],
     late: Callable[[], bool] | None = None,
-) -> tuple[Feed | None, CorpusFeed | None]:
+) -> tuple[Feed, CorpusFeed | None]:
     """Make the training batches; vectors that are cached are made now.
 
     Args:
       parts, claim: of the run; makes its folder, before vectors are written to it.
-      stop: asked from time to time whether to end early.
-      late: likewise, whether to make do with the records whose documents are compressed
-        by then; None compresses all.
+      check: called from time to time; what it raises ends the work.
+      late: asked likewise whether to make do with the records whose documents are
+        compressed by then; None compresses all.
 
     Returns:
-      The feed, None after `stop` (the vectors so far are kept); and within it the one
-      that is a hook too, where there is one.
+      The feed, and within it the one that is a hook too, where there is one.
     """
     config, store, records = parts.config, parts.store, parts.train
     note, part = None if store is None else note_of(store), parts.training.part
@@ -64,7 +61,7 @@ def make_feed(
         kind = "scann" if isinstance(search, ScannSearcher) else "exact"
         return Pinned(corpus, {**note, "search": kind}), corpus
     cached: dict[str, Any] = {}
-    if parts.stage.caches_vectors(config):
+    if parts.make.stage.caches_vectors(config):
         claim()
         documents = UniqueDocuments(records)
         # Documents are numbered as they come first in the records.
@@ -73,9 +70,7 @@ def make_feed(
         ]
         least = max(needs[: config.data.batch_size]) + 1
         enough = late and (lambda done: done >= least and late())
-        vectors = document_vectors(parts, documents, stop, enough)
-        if vectors is None:
-            return None, None
+        vectors = document_vectors(parts, documents, check, enough)
         if isinstance(vectors, np.ndarray) and len(vectors) < len(documents):
             count = next(i for i, need in enumerate(needs) if need >= len(vectors))
             report(f"time for the documents of {count} records, of {len(records)}")
@@ -103,12 +98,12 @@ class Pinned:
     def set_state(self, state: Any) -> None:
         """Go to a position of `get_state`; refuse another store or its documents."""
         before = state.get("store")
-        if before != self.note:
-            raise ClaraError(
-                f"config field 'store': this run was begun with {_named(before)}, and "
-                f"now has {_named(self.note)}; give the store as it was, or another "
-                "--config.workdir"
-            )
+        other = (
+            f"this run was begun with {_named(before)}, and now has "
+            f"{_named(self.note)}; give the store as it was, or another "
+            "--config.workdir"
+        )
+        require(before == self.note, "store", other)
         self.feed.set_state(state if before is None else state["feed"])
 
 

@@ -5,8 +5,6 @@ evaluated and never is again. Writers are where scalars go: JSON lines, the prog
 bar, TensorBoard, Weights & Biases.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json
@@ -22,7 +20,7 @@ from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Evaluator
-from clara_jax.files import writing
+from clara_jax.files import write_text, writing
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.loop import NotFinite, Run
 from clara_jax.train.state import TrainState
@@ -51,11 +49,9 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int | None = None):
         last = -1 if step is None else step
-        temporary = path.with_name(f".{path.name}.tmp")
         with writing(path):
             kept = [line for line in read_lines(path) if line["step"] <= last]
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(path)
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -203,7 +199,7 @@ class StopOnNonFinite:
         now = metrics["step"], metrics["finite"]
         for step, finite in filter(None, (self._before, now)):
             if (step < now[0] or step == self._last) and not bool(finite):
-                raise NotFinite(step)
+                raise NotFinite(step, state)
         self._before = now
 
 

@@ -1,11 +1,9 @@
 """The loop: the only one, for every stage."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -56,37 +54,32 @@ class NotFinite(ClaraError):
 
     Attributes:
       step: the optimizer step (counted from 1) that failed.
-      state: the last good state, once the loop has let it pass.
+      state: the last good state.
     """
 
-    state: TrainState
-
-    def __init__(self, step: int):
+    def __init__(self, step: int, state: TrainState):
         super().__init__(
             f"the loss or its gradient is not finite at step {step}; "
             "lower optim.learning_rate or check the data"
         )
-        self.step = step
+        self.step, self.state = step, state
 
 
 Tally = Callable[..., Callable[[], Sequence[int]]]
 """Begin to add counts up over all processes; what it returns gives the sums."""
 
 
-class Step(NamedTuple):
-    """A step about to be done: its number, counted from 1, and its batch."""
-
-    number: int
-    batch: Batch
-    last: bool
-
-
 class Run:
     """How far a run is, what it has used, and when it ends.
 
-    Attributes:
+    Args:
+      feed: the batches.
       steps: optimizer steps from its start to its end.
+      kept: what `position` gave, from a checkpoint; the feed goes there.
+      begin: when this process began, by ``time.perf_counter``; default: now.
       interrupt: a noted signal ends the run after the step at hand.
+      tally: adds up counts of several processes, so that they know all tokens and stop
+        after the same step.
       deadline: may end it earlier; None for no such end.
     """
 
@@ -101,17 +94,6 @@ class Run:
         tally: Tally | None = None,
         deadline: Deadline | None = None,
     ):
-        """Begin a run, or go on with one.
-
-        Args:
-          feed: the batches.
-          steps: see the class.
-          kept: what `position` gave, from a checkpoint; the feed goes there.
-          begin: when this process began, by ``time.perf_counter``; default: now.
-          interrupt, deadline: see the class.
-          tally: adds up counts of several processes, so that they know all tokens and
-            stop after the same step.
-        """
         kept = kept or {}
         if kept:
             feed.set_state(kept["feed"])
@@ -162,8 +144,8 @@ class Run:
             "wall": self.wall(),
         }
 
-    def steps_after(self, done: int) -> Iterator[Step]:
-        """Yield what is to be done after step `done`, up to the end.
+    def steps_after(self, done: int) -> Iterator[tuple[int, Batch, bool]]:
+        """Yield number and batch of each step after `done`, and whether it is the last.
 
         Raises:
           ClaraError: the data ends early, or the deadline leaves no time.
@@ -184,7 +166,7 @@ class Run:
             # Asked for before the step, so that the answer does not wait for it.
             sums = self._add_up(count_tokens(batch), *self.interrupt.flags)
             self._pending.append(sums)
-            yield Step(number, batch, last)
+            yield number, batch, last
             flags = self.interrupt.flags if self._tally is None else sums()[1:]
             # Asked in any case, so that all processes know of a signal in the last one.
             if self.interrupt.agree(flags) or last:
@@ -224,25 +206,16 @@ def fit(
       NotFinite: with the last good state.
       ClaraError: the data ends early, or whatever a hook raises.
     """
-    for step in run.steps_after(int(state.step)):
-        given = put(step.batch)
+    for number, batch, last in run.steps_after(int(state.step)):
+        given = put(batch)
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(state, given)
-        metrics = {**metrics, "step": step.number}
-        try:
-            for hook in hooks:
-                if hook.every and (step.last or step.number % hook.every == 0):
-                    _call(hook, state, metrics, run)
-        except NotFinite as error:
-            error.state = state
-            raise
+        metrics = {**metrics, "step": number}
+        for hook in hooks:
+            if not hook.every or not (last or number % hook.every == 0):
+                continue
+            if hook.pauses:
+                jax.block_until_ready(state.step)
+            with run.pause() if hook.pauses else contextlib.nullcontext():
+                hook(state, metrics)
     return state
-
-
-def _call(hook: Hook, state: TrainState, metrics: Mapping[str, Any], run: Run) -> None:
-    if not hook.pauses:
-        hook(state, metrics)
-        return
-    jax.block_until_ready(state.step)
-    with run.pause():
-        hook(state, metrics)

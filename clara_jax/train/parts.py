@@ -1,7 +1,5 @@
 """What the steps and the evaluations of one run are made of."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -10,7 +8,7 @@ from typing import Any
 
 import jax
 
-from clara_jax.clara import Batch, Loss, Network
+from clara_jax.clara import Batch, Network
 from clara_jax.config import RunConfig
 from clara_jax.data import ExampleMaker, Record, Records, make_batches
 from clara_jax.evaluate import Evaluator, HeldOutLoss, Question, questions_of
@@ -18,7 +16,6 @@ from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.search import Store
 from clara_jax.search.exact import Searcher, free_memory
 from clara_jax.search.scann_index import open_searcher
-from clara_jax.stages import Stage
 from clara_jax.text import ClaraTokenizer
 from clara_jax.train.placement import Placer
 from clara_jax.train.step import make_eval_step
@@ -34,19 +31,16 @@ class Parts:
       make: makes the examples of records.
       train: training records.
       records: held-out records; may be empty.
-      objective: what a step minimises.
       key: of dropout.
       store: the compressed corpus that the config names, or None.
     """
 
     config: RunConfig
-    stage: Stage
     mesh: jax.sharding.Mesh
     start: Start
     make: ExampleMaker
     train: Records
     records: Records | list[Record]
-    objective: Loss
     key: Any
     store: Store | None = None
 
@@ -123,10 +117,10 @@ class Parts:
 
     def loss(self, shuffled: bool = False) -> Evaluator:
         """Make the evaluator of the stage's loss, or of it with others' documents."""
-        step = make_eval_step(self.objective)
+        step = make_eval_step(self.make.stage.loss(self.config))
         put = self.evaluation.put
         return HeldOutLoss(step, self.network, self.batches, put, shuffled)
 
     def evaluators(self) -> list[Evaluator]:
         """Return what the stage measures; nothing without held-out records."""
-        return self.stage.evaluators(self) if len(self.records) else []
+        return self.make.stage.evaluators(self) if len(self.records) else []

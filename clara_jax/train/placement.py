@@ -1,7 +1,5 @@
 """Batches and counts of one step, spread over the devices of all processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +40,7 @@ class Placer:
             def local(index: Any) -> np.ndarray:
                 rows = range(self._batch_size)[index[0]]
                 start = place[rows[0]]
-                return x[start : start + len(rows)][:, *index[1:]]
+                return x[start : start + len(rows)]
 
             shape = (self._batch_size, *x.shape[1:])
             return jax.make_array_from_callback(shape, self._sharding, local)
@@ -51,29 +49,19 @@ class Placer:
 
 
 class Tally:
-    """Adds `size` counts of all processes up, on the devices.
+    """Adds counts of all processes up, on the devices.
 
     A sum is asked for before a step and read after it, so that nobody waits for it.
     """
 
-    def __init__(self, mesh: Mesh, size: int):
-        self._size = size
+    def __init__(self, mesh: Mesh):
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         whole = NamedSharding(mesh, PartitionSpec())
         self._sum = jax.jit(lambda x: x.sum(0), out_shardings=whole)
 
     def __call__(self, *counts: int) -> Callable[[], list[int]]:
         """Begin to add up counts (int32); what is returned waits for the sums."""
-        mine = np.zeros((1, self._size), np.int32)
+        mine = np.zeros((jax.local_device_count(), len(counts)), np.int32)
         mine[0] = counts
-        nothing = np.zeros_like(mine)
-        devices = self._split.num_devices
-        places = self._split.addressable_devices_indices_map((devices, self._size))
-        first = min(index[0].start or 0 for index in places.values() if index)
-
-        def local(index: Any) -> np.ndarray:
-            return mine if (index[0].start or 0) == first else nothing
-
-        shape = (devices, self._size)
-        found = self._sum(jax.make_array_from_callback(shape, self._split, local))
+        found = self._sum(jax.make_array_from_process_local_data(self._split, mine))
         return lambda: to_host(found).tolist()

@@ -7,8 +7,6 @@ summary.json    written last: the run is finished
 model.json ...  the result as a model folder, for ``init_from`` and all commands
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform
@@ -19,7 +17,7 @@ from typing import IO, Any
 import jax
 
 from clara_jax import __version__
-from clara_jax.config import RunConfig, to_dict
+from clara_jax.config import RunConfig, require, to_dict
 from clara_jax.config.parsing import flatten
 from clara_jax.errors import ClaraError
 from clara_jax.files import lock_file, read_json, writable_folder, write_json
@@ -49,10 +47,8 @@ class RunFolder:
 
         Refuse one without a run that holds something else, too.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ClaraError(
-                f"config field 'workdir': {self.path} is a file; give a folder"
-            )
+        fits = self.path.is_dir() or not self.path.exists()
+        require(fits, "workdir", f"{self.path} is a file; give a folder")
         if not self.config.exists():
             if any(self.path.glob("[!.]*")):
                 raise ClaraError(

@@ -4,8 +4,6 @@ config -> records, weights, corpus (`assemble`) -> batches -> state and step -> 
 newest checkpoint -> hooks -> the loop -> a model folder and ``summary.json``
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
@@ -18,8 +16,8 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Batch, vector_fingerprint
-from clara_jax.commands import Interrupt, Interrupted
-from clara_jax.config import MeshConfig, RunConfig, to_dict
+from clara_jax.commands import Interrupt
+from clara_jax.config import MeshConfig, RunConfig, require, to_dict
 from clara_jax.convert import write_model_folder
 from clara_jax.data import ExampleMaker, Record, Records, check_records, open_records
 from clara_jax.distributed import first, from_host, gather, is_first, report
@@ -29,21 +27,10 @@ from clara_jax.search import Store
 from clara_jax.sharding import batch_parts, make_mesh, named_sharding, tree_shardings
 from clara_jax.stages import find_stage
 from clara_jax.text import ClaraTokenizer
+from clara_jax.train import hooks
 from clara_jax.train.checkpoints import Checkpoints, fingerprint
 from clara_jax.train.deadline import Deadline
 from clara_jax.train.feeds import make_feed
-from clara_jax.train.hooks import (
-    Checkpoint,
-    Evaluate,
-    JsonLines,
-    Log,
-    Profile,
-    ProgressBar,
-    StopOnNonFinite,
-    TensorBoard,
-    WeightsAndBiases,
-    Writer,
-)
 from clara_jax.train.loop import Hook, NotFinite, Run, fit
 from clara_jax.train.parts import Parts
 from clara_jax.train.placement import Tally
@@ -80,21 +67,24 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
         report(f"{config.workdir}: already finished")
         return
     claim = partial(first, partial(folder.claim, config))
+
+    def kept(what: str) -> str:
+        return f"{what} in {config.workdir}" if is_first() else ""
+
     with Interrupt().listen() as interrupt, contextlib.ExitStack() as stack:
         stack.callback(folder.close)
         parts = assemble(config)
         stack.enter_context(jax.set_mesh(parts.mesh))
 
         # Batches; document vectors that are made once are made here.
-        def stop() -> bool:
-            return interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist())
+        def check() -> None:
+            interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist())
+            interrupt.check(kept("the vectors so far are kept"))
 
         def late() -> bool:
             return time.perf_counter() - begin >= seconds / 2
 
-        feed, corpus = make_feed(parts, claim, stop, late if seconds else None)
-        if feed is None:
-            raise _interrupted(config, interrupt, "the vectors so far are kept")
+        feed, corpus = make_feed(parts, claim, check, late if seconds else None)
         if corpus is not None:
             stack.callback(corpus.close)
 
@@ -111,46 +101,50 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
         frozen = fingerprint(parts.network)
         checkpoints = Checkpoints(folder.checkpoints, config.hooks.keep, frozen)
         stack.callback(checkpoints.close)
-        newest, state, kept = _resumed(checkpoints, state)
-        if newest is not None:
+        newest, position = None, None
+        if found := checkpoints.restore_newest(state.saved()):
+            newest, arrays, position = found
+            places = jax.tree.map(lambda x: x.sharding, state)
+            state = jax.jit(TrainState.restored, out_shardings=places)(arrays)
             report(f"{config.workdir}: going on after step {newest} of {parts.steps}")
 
         # The run, and what happens beside its steps.
         run = Run(
             feed,
             parts.steps,
-            kept=kept,
+            kept=position,
             begin=begin,
             interrupt=interrupt,
-            tally=Tally(parts.mesh, 3) if jax.process_count() > 1 else None,
+            tally=Tally(parts.mesh) if jax.process_count() > 1 else None,
             deadline=Deadline(parts.steps, seconds, whole) if seconds else None,
         )
         writers = _writers(config, folder, newest, run.steps) if is_first() else []
         for writer in writers:
             stack.callback(writer.close)
-        every = config.hooks.eval_every or run.steps
-        evaluate = Evaluate(every, parts.evaluators(), writers)
-        if config.hooks.eval_first and newest is None:
+        settings = config.hooks
+        every = settings.eval_every or run.steps
+        evaluate = hooks.Evaluate(every, parts.evaluators(), writers)
+        if settings.eval_first and newest is None:
             with run.pause():
                 evaluate(state, {"step": 0})
-        every = config.hooks.checkpoint_every or run.steps
-        saver = Checkpoint(every, checkpoints, run.position)
-        hooks: list[Hook] = [
-            *(writer for writer in writers if isinstance(writer, ProgressBar)),
-            Log(config.hooks.log_every, writers, run),
-            StopOnNonFinite(run.steps),
+        every = settings.checkpoint_every or run.steps
+        saver = hooks.Checkpoint(every, checkpoints, run.position)
+        beside: list[Hook] = [
+            *(writer for writer in writers if isinstance(writer, hooks.ProgressBar)),
+            hooks.Log(settings.log_every, writers, run),
+            hooks.StopOnNonFinite(run.steps),
             evaluate,
             saver,
         ]
-        if config.hooks.profile_steps:
-            after = (newest or 0) + 10
+        if settings.profile_steps:
+            begins = (newest or 0) + 10
             trace = folder.path / "profile"
-            profile = Profile(trace, after, config.hooks.profile_steps)
-            hooks.append(profile)
+            profile = hooks.Profile(trace, begins, settings.profile_steps)
+            beside.append(profile)
             stack.callback(profile.close)
         if corpus is not None:
             # Before all others, which may wait for the step or raise.
-            hooks.insert(0, corpus)
+            beside.insert(0, corpus)
             corpus.prime(state)
 
         # The steps.
@@ -165,11 +159,9 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
             return compiled(state, parts.network, *given)
 
         try:
-            state = fit(state, step_function, run, hooks, put)
+            state = fit(state, step_function, run, beside, put)
             if run.deadline is not None and not bool(state.healthy):
-                error = NotFinite(int(state.step) + 1)
-                error.state = state
-                raise error
+                raise NotFinite(int(state.step) + 1, state)
         except NotFinite as error:
             saved = saver.save(error.state)
             checkpoints.wait()
@@ -179,11 +171,10 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
                 "which can be another run's init_from"
             ) from error
         done = int(state.step)
-        if done < run.steps and (run.deadline is None or interrupt.signal):
+        if done < run.steps and interrupt.signal is not None:
             saver.save(state)
             checkpoints.wait()
-            saved = f"step {done} of {run.steps} is saved"
-            raise _interrupted(config, interrupt, saved)
+            interrupt.check(kept(f"step {done} of {run.steps} is saved"))
 
         # What is left of it.
         checkpoints.wait()
@@ -192,8 +183,7 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
         steps = str(done)
         if done < run.steps:
             steps = f"{done} of {run.steps}"
-            minutes = config.minutes
-            facts["cut"] = {"steps": done, "of": run.steps, "minutes": minutes}
+            facts["cut"] = {"steps": done, "of": run.steps, "minutes": config.minutes}
         summary = first(lambda: folder.write_summary(config, **facts))
     report(
         f"{config.workdir}: {steps} steps in {summary['seconds']:.0f} s, "
@@ -209,10 +199,8 @@ def assemble(config: RunConfig) -> Parts:
       ClaraError: records, weights or a store that are missing, damaged or do not fit.
     """
     stage = find_stage(config)
-    if config.dtype == "float16" and jax.default_backend() == "cpu":
-        raise ClaraError(
-            "config field 'dtype': a CPU does not compute in float16; take float32"
-        )
+    computes = config.dtype != "float16" or jax.default_backend() != "cpu"
+    require(computes, "dtype", "a CPU does not compute in float16; take float32")
     if config.store:
         Store.open(config.store)  # a wrong one is reported before weights are read
     train = open_records(config.data.train, config.data.format, config.data.limit)
@@ -228,24 +216,21 @@ def assemble(config: RunConfig) -> Parts:
     store = None
     if config.store:
         store = Store.open(config.store, vector_fingerprint(start.network))
-        if config.candidates == "corpus" and len(store) < config.data.candidates:
-            raise ClaraError(
-                f"config field 'data.candidates': is {config.data.candidates}, but "
-                f"{config.store} holds {len(store)} documents; lower it"
-            )
+        count = config.data.candidates
+        few = f"is {count}, but {config.store} holds {len(store)} documents; lower it"
+        enough = config.candidates != "corpus" or len(store) >= count
+        require(enough, "data.candidates", few)
     tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
     make = ExampleMaker(stage, tokenizer, config)
     for some in (train, records):
         check_records(some, make)
     return Parts(
         config=config,
-        stage=stage,
         mesh=mesh,
         start=start,
         make=make,
         train=train,
         records=records,
-        objective=stage.loss(config),
         key=dropout_key,
         store=store,
     )
@@ -256,11 +241,11 @@ def _mesh(config: RunConfig) -> jax.sharding.Mesh:
     rows = config.data.batch_size // config.optim.accumulate
     if config.mesh != MeshConfig():
         mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        if rows % batch_parts(mesh):
-            raise ClaraError(
-                f"config field 'mesh': its {batch_parts(mesh)} parts of a batch do not "
-                f"divide {rows} rows (data.batch_size / optim.accumulate)"
-            )
+        uneven = (
+            f"its {batch_parts(mesh)} parts of a batch do not divide {rows} rows "
+            "(data.batch_size / optim.accumulate)"
+        )
+        require(rows % batch_parts(mesh) == 0, "mesh", uneven)
         return mesh
     everything = jax.device_count()
     count = math.gcd(rows, everything)
@@ -284,9 +269,8 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     optim = parts.config.optim
     schedule = make_schedule(optim, parts.steps)
     optimizer = make_optimizer(optim, schedule)
-    step = make_train_step(
-        parts.objective, optimizer, schedule, accumulate=optim.accumulate
-    )
+    loss = parts.make.stage.loss(parts.config)
+    step = make_train_step(loss, optimizer, schedule, accumulate=optim.accumulate)
 
     def init(trainable: dict[str, Any], key: Any) -> TrainState:
         return init_state(trainable, optimizer, key)
@@ -297,40 +281,19 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
     return state, compile_on_mesh(step, parts.mesh, state)
 
 
-def _resumed(
-    checkpoints: Checkpoints, state: TrainState
-) -> tuple[int | None, TrainState, dict[str, Any] | None]:
-    """Return the newest whole state with its step and position, else the one given."""
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    found = checkpoints.restore_newest(state.saved())
-    if found is None:
-        return None, state, None
-    step, arrays, kept = found
-    restore = jax.jit(TrainState.restored, out_shardings=shardings)
-    return step, restore(arrays), kept
-
-
 def _writers(
     config: RunConfig, folder: RunFolder, newest: int | None, steps: int
-) -> list[Writer]:
+) -> list[hooks.Writer]:
     """Make what scalars go to; lines after step `newest` are dropped."""
-    bar = ProgressBar(Path(config.workdir).name, newest or 0, steps)
-    writers: list[Writer] = [bar, JsonLines(folder.metrics, newest)]
+    bar = hooks.ProgressBar(Path(config.workdir).name, newest or 0, steps)
+    writers: list[hooks.Writer] = [bar, hooks.JsonLines(folder.metrics, newest)]
     if config.hooks.tensorboard:
-        writers.append(TensorBoard(folder.path / "tensorboard", newest))
+        writers.append(hooks.TensorBoard(folder.path / "tensorboard", newest))
     if config.hooks.wandb:
-        writers.append(WeightsAndBiases(folder.path, to_dict(config)))
+        writers.append(hooks.WeightsAndBiases(folder.path, to_dict(config)))
     return writers
 
 
 def _write_result(parts: Parts, folder: RunFolder, state: TrainState) -> None:
     result = parts.start.folder(parts.config, state.trainable)
     first(lambda: write_model_folder(folder.path, result, update=True))
-
-
-def _interrupted(config: RunConfig, interrupt: Interrupt, what: str) -> Interrupted:
-    message = (
-        f"{interrupt.signal}: {what} in {config.workdir}; "
-        "start the same command again to go on"
-    )
-    return Interrupted(str(interrupt.signal), message if is_first() else "")

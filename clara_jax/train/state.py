@@ -1,7 +1,5 @@
 """What a run changes from step to step, and how: state, AdamW, schedule, clipping."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
@@ -46,7 +44,7 @@ class TrainState:
         }
 
     @classmethod
-    def restored(cls, saved: dict[str, Any]) -> TrainState:
+    def restored(cls, saved: dict[str, Any]) -> "TrainState":
         """Undo `saved`; the state is healthy again."""
         return cls(
             step=saved["step"],

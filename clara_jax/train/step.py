@@ -4,8 +4,6 @@ Both are pure functions: what is frozen is in the network, neither in the state 
 argument of ``grad``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ that are made lie in one memory-mapped file, which an interrupted command goes o
 writing where it was.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from clara_jax.config import to_dict
 from clara_jax.data import UniqueDocuments
 from clara_jax.distributed import first, is_first, report
 from clara_jax.files import read_json, reserve, write_json, writing
-from clara_jax.generate import Clara, encode_rows
+from clara_jax.generate import Clara
 from clara_jax.search import Store
 from clara_jax.shapes import Float, Int
 from clara_jax.train.parts import Parts
@@ -34,28 +32,24 @@ CHUNK = 512
 _AT_ONCE = 4096
 """Documents that are looked up in a store together."""
 
-_ENOUGH = {"enough": True}
-"""Noted when there was no time for more: a command that goes on has the same then."""
-
 
 def cached_vectors(
     folder: Path,
     clara: Clara,
     documents: Sequence[str] | UniqueDocuments,
     *,
-    batch_size: int = 32,
-    stop: Callable[[], bool] = lambda: False,
+    check: Callable[[], object] = lambda: None,
     late: Callable[[int], bool] | None = None,
-) -> np.ndarray | None:
+) -> np.ndarray:
     """Compress every document, or find that an earlier command did.
 
-    The `folder` holds ``vectors.bin`` and ``vectors.json``. After every chunk `stop` is
-    asked whether to end early, and `late` whether to make do with so many documents as
-    are done by then.
+    The `folder` holds ``vectors.bin`` and ``vectors.json``. After every chunk `check`
+    may raise to end early, and `late` is asked whether to make do with so many
+    documents as are done by then; a command that goes on then does, too.
 
     Returns:
       A memory map ``[len(documents), M, D]`` in the compute type, of the first
-      documents only after `late`; None after `stop`.
+      documents only after `late`.
 
     Raises:
       ClaraError: the file cannot be written.
@@ -75,17 +69,15 @@ def cached_vectors(
     data, notes = folder / "vectors.bin", folder / "vectors.json"
 
     def prepare() -> list[Any]:
-        done, enough = 0, False
-        if data.exists() and notes.exists():
-            before = read_json(notes)
-            if {k: before.get(k) for k in note} == note:
-                done, enough = before["done"], before.get("enough", False)
+        before = read_json(notes) if data.exists() and notes.exists() else {}
+        same = {k: before.get(k) for k in note} == note
+        done = before["done"] if same else 0
         with writing(data):
             folder.mkdir(parents=True, exist_ok=True)
             if not done:
                 notes.unlink(missing_ok=True)
                 reserve(data, int(np.prod(shape)) * dtype.itemsize)
-        return [done, enough and late is not None]
+        return [done, same and before.get("enough", False) and late is not None]
 
     def keep(begin: int, end: int, found: Any) -> None:
         vectors[begin:end] = np.asarray(found)
@@ -106,26 +98,19 @@ def cached_vectors(
     ) as bar:
         for begin in range(done, len(documents), chunk):
             texts = documents[begin : begin + chunk]
-            found = encode_rows(
-                network,
-                clara.tokenizer.encode_documents(list(texts), memory.doc_max_length),
-                role="compressor",
-                pad_id=clara.tokenizer.pad_id,
-                batch_size=batch_size,
-                largest=memory.row_length(memory.doc_max_length),
-            )
-            end = begin + len(texts)
-
-            first(partial(keep, begin, end, found))
+            found = clara.compress(list(texts))
+            done = begin + len(texts)
+            first(partial(keep, begin, done, found))
             bar.update(len(texts))
-            if end < len(documents):
-                if stop():
-                    return None
-                # By the clock of the first process, for all.
-                if late is not None and first(partial(late, end)):
-                    first(partial(write_json, notes, {**note, "done": end, **_ENOUGH}))
-                    return np.memmap(data, dtype, "r", shape=(end, *shape[1:]))
-    return np.memmap(data, dtype, "r", shape=shape)
+            if done == len(documents):
+                break
+            check()
+            # By the clock of the first process, for all.
+            if late is not None and first(partial(late, done)):
+                last = {**note, "done": done, "enough": True}
+                first(partial(write_json, notes, last))
+                break
+    return np.memmap(data, dtype, "r", shape=(done, *shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +139,6 @@ class StoredVectors:
         return found
 
 
-def rows_in(store: Store, documents: UniqueDocuments) -> Int[np.ndarray, "U"]:
-    """Return the row of each document's text in a store, -1 where there is none."""
-    chunks = range(0, len(documents), _AT_ONCE)
-    found = [store.find(documents[start : start + _AT_ONCE]) for start in chunks]
-    return np.concatenate([np.zeros(0, np.int64), *found])
-
-
 @dataclasses.dataclass
 class _Some(Sequence[str]):
     """The documents of a data set with the given numbers, as one sequence."""
@@ -180,29 +158,29 @@ class _Some(Sequence[str]):
 def document_vectors(
     parts: Parts,
     documents: UniqueDocuments,
-    stop: Callable[[], bool],
+    check: Callable[[], object],
     late: Callable[[int], bool] | None,
 ) -> Any:
-    """Return vectors of a run's documents, compressed where no store has them.
+    """Return what gives ``[n, M, D]`` for numbers of documents of a run.
 
-    For `stop` and `late` see `cached_vectors`; with a store, `late` is not asked.
-
-    Returns:
-      What gives ``[n, M, D]`` for numbers of documents; None after `stop`.
+    They are compressed where no store has them. For `check` and `late` see
+    `cached_vectors`; with a store, `late` is not asked.
     """
     config, store = parts.config, parts.store
-    folder, size = Path(config.workdir) / "vectors", config.data.eval_batch_size
-    make = partial(
-        cached_vectors, folder, parts.clara, batch_size=max(32, size), stop=stop
+    how = dataclasses.replace(
+        parts.clara.config, batch_size=max(32, config.data.eval_batch_size)
     )
+    clara = dataclasses.replace(parts.clara, config=how)
+    folder = Path(config.workdir) / "vectors"
+    make = partial(cached_vectors, folder, clara, check=check)
     if store is None:
         return make(documents, late=late)
-    rows = rows_in(store, documents)
+    starts = range(0, len(documents), _AT_ONCE)
+    found = [store.find(documents[start : start + _AT_ONCE]) for start in starts]
+    rows = np.concatenate([np.zeros(0, np.int64), *found])
     missing = np.flatnonzero(rows < 0)
     rows[missing] = ~np.arange(len(missing))
     have = len(documents) - len(missing)
     report(f"{config.store}: has {have} of {len(documents)} candidate documents")
     others = make(_Some(documents, missing.tolist())) if len(missing) else None
-    if len(missing) and others is None:
-        return None
     return StoredVectors(store, rows, others, config.dtype)

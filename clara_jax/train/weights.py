@@ -12,8 +12,6 @@ The table itself is `clara_jax.stages`; ``reinit`` names more that start afresh.
 trains the backbone and has no adapters.
 """  # noqa: E501
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 import os
@@ -25,7 +23,7 @@ import jax
 import numpy as np
 
 from clara_jax.clara import Network, init_rows
-from clara_jax.config import RunConfig
+from clara_jax.config import ModelConfig, RunConfig, require
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
 from clara_jax.errors import ClaraError
@@ -118,32 +116,44 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
             f"the tokenizer has {text_vocab} tokens, but the backbone only "
             f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"
         )
-    stage = STAGES[config.stage]
-    lora = None if stage.trains_backbone else config.lora
-    model = Transformer(shape, text_vocab, lora, config.attention)
-    if stage.trains_backbone:
+    model = make_model(config, shape, text_vocab)
+    given = config, model, base.params, earlier, key, placement
+    reference = _reference(config, earlier)
+    return Start(*make_network(*given), base.tokenizer, base.eos_ids, reference)
+
+
+def make_model(config: RunConfig, shape: ModelConfig, text_vocab: int) -> Transformer:
+    """Return the transformer that a run trains, or whose adapters it trains."""
+    lora = None if STAGES[config.stage].trains_backbone else config.lora
+    return Transformer(shape, text_vocab, lora, config.attention)
+
+
+def make_network(
+    config: RunConfig,
+    model: Transformer,
+    params: Params,
+    earlier: ModelFolder | None,
+    key: Key,
+    placement: Placement | None = None,
+) -> tuple[Network, dict[str, Params]]:
+    """Return what a run does not train, and what it does; see `make_adapters`."""
+    if STAGES[config.stage].trains_backbone:
         backbone: dict[str, Any] = {"params": None}
-        adapters = {"backbone": _put(base.params, placement)}
+        adapters = {"backbone": _put(params, placement)}
     else:
-        adapters, rows = make_adapters(
-            config, model, base.params, earlier, key, placement
-        )
-        params = quantize_params(base.params, config.quantize)
+        adapters, rows = make_adapters(config, model, params, earlier, key, placement)
+        params = quantize_params(params, config.quantize)
         backbone = _put({"params": params, "rows": rows}, placement)
         adapters = _put(adapters, placement)
-    trains = stage.trained(config)
-    frozen = {k: v for k, v in adapters.items() if k not in trains}
-    return Start(
-        network=Network(model, backbone, frozen),
-        trainable={name: adapters[name] for name in trains},
-        tokenizer=base.tokenizer,
-        eos_ids=base.eos_ids,
-        reference=_reference(config, earlier),
-    )
+    trained = STAGES[config.stage].trained(config)
+    trainable = {name: adapters.pop(name) for name in trained}
+    return Network(model, backbone, adapters), trainable
 
 
-def _put(tree: Any, placement: Placement) -> Any:
+def _put(tree: Any, placement: Placement | None) -> Any:
     """Lay out what has been read to host memory, and leave the rest where it is."""
+    if placement is None:
+        return tree
 
     def put(leaf: Any, sharding: Any) -> jax.Array:
         if getattr(leaf, "sharding", None) == sharding:
@@ -236,11 +246,8 @@ def _rows(model: Transformer, table: Any, count: int, key: Key) -> Any:
 def _random_base(
     config: RunConfig, preset: str, key: Key, placement: Placement
 ) -> ModelFolder:
-    if preset not in PRESETS:
-        names = ", ".join(PRESETS)
-        raise ClaraError(
-            f"config field 'backbone': no preset '{preset}'; use one of {names}"
-        )
+    unknown = f"no preset '{preset}'; use one of {', '.join(PRESETS)}"
+    require(preset in PRESETS, "backbone", unknown)
     if not config.tokenizer:
         raise ClaraError(
             f"config field 'tokenizer' is empty, and the backbone random:{preset} "
@@ -294,11 +301,12 @@ def _check_settings(config: RunConfig, clara: ClaraSettings, memory: bool) -> No
                 f"config field '{name}' is {a}, but {config.init_from} was "
                 f"trained with {b}; set --config.{name}={b}"
             )
-    if memory and config.memory.num_memory != clara.memory.num_memory:
-        raise ClaraError(
-            "config field 'memory.compression_rate': documents of "
-            f"{config.memory.doc_max_length} tokens get {config.memory.num_memory} "
-            f"memory tokens, but {config.init_from} has {clara.memory.num_memory}; set "
-            f"--config.memory.doc_max_length={clara.memory.doc_max_length} "
-            f"--config.memory.compression_rate={clara.memory.compression_rate}"
-        )
+    ours, theirs = config.memory, clara.memory
+    require(
+        not memory or ours.num_memory == theirs.num_memory,
+        "memory.compression_rate",
+        f"documents of {ours.doc_max_length} tokens get {ours.num_memory} memory "
+        f"tokens, but {config.init_from} has {theirs.num_memory}; set "
+        f"--config.memory.doc_max_length={theirs.doc_max_length} "
+        f"--config.memory.compression_rate={theirs.compression_rate}",
+    )

@@ -19,8 +19,6 @@ attention, where the other rows may take cuDNN's; which of them a program calls 
 from the compiled program.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import gc

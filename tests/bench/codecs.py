@@ -8,8 +8,6 @@ from that store. Recall of the gold documents, where the records name them and t
 holds them, and the share of bfloat16's own best five that a form finds again.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import tempfile

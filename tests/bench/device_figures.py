@@ -1,7 +1,5 @@
 """What a device is, what it can do at best, and how long a program takes on it."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time

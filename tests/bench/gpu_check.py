@@ -17,8 +17,6 @@ GPU's work for the whole process fails them all; ``--threads 1`` shows which was
 Without an accelerator the CPU is compared with itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import concurrent.futures
 import dataclasses

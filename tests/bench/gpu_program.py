@@ -11,8 +11,6 @@ among them, and its memory on each device. What only a GPU can tell is missing: 
 and which of several kernels is the fastest; products are left to cuBLAS.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import dataclasses
@@ -20,7 +18,6 @@ import os
 import re
 import sys
 import time
-from typing import Any
 
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it asks the driver
 os.environ["JAX_PLATFORMS"] = ""
@@ -28,16 +25,14 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
 )
 
-import jax
 from jax.experimental import topologies
 from random_runs import CANDIDATES, SELECTED, STAGES
 
 from clara_jax.config import DataConfig, OptimConfig, RunConfig, SelectionConfig
-from clara_jax.model import PRESETS, logical_axes
+from clara_jax.model import PRESETS
 from clara_jax.model.attention import ATTENTIONS
-from clara_jax.sharding import batch_parts, make_mesh, named_sharding, tree_shardings
+from clara_jax.sharding import batch_parts, make_mesh
 from clara_jax.train.abstract_run import abstract_run
-from clara_jax.train.step import compile_on_mesh
 
 H100 = """
 gpu_device_info {
@@ -104,6 +99,7 @@ def main() -> None:
         dtype="bfloat16",
         param_dtype="bfloat16",
         remat=options.remat,
+        attention=options.attention,
         selection=SelectionConfig(top_k=1 if options.stage == "scp" else SELECTED),
         data=DataConfig(
             batch_size=options.batch,
@@ -113,15 +109,9 @@ def main() -> None:
         ),
         optim=OptimConfig(steps=1000),
     )
-    run = abstract_run(config, shape, shape.vocab_size, attention=options.attention)
-    kept = (run.state, run.network)
-    shardings = tree_shardings(mesh, kept, logical_axes)
-    rows = jax.tree.map(lambda _: named_sharding(mesh, "batch"), run.batch)
-    placed = jax.tree.map(_placed, (*kept, run.batch), (*shardings, rows))
+    run = abstract_run(config, shape, shape.vocab_size)
     begin = time.perf_counter()
-    with jax.set_mesh(mesh):
-        step = compile_on_mesh(run.step, mesh, run.state)
-        program = step.lower(*placed).compile()
+    program = run.lower(mesh).compile()
     taken = time.perf_counter() - begin
     print(
         f"{options.shape}, {shape.num_layers} layers, {options.stage}, batch "
@@ -136,10 +126,6 @@ def main() -> None:
         f"  on each device: {sizes.argument_size_in_bytes / 1e9:.2f} GB of arguments, "
         f"{sizes.temp_size_in_bytes / 1e9:.2f} GB besides"
     )
-
-
-def _placed(leaf: Any, sharding: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 if __name__ == "__main__":

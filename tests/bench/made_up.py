@@ -1,7 +1,5 @@
 """Stores of made-up documents, as large as one likes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

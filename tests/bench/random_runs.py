@@ -6,8 +6,6 @@ train, the weights do not); the output head counts where there are labels. Atten
 scores, adapters and what rematerialisation repeats are left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -142,9 +140,9 @@ class Runs:
 
     def train(self, stage: str, rows: int, attention: str | None = None) -> Work:
         """One optimizer step of a stage, in one microbatch."""
-        config = self.config(stage, rows)
         attention = attention or self.attention
-        run = abstract_run(config, self.shape, self.vocab, attention=attention)
+        config = dataclasses.replace(self.config(stage, rows), attention=attention)
+        run = abstract_run(config, self.shape, self.vocab)
         batch = self.batch(run.batch)
         states = [fill(run.state)]
         backbone, adapters = self.network.backbone, fill(run.network.adapters)

@@ -14,8 +14,6 @@ codes in memory, the documents that ScaNN's are rescored from are in the page ca
 Recall: of the five nearest documents, after rescoring.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

@@ -9,8 +9,6 @@ a process which only imports the package and opens the store is given as well. W
 questions; files lie in the page cache.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

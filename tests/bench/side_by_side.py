@@ -1,7 +1,5 @@
 """Two sides timed in turn, so that whatever else the machine does meets both alike."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping

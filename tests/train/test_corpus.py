@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_leaves_a_position_to_go_on_from(store, whole)
 
         def __call__(self, state, metrics):
             if not self.before:
-                raise NotFinite(metrics["step"] - 1)
+                raise NotFinite(metrics["step"] - 1, state)
             self.before = bool(metrics["finite"])
 
     run = Run(store, questions=Questions(bad=4))

@@ -81,7 +81,7 @@ def losses(folder):
 def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
     parts = assemble(read(tmp_path, store.path, *CORPUS))
     with jax.set_mesh(parts.mesh):
-        feed, hook = make_feed(parts, lambda: None, lambda: False)
+        feed, hook = make_feed(parts, lambda: None, lambda: None)
         assert feed is not None and hook is not None
         hook.prime(first_state(parts)[0])
         batch = next(feed)
@@ -167,7 +167,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 def first_batch(tmp_path, store, *overrides):
     parts = assemble(read(tmp_path, store, *GIVEN, *overrides))
     with jax.set_mesh(parts.mesh):
-        feed, hook = make_feed(parts, lambda: None, lambda: False)
+        feed, hook = make_feed(parts, lambda: None, lambda: None)
         assert feed is not None and hook is None
         return next(feed)
 

@@ -146,9 +146,9 @@ def test_a_deadline_leaves_out_records_whose_documents_are_not_compressed(
     monkeypatch.setattr(vectors, "CHUNK", 1)
     make_feed = runner.make_feed
 
-    def make_late(parts, claim, stop, late):
+    def make_late(parts, claim, check, late):
         assert late is not None
-        return make_feed(parts, claim, stop, lambda: True)
+        return make_feed(parts, claim, check, lambda: True)
 
     monkeypatch.setattr(runner, "make_feed", make_late)
     config = read(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax.clara import Tokens
+from clara_jax.commands import Interrupted
 from clara_jax.config import MemoryConfig
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
@@ -47,14 +48,19 @@ def test_vectors_are_those_of_the_compressor(tmp_path, clara):
 def test_an_interrupted_file_is_continued(tmp_path, clara, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 1)
     seen = []
-    real = module.encode_rows
+    real = Clara.compress
 
     def counted(*args, **kwargs):
         seen.append(len(args[1]))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "encode_rows", counted)
-    assert cached_vectors(tmp_path, clara, DOCUMENTS, stop=lambda: True) is None
+    monkeypatch.setattr(Clara, "compress", counted)
+
+    def stop():
+        raise Interrupted("SIGINT", "")
+
+    with pytest.raises(Interrupted):
+        cached_vectors(tmp_path, clara, DOCUMENTS, check=stop)
     assert seen == [1]
     found = cached_vectors(tmp_path, clara, DOCUMENTS)
     assert seen == [1, 1, 1]
