@@ -6,9 +6,15 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from toy_store import SHARD, before_step, toy_pieces, toy_settings
+from toy_store import (
+    SHARD,
+    before_step,
+    toy_pieces,
+    toy_settings,
+    write_store,
+)
 
-from clara_jax.search import Job, Store, write_store
+from clara_jax.search import Job, Store
 from clara_jax.search.hybrid import build_bm25
 from clara_jax.search.scann_index import build_index, update_index
 

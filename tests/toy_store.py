@@ -1,6 +1,7 @@
 """Small stores of made-up vectors, and processes that die while they write one."""
 
 import atexit
+import dataclasses
 import errno
 import functools
 import json
@@ -19,7 +20,8 @@ import pytest
 from clara_jax.config import MemoryConfig
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, StoreSettings, compact, delete, write_store
+from clara_jax.search import Job, Store, StoreSettings, compact, delete
+from clara_jax.search.codecs import center_of
 
 WIDTH = 6
 SHARD = 3
@@ -48,6 +50,20 @@ def toy_pieces(n, *, name="d", word="text"):
         )
         for i in range(n)
     ]
+
+
+def write_store(path, settings, vectors, documents, shard_size=1024):
+    """Write a new store of vectors that are in memory."""
+    if not settings.center:
+        center = center_of(vectors, settings.dtype)
+        settings = dataclasses.replace(settings, center=center)
+    shards = -(-len(vectors) // shard_size)
+    with Job.begin(path, settings, shards, {"pieces": len(documents)}) as job:
+        for k in job.missing():
+            part = slice(k * shard_size, (k + 1) * shard_size)
+            job.write(k, vectors[part], documents[part])
+        job.commit()
+    return Store.open(path)
 
 
 def make_toy(path, n=7, dtype="bfloat16", **changes):

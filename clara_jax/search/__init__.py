@@ -7,15 +7,6 @@ from clara_jax.search.codecs import CODECS
 from clara_jax.search.maintenance import check, compact, delete
 from clara_jax.search.manifest import StoreSettings
 from clara_jax.search.store import Store
-from clara_jax.search.writer import Job, write_store
+from clara_jax.search.writer import Job
 
-__all__ = [
-    "CODECS",
-    "Job",
-    "Store",
-    "StoreSettings",
-    "check",
-    "compact",
-    "delete",
-    "write_store",
-]
+__all__ = ["CODECS", "Job", "Store", "StoreSettings", "check", "compact", "delete"]

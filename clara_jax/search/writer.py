@@ -21,7 +21,6 @@ from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.search import manifest as disk
-from clara_jax.search.codecs import center_of
 from clara_jax.search.manifest import JOB, MANIFEST, Manifest, ShardInfo, StoreSettings
 from clara_jax.search.store import (
     Store,
@@ -229,30 +228,6 @@ class Job(contextlib.AbstractContextManager):
             return None
         info, job = read_shard(self._folder(k))
         return info if job == self._digest else None
-
-
-def write_store(
-    path: str | os.PathLike,
-    settings: StoreSettings,
-    vectors: Float[np.ndarray, "n M D"],
-    documents: Sequence[Document],
-    shard_size: int = 1024,
-) -> Store:
-    """Write a new store of vectors that are in memory; see `Job`.
-
-    Raises:
-      ClaraError: the folder is in use, or cannot be written.
-    """
-    if not settings.center:
-        center = center_of(vectors, settings.dtype)
-        settings = dataclasses.replace(settings, center=center)
-    shards = -(-len(vectors) // shard_size)
-    with Job.begin(path, settings, shards, {"pieces": len(documents)}) as job:
-        for k in job.missing():
-            part = slice(k * shard_size, (k + 1) * shard_size)
-            job.write(k, vectors[part], documents[part])
-        job.commit()
-    return Store.open(path)
 
 
 def _manifest_of(store: Path) -> Manifest | None:

@@ -5,13 +5,14 @@ import json
 
 import pytest
 from toy_folder import DOCUMENTS, QUESTION, write_toy
+from toy_store import write_store
 
 from clara_jax import load
 from clara_jax.answer.__main__ import main
 from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents
 from clara_jax.documents import Document
-from clara_jax.search import Store, StoreSettings, delete, write_store
+from clara_jax.search import Store, StoreSettings, delete
 from clara_jax.search.hybrid import build_bm25
 
 

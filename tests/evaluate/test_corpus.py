@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from toy_store import write_store
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.documents import Document
 from clara_jax.evaluate import CorpusRetrieval, questions_of, score_answers
-from clara_jax.search import StoreSettings, write_store
+from clara_jax.search import StoreSettings
 from tests.evaluate.test_evaluators import DOCUMENTS, RECORDS, complete, split
 
 OTHERS = ("Ada sells boats", "Edo sells cats", DOCUMENTS[0])

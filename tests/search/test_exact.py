@@ -5,10 +5,16 @@ import concurrent.futures
 import jax
 import numpy as np
 import pytest
-from toy_store import make_toy, toy_pieces, toy_settings, toy_vectors
+from toy_store import (
+    make_toy,
+    toy_pieces,
+    toy_settings,
+    toy_vectors,
+    write_store,
+)
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, Store, delete, write_store
+from clara_jax.search import CODECS, Store, delete
 from clara_jax.search import exact as exact_module
 from clara_jax.search.exact import ExactSearcher, _scan, free_memory
 

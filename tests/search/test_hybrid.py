@@ -6,11 +6,14 @@ import sys
 import numpy as np
 import pytest
 from toy_index import add, grouped, killed, questions
-from toy_store import toy_settings
+from toy_store import (
+    toy_settings,
+    write_store,
+)
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Store, delete, hybrid, write_store
+from clara_jax.search import Store, delete, hybrid
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.hybrid import HybridSearcher, build_bm25
 from clara_jax.search.index_files import IndexFolder, has_index

@@ -14,11 +14,12 @@ from toy_store import (
     write_added,
     write_new,
     write_replaced,
+    write_store,
 )
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Store, check, compact, delete, manifest, write_store
+from clara_jax.search import Job, Store, check, compact, delete, manifest
 from clara_jax.search.manifest import hold_store
 
 

@@ -4,9 +4,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from toy_store import make_toy, toy_pieces, toy_settings
+from toy_store import (
+    make_toy,
+    toy_pieces,
+    toy_settings,
+    write_store,
+)
 
-from clara_jax.search import Store, delete, write_store
+from clara_jax.search import Store, delete
 from clara_jax.search import keys as keys_module
 from clara_jax.search.exact import unit
 from clara_jax.search.keys import Keys, learn_keys

@@ -22,11 +22,12 @@ from toy_store import (
     write_added,
     write_new,
     write_replaced,
+    write_store,
 )
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, Job, Store, check, compact, delete, write_store
+from clara_jax.search import CODECS, Job, Store, check, compact, delete
 from clara_jax.search.manifest import json_bytes
 
 

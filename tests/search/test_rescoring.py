@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from toy_store import make_toy, toy_pieces, toy_settings, toy_vectors
+from toy_store import (
+    make_toy,
+    toy_pieces,
+    toy_settings,
+    toy_vectors,
+    write_store,
+)
 
-from clara_jax.search import CODECS, codecs, write_store
+from clara_jax.search import CODECS, codecs
 from clara_jax.search.exact import rescore, unit
 
 

@@ -7,11 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from toy_store import SHARD, make_toy, toy_pieces, toy_settings, toy_vectors
+from toy_store import (
+    SHARD,
+    make_toy,
+    toy_pieces,
+    toy_settings,
+    toy_vectors,
+    write_store,
+)
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, Store, delete, write_store
+from clara_jax.search import CODECS, Store, delete
 from clara_jax.search.codecs import center_of, decode, encode, read_center
 from clara_jax.search.manifest import digest_of
 

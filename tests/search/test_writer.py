@@ -19,10 +19,11 @@ from toy_store import (
     write_added,
     write_new,
     write_replaced,
+    write_store,
 )
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, Job, Store, check, write_store
+from clara_jax.search import CODECS, Job, Store, check
 from clara_jax.search.codecs import decode, encode
 
 

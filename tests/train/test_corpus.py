@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_store import write_store
 
 from clara_jax.clara import Batch, Network, Tokens
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Example
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import StoreSettings, write_store
+from clara_jax.search import StoreSettings
 from clara_jax.train.corpus_feed import CorpusFeed
 from clara_jax.train.feeds import Pinned, note_of
 from clara_jax.train.loop import NotFinite, fit

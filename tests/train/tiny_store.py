@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import jax
+from toy_store import write_store
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents
 from clara_jax.documents import Document
 from clara_jax.generate import encode_rows
-from clara_jax.search import StoreSettings, write_store
+from clara_jax.search import StoreSettings
 from clara_jax.train.runner import assemble
 
 QUESTIONS = Path(__file__).parent / "tiny" / "questions.jsonl"
