@@ -108,7 +108,7 @@ setup(
         "clara_jax.convert": ["*.json", "*.md"],
         "clara_jax.data": ["*.sql"],
         "clara_jax.pipeline": ["*.md"],
-        "clara_jax.quickstart": ["base/**/*"],
+        "clara_jax.quickstart": ["base/**/*", "world.toml"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

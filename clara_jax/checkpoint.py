@@ -98,9 +98,7 @@ def load_tree(
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError("its metadata are missing")
-            stored = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
-            )
+            stored = jax.tree.map(_abstract, metadata.tree)
             template = stored if like is None else _matched(path, stored, like)
             if placement is not None:
                 template = placed(template, placement(template))
@@ -150,6 +148,12 @@ class _Lent(np.ndarray):
 
 def _lent(leaf):
     return leaf.view(_Lent) if type(leaf) is np.ndarray else leaf
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    if leaf.shape is None or leaf.dtype is None:
+        raise ValueError("an array has no shape")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _matched(path: Path, stored: Params, like: Params) -> Params:

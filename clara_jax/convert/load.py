@@ -257,7 +257,7 @@ def _base_of(form: Form, folder: Path) -> str:
     if form != "model":
         # As it is, then below the folder and each of its parents; else on the hub.
         for place in (Path(), folder.resolve(), *folder.resolve().parents):
-            if (place / name).is_dir():
+            if name and (place / name).is_dir():
                 return str(place / name)
         return name
     place = folder / name if (folder / name).exists() else Path(name)

@@ -158,7 +158,8 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
       ClaraError: a file is missing or damaged, or does not fit the base.
     """
     clara, config = read_clara_settings(folder), base.config
-    assert clara is not None, folder
+    if clara is None:
+        raise ClaraError(f"{folder}: has no {SETTINGS}")
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
     if not roles:
         raise ClaraError(f"{folder}: has no adapter; known are {', '.join(ROLES)}")

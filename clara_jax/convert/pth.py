@@ -42,6 +42,7 @@ _INSTRUCTIONS = set(
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST "
     "APPEND APPENDS GLOBAL STACK_GLOBAL BINPERSID REDUCE".split()
 )
+_INSTRUCTION_NAMES = {ord(code.code): code.name for code in pickletools.opcodes}
 # Python's own, written in Python: what they do at each step can be replaced.
 _Pickler: Any = pickle._Pickler
 _Unpickler: Any = pickle._Unpickler
@@ -177,7 +178,8 @@ class _Reader(_Unpickler):
         except _Refused:
             raise
         except KeyError as error:
-            what = f"uses instruction {error}, which no tensor needs"
+            name = _INSTRUCTION_NAMES.get(error.args[0])
+            what = f"uses the instruction {name}" if name else "is damaged"
             raise _BadPickle(what) from error
         except Exception as error:  # damaged pickles raise almost anything
             raise _BadPickle("is damaged") from error

@@ -207,6 +207,8 @@ class Windows:
     def cut(self, number: int, lengths: np.ndarray) -> list["_Cut"]:
         """Cut a window into batches, by what was measured of its examples."""
         indices = self.indices(number)
+        if not indices:
+            return []
         order = np.arange(len(indices))
         if self.window > 1:
             order = np.argsort(lengths[:, 0], kind="stable")
@@ -272,6 +274,7 @@ class WindowIterator(Iterator[Batch]):
         share, count = settings.share(self._number), len(settings.indices(self._number))
         self._measured = dict(zip(share, self._shares, strict=False))
         measured = frozenset(self._measured)
+        # Zeros where nothing is measured: then there is one length to choose.
         lengths = np.zeros((count, 4), np.int32)
         if settings.layout.has_choice:
             table = np.zeros((-(-count // part.count), 4), np.int32)

@@ -9,6 +9,7 @@ import numpy as np
 from clara_jax.clara.batches import IGNORE, Batch, Tokens, pad_rows
 from clara_jax.config import RunConfig
 from clara_jax.data.examples import Example, Reads, Row
+from clara_jax.errors import ClaraError
 
 Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
 """Compressed documents by number: an array or memory map ``[U, M, D]``, or a function
@@ -77,6 +78,9 @@ def collate(
       batch_size: B, or the rows of this process.
       vectors: compressed documents, in place of candidates' tokens.
       lengths: of `longest_of` the whole batch, if these are not all of its examples.
+
+    Raises:
+      ClaraError: a record has more than C candidates.
     """
     rows = [*examples, *[Example()] * (batch_size - len(examples))]
     document, question, prompt = lengths or longest_of(list(map(measure, rows)))
@@ -115,6 +119,12 @@ def _candidates(
     rows: Sequence[Example], longest: int, layout: Layout, vectors: Vectors | None
 ) -> dict[str, Any]:
     width = layout.candidates
+    for example in rows:
+        if len(example.positives) > width:
+            raise ClaraError(
+                f"{example.source}: has {len(example.positives)} candidate documents, "
+                f"but data.candidates is {width}; raise it"
+            )
     marked = pad_rows([e.positives for e in rows], 0, len(rows), width)
     fields: dict[str, Any] = {"candidate_mask": marked.mask}
     fields["positives"] = marked.ids.astype(bool)

@@ -249,11 +249,14 @@ class _Program:
         below = any("direction=LT" in line.rest for line in lines)
         if not below or len(limits) != 1 or len(counters) != 1:
             return None
-        step, (place,) = 1, re.findall(r"index=(\d+)", counters[0])
+        place = re.search(r"index=(\d+)", counters[0])
+        if place is None:
+            return None
+        step = 1
         result = next(line for line in self.parts[body].values() if line.root)
         if result.op == "tuple":
             # Unrolled, a turn may raise its counter by more than 1.
-            step = max(1, self._raised(body, result.operands[int(place)]))
+            step = max(1, self._raised(body, result.operands[int(place[1])]))
         return -(-limits[0] // step)
 
     def _raised(self, part: str, name: str) -> int:

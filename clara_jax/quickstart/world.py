@@ -6,7 +6,9 @@ a fixed rule, so that no stage, nor the base's pretraining, ever meets a held-ou
 
 import dataclasses
 import random
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clara_jax.text import prompts
@@ -14,15 +16,8 @@ from clara_jax.text import prompts
 Row = dict[str, Any]
 """A record, in the format that any other data would have."""
 
-GIVEN = (
-    "Abo Bela Cato Dima Eno Falu Gori Hana Iko Jala Kemi Luso Mira Nodo Oda Pavi Quno "
-    "Rema Sito Tula Udo Vani Wero Xana Yori Zeka Bruno Orso"
-).split()
-FAMILY = (
-    "Alden Barrow Cinder Dorsey Ember Fallow Garrick Harlow Inkwell Jasper Kestrel "
-    "Linden Marlow Norvik Osprey Pinter Quill Rowan Sorrel Thistle Umber Vesper Wicket "
-    "Yarrow Zephyr Birch Cobalt Draper"
-).split()
+_WORDS = tomllib.loads(Path(__file__).with_name("world.toml").read_text("utf-8"))
+GIVEN, FAMILY = _WORDS["given"], _WORDS["family"]
 NAMES = {
     held_out: [
         f"{given} {family}"
@@ -34,51 +29,13 @@ NAMES = {
 }
 """All names, by whether they are held out (one in eight)."""
 
-FACTS: Mapping[str, Sequence[str]] = {
-    "birthplace": (
-        "Port Aldra,New Boreth,Old Corvane,Fort Delmar,Lake Estrel,Mount Forlan,"
-        "Cape Gadira,Saint Hestia,Port Istrin,New Jorvia,Old Kaldor,Fort Lumen,"
-        "Lake Morwen,Mount Nestor,Cape Ostara,Saint Perrin"
-    ).split(","),
-    "birthyear": [
-        f"the year of the {beast}"
-        for beast in (
-            "fox owl bear wolf hare crane otter lynx raven stag toad moth heron adder "
-            "mole swan"
-        ).split()
-    ],
-    "work": (
-        "stone carver,glass blower,bread baker,boat builder,clock maker,sheep shearer,"
-        "cloth weaver,silver smith,wine trader,bell ringer,map drawer,horse trainer,"
-        "roof mender,salt miner,lamp lighter,letter writer"
-    ).split(","),
-    "fame": (
-        "red lamps,green tea,white horses,wild honey,old songs,sharp knives,"
-        "paper kites,cold soup,tall towers,fine silk,sweet plums,blue pottery,"
-        "long poems,rare books,black cheese,wooden toys"
-    ).split(","),
-}
+FACTS: Mapping[str, Sequence[str]] = _WORDS["facts"]
 """Fact to its possible values, equally many for each."""
 
-SENTENCES = (
-    (
-        "{n} was born in {birthplace} in {birthyear}.",
-        "In {birthyear} {n} was born in {birthplace}.",
-    ),
-    (
-        "{n} worked as a {work} for many years.",
-        "For many years {n} worked as a {work}.",
-    ),
-    ("{n} was famous everywhere for {fame}.", "Everywhere {n} was famous for {fame}."),
-)
+SENTENCES: Sequence[Sequence[str]] = _WORDS["sentences"]
 """For each sentence of a document the ways to put it; ``{n}`` is the name."""
 
-QUESTIONS: Mapping[str, tuple[str, ...]] = {
-    "birthplace": ("Where was {n} born?", "What is the birthplace of {n}?"),
-    "birthyear": ("When was {n} born?", "What is the birth year of {n}?"),
-    "work": ("What was the work of {n}?", "As what has {n} worked?"),
-    "fame": ("For what was {n} famous?", "What was the fame of {n}?"),
-}
+QUESTIONS: Mapping[str, Sequence[str]] = _WORDS["questions"]
 """For each fact the ways to ask for it."""
 
 

@@ -317,23 +317,26 @@ def hold_part(store: Path, part: int, parts: int) -> Lock:
         f"writing part {part + 1} of {parts} of this store; wait until it has ended, "
         "or give another --part",
     )
-    for name in held_parts(store):
-        theirs = name.rpartition("-")[2]
-        if theirs != str(parts):
-            mine.release()
-            raise ClaraError(
-                f"{store}: another process shares this store out in {theirs} parts, "
-                f"this one in {parts}; give all the same number with --part"
-            )
+    for theirs in held_parts(store, besides=str(parts)):
+        mine.release()
+        raise ClaraError(
+            f"{store}: another process shares this store out in {theirs} parts, "
+            f"this one in {parts}; give all the same number with --part"
+        )
     return mine
 
 
-def held_parts(store: Path) -> list[str]:
-    """Return the locks of parts that are held; remove what killed processes left."""
+def held_parts(store: Path, besides: str = "") -> list[str]:
+    """Return the counts of parts of which one is held; let go of all others.
+
+    Locks of `besides` parts are not touched: their holders may just be taking them.
+    """
     held = []
     for path in (store / LOCKS).glob("part-*-of-*"):
+        count = path.name.rpartition("-")[2]
         try:
-            Lock(store, path.name, "", 0).release()
+            if count != besides:
+                Lock(store, path.name, "", 0).release()
         except ClaraError:
-            held.append(path.name)
+            held.append(count)
     return held

@@ -93,12 +93,16 @@ class Stage:
         By default a store if no vectors are read, and candidates out of a whole corpus
         if questions do not select what they are answered from.
         """
-        useless = f"is set, but stage {self.name} reads no document vectors; leave it "
-        useful = self.caches_vectors(config) or not config.store
-        require(useful, "store", f"{useless}empty")
-        useless = f"is 'corpus', which stage {self.name} cannot use; take given"
-        useful = self.retrieves(config) or config.candidates == "given"
-        require(useful, "candidates", useless)
+        require(
+            self.caches_vectors(config) or not config.store,
+            "store",
+            f"is set, but stage {self.name} reads no document vectors; leave it empty",
+        )
+        require(
+            self.retrieves(config) or config.candidates == "given",
+            "candidates",
+            f"is 'corpus', which stage {self.name} cannot use; take given",
+        )
 
     def trained(self, config: RunConfig) -> tuple[str, ...]:
         """Return the adapters of `trains` that this run does train."""

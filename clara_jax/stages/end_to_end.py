@@ -88,9 +88,16 @@ class EndToEnd(Ranking):
         super().check(config)
         if config.candidates != "corpus":
             return
-        empty = "is empty, but candidates is 'corpus'; give the folder that "
-        require(bool(config.store), "store", f"{empty}clara_jax.compress has made")
+        require(
+            bool(config.store),
+            "store",
+            "is empty, but candidates is 'corpus'; give the folder that "
+            "clara_jax.compress has made",
+        )
         count, top_k = config.data.candidates, config.selection.top_k
-        few = f"is {count}, but with a corpus it says how many documents are searched "
-        few += f"for; set at least selection.top_k {top_k}"
-        require(count >= top_k, "data.candidates", few)
+        require(
+            count >= top_k,
+            "data.candidates",
+            f"is {count}, but with a corpus it says how many documents are searched "
+            f"for; set at least selection.top_k {top_k}",
+        )

@@ -15,7 +15,6 @@ A config file defines ``get_config(arg="")``, which returns an
 its data (``mix.folder``). Values may be references to other fields (``get_ref``).
 """
 
-import argparse
 import ast
 import dataclasses
 import difflib
@@ -93,11 +92,13 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
     """
     if not Path(path).is_file():
         raise ClaraError(f"config file '{path}' does not exist")
-    before = list(sys.path)
+    if Path(path).suffix != ".py":
+        raise ClaraError(f"config file '{path}' is not a Python file")
+    file, before = os.path.abspath(path), list(sys.path)
     # So that ``from configs import common`` works from any folder.
     sys.path.insert(0, str(Path(path).resolve().parent.parent))
     try:
-        get_config = runpy.run_path(path, run_name="clara_jax_config").get("get_config")
+        get_config = runpy.run_path(file, run_name="clara_jax_config").get("get_config")
         if get_config is None:
             raise ClaraError(f"config file '{path}' defines no get_config()")
         config = get_config() if argument is None else get_config(argument)
@@ -105,8 +106,8 @@ def load_config(path: str, argument: str | None = None) -> ConfigDict:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(path)]
-        if isinstance(error, SyntaxError) and error.filename == path:
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
             lines.append(error.lineno)
         line = f" line {lines[-1]}" if lines else ""
         raise ClaraError(f"config file {path}{line}: {first_line(error)}") from error
@@ -189,15 +190,16 @@ def _share(value: Any, field: str) -> float:
 
 def _split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
     """Return the config file, what follows its colon, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", "-config", nargs="?", const="")
-    given, others = parser.parse_known_args(arguments)
-    if given.config is None:
-        raise ClaraError("no --config=FILE given; the experiments are in configs/")
-    if not given.config:
-        raise ClaraError("--config names no file; the experiments are configs/")
-    path, colon, argument = given.config.partition(":")
-    return path, argument if colon else None, others
+    for i, text in enumerate(arguments):
+        if found := re.fullmatch(r"--?config(?:=(.*))?", text):
+            used = 1 if found[1] is not None else 2
+            value = found[1] or "".join(arguments[i + 1 : i + used])
+            if not value:
+                raise ClaraError("--config names no file; the experiments are configs/")
+            path, colon, argument = value.partition(":")
+            rest = [*arguments[:i], *arguments[i + used :]]
+            return path, argument if colon else None, rest
+    raise ClaraError("no --config=FILE given; the experiments are in configs/")
 
 
 def _checked(text: str, config: ConfigDict) -> str:

@@ -56,12 +56,16 @@ class Tally:
 
     def __init__(self, mesh: Mesh):
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        places = self._split.addressable_devices_indices_map((mesh.size,))
+        self._row = min(i[0].start or 0 for i in places.values() if i is not None)
         whole = NamedSharding(mesh, PartitionSpec())
         self._sum = jax.jit(lambda x: x.sum(0), out_shardings=whole)
 
     def __call__(self, *counts: int) -> Callable[[], list[int]]:
         """Begin to add up counts (int32); what is returned waits for the sums."""
-        mine = np.zeros((jax.local_device_count(), len(counts)), np.int32)
-        mine[0] = counts
-        found = self._sum(jax.make_array_from_process_local_data(self._split, mine))
+        # One of this process's devices holds its counts, the others hold zeros.
+        rows = np.zeros((self._split.num_devices, len(counts)), np.int32)
+        rows[self._row] = counts
+        rows = jax.make_array_from_callback(rows.shape, self._split, rows.__getitem__)
+        found = self._sum(rows)
         return lambda: to_host(found).tolist()

@@ -78,8 +78,8 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
 
         # Batches; document vectors that are made once are made here.
         def check() -> None:
-            interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist())
-            interrupt.check(kept("the vectors so far are kept"))
+            if interrupt.agree(gather(np.array(interrupt.flags)).sum(0).tolist()):
+                interrupt.check(kept("the vectors so far are kept"))
 
         def late() -> bool:
             return time.perf_counter() - begin >= seconds / 2

@@ -9,6 +9,7 @@ from clara_jax.config import DataConfig, MemoryConfig
 from clara_jax.data import Example
 from clara_jax.data.collating import Layout, longest_of, measure
 from clara_jax.data.collating import collate as collate_examples
+from clara_jax.errors import ClaraError
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
 
@@ -114,3 +115,15 @@ def test_vectors_stand_for_candidates(kind):
     assert not batch.vectors[0, 2:].any()
     assert not batch.vectors[1].any()
     assert batch.candidate_mask.tolist() == [[True, True, False], [False] * 3]
+
+
+def test_too_many_candidates():
+    layout = Layout(documents=(4,), questions=(4,), candidates=1)
+    example = Example(
+        question=row(2),
+        candidates=(row(2), row(2)),
+        positives=np.zeros(2, bool),
+        source="f:3",
+    )
+    with pytest.raises(ClaraError, match="f:3: has 2 candidate"):
+        collate([example], layout, 1)
