@@ -120,10 +120,10 @@ def _candidates(
 ) -> dict[str, Any]:
     width = layout.candidates
     for example in rows:
-        if len(example.positives) > width:
+        if (count := len(_row(example.positives))) > width:
             raise ClaraError(
-                f"{example.source}: has {len(example.positives)} candidate documents, "
-                f"but data.candidates is {width}; raise it"
+                f"{example.source}: has {count} candidate documents, but "
+                f"data.candidates is {width}; raise it"
             )
     marked = pad_rows([e.positives for e in rows], 0, len(rows), width)
     fields: dict[str, Any] = {"candidate_mask": marked.mask}
