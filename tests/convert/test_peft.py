@@ -16,6 +16,7 @@ from clara_jax.convert import (
     read_peft_adapter,
     write_peft_folder,
 )
+from clara_jax.convert.peft import read_peft_folder
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
 
@@ -186,6 +187,11 @@ def test_refusals(tmp_path, clara_maker, llama_values):
     fails("text_vocab is 7, but the base's tokenizer has .*--base")
     (folder / SPECIAL).unlink()
     fails("holds no model .no config.json")
+
+
+def test_a_folder_without_settings(tmp_path, clara):
+    with pytest.raises(ClaraError, match=r"has no clara\.json"):
+        read_peft_folder(tmp_path, clara)
 
 
 def test_refusals_on_writing(tmp_path, clara_maker, llama_values):

@@ -144,6 +144,9 @@ def test_resume_after_the_end_stays_there(tokenizer):
     again = iter(dataset)
     again.set_state(iterator.get_state())
     assert list(again) == []
+    # Also where the records have become fewer than the window that was saved.
+    again.set_state({"window": 99, "position": 0})
+    assert list(again) == []
 
 
 class Meeting:

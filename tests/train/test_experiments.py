@@ -132,6 +132,14 @@ def test_a_missing_file_is_named(arguments, message):
         read_experiment(arguments)
 
 
+def test_only_one_python_file_is_run(write, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ClaraError, match=r"config\.json' is not a Python file"):
+        read_experiment([f"--config={tmp_path / 'config.json'}"])
+    with pytest.raises(ClaraError):
+        read_experiment([f"--config={write()}", "--config=configs/tiny.py"])
+
+
 PIPELINE = """
         config.unlock()
         rate = config.memory.get_ref("compression_rate")
