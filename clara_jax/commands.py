@@ -11,6 +11,7 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -208,6 +209,7 @@ def start(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.freeze()  # what is imported stays, and need not be looked through for garbage
     status = main()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -22,6 +22,12 @@ TEXT = (
     "The capital of France is Paris. A man walked into a bar and ordered 12 beers; "
     "nobody laughed, except the bartender's dog.\n\nCafé déjà vu  ☃"
 )
+AS_USERS_COMPILE = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+}
+"""Without optimization, some processors lose a digit over thirty layers."""
+
 KNOWN_IDS = {
     "Hello, we can use": [19556, 28, 392, 416, 722],
     "The capital of France is": [504, 3575, 282, 4649, 314],
@@ -67,9 +73,10 @@ def test_logits(path, loaded):
         expected = reference(torch.tensor([ids])).logits.numpy()
     model = Transformer(loaded.config, text_vocab=len(loaded.tokenizer))
     params = jax.tree.map(jnp.asarray, loaded.params)
-    logits = jax.jit(lambda p, i: model.apply({"params": p}, i, None, None))(
-        params, jnp.asarray([ids])
-    )
+    logits = jax.jit(
+        lambda p, i: model.apply({"params": p}, i, None, None),
+        compiler_options=AS_USERS_COMPILE,
+    )(params, jnp.asarray([ids]))
     difference = np.abs(np.asarray(logits) - expected).max()
     assert difference < 1e-3, difference
     assert loaded.tokenizer.decode(int(logits[0, 4].argmax())) == " Paris"

@@ -12,12 +12,12 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from fast_compiles import FAST_COMPILES
 
 from clara_jax.train import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "launch" / "local.py"
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 STEPS = 16
 
 
@@ -48,7 +48,7 @@ class Processes:
         train = [sys.executable, "-m", "clara_jax.train"]
         train += [f"--config=configs/tiny.py:{stage}", f"--config.workdir={workdir}"]
         train += overrides
-        flags = f"--xla_force_host_platform_device_count={devices} {FAST}"
+        count_flag = f"--xla_force_host_platform_device_count={devices}"
         if local:
             sizes = [f"--processes={count}", f"--devices={devices}"]
             commands = [[sys.executable, str(LOCAL), *sizes, "--grace=300", "--"]]
@@ -62,7 +62,7 @@ class Processes:
             ]
         environment = {
             **os.environ,
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": " ".join((count_flag, *FAST_COMPILES)),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "jit"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

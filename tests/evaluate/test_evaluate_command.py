@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from fast_compiles import FAST_COMPILES
 from toy_folder import write_toy
 
 from clara_jax.evaluate.__main__ import main
@@ -85,7 +86,7 @@ def test_killed_and_started_again_it_goes_on(model, tmp_path):
         command += ["--data", str(data), "--top-k", "1", "--max-new-tokens", "2"]
         return subprocess.Popen(
             [*command, "--out", str(out)],
-            env={**os.environ, "XLA_FLAGS": ""},
+            env={**os.environ, "XLA_FLAGS": " ".join(FAST_COMPILES)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

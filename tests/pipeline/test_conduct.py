@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fast_compiles import FAST_COMPILES
 
 import clara_jax
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json
-from clara_jax.train.__main__ import main, run_experiment
+from clara_jax.train.__main__ import main
 from clara_jax.train.experiments import read_experiment
 from clara_jax.train.loop import Run
 
@@ -24,19 +25,19 @@ SHORT = Path(__file__).with_name("short.py")
 RUNS = ("scp", "instruct", "end_to_end", "text", "closed_book")
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+@pytest.fixture
+def environment(tmp_path):
     """Of commands: one device, and programs compiled once for all of them."""
     return {
         **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jit")),
+        "XLA_FLAGS": " ".join(FAST_COMPILES),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jit"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
-def start(config, workdir, environment, log):
-    command = [sys.executable, "-m", "clara_jax.train", f"--config={config}"]
+def start(config, workdir, environment, log, program=("-m", "clara_jax.train")):
+    command = [sys.executable, *program, f"--config={config}"]
     command += [f"--config.workdir={workdir}"]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -57,6 +58,7 @@ def test_smoke_ends_with_a_report_and_adapters_that_load_by_name(
 ):
     with (tmp_path / "log.txt").open("w+") as log:
         folder = tmp_path / "run"
+        environment["XLA_FLAGS"] = ""  # for 500 steps it is worth compiling well
         process = start("configs/smollm2_135m.py:smoke", folder, environment, log)
         assert process.wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
     shown = (tmp_path / "log.txt").read_text()
@@ -118,20 +120,12 @@ def test_an_experiment_that_is_killed_goes_on_to_the_same_report(tmp_path, envir
 
 
 @pytest.mark.slow
-def test_a_deadline_cuts_every_stage_and_the_report_still_comes(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_deadline_cuts_every_stage_and_the_report_still_comes(tmp_path, environment):
     """On a clock by which every look takes a minute: real time does not count."""
-    ticks = {}
-
-    def wall(clock):
-        ticks[id(clock)] = ticks.get(id(clock), 0.0) + 60.0
-        return ticks[id(clock)]
-
-    monkeypatch.setattr(Run, "wall", wall)
-    given = [f"--config={SHORT}:1000", f"--config.workdir={tmp_path / 'run'}"]
-    experiment = read_experiment([*given, "--config.minutes=180"])
-    run_experiment(experiment)
+    program = ("-m", "tests.pipeline.slow_clock", "--config.minutes=180")
+    with (tmp_path / "log.txt").open("w+") as log:
+        run = start(f"{SHORT}:1000", tmp_path / "run", environment, log, program)
+        assert run.wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
     facts = read_json(tmp_path / "run" / "report.json")
     for stage in facts["training"]:
         assert stage["cut"]["of"] == 1000 and 2 <= stage["steps"] < 40
@@ -143,7 +137,7 @@ def test_a_deadline_cuts_every_stage_and_the_report_still_comes(
         assert max(rates) <= config["optim"]["learning_rate"] * 1.0001
     assert "(time)" in (tmp_path / "run" / "report.md").read_text()
     assert 0 < facts["questions"]["answered"] <= facts["questions"]["of"]
-    assert "steps in" in capsys.readouterr().err
+    assert "of 1000 steps in" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_deadline_too_short_for_a_compilation_is_one_line(

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fast_compiles import FAST_COMPILES
 
 from clara_jax.convert import load_model
 from clara_jax.train import read_lines
@@ -22,7 +23,7 @@ def start(folder, cache, log, steps=60, *, every=2):
     # One device: the test is about processes, and eight fake ones are slow to start.
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": " ".join(FAST_COMPILES),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
