@@ -19,6 +19,12 @@ os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS)).st
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+WITHOUT_TORCH = str(Path(__file__).with_name("without_torch"))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [WITHOUT_TORCH, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+if "torch" in sys.modules and sys.modules["torch"] is None:
+    del sys.modules["torch"]  # workers of pytest are such commands, but compare
 # A job in the background of a script ignores Ctrl-C, and so would all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
