@@ -46,6 +46,16 @@ def copy(whole, tmp_path):
     return tmp_path / "copy"
 
 
+def far(ours, theirs):
+    """The largest distance of two vectors, as a share of their length.
+
+    Rounding to bfloat16 moves no entry by more than 2^-9 of itself.
+    """
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    lengths = np.linalg.norm(theirs, axis=-1)
+    return (np.linalg.norm(ours - theirs, axis=-1) / lengths).max()
+
+
 def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus):
     store = Store.open(whole)
     assert len(store.manifest.shards) >= 4
@@ -55,7 +65,7 @@ def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus
     }
     clara = clara_jax.load(model)
     vectors = clara.compress([piece.text for piece in pieces])
-    np.testing.assert_allclose(store.vectors(range(len(store))), vectors, rtol=1e-2)
+    assert far(store.vectors(range(len(store))), vectors) < 2**-8
     assert (whole / store.manifest.model).resolve() == model.resolve()
     assert store.manifest.memory == clara.memory
 
@@ -238,9 +248,7 @@ def test_the_model_is_split_over_devices(model, corpus, whole, tmp_path, capsys)
     given = ("--model", model, "--corpus", corpus, "--store", store)
     assert run(capsys, *given, "--mesh", "fsdp=2,tensor=2", "--no-merge")[0] == 0
     rows = range(len(Store.open(whole)))
-    np.testing.assert_allclose(
-        Store.open(store).vectors(rows), Store.open(whole).vectors(rows), rtol=2e-2
-    )
+    assert far(Store.open(store).vectors(rows), Store.open(whole).vectors(rows)) < 2**-8
     other = ("--model", model, "--corpus", corpus, "--store", tmp_path / "other")
     assert "--mesh is 'rows=2'" in error(capsys, *other, "--mesh", "rows=2")
     assert "does not fit 8 devices" in error(capsys, *other, "--mesh", "fsdp=3")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from fast_compiles import AS_USERS_COMPILE
 
 from clara_jax.convert import load_model
 from clara_jax.model import Transformer
@@ -22,12 +23,6 @@ TEXT = (
     "The capital of France is Paris. A man walked into a bar and ordered 12 beers; "
     "nobody laughed, except the bartender's dog.\n\nCafé déjà vu  ☃"
 )
-AS_USERS_COMPILE = {
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-}
-"""Without optimization, some processors lose a digit over thirty layers."""
-
 KNOWN_IDS = {
     "Hello, we can use": [19556, 28, 392, 416, 722],
     "The capital of France is": [504, 3575, 282, 4649, 314],

@@ -3,6 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from fast_compiles import AS_USERS_COMPILE
 
 from clara_jax.config import OptimConfig
 from clara_jax.errors import ClaraError
@@ -107,7 +108,8 @@ def test_a_step_takes_its_rate_from_the_clock():
     config = OptimConfig(learning_rate=1e-2, weight_decay=0.1)
     schedule = make_schedule(config, 10)
     optimizer = make_optimizer(config, schedule)
-    step = jax.jit(make_train_step(make_loss("text"), optimizer, schedule))
+    step = make_train_step(make_loss("text"), optimizer, schedule)
+    step = jax.jit(step, compiler_options=AS_USERS_COMPILE)
     trainable = {"generator": toy.adapters["generator"]}
     frozen = {k: v for k, v in toy.adapters.items() if k != "generator"}
     batch = testing.random_batch("text")
