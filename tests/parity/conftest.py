@@ -13,6 +13,14 @@ def is_backbone(folder: Path) -> bool:
     return any((folder / sign).exists() for sign in signs)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies here, before items are chosen by their marks."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("parity")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backbone_dir" not in metafunc.fixturenames:
         return
