@@ -46,14 +46,8 @@ def copy(whole, tmp_path):
     return tmp_path / "copy"
 
 
-def far(ours, theirs):
-    """The largest distance of two vectors, as a share of their length.
-
-    Rounding to bfloat16 moves no entry by more than 2^-9 of itself.
-    """
-    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    lengths = np.linalg.norm(theirs, axis=-1)
-    return (np.linalg.norm(ours - theirs, axis=-1) / lengths).max()
+# Besides bfloat16's roundings: float32's, of sums whose terms are of size one.
+ROUNDING = 1e-6
 
 
 def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus):
@@ -65,7 +59,8 @@ def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus
     }
     clara = clara_jax.load(model)
     vectors = clara.compress([piece.text for piece in pieces])
-    assert far(store.vectors(range(len(store))), vectors) < 2**-8
+    kept = store.vectors(range(len(store)))
+    np.testing.assert_allclose(kept, vectors, rtol=2**-8, atol=ROUNDING)
     assert (whole / store.manifest.model).resolve() == model.resolve()
     assert store.manifest.memory == clara.memory
 
@@ -248,7 +243,12 @@ def test_the_model_is_split_over_devices(model, corpus, whole, tmp_path, capsys)
     given = ("--model", model, "--corpus", corpus, "--store", store)
     assert run(capsys, *given, "--mesh", "fsdp=2,tensor=2", "--no-merge")[0] == 0
     rows = range(len(Store.open(whole)))
-    assert far(Store.open(store).vectors(rows), Store.open(whole).vectors(rows)) < 2**-8
+    np.testing.assert_allclose(
+        Store.open(store).vectors(rows),
+        Store.open(whole).vectors(rows),
+        rtol=2**-7,
+        atol=ROUNDING,
+    )
     other = ("--model", model, "--corpus", corpus, "--store", tmp_path / "other")
     assert "--mesh is 'rows=2'" in error(capsys, *other, "--mesh", "rows=2")
     assert "does not fit 8 devices" in error(capsys, *other, "--mesh", "fsdp=3")
