@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) 
 logging.getLogger("absl").addFilter(_is_of_others)
 logging.getLogger("asyncio").addFilter(_is_of_others)
 sys.unraisablehook = _report
+warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def write_tree(path: Path, tree: Params) -> None:
