@@ -1,5 +1,6 @@
 """Adapter trees: shapes, fresh ones, counts."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,10 @@ from clara_jax.model.transformer import Transformer
 from clara_jax.shapes import Key, Params
 
 
+@functools.lru_cache(maxsize=64)
 def abstract_variables(model: Transformer) -> Params:
     """Return shapes and types of all the model's variables, without making any."""
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), ids)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
 def init_lora(
@@ -94,5 +95,4 @@ def init_backbone(
 def count(tree: Params) -> tuple[int, int]:
     """Return how many numbers and bytes a tree of arrays or their shapes has."""
     leaves = jax.tree.leaves(tree)
-    numbers = sum(leaf.size for leaf in leaves)
-    return numbers, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves)

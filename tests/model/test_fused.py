@@ -35,15 +35,17 @@ def _forget():
     yield
     fused._refusal.cache_clear()
     fused._warn.cache_clear()
-    jax.clear_caches()
 
 
 @pytest.fixture
 def on_cuda(monkeypatch):
     """As on a machine with an NVIDIA GPU on which cuDNN refuses nothing."""
+    jax.clear_caches()
     monkeypatch.setattr(fused, "_on_nvidia", lambda: True)
     monkeypatch.setattr(fused, "_refusal", lambda *_: None)
     monkeypatch.setattr(CUDNN, lambda: 91000)
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
@@ -74,10 +76,9 @@ def test_the_same_numbers_as_in_blocks(length, window, xla_as_cudnn):
     slopes, found = {}, {}
     for run in (causal_attention, fused.fused_attention):
         shown = functools.partial(run, window=window)
-        found[run] = shown(*rows)
-        slopes[run] = jax.grad(lambda *x, f=shown: jnp.sum(f(*x) * weights), (0, 1, 2))(
-            *rows
-        )
+        found[run] = jax.jit(shown)(*rows)
+        total = jax.grad(lambda *x, f=shown: jnp.sum(f(*x) * weights), (0, 1, 2))
+        slopes[run] = jax.jit(total)(*rows)
     np.testing.assert_allclose(*found.values(), atol=2e-6)
     for one, other in zip(*slopes.values(), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
@@ -88,11 +89,12 @@ def test_padding_on_the_right_stays_finite_and_changes_nothing(on_cuda, xla_as_c
     variables = {"params": toy.backbone["params"], "lora": toy.adapters["generator"]}
     bare = jax.random.normal(jax.random.key(0), (2, 9, 16), jnp.bfloat16)
 
+    @jax.jit
     def states(x):
         return toy.model.apply(variables, x, method="hidden")[0].astype(jnp.float32)
 
     padded = jnp.pad(bare, ((0, 0), (0, 4), (0, 0)))
-    slope = jax.grad(lambda x: jnp.sum(states(x)[:, :9]))(padded)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(states(x)[:, :9])))(padded)
     assert jnp.all(jnp.isfinite(states(padded))) and jnp.all(jnp.isfinite(slope))
     assert not jnp.any(slope[:, 9:])
     np.testing.assert_allclose(states(padded)[:, :9], states(bare), atol=0.05)

@@ -1,5 +1,7 @@
 """Attention in blocks and half-precision products against their plain forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +18,10 @@ def test_blocks_give_what_the_whole_gives(length, window):
     keys = jax.random.split(jax.random.key(length), 3)
     query = jax.random.normal(keys[0], (2, length, 4, 8))
     key, value = (jax.random.normal(k, (2, length, 2, 8)) for k in keys[1:])
-    whole = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
-    )
-    found = causal_attention(query, key, value, window)
+    near = {} if window is None else {"local_window_size": (window - 1, 0)}
+    plain = functools.partial(jax.nn.dot_product_attention, is_causal=True, **near)
+    whole = jax.jit(plain)(query, key, value)
+    found = jax.jit(causal_attention, static_argnums=3)(query, key, value, window)
     np.testing.assert_allclose(found, whole, atol=2e-6)
 
 
@@ -34,7 +32,7 @@ def test_later_keys_have_no_slope():
     def early(key, value):
         return jnp.sum(causal_attention(query, key, value)[:, :150])
 
-    for slope in jax.grad(early, (0, 1))(key, value):
+    for slope in jax.jit(jax.grad(early, (0, 1)))(key, value):
         assert not jnp.any(slope[:, 150:]) and jnp.all(jnp.any(slope[:, :149], axis=3))
 
 
@@ -54,9 +52,8 @@ def test_half_precision_layers_round_once_and_have_the_plain_slopes():
     lora = {"a": a, "b": b}
     slopes, outputs = {}, {}
     for dtype in ("float32", "bfloat16"):
-        slopes[dtype], outputs[dtype] = jax.grad(run, (0, 1), has_aux=True)(
-            x, lora, dtype
-        )
+        slope = jax.jit(jax.grad(run, (0, 1), has_aux=True), static_argnums=2)
+        slopes[dtype], outputs[dtype] = slope(x, lora, dtype)
     assert outputs["bfloat16"].dtype == slopes["bfloat16"][0].dtype == jnp.bfloat16
     bare = Linear(64, "bfloat16", "float32").apply({"params": {"kernel": kernel}}, x)
     exact = (x.astype(jnp.float32) @ kernel).astype(jnp.bfloat16)

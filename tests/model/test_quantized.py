@@ -138,8 +138,8 @@ def test_product_and_slope_are_those_of_the_widened_kernel(kind, dtype):
         y = x.astype(jnp.float32) @ wide
         return jnp.sum(jnp.sin(y)), y
 
-    slope, y = jax.grad(ours, has_aux=True)(x)
-    expected_slope, expected = jax.grad(plain, has_aux=True)(x)
+    slope, y = jax.jit(jax.grad(ours, has_aux=True))(x)
+    expected_slope, expected = jax.jit(jax.grad(plain, has_aux=True))(x)
     assert y.dtype == slope.dtype == jnp.dtype(dtype)
     tolerance = 2e-6 if dtype == "float32" else 2e-2
     for found, want in ((y, expected), (slope, expected_slope)):
@@ -183,6 +183,7 @@ def test_a_model_with_biases_and_fused_layers_reads_it(kind):
     found = quantize_params(params, kind)
     same = dequantize_params(found, "float32")
 
+    @jax.jit
     def logits(params, **lora):
         return toy.model.apply({"params": params, **lora}, ids)
 

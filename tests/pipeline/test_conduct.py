@@ -21,17 +21,17 @@ from clara_jax.train.experiments import read_experiment
 from clara_jax.train.loop import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = Path(__file__).with_name("short.py")
+SHORT, BRIEF = map(Path(__file__).with_name, ("short.py", "brief.py"))
 RUNS = ("scp", "instruct", "end_to_end", "text", "closed_book")
 
 
-@pytest.fixture
-def environment(tmp_path):
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
     """Of commands: one device, and programs compiled once for all of them."""
     return {
         **os.environ,
         "XLA_FLAGS": " ".join(FAST_COMPILES),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jit"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jit")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
@@ -58,8 +58,8 @@ def test_smoke_ends_with_a_report_and_adapters_that_load_by_name(
 ):
     with (tmp_path / "log.txt").open("w+") as log:
         folder = tmp_path / "run"
-        environment["XLA_FLAGS"] = ""  # for 500 steps it is worth compiling well
-        process = start("configs/smollm2_135m.py:smoke", folder, environment, log)
+        well = {**environment, "XLA_FLAGS": ""}  # worth it for hundreds of steps
+        process = start(BRIEF, folder, well, log)
         assert process.wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
     shown = (tmp_path / "log.txt").read_text()
     text = (folder / "report.md").read_text()
