@@ -1,6 +1,5 @@
 """Adapter trees: shapes, fresh ones, counts."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,12 @@ from clara_jax.model.quantized import dequantize_params
 from clara_jax.model.transformer import Transformer
 from clara_jax.shapes import Key, Params
 
+_init = jax.jit(Transformer.init, static_argnums=0)
 
-@functools.lru_cache(maxsize=64)
+
 def abstract_variables(model: Transformer) -> Params:
     """Return shapes and types of all the model's variables, without making any."""
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    return _init.eval_shape(model, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
 def init_lora(
