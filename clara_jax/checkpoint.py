@@ -39,7 +39,7 @@ def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) 
 logging.getLogger("absl").addFilter(_is_of_others)
 logging.getLogger("asyncio").addFilter(_is_of_others)
 sys.unraisablehook = _report
-warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+warnings.filterwarnings("ignore", r"coroutine 'Store\.", RuntimeWarning)
 
 
 def write_tree(path: Path, tree: Params) -> None:

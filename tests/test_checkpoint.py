@@ -132,12 +132,25 @@ logging.getLogger("absl").error("of another library")
 logging.getLogger("asyncio").error("of a task")
 Late("another error")
 Late("Event loop is closed")
+
+async def mine(): pass
+
+class Store:
+    async def _get_array_metadatas(self): pass
+
+mine()
+Store()._get_array_metadatas()
 """
 
 
 def test_what_others_log_and_give_up_is_printed(capfd):
     subprocess.run([sys.executable, "-c", OTHERS], check=True)
     said = capfd.readouterr().err
-    for text in ("of another library", "of a task", "another error"):
+    for text in (
+        "of another library",
+        "of a task",
+        "another error",
+        "'mine' was never",
+    ):
         assert text in said
-    assert "Event loop" not in said
+    assert "Event loop" not in said and "Store" not in said

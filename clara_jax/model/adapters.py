@@ -17,7 +17,8 @@ _init = jax.jit(Transformer.init, static_argnums=0)
 
 def abstract_variables(model: Transformer) -> Params:
     """Return shapes and types of all the model's variables, without making any."""
-    return _init.eval_shape(model, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return _init.eval_shape(model, jax.random.key(0), ids)
 
 
 def init_lora(

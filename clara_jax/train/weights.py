@@ -30,7 +30,6 @@ from clara_jax.errors import ClaraError
 from clara_jax.model import (
     PRESETS,
     Transformer,
-    abstract_variables,
     dequantize_params,
     init_backbone,
     init_lora,
@@ -216,7 +215,7 @@ def make_adapters(
             adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)
         else:
             adapters[name] = init_lora(model, own, placement)
-    lora = abstract_variables(model).get("lora")
+    lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
     memory = jax.ShapeDtypeStruct((num_memory, model.config.width), "f4")
     for name, tree in adapters.items():
         wanted = memory if name == "memory" else lora

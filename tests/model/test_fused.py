@@ -38,14 +38,19 @@ def _forget():
 
 
 @pytest.fixture
-def on_cuda(monkeypatch):
-    """As on a machine with an NVIDIA GPU on which cuDNN refuses nothing."""
+def traced_anew():
+    """Traces that know a pretended device do not go to other tests, nor theirs here."""
     jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def on_cuda(monkeypatch, traced_anew):
+    """As on a machine with an NVIDIA GPU on which cuDNN refuses nothing."""
     monkeypatch.setattr(fused, "_on_nvidia", lambda: True)
     monkeypatch.setattr(fused, "_refusal", lambda *_: None)
     monkeypatch.setattr(CUDNN, lambda: 91000)
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture
@@ -180,7 +185,7 @@ def test_devices_named_count_more_than_the_default(monkeypatch):
     assert not fused._on_nvidia()
 
 
-def test_a_refusal_is_one_warning_and_the_slower_path(monkeypatch, caplog):
+def test_a_refusal_is_one_warning_and_the_slower_path(monkeypatch, caplog, traced_anew):
     monkeypatch.setattr(fused, "_on_nvidia", lambda: True)
     rows = _rows(20)
     with caplog.at_level(logging.WARNING):
@@ -219,7 +224,9 @@ def test_the_model_hands_its_choice_on():
             model.apply(variables, ids)
 
 
-def test_the_trial_is_compiled_apart_from_traces_and_meshes(monkeypatch, xla_as_cudnn):
+def test_the_trial_is_compiled_apart_from_traces_and_meshes(
+    monkeypatch, xla_as_cudnn, traced_anew
+):
     monkeypatch.setattr(fused, "_on_nvidia", lambda: True)
     monkeypatch.setattr(fused, "_local_gpu", lambda: jax.devices()[0])
     rows = _rows(20, rows=8)

