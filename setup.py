@@ -32,6 +32,7 @@ REQUIRES = [
     # Wheels exist for Linux and macOS only.
     "array_record>=0.8; sys_platform != 'win32'",
     "pyarrow>=17",
+    "pylance>=14",
     "tensorflow-datasets>=4.9.9",
     # Read by tensorflow-datasets at run time without being declared.
     "importlib_resources>=6",
@@ -41,7 +42,6 @@ REQUIRES = [
     "safetensors>=0.5",
     "huggingface_hub>=0.34",
     "gguf>=0.17",
-    "bm25s>=0.2",
     "scann>=1.4; sys_platform == 'linux' and platform_machine == 'x86_64' "
     "and python_version < '3.14'",
     "ml-collections>=1.0",

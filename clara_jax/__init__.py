@@ -31,6 +31,8 @@ __version__ = "0.1.0"
 
 # transformers would advise at every start to install PyTorch; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# Lance would warn of every store that is new.
+os.environ.setdefault("LANCE_LOG", "error")
 
 if sys.argv[:1] == ["-m"] and any(x.startswith("clara_jax.") for x in sys.orig_argv):
     # A command that is still importing has nothing to save; see `commands.start`.

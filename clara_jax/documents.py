@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -56,3 +57,52 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def kind_of(value: Any) -> str:
+    """Return what a field of metadata holds, a JSON value.
+
+    ``bool``, ``int``, ``float``, ``text``, ``list KIND`` of one of these, or ``json``
+    for all else; empty for null, ``list `` for an empty list.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        inner = widest(map(kind_of, value))
+        plain = " " not in inner and inner != "json" and None not in value
+        return f"list {inner}" if plain else "json"
+    kinds = {bool: "bool", int: "int", float: "float", str: "text"}
+    kind = kinds.get(type(value), "json")
+    # Larger numbers than columns hold are kept as they are spelt.
+    return "json" if kind == "int" and not -(2**63) <= value < 2**63 else kind
+
+
+def fields_of(documents: Iterable[Document]) -> dict[str, str]:
+    """Return the fields of documents' metadata with their kinds, see `kind_of`."""
+    found: dict[str, str] = {}
+    for document in documents:
+        for name, value in document.metadata.items():
+            found[name] = widest([found.get(name, ""), kind_of(value)])
+    return found
+
+
+def widest(kinds: Iterable[str]) -> str:
+    """Return the kind that holds values of all these kinds, see `kind_of`.
+
+    Example:
+      >>> widest(["int", "", "float"]), widest(["text", "int"])
+      ('float', 'json')
+    """
+    found = ""
+    for kind in kinds:
+        if found in ("", kind) or (found == "list " and kind.startswith("list ")):
+            found = kind
+        elif kind == "" or (kind == "list " and found.startswith("list ")):
+            continue
+        elif {found, kind} == {"int", "float"}:
+            found = "float"
+        elif {found, kind} == {"list int", "list float"}:
+            found = "list float"
+        else:
+            return "json"
+    return found

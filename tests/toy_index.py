@@ -15,7 +15,6 @@ from toy_store import (
 )
 
 from clara_jax.search import Job, Store
-from clara_jax.search.hybrid import build_bm25
 from clara_jax.search.scann_index import build_index, update_index
 
 WIDTH = 16
@@ -41,7 +40,9 @@ def grouped_store(path, n, **changes):
 
 def add(path, n, name="a", seed=1):
     """Add documents a0, a1, ... to a store."""
-    with Job.begin(path, toy_settings(width=WIDTH), 1, {"name": name}, "add") as job:
+    fields = {"number": "int"}
+    settings = toy_settings(width=WIDTH)
+    with Job.begin(path, settings, 1, {"name": name}, "add", fields) as job:
         job.write(0, grouped(n, seed), toy_pieces(n, name=name))
         return job.commit()
 
@@ -55,7 +56,9 @@ def _update(store):
 
 
 def _words(store):
-    build_bm25(store)
+    from clara_jax.search.hybrid import index_words
+
+    index_words(store)
 
 
 ACTIONS = {"build": _build, "update": _update, "words": _words}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from clara_jax.config import MemoryConfig
-from clara_jax.documents import Document
+from clara_jax.documents import Document, fields_of
 from clara_jax.errors import ClaraError
 from clara_jax.search import Job, Store, StoreSettings, compact, delete
 from clara_jax.search.codecs import center_of
@@ -58,7 +58,8 @@ def write_store(path, settings, vectors, documents, shard_size=1024):
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
     shards = -(-len(vectors) // shard_size)
-    with Job.begin(path, settings, shards, {"pieces": len(documents)}) as job:
+    corpus, fields = {"pieces": len(documents)}, fields_of(documents)
+    with Job.begin(path, settings, shards, corpus, fields=fields) as job:
         for k in job.missing():
             part = slice(k * shard_size, (k + 1) * shard_size)
             job.write(k, vectors[part], documents[part])
@@ -106,7 +107,8 @@ def write_replaced(path, part=0, parts=1, shards=2, backwards=False):
 def _write(path, mode, name, part, parts, shards, backwards, word="text"):
     vectors = toy_vectors(shards * SHARD, seed=len(mode))
     pieces = toy_pieces(shards * SHARD, name=name, word=word)
-    with Job.begin(path, toy_settings(), shards, {"name": name}, mode) as job:
+    corpus, fields = {"name": name}, fields_of(pieces)
+    with Job.begin(path, toy_settings(), shards, corpus, mode, fields) as job:
         missing = job.missing(part, parts)
         for k in reversed(missing) if backwards else missing:
             rows = slice(k * SHARD, (k + 1) * SHARD)

@@ -50,11 +50,14 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("questions", nargs="*", help="questions; - reads them from standard input")
     add("--model", help=f"{commands.MODEL}; default: that of the store")
-    add("--store", help="folder that python -m clara_jax.compress has made")
+    add("--store", help="folder or URL that python -m clara_jax.compress has made")
     how = "how to search the store; auto: by its ScaNN index, if any, else exact"
     add("--search", choices=SEARCHES, default="auto", help=how)
-    fused = "fuse the latent ranking of the store with that of BM25"
+    fused = "fuse the latent ranking of the store with that of its words (BM25)"
     add("--hybrid", action="store_true", help=fused)
+    only = 'answer from documents that meet a condition: "year >= 2020 and team = '
+    add("--where", metavar="CONDITION", help=only + "'legal'\"")
+    add("--at", type=int, metavar="N", help="a version of the store; default: newest")
     texts = (
         ".txt or .md file (one document), or JSONL with text (and title, id) or docs; "
         f"may be repeated; default: {DOCUMENTS} in the model's folder"
@@ -137,8 +140,12 @@ def _given(arguments: argparse.Namespace) -> Session:
     """Compress documents now."""
     if not arguments.model:
         raise ClaraError("no --model given; give a run's folder, or a --store")
-    if arguments.hybrid or arguments.search != "auto":
-        raise ClaraError("--search and --hybrid are ways to search a --store; give one")
+    ways = arguments.hybrid or arguments.where is not None or arguments.at is not None
+    if ways or arguments.search != "auto":
+        raise ClaraError(
+            "--search, --hybrid, --where and --at are ways to search a --store; give "
+            "one"
+        )
     files = arguments.documents or [named_folder(arguments.model) / DOCUMENTS]
     if not arguments.documents and not files[0].is_file():
         raise ClaraError(
@@ -167,18 +174,19 @@ def _stored(arguments: argparse.Namespace) -> Session:
     """Open a store, and the model that made it."""
     if arguments.documents or arguments.whole:
         raise ClaraError("--store brings its own documents; leave --documents out")
-    store = Store.open(arguments.store)
+    store = Store.open(arguments.store, at=arguments.at)
     model, base = find_model(store)
     if arguments.model:
         model, base = arguments.model, ""
     clara = _load(arguments, model, base)
-    store = Store.open(arguments.store, vector_fingerprint(clara.network))
+    store.require(vector_fingerprint(clara.network))
     searcher = open_searcher(store, arguments.search)
     if arguments.hybrid:
         searcher = HybridSearcher(store, searcher)
-    session = Session(clara, Stored(store, searcher), arguments.top_k)
+    stored = Stored(searcher, arguments.where)
+    session = Session(clara, stored, arguments.top_k)
     if not arguments.json:
-        print(f"{len(store):,} documents in {arguments.store}")
+        print(f"{len(stored):,} documents in {arguments.store}")
     return session
 
 

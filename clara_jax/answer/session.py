@@ -19,9 +19,8 @@ from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, Spoken
 from clara_jax.generate.batched import AnyArray, refuse_long
-from clara_jax.search.exact import Searcher
-from clara_jax.search.hybrid import HybridSearcher
-from clara_jax.search.store import Store
+from clara_jax.search.exact import Searcher, meeting
+from clara_jax.search.folder import Gone
 from clara_jax.shapes import Float
 
 Found = tuple[list[int], tuple[float, ...]]
@@ -55,6 +54,9 @@ class Given:
                 bar.update(len(parts[-1]))
         self._vectors = np.concatenate(parts)
 
+    def renew(self) -> None:
+        """Do nothing: these documents stay."""
+
     def numbers(self) -> list[int]:
         """Return the numbers of all documents, in order."""
         return list(range(len(self._documents)))
@@ -77,39 +79,49 @@ class Given:
 class Stored:
     """Documents of a store, at least one, found by a searcher over it.
 
-    The model that is going to ask must have made the store.
+    The model that is going to ask must have made the store. `where` is a condition on
+    the documents, see ``Store.where``.
     """
 
-    def __init__(self, store: Store, searcher: Searcher | HybridSearcher):
+    def __init__(self, searcher: Searcher, where: str | None = None):
+        self._searcher, self._where = searcher, where
+        store = searcher.store
         if not len(store):
-            raise ClaraError(f"{store.path}: holds no documents; compress some into it")
-        self._store, self._searcher = store, searcher
+            raise ClaraError(
+                f"{store.place}: holds no documents; compress some into it"
+            )
+        self._count = len(store if where is None else meeting(store, where))
 
     def __len__(self) -> int:
-        return len(self._store)
+        return self._count
+
+    def renew(self) -> None:
+        """Go on with the newest version of the store."""
+        self._searcher.renew()
 
     def numbers(self) -> list[int]:
         """Return the numbers of all documents, in order."""
-        return np.flatnonzero(self._store.live).tolist()
+        store, where = self._searcher.store, self._where
+        return (store.ids if where is None else store.where(where)).tolist()
 
     def search(self, clara: Clara, question: str, top_k: int) -> Found:
         """Search the store."""
         query = clara.reason([question])
         flat = np.asarray(query, np.float32).reshape(1, -1)
         with clara.watch("search"):
-            texts = ([question],) if isinstance(self._searcher, HybridSearcher) else ()
-            (scores,), (rows,) = self._searcher(flat, top_k, *texts)
-        return rows.tolist(), tuple(scores.tolist())
+            found = self._searcher(flat, top_k, [question], self._where)
+        (scores,), (ids,) = found
+        return ids.tolist(), tuple(scores.tolist())
 
     def vectors(self, clara: Clara, chosen: Sequence[int]) -> Float[AnyArray, "J M D"]:
         """Read the vectors of documents, in the model's compute type."""
         with clara.watch("gather"):
-            found = self._store.vectors(np.asarray(chosen, np.int64))
+            found = self._searcher.store.vectors(chosen)
         return found.astype(clara.network.model.config.dtype)
 
     def documents(self, chosen: Sequence[int]) -> tuple[Document, ...]:
         """Read documents by number."""
-        return tuple(self._store.pieces(np.asarray(chosen, np.int64)))
+        return tuple(self._searcher.store.pieces(chosen))
 
 
 def check_question(clara: Clara, question: str) -> None:
@@ -219,11 +231,13 @@ class Session:
         watch = Stopwatch()
         clara = dataclasses.replace(self._clara, watch=watch)
         check_question(self._clara, question)
-        if self.selects:
-            chosen, scores = self._shelf.search(clara, question, self.top_k)
-        else:
-            chosen, scores = self._shelf.numbers(), None
-        vectors = self._shelf.vectors(clara, chosen)
+        try:
+            found = self._find(clara, question)
+        except Gone:
+            # The store was compacted since, or documents were deleted.
+            self._shelf.renew()
+            found = self._find(clara, question)
+        documents, scores, vectors = found
         if tell is None:
             (answer,) = clara.answer_from_vectors([question], vectors[None])
         else:
@@ -232,8 +246,19 @@ class Session:
                 answer += piece
                 tell(piece)
             watch.seconds.setdefault("decode", 0.0)  # the first token is prefill's
-        documents = self._shelf.documents(chosen)
         return Answer(question, answer, documents, scores, watch.seconds)
+
+    def _find(
+        self, clara: Clara, question: str
+    ) -> tuple[
+        tuple[Document, ...], tuple[float, ...] | None, Float[AnyArray, "J M D"]
+    ]:
+        """Return the documents to answer from, their cosines and their vectors."""
+        chosen, scores = self._shelf.numbers(), None
+        if self.selects:
+            chosen, scores = self._shelf.search(clara, question, self.top_k)
+        vectors = self._shelf.vectors(clara, chosen)
+        return self._shelf.documents(chosen), scores, vectors
 
 
 PARTS = ("reason", "select", "search", "gather", "prefill", "decode")

@@ -2,7 +2,10 @@
 
     python -m clara_jax.compress --model DIR --corpus PATH... --store DIR [--add]
     python -m clara_jax.compress --store DIR --delete ID... | --compact | --check
+    python -m clara_jax.compress --store DIR --versions | --convert OLD
     python -m clara_jax.compress index --store DIR
+
+A store is a folder, or a URL such as s3://bucket/store.
 
 The corpus is text files, JSONL files and folders of them. Interrupted in whatever way,
 the same command goes on where it was. Started on several hosts, each with its --part
@@ -13,16 +16,17 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from clara_jax import commands
 from clara_jax.compress.corpus import compress_corpus
 from clara_jax.compress.stores import (
     check_store,
     compact_store,
+    convert_store,
     delete_documents,
     index_parser,
     index_store,
+    list_versions,
 )
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS
@@ -37,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "index --help",
     )
     add = parser.add_argument
-    add("--store", required=True, metavar="DIR", help="folder of the store")
+    add("--store", required=True, metavar="PLACE", help="folder, or URL")
     add("--model", default="", metavar="DIR", help=commands.MODEL)
     files = {"nargs": "+", "action": "extend", "default": [], "metavar": "PATH"}
     text = ".txt or .md file (one document), JSONL with text (and title, id, fields "
@@ -49,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
     flag("--replace", help="as --add, but in place of documents with the same ids")
     how.add_argument("--delete", nargs="+", metavar="ID", help="take documents out")
     flag("--compact", help="give back the room of deleted documents")
-    flag("--check", help="look every byte over")
+    text = "keep versions of the last so many days (default 0: only the newest)"
+    add("--keep", type=commands.count, default=0, metavar="DAYS", help=text)
+    flag("--check", help="compare every row with its checksum")
+    flag("--versions", help="list the versions that are kept")
+    text = "take over a store of the format before Lance"
+    how.add_argument("--convert", default="", metavar="OLD", help=text)
     text = "how vectors are kept (default bfloat16, or as the store has them)"
     add("--codec", choices=CODECS, help=text)
     add("--whole", action="store_true", help="leave out the ends of long documents")
@@ -59,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     number("--batch-size", default=0, help=text)
     add("--mesh", default="", help="such as fsdp=4 or fsdp=2,tensor=2: split the model")
     add("--part", default="", metavar="I/N", help="one of N that write this store")
+    text = "take over the parts that were written into these stores"
+    add("--join", nargs="+", default=[], metavar="DIR", help=text)
     commands.add_model_options(parser)
     text = "do not put the adapter into the weights: less memory, less speed"
     add("--no-merge", action="store_true", help=text)
@@ -77,20 +88,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int | None:
-    store, given = Path(arguments.store), vars(arguments)
-    if arguments.delete or arguments.compact or arguments.check:
-        plain = vars(parser().parse_args(["--store", arguments.store]))
-        edits = ("delete", "compact", "check")
-        more = [n for n, v in given.items() if n not in edits and v != plain[n]]
-        if more:
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
-            raise ClaraError(
-                "--delete, --compact and --check take a --store and nothing else; "
-                f"leave {names} out"
-            )
-        if arguments.delete:
-            return delete_documents(store, arguments.delete)
-        return compact_store(store) if arguments.compact else check_store(store)
+    edits = {
+        "delete": delete_documents,
+        "compact": compact_store,
+        "check": check_store,
+        "versions": list_versions,
+        "convert": convert_store,
+    }
+    for name, work in edits.items():
+        if getattr(arguments, name):
+            own = (name, "store", *(["keep"] if name == "compact" else []))
+            plain = vars(parser().parse_args(["--store", arguments.store]))
+            more = [
+                n for n, v in vars(arguments).items() if n not in own and v != plain[n]
+            ]
+            if more:
+                names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
+                raise ClaraError(
+                    f"--{name} takes a --store and no more; leave {names} out"
+                )
+            return work(arguments)
+    if arguments.keep:
+        raise ClaraError("--keep goes with --compact; leave it out")
     for name in ("model", "corpus"):
         if not getattr(arguments, name):
             raise ClaraError(

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,9 +24,8 @@ from clara_jax.generate import Clara
 from clara_jax.generate.batched import require_role
 from clara_jax.loading import load
 from clara_jax.search import Job, Store, StoreSettings
-from clara_jax.search.codecs import center_of
-from clara_jax.search.manifest import JOB, MANIFEST
-from clara_jax.search.writer import check_folder
+from clara_jax.search.codecs import FLOATS, center_of
+from clara_jax.search.writer import check_place, store_of
 from clara_jax.sharding import batch_parts, make_mesh
 
 Watched = Callable[[Iterable[Any]], Iterator[Any]]
@@ -36,8 +34,6 @@ PER_DEVICE = 32  # documents that a device reads together by default
 
 SAMPLE = 64
 """Documents that tell what all vectors have in common, see ``codecs.center_of``."""
-
-_AT_ONCE = 4096
 
 
 def parse_part(text: str) -> Part:
@@ -76,7 +72,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
       ClaraError: bad input.
       Interrupted: a signal arrived; the batch at hand was finished.
     """
-    path = Path(arguments.store)
+    path = arguments.store
 
     def check(left: int | None = None) -> None:
         """End in order after a signal, naming how many shards are left."""
@@ -105,14 +101,14 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     split, shard_size = not arguments.whole, arguments.shard_size
     reader = Reader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
-    settings = _settings(arguments, clara, path)
+    before = store_of(path)
+    check_place(path, mode, before)
+    settings = _settings(arguments, clara, before)
     size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
     merge = not arguments.no_merge and arguments.quantize == "none"
     make = partial(make_compressor, mesh=mesh, batch_size=size, merge=merge)
     compress = None
-    begun = (path / JOB).is_file() or (path / MANIFEST).is_file()
-    if settings.dtype != "bfloat16" and not begun:
-        check_folder(path, mode)
+    if settings.dtype not in FLOATS and before is None:
         compress = make(clara)
         vectors = compress(reader.sample(SAMPLE), lambda _: check())
         center = center_of(vectors, settings.dtype)
@@ -127,13 +123,15 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
-    with Job.begin(path, settings, len(reader.sizes), identity, mode) as job:
+    given = settings, len(reader.sizes), identity, mode, corpus.fields
+    with Job.begin(path, *given) as job:
+        job.join(arguments.join)
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
         else:
             if mode == "add":
                 try:
-                    _refuse_known(Store.open(path), corpus, watched)
+                    _refuse_known(store_of(path), corpus, watched)
                 except (ClaraError, Interrupted):
                     job.abandon()
                     raise
@@ -149,7 +147,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         print(f"{part} is written; {rest}, so start the others, too")
         return
     held = size_of(store)
-    each = f"{megabytes(held / max(store.rows, 1))} a piece"
+    each = f"{megabytes(held / max(len(store), 1))} a piece"
     if mode == "new" and corpus.documents:
         each = f"{megabytes(held / corpus.documents)} a document, {each}"
     print(
@@ -167,13 +165,15 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         _note(f"this model has {reasoner}, to search the store with")
 
 
-def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreSettings:
+def _settings(
+    arguments: argparse.Namespace, clara: Clara, before: Store | None
+) -> StoreSettings:
     """Settings of the store; refuses a store that another model has made."""
     fingerprint, config = vector_fingerprint(clara.network), clara.network.model.config
-    codec, compute = arguments.codec, config.dtype
-    if (path / MANIFEST).is_file():
-        store = Store.open(path, fingerprint)
-        codec = codec or store.dtype
+    codec, compute, path = arguments.codec, config.dtype, arguments.store
+    if before is not None:
+        before.require(fingerprint)
+        codec = codec or before.dtype
     if arguments.quantize != "none":
         compute += f", {arguments.quantize}"
     return StoreSettings(
@@ -187,21 +187,17 @@ def _settings(arguments: argparse.Namespace, clara: Clara, path: Path) -> StoreS
     )
 
 
-def _refuse_known(store: Store, corpus: Corpus, watched: Watched) -> None:
+def _refuse_known(store: Store | None, corpus: Corpus, watched: Watched) -> None:
     """Refuse documents that the store has, before any work is done."""
-    places: dict[str, str] = {}
+    known = set() if store is None else store.known_ids()
     for i in watched(range(len(corpus))):
-        places.update({document.id: corpus.place(i) for document in corpus[i]})
-        if len(places) < _AT_ONCE and i + 1 < len(corpus):
-            continue
-        for id, row in zip(places, store.find(list(places), "id"), strict=True):
-            if row >= 0:
+        for document in corpus[i]:
+            if document.id in known:
                 raise ClaraError(
-                    f"{places[id]}: {store.path} already has a document with the id "
-                    f"'{id}'; replace it with --replace, or give the new document "
-                    "another id"
+                    f"{corpus.place(i)}: the store already has a document with the id "
+                    f"'{document.id}'; replace it with --replace, or give the new "
+                    "document another id"
                 )
-        places.clear()
 
 
 def _report_counts(counts: Counter[str], seconds: float) -> None:

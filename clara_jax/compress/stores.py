@@ -1,13 +1,14 @@
-"""What is done to a store that is there: delete, compact, check, index."""
+"""What is done to a store that is there: delete, compact, check, index, convert."""
 
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from tqdm import tqdm
 
 from clara_jax import commands
 from clara_jax.clara import vector_fingerprint
+from clara_jax.compress.old_store import OldStore
 from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
-from clara_jax.search import Store, check, compact, delete
-from clara_jax.search.hybrid import build_bm25
+from clara_jax.search import Job, Store, check, compact, delete, versions
+from clara_jax.search.folder import is_remote
+from clara_jax.search.hybrid import has_words, index_words
 from clara_jax.search.index_files import Settings, has_index
 from clara_jax.search.scann_index import METHODS, build_index, report, update_index
 from clara_jax.shapes import Float
@@ -38,6 +41,8 @@ def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
     if not str(model) or not Path(model).exists():
         return str(model)
     place, origin = os.path.realpath(model), os.path.realpath(store)
+    if is_remote(store):
+        return place
     relative = Path(os.path.relpath(place, origin))
     shared = Path(os.path.commonpath((place, origin)))
     near = relative.parts.count(os.pardir) <= _NEAR and shared != shared.parent
@@ -51,14 +56,15 @@ def find_model(store: Store) -> tuple[str, str]:
     """
 
     def place(name: str) -> str:
-        beside = store.path / name
+        beside = Path(store.place, name)
         return str(beside) if name and beside.exists() else name
 
-    return place(store.manifest.model), place(store.manifest.base)
+    return place(store.settings.model), place(store.settings.base)
 
 
-def delete_documents(store: Path, ids: Sequence[str]) -> None:
+def delete_documents(arguments: argparse.Namespace) -> None:
     """Take documents out of a store."""
+    store, ids = arguments.store, arguments.delete
     pieces, count = delete(store, ids), len(set(ids))
     print(
         f"deleted {count} document{'s' * (count > 1)} in {pieces} "
@@ -67,21 +73,21 @@ def delete_documents(store: Path, ids: Sequence[str]) -> None:
     )
 
 
-def compact_store(store: Path) -> None:
-    """Give back the room of deleted documents."""
-    before = size_of(Store.open(store))
-    with _bar("compact", "piece") as progress:
-        dropped = compact(store, progress)
-    opened = Store.open(store)
+def compact_store(arguments: argparse.Namespace) -> None:
+    """Give back the room of deleted documents and of earlier versions."""
+    before = size_of(Store.open(arguments.store))
+    freed = compact(arguments.store, datetime.timedelta(days=arguments.keep))
+    opened = Store.open(arguments.store)
     print(
-        f"dropped {dropped:,} deleted pieces; {len(opened):,} pieces are left in "
+        f"gave back {megabytes(freed)}; {len(opened):,} pieces are left in "
         f"{megabytes(size_of(opened))}, before {megabytes(before)}"
     )
 
 
-def check_store(store: Path) -> int:
-    """Compare all files with their checksums; return an exit status, 1 for damage."""
-    with _bar("check", "B") as progress:
+def check_store(arguments: argparse.Namespace) -> int:
+    """Compare all rows with their checksums; return an exit status, 1 for damage."""
+    store = arguments.store
+    with _bar("check", "piece") as progress:
         findings = check(store, progress)
     for finding in findings:
         print(finding)
@@ -93,9 +99,29 @@ def check_store(store: Path) -> int:
     return 0
 
 
+def list_versions(arguments: argparse.Namespace) -> None:
+    """Print the versions of a store that are kept."""
+    for number, time_made, rows in versions(arguments.store):
+        print(f"{number:>6}  {time_made:%Y-%m-%d %H:%M:%S}  {rows:,} pieces")
+
+
+def convert_store(arguments: argparse.Namespace) -> None:
+    """Make a store of one of the format before Lance."""
+    old = OldStore(Path(arguments.convert))
+    given = old.settings, old.shards, {"converted": old.digest}, "new", old.fields
+    with Job.begin(arguments.store, *given) as job, _bar("convert", "shard") as bar:
+        for done, k in enumerate(job.missing(), 1):
+            job.write_rows(k, *old.read(k))
+            bar(done, old.shards)
+        store = job.commit()
+    assert store is not None
+    print(f"{arguments.store}: {len(store):,} pieces, {megabytes(size_of(store))}")
+
+
 def size_of(store: Store) -> int:
-    """Return the bytes of all files of a store, its indexes not counted."""
-    return sum(sum(shard.sizes.values()) for shard in store.manifest.shards)
+    """Return the bytes of the rows of a store, its indexes not counted."""
+    files = (f for part in store.dataset.get_fragments() for f in part.data_files())
+    return sum(file.file_size_bytes or 0 for file in files)
 
 
 def megabytes(size: int | float) -> str:
@@ -126,7 +152,7 @@ def index_parser() -> argparse.ArgumentParser:
         description="Build or update the index of a store, and measure it.",
     )
     add = parser.add_argument
-    add("--store", required=True, metavar="DIR", help="the store")
+    add("--store", required=True, metavar="PLACE", help="the store")
     add("--method", choices=METHODS, help="default: by the number of documents")
     number = functools.partial(add, type=int, metavar="N")
     number("--dims", help="directions of a key (default 128)")
@@ -140,7 +166,7 @@ def index_parser() -> argparse.ArgumentParser:
     add("--no-soar", dest="soar", action="store_const", const=False, help=text)
     text = "build anew; else an index that is there is brought up to date, unless "
     add("--rebuild", action="store_true", help=text + "other settings are given")
-    add("--bm25", action="store_true", help="index the words, too, for --hybrid")
+    add("--words", action="store_true", help="index the words, too, for --hybrid")
     add("--no-report", action="store_true", help="do not compare with exact search")
     add("--top-k", type=int, default=5, help="documents compared (default 5)")
     text = "compare with these (.txt: one a line; JSONL: question), read by the "
@@ -164,11 +190,11 @@ def index_store(arguments: argparse.Namespace) -> None:
         raise ClaraError("--model reads questions; give some with --questions FILE")
     store = Store.open(arguments.store)
     queries = _queries(arguments, store) if arguments.questions else None
-    if arguments.bm25 or has_index(store, "bm25"):
+    if arguments.words or has_words(store):
         begin = time.perf_counter()
-        note = build_bm25(store, progress=_say)
+        index_words(store, progress=_say)
         seconds = time.perf_counter() - begin
-        print(f"BM25 index of {note['documents']:,} pieces: {seconds:.1f} s")
+        print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
@@ -196,7 +222,7 @@ def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "
     options = commands.model_options(arguments)
     options["base"] = arguments.base or ("" if arguments.model else base)
     clara = load(arguments.model or model, config, **options)
-    Store.open(store.path, vector_fingerprint(clara.network))
+    store.require(vector_fingerprint(clara.network))
     _say(f"vectors of {len(questions):,} questions")
     found = clara.reason(questions).astype(np.float32)
     return found.reshape(len(questions), -1)

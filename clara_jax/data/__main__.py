@@ -143,7 +143,7 @@ def _searched(folder: str, model: str) -> Searched:
 
     def search(questions: Sequence[str], count: int) -> list[list[str]]:
         queries = np.asarray(clara.reason(questions), np.float32)
-        _, rows = searcher(queries.reshape(len(questions), -1), count)
+        _, rows = searcher(queries.reshape(len(questions), -1), count, questions)
         texts = store.strings(rows.reshape(-1), "text")
         return [list(texts[i : i + count]) for i in range(0, rows.size, count)]
 

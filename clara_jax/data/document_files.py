@@ -19,7 +19,7 @@ import numpy as np
 
 from clara_jax.data.records import passage
 from clara_jax.data.sources import JsonFile, locate
-from clara_jax.documents import Document, is_unicode, text_digest
+from clara_jax.documents import Document, is_unicode, kind_of, text_digest, widest
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
@@ -158,6 +158,8 @@ class Corpus:
       lengths: characters in the texts of each entry.
       size: bytes of all files.
       digest: checksum of the files' names, sizes and contents.
+      fields: of the documents' metadata, with the kind that holds all values, see
+        ``documents.kind_of``.
 
     Raises:
       ClaraError: a file cannot be read, an entry is not a document (names file and
@@ -192,9 +194,13 @@ class Corpus:
         self.lengths = np.zeros(len(self), np.int64)
         self._numbers = np.zeros(len(self), np.int64)  # documents up to an entry's end
         hashes = array.array("Q")
+        self.fields: dict[str, str] = {}
         for i in progress(range(len(self))):
             for document in self[i]:
                 hashes.append(_hash(document.id))
+                for name, value in document.metadata.items():
+                    kinds = [self.fields.get(name, ""), kind_of(value)]
+                    self.fields[name] = widest(kinds)
                 self.lengths[i] += len(document.text)
             self._numbers[i] = len(hashes)
         self.documents = len(hashes)

@@ -26,16 +26,17 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, examine, questions_of
 from clara_jax.evaluate.metrics import recall_of
 from clara_jax.generate import AnswerConfig, Clara
+from clara_jax.generate.batched import AnyArray
 from clara_jax.loading import load
 from clara_jax.pipeline.before import ReportSettings
-from clara_jax.shapes import Float, Int
+from clara_jax.search import Store
+from clara_jax.search.exact import ExactSearcher
+from clara_jax.shapes import Float
 from clara_jax.stages import STAGES
 from clara_jax.text.bm25 import Bm25
-from clara_jax.train.vectors import cached_vectors
+from clara_jax.train.document_vectors import store_vectors
 
 KS = (1, 5)
-_AT_ONCE = 128
-"""Questions whose scores over the whole corpus are in memory together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +119,13 @@ class Known:
     """Vectors of a corpus, made beforehand, and of other documents, each made once.
 
     Attributes:
-      corpus: the first passages, which have the `vectors` ``[U, M, D]``.
+      corpus: the first passages, whose vectors the `store` has.
       whole: how many passages there are, those without vectors included.
       places: passage to its place in the corpus.
     """
 
-    def __init__(
-        self, clara: Clara, corpus: Sequence[str], vectors: Float[np.ndarray, "U M D"]
-    ):
-        self.corpus, self.vectors = corpus[: len(vectors)], vectors
+    def __init__(self, clara: Clara, corpus: Sequence[str], store: Store):
+        self.corpus, self.store = corpus[: len(store)], store
         self.whole = len(corpus)
         self.places = {text: i for i, text in enumerate(self.corpus)}
         self._clara = clara
@@ -140,9 +139,10 @@ class Known:
         ]
         if missing:
             others.update(zip(missing, self._clara.compress(missing), strict=True))
-        return np.stack(
-            [others[t] if t in others else self.vectors[places[t]] for t in texts]
-        )
+        known = {t: places[t] for t in texts if t in places}
+        vectors = self.store.vectors(list(known.values()))
+        found = dict(zip(known, vectors, strict=True))
+        return np.stack([others[t] if t in others else found[t] for t in texts])
 
 
 def compress_corpus(
@@ -151,13 +151,13 @@ def compress_corpus(
     folder: Path,
     seconds: float | None,
     stop: Callable[[], object],
-) -> Float[np.ndarray, "U M D"]:
+) -> Store:
     """Compress distinct passages, or as many of the first as there is time for.
 
     ``folder/vectors`` keeps them; `seconds` and `stop` are as of `answer_all`.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    return cached_vectors(
+    return store_vectors(
         folder / "vectors",
         clara,
         list(corpus),
@@ -241,10 +241,14 @@ def corpus_recall(
         return None
     asked = [q.question for q in counted]
     right = [[known.places[text] for text in q.gold_documents] for q in counted]
-    k = min(max(KS), len(known.corpus))
+    k, search = min(max(KS), len(known.corpus)), ExactSearcher(known.store)
+
+    def flat(queries: Float[AnyArray, "B M D"]) -> Float[np.ndarray, "B W"]:
+        return np.asarray(queries, np.float32).reshape(len(queries), -1)
+
     found = {
-        "model": nearest(models.clara.reason(asked), known.vectors, k),
-        "before": nearest(models.before.reason(asked), known.vectors, k),
+        "model": search(flat(models.clara.reason(asked)), k)[1],
+        "before": search(flat(models.before.reason(asked)), k)[1],
         "bm25": Bm25(known.corpus).best(asked, k)[1],
     }
     rankings = {n: recall_of(right, r.tolist(), KS, seed) for n, r in found.items()}
@@ -254,27 +258,6 @@ def corpus_recall(
         "of": known.whole,
         "questions": len(asked),
     }
-
-
-def nearest(
-    queries: Float[np.ndarray, "B M D"], vectors: Float[np.ndarray, "U M D"], k: int
-) -> Int[np.ndarray, "B k"]:
-    """Return the places of the k nearest vectors of each query, by cosine."""
-
-    @jax.jit
-    def scores(rows: Any, table: Any) -> Any:
-        products = jax.numpy.matmul(rows, table.T, preferred_element_type=np.float32)
-        norms = jax.numpy.linalg.norm(table.astype(np.float32), axis=-1)
-        return products / jax.numpy.maximum(norms, 1e-9)[None, :]
-
-    table = jax.device_put(np.asarray(vectors).reshape(len(vectors), -1))
-    flat = queries.reshape(len(queries), -1).astype(vectors.dtype)
-    rows = np.pad(flat, [(0, -len(flat) % _AT_ONCE), (0, 0)])
-    found = [
-        np.argsort(-np.asarray(scores(part, table)), axis=1, kind="stable")[:, :k]
-        for part in np.split(rows, len(rows) // _AT_ONCE)
-    ]
-    return np.concatenate(found)[: len(queries)]
 
 
 def corpus_of(folder: Path, count: int) -> list[str]:

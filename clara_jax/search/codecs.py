@@ -1,4 +1,4 @@
-"""How document vectors are kept: bfloat16, int8 or int4, with a scale per vector.
+"""How document vectors are kept: float32, bfloat16, or int8 or int4 with scales.
 
 int8 and int4 keep a vector less the store's `center`, which all vectors of a model have
 in common.
@@ -15,8 +15,14 @@ from jaxtyping import Float, Shaped
 
 from clara_jax.errors import ClaraError
 
-_KINDS = {"bfloat16": np.uint16, "int8": np.int8, "int4": np.uint8}
+_KINDS = {
+    "float32": np.uint32,
+    "bfloat16": np.uint16,
+    "int8": np.int8,
+    "int4": np.uint8,
+}
 CODECS = tuple(_KINDS)  # from the widest to the narrowest
+FLOATS = ("float32", "bfloat16")  # which have no scales
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 """Where int4 may cut a vector's numbers off, in parts of the largest of them."""
@@ -41,13 +47,13 @@ def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:
-    """Return the mean of some dozens of vectors as text; empty for bfloat16.
+    """Return the mean of some dozens of vectors as text; empty for types of floats.
 
     Raises:
       ClaraError: a number is not finite.
     """
     _check_finite(vectors)
-    if dtype == "bfloat16" or not len(vectors):
+    if dtype in FLOATS or not len(vectors):
         return ""
     mean = np.mean(vectors, axis=0, dtype=np.float64)
     return base64.b64encode(mean.astype(ml_dtypes.bfloat16).tobytes()).decode()
@@ -68,12 +74,12 @@ def encode(
 ) -> tuple[Codes, Scales | None]:
     """Turn vectors, less the `center`, into codes.
 
-    bfloat16 rounds to the nearest; int8 makes the largest number 127; int4 keeps the
-    one of `CLIPS` with the least squared error.
+    float32 keeps all bits, bfloat16 rounds to the nearest; int8 makes the largest
+    number 127; int4 keeps the one of `CLIPS` with the least squared error.
 
     Returns:
-      Codes (uint16: bits of bfloat16; int8; uint8: numbers ``j`` and ``j + ceil(D/2)``
-      in the low and high half of byte ``j``) and scales, None for bfloat16.
+      Codes (bits of floats; int8; uint8: numbers ``j`` and ``j + ceil(D/2)`` in the low
+      and high half of byte ``j``) and scales, None for floats.
 
     Raises:
       ClaraError: there is no such codec, or a number is not finite.
@@ -81,8 +87,9 @@ def encode(
     *leading, width = vectors.shape
     kind, length = code_type(dtype, width)
     _check_finite(vectors)
-    if dtype == "bfloat16":
-        return vectors.astype(ml_dtypes.bfloat16).view(kind), None
+    if dtype in FLOATS:
+        own = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+        return np.ascontiguousarray(vectors, own).view(kind), None
     codes, scales = np.empty((*leading, length), kind), np.empty(leading, np.float32)
     step = max(1, _AT_ONCE // max(1, vectors[:1].size))
     for start in range(0, len(vectors), step):
@@ -107,6 +114,8 @@ def decode(
     center: Float[Any, "M D"] | None = None,
 ) -> Float[Any, "*n D"]:
     """Turn codes, arrays of `xp` (``numpy`` or ``jax.numpy``), back into vectors."""
+    if dtype == "float32":
+        return codes.view(xp.float32)
     if dtype == "bfloat16":
         return (codes.astype(xp.uint32) << 16).view(xp.float32)
     if dtype == "int8":

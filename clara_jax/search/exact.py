@@ -7,8 +7,8 @@ disk through the same program, the next block being read meanwhile.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ _ROWS = PartitionSpec("rows")
 Flat = Float[np.ndarray, "n W"]  # flat vectors, ``W = M * D``
 
 Found = tuple[Float[np.ndarray, "B k"], Int[np.ndarray, "B k"]]
-"""For each question exact cosines (float32) of the full vectors, descending, and row
-numbers of the store (int64). Deleted rows are never among them."""
+"""For each question exact cosines (float32) of the full vectors, descending, and ids of
+rows of the store (int64). Where fewer than `k` rows meet a condition, these."""
 
 Block = tuple[
     Shaped[Array | np.ndarray, "rows M _"],
@@ -51,10 +51,35 @@ Best = tuple[Float[Array, "devices B k"], Int32[Array, "devices B k"]]
 """The best found so far, for each device its own: scores, descending, of equal ones
 that of the lower row first; and places, rows among those of the device."""
 
+_FEW_BYTES, _FEW = 4 << 20, 256
+"""Of rows that meet a condition, up to which they are read one by one and compared."""
 
-Searcher = Callable[[Flat, int], Found]
-"""Finds the `k` documents nearest to each question, a vector of any length; refuses
-vectors of other stores, and a `k` that is too large."""
+
+@runtime_checkable
+class Searcher(Protocol):
+    """Finds the `k` documents nearest to each question, a vector of any length.
+
+    Refuses vectors of other stores, a `k` that is too large, and a condition that makes
+    no sense, or that no row meets.
+    """
+
+    store: Store
+
+    def __call__(
+        self,
+        queries: Flat,
+        k: int,
+        texts: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> Found:
+        """Search for questions as vectors, and as texts where words count, too.
+
+        `where` is a condition on the documents, see ``Store.where``.
+        """
+        ...
+
+    def renew(self) -> None:
+        """Go on with the newest version of the store."""
 
 
 class Scan(NamedTuple):
@@ -75,7 +100,7 @@ class ExactSearcher:
       devices: of this process; None takes all of them.
       memory_limit: bytes for codes on all devices together. Larger stores are
         `streamed`: read from disk at every call. None: what is free, see `free_memory`.
-      start: first row that is searched.
+      since: first id that is searched.
     """
 
     def __init__(
@@ -84,13 +109,19 @@ class ExactSearcher:
         *,
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
         memory_limit: int | None = None,
-        start: int = 0,
+        since: int = 0,
     ):
-        self.store, self.start = store, start
-        devices = list(jax.local_devices() if devices is None else devices)
-        kind, count = devices[0].platform, store.rows - start
-        self.documents = int(np.count_nonzero(store.live[start:]))
-        limit = free_memory(devices) if memory_limit is None else memory_limit
+        self.since, self._limit = since, memory_limit
+        self._devices = list(jax.local_devices() if devices is None else devices)
+        self._open(store)
+
+    def _open(self, store: Store) -> None:
+        self.store, devices = store, self._devices
+        self.ids = store.ids[np.searchsorted(store.ids, self.since) :]
+        self.documents = count = len(self.ids)
+        kind, limit = devices[0].platform, self._limit
+        if limit is None:
+            limit = free_memory(devices)
         self.streamed = store.row_bytes * count > limit
         share = -(-count // len(devices))
         tile = _CPU_TILE if kind == "cpu" else _TILE
@@ -108,16 +139,36 @@ class ExactSearcher:
         self._split = NamedSharding(self._mesh, _ROWS)
         self._resident = [jax.device_put(self._read(i), self._split) for i in kept]
 
-    def __call__(self, queries: Flat, k: int) -> Found:
-        """Return cosines and row numbers of the `k` nearest documents."""
+    def renew(self) -> None:
+        """Go on with the newest version of the store."""
+        self._open(self.store.newest())
+
+    def __call__(
+        self,
+        queries: Flat,
+        k: int,
+        texts: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> Found:
+        """Return cosines and ids of the `k` nearest documents."""
+        del texts
         units = check_queries(queries, k, self.store)
+        allowed = None
+        if where is not None:
+            allowed = np.intersect1d(meeting(self.store, where), self.ids)
+            k = min(k, len(allowed))
+            if len(allowed) <= few(self.store):
+                return nearest_of(self.store, units, [allowed] * len(units), k)
         found = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
         for begin in range(0, len(units), LARGEST_BATCH):
-            found.append(self._search(units[begin : begin + LARGEST_BATCH], k))
-        scores, rows = map(np.concatenate, zip(*found, strict=True))
-        return scores, rows
+            part = units[begin : begin + LARGEST_BATCH]
+            found.append(self._search(part, k, allowed))
+        scores, ids = map(np.concatenate, zip(*found, strict=True))
+        return scores, ids
 
-    def _search(self, units: Flat, k: int) -> Found:
+    def _search(
+        self, units: Flat, k: int, allowed: Int[np.ndarray, "_"] | None
+    ) -> Found:
         # Filled up to powers of two, as is `k`, so that few programs are compiled.
         padded = np.pad(units, [(0, _bucket(len(units)) - len(units)), (0, 0)])
         offsets = np.zeros(len(padded), np.float32)
@@ -137,25 +188,43 @@ class ExactSearcher:
             for number, block in enumerate(blocks):
                 first = jax.device_put(np.int32(number * self._share), whole)
                 there = jax.device_put(block, self._split)
+                if allowed is not None:
+                    out = ~np.isin(self._rows(number)[0], allowed)
+                    out = jax.device_put(out, self._split)
+                    there = (*there[:2], jnp.where(out, np.float32(-1), there[2]))
                 best = _scan(query, there, first, best, self._scan)
             scores, places = jax.device_get(best)
         device = np.arange(devices, dtype=np.int64)[:, None, None]
         number, local = np.divmod(places.astype(np.int64), self._share)
-        rows = self.start + (number * devices + device) * self._share + local
+        rows = (number * devices + device) * self._share + local
+        ids = self.ids[np.where(places < 0, 0, np.minimum(rows, self.documents - 1))]
         flat = (len(padded), devices * wide)
-        scores, rows = (x.transpose(1, 0, 2).reshape(flat) for x in (scores, rows))
-        return best_of(scores[: len(units)], rows[: len(units)], k)
+        scores, ids = (x.transpose(1, 0, 2).reshape(flat) for x in (scores, ids))
+        return best_of(scores[: len(units)], ids[: len(units)], k)
+
+    def _rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a block's rows, and which only fill it up."""
+        size = self._share * self._mesh.size
+        rows = np.arange(number * size, (number + 1) * size)
+        inside = np.minimum(rows, self.documents - 1)
+        return self.ids[inside], inside != rows
 
     def _read(self, number: int) -> Block:
         """Copy a block out of the store's files; the store's last row fills it up."""
-        store, size = self.store, self._share * self._mesh.size
-        begin = self.start + number * size
-        numbers = np.arange(begin, begin + size)
-        rows = np.minimum(numbers, store.rows - 1)
-        norms = store.norms(rows)
+        ids, filling = self._rows(number)
+        arrays = self.store.arrays(ids)
+        norms = arrays["norm"]
         inverse = 1 / np.where(norms > 0, norms, np.float32(np.inf))
-        inverse[~store.live[rows] | (numbers != rows)] = -1
-        return *store.codes(rows), inverse
+        inverse[filling] = -1
+        return arrays["codes"], arrays.get("scales"), inverse
+
+
+def meeting(store: Store, where: str) -> Int[np.ndarray, "_"]:
+    """Return the ids of rows that meet a condition; refuse one that none meets."""
+    found = store.where(where)
+    if not len(found):
+        raise ClaraError(f"{store.place}: no document meets the condition {where!r}")
+    return found
 
 
 def check_queries(queries: Flat, k: int, store: Store) -> Flat:
@@ -163,7 +232,7 @@ def check_queries(queries: Flat, k: int, store: Store) -> Flat:
     width, given = store.num_memory * store.width, queries.shape[1]
     if given != width:
         raise ClaraError(
-            f"{store.path}: its documents are {store.num_memory} x {store.width} = "
+            f"{store.place}: its documents are {store.num_memory} x {store.width} = "
             f"{width} numbers, but the question vectors have {given}; encode "
             "questions with the model that made the store"
         )
@@ -171,7 +240,7 @@ def check_queries(queries: Flat, k: int, store: Store) -> Flat:
         raise ClaraError(f"{k} documents per question were asked for; take 1 or more")
     if k > len(store):
         raise ClaraError(
-            f"{store.path}: holds {len(store)} documents, but {k} per question were "
+            f"{store.place}: holds {len(store)} documents, but {k} per question were "
             "asked for; ask for fewer"
         )
     units = unit(queries)
@@ -199,22 +268,39 @@ def best_of(
     return np.take_along_axis(scores, order, -1), np.take_along_axis(rows, order, -1)
 
 
+def few(store: Store) -> int:
+    """Return how many rows are compared faster one by one than by a search."""
+    return max(_FEW, _FEW_BYTES // store.row_bytes)
+
+
+def nearest_of(
+    store: Store, units: Flat, candidates: Sequence[Int[np.ndarray, "_"]], k: int
+) -> Found:
+    """Return the `k` nearest of each question's own candidates, `k` or more of them."""
+    best = np.empty((len(units), k), np.float32), np.empty((len(units), k), np.int64)
+    scores = rescore(store, units, candidates)
+    for i, found in enumerate(zip(scores, candidates, strict=True)):
+        best[0][i], best[1][i] = best_of(*found, k)
+    return best
+
+
 def rescore(
-    store: Store, units: Flat, rows: Sequence[Int[np.ndarray, "_"]]
+    store: Store, units: Flat, ids: Sequence[Int[np.ndarray, "_"]]
 ) -> list[Float[np.ndarray, "_"]]:
     """Return exact cosines of each question, of length 1, with rows of its own.
 
     Only these rows are read. For a vector of zeros the cosine is 0.
     """
     found = []
-    for query, candidates in zip(units, rows, strict=True):
+    for query, candidates in zip(units, ids, strict=True):
         products = np.empty(len(candidates), np.float32)
-        codes, scales = store.codes(candidates)
+        arrays = store.arrays(candidates)
+        codes, scales = arrays["codes"], arrays.get("scales")
         for part, vectors in decode_parts(codes, scales, store.dtype, store.width):
             products[part] = vectors.reshape(len(vectors), -1) @ query
         if store.center is not None:
             products += store.center.reshape(-1) @ query
-        norms = store.norms(candidates)
+        norms = arrays["norm"]
         found.append(products / np.where(norms > 0, norms, 1))
     return found
 

@@ -1,115 +1,138 @@
-"""Words and meaning together: BM25 and a latent search, fused by rank.
+"""Words and meaning together: full text and a latent search, fused by rank.
 
 Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a document's score is
-the sum over both rankings of ``1 / (60 + rank)``. Ranks need no common scale.
+the sum over both rankings of ``1 / (60 + rank)``. Ranks need no common scale. Words are
+ranked by Lance's full-text index (BM25), cut by the rules of Unicode and dictionaries
+for Chinese and Japanese; what was added since it was built, is read beside it.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
+from lance.query import MultiMatchQuery
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.exact import Flat, Found, Searcher, check_queries, rescore
-from clara_jax.search.index_files import ROWS, IndexFolder
+from clara_jax.search.exact import (
+    Flat,
+    Found,
+    Searcher,
+    check_queries,
+    meeting,
+    rescore,
+)
+from clara_jax.search.folder import lance_at_work
+from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Progress, Store
-from clara_jax.text.bm25 import best_of, library, tokenize
+from clara_jax.text.bm25 import TOKENIZER
 
 K0 = 60
 DEPTH = 100
 """Documents of each ranking that are fused; at least twice as many as asked for."""
 
-_AT_ONCE = 4096  # documents read together
+COLUMNS = ("text", "title")
 
 
-def build_bm25(store: Store, *, progress: Progress = lambda _: None) -> dict[str, Any]:
-    """Build the BM25 index of a store, in place of the one that is there.
-
-    Titles count as part of the text. English stop words are left out. Returns what the
-    index holds, see `IndexFolder.read`.
+def index_words(store: Store, *, progress: Progress = lambda _: None) -> None:
+    """Build the full-text index of a store, or bring it up to date.
 
     Raises:
-      ClaraError: bm25s is not installed, there are no words to index, another process
-        is building the index, or the disk is full.
+      ClaraError: the store is empty, or the disk is full.
     """
-    bm25s = library()
-    index = IndexFolder(store, "bm25")
-    rows = np.flatnonzero(store.live)
+    if not len(store):
+        raise ClaraError(f"{store.place}: holds no documents to index")
+    there = _indexed(store)
+    with lance_at_work(store.place, "written"):
+        for column in COLUMNS:
+            if column not in there:
+                progress(f"words of {len(store):,} documents: {column}")
+                store.dataset.create_scalar_index(
+                    column, "INVERTED", with_position=False, **TOKENIZER
+                )
+        if there:
+            progress(f"words of {len(store):,} documents: up to date")
+            store.dataset.optimize.optimize_indices()
 
-    def texts() -> Iterator[str]:
-        for begin in range(0, len(rows), _AT_ONCE):
-            for piece in store.pieces(rows[begin : begin + _AT_ONCE]):
-                titled = piece.title in piece.text
-                yield piece.text if titled else f"{piece.title}\n{piece.text}"
 
-    with index.hold():
-        progress(f"words of {len(rows):,} documents")
-        words = bm25s.tokenize(texts(), stopwords="en", show_progress=False)
-        if not words.vocab:
-            raise ClaraError(f"{store.path}: its documents hold no words to index")
-        progress(f"BM25 of {len(words.vocab):,} words")
-        ranker = bm25s.BM25()
-        ranker.index(words, show_progress=False)
+def has_words(store: Store) -> bool:
+    """Return whether a store has a full-text index, be it out of date."""
+    return set(COLUMNS) <= _indexed(store)
 
-        def write(folder: Path) -> None:
-            ranker.save(str(folder), show_progress=False)
-            np.save(folder / ROWS, rows)
 
-        return index.write(write, {"documents": len(rows)})
+def _indexed(store: Store) -> set[str]:
+    with lance_at_work(store.place):
+        found = store.dataset.describe_indices()
+    return {name for index in found for name in index.field_names} & set(COLUMNS)
 
 
 class HybridSearcher:
-    """BM25 and another search of a store, fused by rank; a ``Searcher`` with texts.
+    """Full text and another search of a store, fused by rank; needs texts.
 
     Raises:
-      ClaraError: bm25s is not installed, there is no BM25 index, it is damaged, of
-        other rows, or lacks documents that were added since.
+      ClaraError: there is no full-text index.
     """
 
     def __init__(self, store: Store, latent: Searcher):
-        bm25s = library()
+        if not has_words(store):
+            raise ClaraError(
+                f"{store.place}: has no full-text index; build it with `python -m "
+                f"clara_jax.compress index --store {store.place} --words`, or search "
+                "without --hybrid"
+            )
         self.store, self.latent = store, latent
-        index = IndexFolder(store, "bm25")
-        note, folder = index.open()
-        missing = int(np.count_nonzero(store.live[note["rows"] :]))
-        if missing:
-            what = f"lacks {missing} documents that were added since it was built"
-            raise index.useless(index.path, what)
-        self._ranker = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
-        self._rows = np.load(folder / ROWS)
-        self._live = store.live[self._rows]
 
-    def __call__(self, queries: Flat, k: int, texts: Sequence[str]) -> Found:
+    def renew(self) -> None:
+        """Go on with the newest version of the store."""
+        self.latent.renew()
+        self.store = self.latent.store
+
+    def __call__(
+        self,
+        queries: Flat,
+        k: int,
+        texts: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> Found:
         """Return the `k` best rows of each question, given as vector and as text.
 
         Cosines need not be descending, since the order is that of the fused ranks.
         """
-        if len(texts) != len(queries):
-            raise ClaraError(f"{len(queries)} question vectors, but {len(texts)} texts")
+        if texts is None or len(texts) != len(queries):
+            count = 0 if texts is None else len(texts)
+            raise ClaraError(f"{len(queries)} question vectors, but {count} texts")
         units = check_queries(queries, k, self.store)
+        if where is not None:
+            k = min(k, len(meeting(self.store, where)))
         depth = min(max(DEPTH, 2 * k), len(self.store))
-        _, near = self.latent(queries, depth)
-        rows = np.empty((len(texts), k), np.int64)
+        _, near = self.latent(queries, depth, where=where)
+        ids = np.empty((len(texts), k), np.int64)
         for i, text in enumerate(texts):
-            rows[i] = _fused(near[i], self.by_words(text, depth))[:k]
-        scores = rescore(self.store, units, list(rows))
-        return np.array(scores, np.float32).reshape(rows.shape), rows
+            ids[i] = _fused(near[i], self.by_words(text, depth, where))[:k]
+        scores = rescore(self.store, units, list(ids))
+        return np.array(scores, np.float32).reshape(ids.shape), ids
 
-    def by_words(self, text: str, count: int) -> Int[np.ndarray, "_"]:
-        """Return rows that share a word with a text, best first, at most `count`."""
-        (words,) = tokenize([text])
-        ids = self._ranker.get_tokens_ids(words)
-        if not ids:
-            return self._rows[:0]
-        scores = self._ranker.get_scores_from_ids(ids)
-        return self._rows[best_of(scores, count, self._live)]
+    def by_words(
+        self, text: str, count: int, where: str | None = None
+    ) -> Int[np.ndarray, "_"]:
+        """Return ids of rows that share a word with a text, best first."""
+        query = MultiMatchQuery(text, list(COLUMNS))
+        with lance_at_work(self.store.place):
+            found = self.store.dataset.scanner(
+                columns=["_score"],
+                full_text_query=query,
+                filter=where,
+                prefilter=True,
+                limit=count,
+                with_row_id=True,
+            ).to_table()
+        ids = to_numpy(found["_rowid"]).astype(np.int64)
+        # Of equals the lower first.
+        return ids[np.lexsort((ids, -to_numpy(found["_score"])))]
 
 
 def _fused(*rankings: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:
-    """Return all rows of some rankings by fused rank, lower rows first if equal."""
-    rows, places = np.unique(np.concatenate(rankings), return_inverse=True)
+    """Return all ids of some rankings by fused rank, lower ids first if equal."""
+    ids, places = np.unique(np.concatenate(rankings), return_inverse=True)
     shares = [1 / (K0 + 1 + np.arange(len(ranking))) for ranking in rankings]
     scores = np.bincount(places, np.concatenate(shares))
-    return rows[np.argsort(-scores, kind="stable")]
+    return ids[np.argsort(-scores, kind="stable")]

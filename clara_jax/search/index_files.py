@@ -1,15 +1,17 @@
 """The folder of a search index, replaced whole or not at all; what ScaNN keeps in it.
 
-index/KIND/meta.json    what is indexed, and checksums; names the folder in use
-index/KIND/NUMBER/      the files
+STORE/index/meta.json    what is indexed, and checksums; names the folder in use
+STORE/index/NUMBER/      the files
 
 A new index is written beside the old one, and is the index once ``meta.json`` is
-replaced by rename. What a killed command left is removed by the next one.
+replaced. What a killed command left is removed by the next one. That of a store in an
+object store is copied into the user's cache before it is loaded.
 """
 
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import re
 import sys
@@ -22,48 +24,51 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import checksum, first_line, read_json, replace_file, writing
+from clara_jax.files import checksum, first_line, lock_file, writing
+from clara_jax.search.folder import Folder, is_remote
 from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
-from clara_jax.search.manifest import Lock, digest_of, json_bytes, remove, wrong_file
 from clara_jax.search.store import Store
+from clara_jax.search.writer import digest_of, json_bytes
 
-FORMAT, META, ROWS = 1, "meta.json", "rows.npy"
-
-KINDS = {"scann": ("ScaNN", ""), "bm25": ("BM25", " --bm25")}
-"""Indexes: what users call them, and the option that builds them."""
+FORMAT, META, ROWS = 2, "meta.json", "rows.npy"
 
 _CHATTER = re.compile(rb"^([IW]\d{4} |WARNING: All log messages before absl)")
 
 
-def has_index(store: Store, kind: str = "scann") -> bool:
-    """Return whether a store has an index of this kind, be it out of date."""
-    return (IndexFolder(store, kind).path / META).is_file()
+def has_index(store: Store) -> bool:
+    """Return whether a store has a ScaNN index, be it out of date."""
+    return IndexFolder(store).folder.read(META) is not None
 
 
 class IndexFolder:
-    """The folder, at `path`, of the index of a kind, one of `KINDS`, of a store."""
+    """The folder of the ScaNN index of a store."""
 
-    def __init__(self, store: Store, kind: str):
-        self.store, self.kind = store, kind
-        self.path = store.path / "index" / kind
-        self._name, self._option = KINDS[kind]
+    def __init__(self, store: Store):
+        self.store = store
+        self.folder = Folder(f"{store.place}/index")
 
     def read(self) -> dict[str, Any]:
         """Read the note of an index; refuse one that is damaged or of another format.
 
         Returns:
-          ``fingerprint`` and ``epoch`` of the store, its ``rows`` when it was indexed,
-          ``folder`` and ``files`` in use, and what the kind of index adds.
+          ``fingerprint`` of the store; ``next``, the lowest id of a row that was not
+          there when it was indexed; ``folder`` and ``files`` in use, and what
+          ``scann_index.build_index`` adds.
         """
-        path = self.path / META
-        if not path.is_file():
-            raise self.useless(self.store.path, f"has no {self._name} index")
-        note = read_json(path)
-        if note.pop("format", None) != FORMAT:
+        data = self.folder.read(META)
+        if data is None:
+            raise self.useless(self.store.place, "has no ScaNN index")
+        where = f"{self.folder}/{META}"
+        try:
+            note = json.loads(data)
+            found, sum = note.pop("format"), note.pop("checksum")
+        except (ValueError, KeyError, AttributeError):
+            raise self.useless(where, "is damaged") from None
+        if found != FORMAT:
             what = f"is not of format {FORMAT}, which this version of clara_jax reads"
-            raise self.useless(path, what)
-        if note.pop("checksum", None) != digest_of(note):
-            raise self.useless(path, "is damaged (its checksum is wrong)")
+            raise self.useless(where, what)
+        if sum != digest_of(note):
+            raise self.useless(where, "is damaged (its checksum is wrong)")
         return note
 
     def open(self) -> tuple[dict[str, Any], Path]:
@@ -73,37 +78,57 @@ class IndexFolder:
         return note, self.files(note)
 
     def check(self, note: Mapping[str, Any]) -> None:
-        """Refuse an index of other vectors or other row numbers."""
-        store, what = self.store, ""
+        """Refuse an index of other vectors."""
+        store = self.store
         if note["fingerprint"] != store.fingerprint:
             what = "was built for vectors of another model (fingerprint "
             what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
-        elif note["epoch"] != store.epoch or note["rows"] > store.rows:
-            what = f"was built for epoch {note['epoch']} of the store, which is in "
-            what += f"epoch {store.epoch} since it was compacted: its rows have other "
-            what += "numbers"
-        if what:
-            raise self.useless(self.path, what)
+            raise self.useless(str(self.folder), what)
 
     def files(self, note: Mapping[str, Any]) -> Path:
-        """Return the folder of an index's files after comparing all checksums."""
-        folder = self.path / note["folder"]
-        for name, file in note["files"].items():
-            if wrong := wrong_file(folder / name, file["size"], file["checksum"]):
-                raise self.useless(folder / name, wrong)
-        return folder
+        """Return the folder of an index's files, compared with their checksums."""
+        if not is_remote(self.store.place):
+            path = Path(self.store.place, "index", note["folder"])
+            self._compare(path, note)
+            return path
+        path = cache_folder() / "indexes" / digest_of(note)
+        with contextlib.suppress(ClaraError):
+            self._compare(path, note)
+            return path
+        for name in note["files"]:
+            self.folder.download(f"{note['folder']}/{name}", path / name)
+        self._compare(path, note)
+        return path
 
-    def useless(self, where: Path, what: str) -> ClaraError:
+    def _compare(self, path: Path, note: Mapping[str, Any]) -> None:
+        for name, file in note["files"].items():
+            if not (path / name).is_file():
+                raise self.useless(str(path / name), "is missing")
+            if list(checksum(path / name)) != file:
+                raise self.useless(
+                    str(path / name), "is damaged (its checksum is wrong)"
+                )
+
+    def useless(self, where: str, what: str) -> ClaraError:
         """Return the error for an index that does not serve, with the remedy."""
         return ClaraError(
             f"{where}: {what}; build it with `python -m clara_jax.compress index "
-            f"--store {self.store.path}{self._option}`, or search without it"
+            f"--store {self.store.place}`, or search without it"
         )
 
-    def hold(self) -> Lock:
-        """Let nobody else build an index meanwhile."""
-        doing = f"building its {self._name} index; wait until it has ended"
-        return Lock(self.store.path, f"index-{self.kind}", doing)
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let nobody else on this file system build an index meanwhile."""
+        if is_remote(self.store.place):
+            yield
+            return
+        busy = f"{self.store.place}: another process is building its index; wait until "
+        path = Path(self.store.place, "index", ".lock")
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        file = lock_file(path, f"{busy}it has ended")
+        with file or contextlib.nullcontext():
+            yield
 
     def write(
         self, write: Callable[[Path], None], note: Mapping[str, Any]
@@ -117,40 +142,56 @@ class IndexFolder:
         with contextlib.suppress(ClaraError):
             current = self.read()["folder"]
         number = str(int(current) + 1)
-        folder = self.path / number
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_all_but(current)
+        try:
+            with self._place(number) as path:
+                write(path)
+                files = {p.name: list(checksum(p)) for p in sorted(path.iterdir())}
+            whole = {
+                **note,
+                "fingerprint": self.store.fingerprint,
+                "next": int(self.store.ids[-1]) + 1,
+                "folder": number,
+                "files": files,
+            }
+            self.write_note(whole)
+            current = number
+        finally:
             self._remove_all_but(current)
-            folder.mkdir()
-            try:
-                write(folder)
-                files = {}
-                for path in folder.iterdir():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-                    size, found = checksum(path)
-                    files[path.name] = {"size": size, "checksum": found}
-                whole = {
-                    **note,
-                    "fingerprint": self.store.fingerprint,
-                    "epoch": self.store.epoch,
-                    "rows": self.store.rows,
-                    "folder": number,
-                    "files": files,
-                }
-                self.write_note(whole)
-                current = number
-            finally:
-                self._remove_all_but(current)
         return whole
+
+    @contextlib.contextmanager
+    def _place(self, number: str) -> Iterator[Path]:
+        """Give a folder to write files into, which get to the index's own."""
+        if not is_remote(self.store.place):
+            path = Path(self.store.place, "index", number)
+            with writing(path):
+                path.mkdir(parents=True)
+                yield path
+                for file in path.iterdir():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            for file in Path(folder).iterdir():
+                self.folder.upload(file, f"{number}/{file.name}")
 
     def write_note(self, note: Mapping[str, Any]) -> None:
         """Put a note in place of the one that is there."""
         values = {**note, "checksum": digest_of(note), "format": FORMAT}
-        replace_file(self.path / META, json_bytes(values))
+        self.folder.write(META, json_bytes(values))
 
     def _remove_all_but(self, kept: str) -> None:
-        remove(x for x in self.path.iterdir() if x.name not in (kept, META))
+        for number in {name.partition("/")[0] for name in self.folder.names()}:
+            if number.isdecimal() and number != kept:
+                self.folder.child(number).remove()
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be fetched again."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "clara_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +213,7 @@ class Settings:
     seed: int = 0  # of that sample
 
 
-def build(where: Path, keys: Short, settings: Settings) -> Any:
+def build(where: str, keys: Short, settings: Settings) -> Any:
     """Build ScaNN's searcher over keys of documents."""
     with scann_at_work(where, "build an index"):
         builder = scann().builder(keys, settings.candidates, "dot_product")
@@ -220,7 +261,7 @@ def scann() -> Any:
 
 
 @contextlib.contextmanager
-def scann_at_work(where: Path, doing: str) -> Iterator[None]:
+def scann_at_work(where: str | Path, doing: str) -> Iterator[None]:
     """Let ScaNN do something, and say so where it does not manage."""
     try:
         with quiet():

@@ -90,10 +90,10 @@ def learn_keys(
       dims: principal directions, the mean's besides; fewer where there are not as many.
       sample: rows that are read, at most.
       seed: of the sample, and of what is random besides.
-      leave_out: rows that are not read.
+      leave_out: ids of rows that are not read.
       progress: see `Progress`.
     """
-    rows = np.setdiff1d(np.flatnonzero(store.live), leave_out, assume_unique=True)
+    rows = np.setdiff1d(store.ids, leave_out, assume_unique=True)
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))
@@ -139,9 +139,9 @@ def learn_keys(
     return Keys(mean, basis, stretch[:, None] * turn, turn / stretch[:, None])
 
 
-def unit_vectors(store: Store, rows: Int[np.ndarray, "n"]) -> Iterator[Flat]:
+def unit_vectors(store: Store, ids: Int[np.ndarray, "n"]) -> Iterator[Flat]:
     """Read rows as flat vectors of length 1, 64 MB at a time."""
     step = max(1, _AT_ONCE // (store.num_memory * store.width))
-    for begin in range(0, len(rows), step):
-        vectors = store.vectors(rows[begin : begin + step])
+    for begin in range(0, len(ids), step):
+        vectors = store.vectors(ids[begin : begin + step])
         yield unit(vectors.reshape(len(vectors), -1))

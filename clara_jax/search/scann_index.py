@@ -1,20 +1,21 @@
 """Approximate search: ScaNN over short keys, then exact cosines of the best few.
 
 Documents added since the index was built are compared exactly beside it, and deleted
-ones are left out: an index is usable until compaction renumbers rows. ScaNN 1.4.2
-corrupts memory when a point is deleted from a tree with SOAR to which points were
-added, so `update_index` only adds, and builds anew when much has changed.
+ones are left out. ScaNN 1.4.2 corrupts memory when a point is deleted from a tree with
+SOAR to which points were added, so `update_index` only adds, and builds anew when much
+has changed.
 """
 
 import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from clara_jax.errors import ClaraError
 from clara_jax.search import index_files
@@ -23,9 +24,10 @@ from clara_jax.search.exact import (
     Flat,
     Found,
     Searcher,
-    best_of,
     check_queries,
-    rescore,
+    few,
+    meeting,
+    nearest_of,
     unit,
 )
 from clara_jax.search.index_files import IndexFolder, Settings, has_index, scann_at_work
@@ -78,42 +80,63 @@ class ScannSearcher:
     is what the index holds, see `build_index`.
 
     Raises:
-      ClaraError: there is no index, it is damaged, or of other vectors or row numbers.
+      ClaraError: there is no index, it is damaged, or of other vectors.
     """
 
     def __init__(self, store: Store, *, memory_limit: int | None = None):
+        self._limit = memory_limit
+        self._open(store)
+
+    def _open(self, store: Store) -> None:
         self.store = store
-        self.note, folder = IndexFolder(store, "scann").open()
+        self.note, folder = IndexFolder(store).open()
         self._settings = Settings(**self.note["settings"])
         self._keys, self._rows, self._scann = index_files.load(folder)
-        self._live = store.live[self._rows]
-        self._documents = int(np.count_nonzero(self._live))
-        self._added, start = None, self.note["rows"]
-        if np.any(store.live[start:]):
-            self._added = ExactSearcher(store, memory_limit=memory_limit, start=start)
+        self._live = store.has(self._rows)
+        self._added, since = None, self.note["next"]
+        if np.any(store.ids >= since):
+            self._added = ExactSearcher(store, memory_limit=self._limit, since=since)
 
-    def __call__(self, queries: Flat, k: int) -> Found:
-        """Return cosines and row numbers of the `k` nearest of the candidates."""
+    def renew(self) -> None:
+        """Go on with the newest version of the store."""
+        self._open(self.store.newest())
+
+    def __call__(
+        self,
+        queries: Flat,
+        k: int,
+        texts: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> Found:
+        """Return cosines and ids of the `k` nearest of the candidates."""
         units = check_queries(queries, k, self.store)
+        live, added, younger = self._live, self._added, None
+        if where is not None:
+            allowed = meeting(self.store, where)
+            k = min(k, len(allowed))
+            if len(allowed) <= few(self.store):
+                return nearest_of(self.store, units, [allowed] * len(units), k)
+            live = live & np.isin(self._rows, allowed)
+            added = added if allowed[-1] >= self.note["next"] else None
         wanted = max(self._settings.candidates, k)
-        rows = self._find(self._keys.of_queries(units), wanted)
-        scores = rescore(self.store, units, rows)
-        if self._added is not None and len(units):
-            more = self._added(units, min(k, self._added.documents))
-            scores = list(map(np.append, scores, more[0]))
-            rows = list(map(np.append, rows, more[1]))
-        best = np.empty((len(units), k), np.float32), np.empty((len(units), k), int)
-        for i in range(len(units)):
-            best[0][i], best[1][i] = best_of(scores[i], rows[i], k)
-        return best
+        ids = self._find(self._keys.of_queries(units), wanted, live)
+        if added is not None and len(units):
+            younger = added(units, min(k, added.documents), where=where)[1]
+            ids = [np.append(*both) for both in zip(ids, younger, strict=True)]
+        return nearest_of(self.store, units, ids, k)
 
-    def _find(self, keys: Short, wanted: int) -> list[Int[np.ndarray, "_"]]:
-        """Return rows of the best keys; ask for more until `wanted` are live."""
-        wanted = min(wanted, self._documents)
+    def _find(
+        self, keys: Short, wanted: int, live: Bool[np.ndarray, "n"]
+    ) -> list[Int[np.ndarray, "_"]]:
+        """Return ids of the best keys; ask for more until `wanted` are `live`."""
+        documents = int(np.count_nonzero(live))
+        wanted = min(wanted, documents)
         found: list[Int[np.ndarray, "_"]] = [self._rows[:0]] * len(keys)
         waiting = np.arange(len(keys) if wanted else 0)
         most, all_leaves = len(self._rows), self._settings.leaves
-        count, leaves = wanted, self._settings.leaves_to_search
+        # As many as there must be among them, were they no nearer than others.
+        count = min(wanted * most // max(documents, 1), most)
+        leaves = self._settings.leaves_to_search
         while len(waiting):
             search = self._scann.search_batched
             if len(waiting) > 1:
@@ -126,7 +149,7 @@ class ScannSearcher:
             for i, places, scores in zip(waiting, *asked, strict=True):
                 # Where there are fewer, ScaNN fills up with place 0 and no score.
                 places = places[~np.isnan(scores)]
-                found[i] = self._rows[places[self._live[places]]]
+                found[i] = self._rows[places[live[places]]]
             if (count, leaves) == (most, all_leaves):
                 break
             waiting = waiting[[len(found[i]) < wanted for i in waiting]]
@@ -172,15 +195,15 @@ def build_index(
 
     Returns:
       What the index holds, see `IndexFolder.read`. ScaNN's adds: ``documents``, how
-      many; ``trained``, how many there were when it was built anew, and ``deleted``,
-      rows deleted by then; ``settings``, and those ``given``; ``held_out``, rows that
-      keys were not learnt from; ``measured``, the last report.
+      many; ``trained``, how many there were when it was built anew; ``settings``, and
+      those ``given``; ``held_out``, ids of rows that keys were not learnt from;
+      ``measured``, the last report.
 
     Raises:
       ClaraError: a setting makes no sense, the store is empty, another process builds
         the index, the disk is full, or ScaNN is not installed.
     """
-    index = IndexFolder(store, "scann")
+    index = IndexFolder(store)
     unset = dict.fromkeys(field.name for field in dataclasses.fields(Settings))
     with index.hold():
         return _build(index, {**unset, "seed": 0, **given}, progress)
@@ -195,9 +218,9 @@ def update_index(
     it is damaged, the epoch or the model differs, much has changed, or the number of
     documents asks for another method, it is built anew, with the settings given then.
     """
-    index = IndexFolder(store, "scann")
+    index = IndexFolder(store)
     with index.hold():
-        note, folder = {}, index.path
+        note, folder = {}, Path()
         try:
             note = index.read()
             folder = index.files(note)
@@ -209,7 +232,7 @@ def update_index(
         if reason:
             progress(f"{reason}: building anew")
             return _build(index, note.get("given", {}), progress)
-        added = note["rows"] + np.flatnonzero(store.live[note["rows"] :])
+        added = store.ids[store.ids >= note["next"]]
         if not len(added):
             return note
         keys, rows, searcher = index_files.load(folder)
@@ -227,13 +250,15 @@ def _outgrown(index: IndexFolder, note: Mapping[str, Any]) -> str:
     try:
         index.check(note)
     except ClaraError:
-        return "the store was made again or compacted"
-    store, rows = index.store, note["rows"]
+        return "the store was made again"
+    store = index.store
     method = choose(len(store), **note["given"]).method
     if method != note["settings"]["method"]:
         return f"{len(store):,} documents are better indexed by {method}"
-    added = np.count_nonzero(store.live[rows:]) + note["documents"] - note["trained"]
-    deleted = np.count_nonzero(store.deleted < rows) - note["deleted"]
+    added = np.count_nonzero(store.ids >= note["next"])
+    # Those that were added by updates, and those that were deleted.
+    added += note["documents"] - note["trained"]
+    deleted = note["documents"] - np.count_nonzero(store.ids < note["next"])
     return "much has changed" if added + deleted > CHANGED * note["trained"] else ""
 
 
@@ -242,9 +267,9 @@ def _build(
 ) -> dict[str, Any]:
     index_files.scann()  # missing, it is missed before any work
     store = index.store
-    rows = np.flatnonzero(store.live)
+    rows = store.ids
     if not len(rows):
-        raise ClaraError(f"{store.path}: holds no documents to index")
+        raise ClaraError(f"{store.place}: holds no documents to index")
     settings = choose(len(rows), **given)
     count = min(HELD_OUT, len(rows) // 10)
     draw = np.random.default_rng(settings.seed)
@@ -253,11 +278,10 @@ def _build(
     keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
     found = _document_keys(store, keys, rows, progress)
     progress(f"ScaNN: {settings.method}, {len(rows):,} keys of {keys.dims}")
-    searcher = index_files.build(index.path, found, settings)
+    searcher = index_files.build(store.place, found, settings)
     note = {
         "documents": len(rows),
         "trained": len(rows),
-        "deleted": store.rows - len(rows),
         "settings": dataclasses.asdict(settings),
         "given": dict(given),
         "held_out": held_out.tolist(),
@@ -335,9 +359,10 @@ def report(
     """
     scann = ScannSearcher(store)
     held_out = np.array(scann.note["held_out"], np.int64)
+    held_out = held_out[store.has(held_out)]
     if not len(held_out if queries is None else queries):
         raise ClaraError(
-            f"{store.path}: too few documents to make questions of; give questions"
+            f"{store.place}: too few documents to make questions of; give questions"
         )
     source = MADE_UP if queries is None else "given"
     if queries is None:
@@ -358,7 +383,7 @@ def report(
         scann_seconds=float(np.median(single_times(scann, queries, k))),
         streamed=exact.streamed,
     )
-    index = IndexFolder(store, "scann")
+    index = IndexFolder(store)
     # Noted if nobody is changing the index, and it is still the one that was measured.
     with contextlib.suppress(ClaraError), index.hold():
         note = index.read()
@@ -374,7 +399,7 @@ def made_up_queries(store: Store, rows: Int[np.ndarray, "B"]) -> Flat:
     and Gaussian noise of length about 1; ``d`` is the median distance of the two.
     """
     draw = np.random.default_rng([1, 0])
-    others = draw.choice(np.flatnonzero(store.live), len(rows))
+    others = draw.choice(store.ids, len(rows))
     own, other = (
         unit(store.vectors(chosen).reshape(len(rows), -1)) for chosen in (rows, others)
     )

@@ -1,342 +1,445 @@
-"""A store of document vectors on disk: its shards, written whole and read lazily.
+"""A store of document vectors: a Lance dataset, opened at one version.
 
-store.json              the manifest, written last
-shards/NAME/            vectors.npy, scales.npy, norms.npy: the vectors, see ``codecs``
-                        texts.npy, ids.npy: hashes to find documents by
-                        pieces.arrow: the documents; shard.json: checksums
-deleted-GENERATION.npy  rows that were deleted since the last compaction
-job.json, .locks/       only while something is being written
-index/                  see ``index_files``
+STORE/data, _versions, ...   Lance's own files
+STORE/_jobs/DIGEST/          only while something is being written, see ``writer``
+STORE/index/scann/           the ScaNN index, see ``index_files``
 
-A row's number is its place among all rows, deleted ones included.
+Rows are known by Lance's stable row ids, which outlive additions, deletions and
+compaction: "ids" below, ascending in the order in which rows were added. Fixed-size
+columns of local files are mapped into memory; in an object store, rows are fetched.
 """
 
+import contextlib
 import functools
-import json
+import hashlib
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lance
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt64
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int, Int64, Shaped
+from lance.file import LanceFileReader
 
-from clara_jax.documents import Document, is_unicode, text_digest
+from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.files import read_json, write_bytes, writing
-from clara_jax.search import manifest as disk
-from clara_jax.search.codecs import decode, decode_parts, encode, read_center
-from clara_jax.search.manifest import SHARDS, Manifest, ShardInfo, StoreSettings
-
-NOTE = "shard.json"
-TABLE = "pieces.arrow"
-
-SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("text", "id", "title", "source"), pa.string()),
-        **dict.fromkeys(("start", "stop"), pa.int64()),
-        **dict.fromkeys(("part", "parts"), pa.int32()),
-        "metadata": pa.string(),  # a JSON object, or empty
-    }
+from clara_jax.files import first_line
+from clara_jax.search.codecs import code_type, decode, read_center
+from clara_jax.search.folder import Folder, Gone, is_remote, lance_at_work
+from clara_jax.search.rows import (
+    VECTORS,
+    checksums_of_vectors,
+    document_columns,
+    hash_of,
+    own_columns,
+    read_settings,
+    refuse_damaged,
+    to_documents,
+    to_numpy,
 )
 
-Rows = Sequence[Any] | Int[np.ndarray, "k"]  # row numbers, in any order
+Ids = Sequence[Any] | Int[np.ndarray, "k"]  # row ids, in any order
 
 Column = Literal["text", "id"]
 Progress = Callable[[str], None]  # called with a line for each step
 
-OPEN_FILES = 8192  # that stay mapped; Linux allows a process about 65,000 maps
+JOBS = "_jobs"
+FIXED = (*VECTORS, "text_hash", "checksum")
+OPEN_FILES = 4096  # that stay mapped; Linux allows a process about 65,000 maps
+_AT_ONCE = 1 << 16  # rows that one request fetches
 
 
 class Store:
-    """A whole store at one moment, for any thread; open it anew to see later changes.
+    """A whole store at one version, for any thread.
+
+    Where a compaction has removed the files of its version, it goes on at the newest.
 
     Attributes:
-      path: the folder.
-      manifest: what ``store.json`` says.
-      rows: how many there are, deleted ones included.
+      place: a folder or a URL.
+      settings: what all vectors have in common.
       num_memory, width: M vectors of D numbers per document.
       row_bytes: of the codes of a row.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
-        """Take a manifest unchecked; use `open`."""
-        self.path, self.manifest = path, manifest
-        self.rows = sum(shard.rows for shard in manifest.shards)
-        self.num_memory, self.width = manifest.memory.num_memory, manifest.width
-        self.dtype, self.fingerprint = manifest.dtype, manifest.fingerprint
-        self.epoch, self.generation = manifest.epoch, manifest.generation
-        self._folders = [path / SHARDS / shard.name for shard in manifest.shards]
-        # A shard without rows has the types of all others.
-        none = shard_arrays(np.empty((0, self.num_memory, self.width)), [], manifest)
-        self._row = {name: np.dtype((x.dtype, x.shape[1:])) for name, x in none.items()}
-        self.row_bytes = self._row["vectors.npy"].itemsize
-        self._ends = np.cumsum([shard.rows for shard in manifest.shards], dtype=int)
-        self._map = functools.lru_cache(OPEN_FILES)(_map)
-        self._sorted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    def __init__(self, place: str, dataset: lance.LanceDataset):
+        """Take a dataset; use `open`."""
+        self.place, self._lock = place, threading.RLock()
+        self.settings = read_settings(dataset.schema, place)
+        self.num_memory = self.settings.memory.num_memory
+        self.width, self.dtype = self.settings.width, self.settings.dtype
+        self.fingerprint = self.settings.fingerprint
+        kind, length = code_type(self.dtype, self.width)
+        self._codes = np.dtype((kind, (self.num_memory, length)))
+        self.row_bytes = self._codes.itemsize
+        self.center = read_center(self.settings.center, (self.num_memory, self.width))
+        self._set(dataset)
+
+    def _set(self, dataset: lance.LanceDataset) -> None:
+        self.dataset = dataset
+        self._columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
+        for name in ("_layout", "_hashes", "_fragments"):
+            self.__dict__.pop(name, None)
 
     @classmethod
-    def open(cls, path: str | os.PathLike, fingerprint: str | None = None) -> "Store":
+    def open(
+        cls,
+        place: str | os.PathLike,
+        fingerprint: str | None = None,
+        at: int | None = None,
+    ) -> "Store":
         """Open a store, without reading vectors or documents.
 
-        `fingerprint` is that of the model that is to read the vectors; None: any.
+        Args:
+          place: a folder, or a URL such as ``s3://bucket/store``.
+          fingerprint: of the model that is to read the vectors; None: any.
+          at: a version, see `versions`; None: the newest.
 
         Raises:
-          ClaraError: there is none, it is unfinished, damaged or of another format, a
-            file is missing or truncated, or another model made it.
+          ClaraError: there is none, it is unfinished, damaged or of another format, or
+            another model made it; there is no such version.
         """
-        path = Path(path)
-        manifest = disk.read_manifest(path)
-        if fingerprint is not None and fingerprint != manifest.fingerprint:
+        found = cls(str(place), open_dataset(place, at))
+        if fingerprint is not None:
+            found.require(fingerprint)
+        return found
+
+    def require(self, fingerprint: str) -> None:
+        """Refuse a model of another fingerprint."""
+        if fingerprint != self.fingerprint:
             raise ClaraError(
-                f"{path}: was made by another model: its fingerprint is "
-                f"{manifest.fingerprint}, that of the model given is {fingerprint}; "
-                f"give the model that made it ({manifest.model}), or compress the "
+                f"{self.place}: was made by another model: its fingerprint is "
+                f"{self.fingerprint}, that of the model given is {fingerprint}; give "
+                f"the model that made it ({self.settings.model}), or compress the "
                 "documents into another --store"
             )
-        sizes = {
-            path / SHARDS / shard.name / name: size
-            for shard in manifest.shards
-            for name, size in shard.sizes.items()
-        }
-        if manifest.deleted is not None:
-            sizes[path / manifest.deleted.file] = manifest.deleted.size
-        for file, size in sizes.items():
-            if wrong := disk.wrong_file(file, size):
-                raise ClaraError(f"{file}: {wrong}; look at the store with --check")
-        return cls(path, manifest)
 
     def __len__(self) -> int:
-        deleted = self.manifest.deleted
-        return self.rows - (deleted.count if deleted else 0)
+        return len(self.ids)
+
+    @property
+    def version(self) -> int:
+        """The version that is open."""
+        return self.dataset.version
+
+    @property
+    def fields(self) -> list[str]:
+        """Names that a filter may use."""
+        own = [column for column, _ in own_columns(self.dataset.schema).values()]
+        return ["id", "title", "text", "source", *own]
+
+    @property
+    def ids(self) -> Int64[np.ndarray, "n"]:
+        """Ids of all rows, ascending."""
+        return self._layout[0]
 
     @functools.cached_property
-    def center(self) -> Float[np.ndarray, "M D"] | None:
-        """What all vectors are kept without; None: nothing."""
-        return read_center(self.manifest.center, (self.num_memory, self.width))
+    def _layout(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, ascending, and addresses: fragment << 32 | place in it."""
+        with lance_at_work(self.place):
+            found = self.dataset.scanner(
+                columns=[], with_row_id=True, with_row_address=True
+            ).to_table()
+        ids = to_numpy(found["_rowid"]).astype(np.int64)
+        addresses = to_numpy(found["_rowaddr"])
+        order = np.argsort(ids, kind="stable")
+        return ids[order], addresses[order]
 
     @functools.cached_property
-    def deleted(self) -> Int64[np.ndarray, "n"]:
-        """Sorted numbers of the rows that are deleted."""
-        return disk.read_deleted(self.path, self.manifest)
+    def _fragments(self) -> dict[int, Any]:
+        return {f.fragment_id: f for f in self.dataset.get_fragments()}
 
-    @functools.cached_property
-    def live(self) -> Bool[np.ndarray, "n"]:
-        """Of each row, whether it is still part of the store."""
-        live = np.ones(self.rows, bool)
-        live[self.deleted] = False
-        return live
+    def newest(self) -> "Store":
+        """Open the same store at its newest version."""
+        return Store(self.place, open_dataset(self.place))
 
-    def vectors(self, rows: Rows) -> Float[np.ndarray, "k M D"]:
+    def refresh(self) -> None:
+        """Go on at the newest version; what was deleted since is `Gone`."""
+        with self._lock:
+            self._set(open_dataset(self.place))
+
+    def has(self, ids: Ids) -> Bool[np.ndarray, "k"]:
+        """Return whether there are rows of these ids."""
+        own, numbers = self.ids, np.asarray(ids, np.int64)
+        if not len(own):
+            return np.zeros(len(numbers), bool)
+        return own[np.minimum(np.searchsorted(own, numbers), len(own) - 1)] == numbers
+
+    def where(self, condition: str) -> Int64[np.ndarray, "n"]:
+        """Return the ids of rows for which a condition holds, ascending.
+
+        Args:
+          condition: in Lance's filter language, SQL:
+            ``year >= 2020 and team = 'legal'``.
+
+        Raises:
+          ClaraError: it is not a condition, or names fields that there are not.
+        """
+        try:
+            scanner = self.dataset.scanner(
+                columns=[], filter=condition, with_row_id=True
+            )
+            found = to_numpy(scanner.to_table()["_rowid"])
+        except (ValueError, OSError, RuntimeError, pa.ArrowException) as error:
+            text = first_line(error).partition(", /")[0]
+            raise ClaraError(
+                f"where {condition!r}: {text.removeprefix('Invalid user input: ')}; "
+                f"the fields are {', '.join(self.fields)}"
+            ) from error
+        return np.sort(found.astype(np.int64))
+
+    def vectors(self, ids: Ids) -> Float[np.ndarray, "k M D"]:
         """Read and decode the vectors of some rows, in the order asked for.
 
         Raises:
-          ClaraError: there is no such row.
+          ClaraError: there is no such row, or it is damaged.
         """
-        codes, scales = self.codes(rows)
-        return decode(codes, scales, self.dtype, self.width, center=self.center)
+        found = self.arrays(ids, check=True)
+        kind = self.dtype, self.width
+        return decode(found["codes"], found.get("scales"), *kind, center=self.center)
 
-    def codes(
-        self, rows: Rows
-    ) -> tuple[Shaped[np.ndarray, "k M W"], Float[np.ndarray, "k M"] | None]:
-        """Read the codes and scales of some rows, see ``codecs.decode``."""
-        scales = None if self.dtype == "bfloat16" else self._array("scales.npy", rows)
-        return self._array("vectors.npy", rows), scales
+    def arrays(
+        self, ids: Ids, *, check: bool = False
+    ) -> dict[str, Shaped[np.ndarray, "k ..."]]:
+        """Read ``codes``, ``scales`` (if any) and ``norm`` of rows, see ``codecs``.
 
-    def norms(self, rows: Rows) -> Float[np.ndarray, "k"]:
-        """Read the Euclidean norms of some rows' flat vectors."""
-        return self._array("norms.npy", rows)
+        With `check`, compare checksums.
+        """
+        names = [n for n in VECTORS if n in self.dataset.schema.names]
+        names += ["checksum"] * check
+        found = self._fixed(np.asarray(ids, np.int64), names)
+        codes = found["codes"].reshape(len(ids), self.num_memory, -1)
+        found["codes"] = codes.view(self._codes.base)
+        if check:
+            sums = found.pop("checksum") >> np.uint64(32)
+            wrong = np.flatnonzero(sums != checksums_of_vectors(found))
+            if len(wrong):
+                table = self.table(np.asarray(ids)[wrong[:1]], ["id", "part"])
+                with self._named():
+                    refuse_damaged(np.array([0]), table)
+        return found
 
-    def arrays(self, rows: Rows) -> dict[str, Shaped[np.ndarray, "k ..."]]:
-        """Read all arrays of some rows, by the names of their files."""
-        return {name: self._array(name, rows) for name in self._row}
+    def table(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
+        """Read columns of some rows, in their order.
 
-    def table(self, rows: Rows, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-        """Read columns of the table of documents, in the rows' order."""
-        tables, order = [SCHEMA.empty_table().select(columns)], [np.empty(0, np.int64)]
-        for places, folder, local in self._split(rows):
-            tables.append(self._map(folder / TABLE).select(columns).take(local))
-            order.append(places)
-        return pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
-
-    def pieces(self, rows: Rows) -> list[Document]:
-        """Read the documents, or pieces of documents, of some rows, in their order."""
-        return [
-            Document(**{**row, "metadata": json.loads(row["metadata"] or "{}")})
-            for row in self.table(rows).to_pylist()
+        Raises:
+          Gone: there is no such row.
+        """
+        numbers = np.asarray(ids, np.int64)
+        distinct, places = np.unique(numbers, return_inverse=True)
+        self._require(distinct)
+        parts = [
+            self._take(distinct[i : i + _AT_ONCE], columns)
+            for i in range(0, max(len(distinct), 1), _AT_ONCE)
         ]
+        found = pa.concat_tables(parts)
+        if found.num_rows != len(distinct):
+            raise Gone(f"{self.place}: rows were deleted meanwhile; open it again")
+        return found.take(places)
 
-    def strings(self, rows: Rows, column: str) -> list[str]:
+    def pieces(self, ids: Ids) -> list[Document]:
+        """Read the documents, or pieces of documents, of some rows, in their order.
+
+        Raises:
+          ClaraError: there is no such row, or it is damaged.
+        """
+        table = self.table(ids, document_columns(self.dataset.schema))
+        with self._named():
+            return to_documents(table)
+
+    def strings(self, ids: Ids, column: str) -> list[str]:
         """Read one field of some rows' documents: ``text``, ``id``, ``title``, ..."""
-        return self.table(rows, [column])[column].to_pylist()
+        return self.table(ids, [column])[column].to_pylist()
 
-    def find(
-        self, values: Sequence[str], column: Column = "text"
-    ) -> Int64[np.ndarray, "n"]:
-        """Return the lowest live row with each text or id, -1 where there is none.
+    def find(self, texts: Sequence[str]) -> Int64[np.ndarray, "n"]:
+        """Return the lowest id of a row with each text, -1 where there is none.
 
         The first call reads 8 bytes of every row.
         """
-        found = self._rows_with(column, values)
-        return np.array([found.get(value, [-1])[0] for value in values], np.int64)
+        hashes, ids = self._hashes
+        wanted = {text: hash_of(text) for text in dict.fromkeys(texts)}
+        keys = np.unique(np.array(list(wanted.values()), np.uint64))
+        ends = [np.searchsorted(hashes, keys, side) for side in ("left", "right")]
+        parts = [ids[i:j] for i, j in zip(*ends, strict=True)]
+        likely = np.sort(np.concatenate([ids[:0], *parts]))
+        found: dict[str, int] = {}
+        for row, text in zip(likely, self.strings(likely, "text"), strict=True):
+            found.setdefault(text, int(row))
+        return np.array([found.get(text, -1) for text in texts], np.int64)
 
-    def rows_of(self, id: str) -> Int64[np.ndarray, "n"]:
-        """Return the rows of a document that are not deleted, ascending."""
-        return np.array(self._rows_with("id", [id]).get(id, []), np.int64)
+    @functools.cached_property
+    def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        hashes = self._fixed(self.ids, ["text_hash"])["text_hash"]
+        order = np.argsort(hashes, kind="stable")
+        return hashes[order], self.ids[order]
 
-    def hashes(self, column: Column) -> UInt64[np.ndarray, "n"]:
-        """Read the hashes of a column of all rows."""
-        files = [folder / f"{column}s.npy" for folder in self._folders]
-        return np.concatenate([np.empty(0, np.uint64), *map(self._map, files)])
+    def contents(self) -> str:
+        """Return what tells the rows of this store from those of every other."""
+        digest = hashlib.blake2b(self.ids.tobytes(), digest_size=16)
+        digest.update(self._fixed(self.ids, ["checksum"])["checksum"].tobytes())
+        return digest.hexdigest()
 
-    def _rows_with(self, column: Column, values: Sequence[str]) -> dict[str, list[int]]:
-        """Return live rows by text or id: those of `values`, and perhaps others."""
-        if column not in self._sorted:
-            rows = np.flatnonzero(self.live)
-            hashes = self.hashes(column)[rows]
-            order = np.argsort(hashes, kind="stable")
-            self._sorted[column] = hashes[order], rows[order]
-        hashes, rows = self._sorted[column]
-        wanted = np.unique(text_hashes(values))
-        ends = [np.searchsorted(hashes, wanted, side) for side in ("left", "right")]
-        parts = [rows[i:j] for i, j in zip(*ends, strict=True)]
-        likely = np.sort(np.concatenate([rows[:0], *parts]))
-        found: dict[str, list[int]] = {}
-        for row, value in zip(likely, self.strings(likely, column), strict=True):
-            found.setdefault(value, []).append(int(row))
-        return found
+    def known_ids(self) -> set[str]:
+        """Return the ids of all documents."""
+        with lance_at_work(self.place):
+            found = self.dataset.to_table(columns=["id"])["id"]
+        return set(found.unique().to_pylist())
 
-    def _array(self, name: str, rows: Rows) -> np.ndarray:
-        found = np.empty(len(rows), self._row[name])
-        for places, folder, local in self._split(rows):
-            found[places] = self._map(folder / name)[local]
-        return found
+    def matching(self, column: str, values: Sequence[str]) -> Int64[np.ndarray, "n"]:
+        """Return the ids of all rows with one of these values in a column of texts."""
+        wanted, found = pa.array(sorted(set(values)), pa.string()), []
+        with lance_at_work(self.place):
+            for batch in self.dataset.scanner([column], with_row_id=True).to_batches():
+                same = pc.call_function(
+                    "is_in", [batch[column]], pc.SetLookupOptions(wanted)
+                )
+                found.append(batch["_rowid"].filter(same).to_numpy())
+        ids = np.concatenate([np.empty(0, np.uint64), *found]).astype(np.int64)
+        return np.sort(ids)
 
-    def _split(self, rows: Rows) -> Iterator[tuple[np.ndarray, Path, np.ndarray]]:
-        """Yield by shard: places in `rows`, the shard, and rows within it."""
-        numbers = np.asarray(rows, np.int64)
-        wrong = numbers[(numbers < 0) | (numbers >= self.rows)]
+    def places(self, ids: Ids) -> dict[int, Int64[np.ndarray, "_"]]:
+        """Return fragments, and the places of some rows in each."""
+        fragments, local = self._at(np.asarray(ids, np.int64))
+        return {int(f): local[fragments == f] for f in np.unique(fragments)}
+
+    def _require(self, ids: np.ndarray) -> None:
+        wrong = ids[~self.has(ids)]
         if len(wrong):
-            what = f"has no row {wrong[0]}; it holds {self.rows} rows"
-            raise ClaraError(f"{self.path}: {what}")
-        shards = np.searchsorted(self._ends, numbers, "right")
-        order = np.argsort(shards, kind="stable")
-        for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            if len(places):
-                shard = shards[places[0]]
-                start = self._ends[shard] - self.manifest.shards[shard].rows
-                yield places, self._folders[shard], numbers[places] - start
+            raise Gone(f"{self.place}: has no row {wrong[0]}, or has it no longer")
 
-
-def shard_arrays(
-    vectors: Float[np.ndarray, "n M D"],
-    documents: Sequence[Document],
-    settings: StoreSettings,
-) -> dict[str, Shaped[np.ndarray, "n ..."]]:
-    """Return the arrays of a shard, by the names of their files."""
-    center = read_center(settings.center, vectors.shape[1:])
-    codes, scales = encode(vectors, settings.dtype, center)
-    norms = np.empty(len(codes), np.float32)
-    for part, decoded in decode_parts(codes, scales, settings.dtype, settings.width):
-        whole = decoded if center is None else decoded + center
-        # Not a dot product, whose last bit depends on the number of threads.
-        norms[part] = np.sqrt(np.square(whole, dtype=np.float64).sum(axis=(1, 2)))
-    arrays = {
-        "vectors.npy": codes,
-        "norms.npy": norms,
-        "texts.npy": text_hashes(document.text for document in documents),
-        "ids.npy": text_hashes(document.id for document in documents),
-    }
-    return arrays if scales is None else {**arrays, "scales.npy": scales}
-
-
-def text_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, "n"]:
-    """Return 8 bytes of blake2b of each text, to find it by."""
-    found = b"".join(text_digest(text, 8) for text in texts)
-    return np.frombuffer(found, "<u8").astype(np.uint64)
-
-
-def to_table(documents: Sequence[Document]) -> pa.Table:
-    """Put documents into a table of `SCHEMA`; refuse what is not Unicode or JSON."""
-    rows = []
-    for document in documents:
-        place = document.source or document.id or "a piece"
-        place = place.encode("utf-8", "replace").decode()
-        texts = (document.text, document.id, document.title, document.source)
-        if not is_unicode("".join(texts)):
-            what = "holds half of a surrogate pair, which is not text"
-            raise ClaraError(f"{place}: {what}")
-        metadata = document.metadata
+    def _take(self, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        wanted = ids.tolist()
         try:
-            kept = json.dumps(metadata, sort_keys=True) if metadata else ""
-        except (TypeError, ValueError) as error:
-            raise ClaraError(f"{place}: its metadata are not JSON ({error})") from error
-        rows.append({**vars(document), "metadata": kept})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+            with lance_at_work(self.place):
+                return self.dataset._take_rows(wanted, columns=list(columns))
+        except Gone:
+            self.refresh()
+            self._require(ids)
+            with lance_at_work(self.place):
+                return self.dataset._take_rows(wanted, columns=list(columns))
+
+    def _fixed(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read columns of fixed size."""
+        if is_remote(self.place):
+            table = self.table(ids, names)
+            return {name: to_numpy(table[name]) for name in names}
+        self._require(ids)
+        try:
+            return self._mapped(ids, names)
+        except Gone:
+            self.refresh()
+            self._require(ids)
+            return self._mapped(ids, names)
+
+    def _mapped(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        arrays = {name: self._empty(name, len(ids)) for name in names}
+        fragments, local = self._at(ids)
+        order = np.argsort(fragments, kind="stable")
+        cuts = np.flatnonzero(np.diff(fragments[order])) + 1
+        for places in np.split(order, cuts) if len(ids) else ():
+            columns = self._columns(int(fragments[places[0]]))
+            for name, array in arrays.items():
+                array[places] = columns[name][local[places]]
+        return arrays
+
+    def _at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the fragments of rows that there are, and their places in them."""
+        own, addresses = self._layout
+        found = addresses[np.searchsorted(own, ids)]
+        low = np.uint64(0xFFFFFFFF)
+        return (found >> np.uint64(32)).astype(int), (found & low).astype(int)
+
+    def _empty(self, name: str, count: int) -> np.ndarray:
+        type = self.dataset.schema.field(name).type
+        if pa.types.is_fixed_size_binary(type):
+            return np.empty((count, type.byte_width), np.uint8)
+        if pa.types.is_fixed_size_list(type):
+            return np.empty((count, type.list_size), np.float32)
+        return np.empty(count, type.to_pandas_dtype())
+
+    def _read_columns(self, number: int) -> dict[str, np.ndarray]:
+        """Map a fragment's columns of fixed size, or read them; deleted rows, too."""
+        fragment, found = self._fragments[number], {}
+        with lance_at_work(self.place):
+            for file in fragment.data_files():
+                path = Path(self.place, "data", file.path)
+                found |= _map(path, fragment.physical_rows, self._empty)
+        return found
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ClaraError as error:
+            raise ClaraError(f"{self.place}: {error}") from error
 
 
-def write_shard(
-    folder: Path,
-    arrays: Mapping[str, Shaped[np.ndarray, "n ..."]],
-    table: pa.Table,
-    job: str = "",
-) -> ShardInfo:
-    """Write a shard of the job with this digest, whole or not at all.
+def _map(
+    path: Path, rows: int, empty: Callable[[str, int], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Map the columns of a data file that are of fixed size and not compressed.
+
+    Others of `FIXED` are read. `empty` makes arrays for so many rows of a column.
+    """
+    reader = LanceFileReader(str(path))
+    about = reader.metadata()
+    found, packed = {}, []
+    for name, column in zip(about.schema.names, about.columns, strict=True):
+        if name not in FIXED:
+            continue
+        like = empty(name, 0)
+        size = like.dtype.itemsize * int(np.prod(like.shape[1:]))
+        spans = [(b.position, b.size) for p in column.pages for b in p.buffers]
+        flat = all(
+            "FullZip" in p.encoding and len(p.buffers) == 1 for p in column.pages
+        )
+        if not flat or sum(length for _, length in spans) != rows * size:
+            packed.append(name)
+            continue
+        parts = [
+            np.memmap(path, like.dtype, "r", offset, (length // size, *like.shape[1:]))
+            for offset, length in spans
+        ]
+        found[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if packed:
+        table = LanceFileReader(str(path), columns=packed).read_all().to_table()
+        found |= {name: to_numpy(table[name]) for name in packed}
+    return found
+
+
+def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.LanceDataset:
+    """Open a dataset at a version; None: the newest.
 
     Raises:
-      ClaraError: it cannot be written; nothing is left behind.
+      ClaraError: there is none, it is unfinished or damaged, or has no such version.
     """
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
-        # Copied, so that slices and joined tables give the same bytes as new ones.
-        writer.write_table(table.combine_chunks())
-    contents = {name: disk.array_bytes(array) for name, array in arrays.items()}
-    contents[TABLE] = buffer.getvalue().to_pybytes()
-    files = {
-        name: {"size": len(data), "checksum": disk.checksum_of(data)}
-        for name, data in contents.items()
-    }
-    note = {"rows": table.num_rows, "job": job, "files": files}
-    contents[NOTE] = disk.json_bytes(note)
+    command = "`python -m clara_jax.compress`"
     try:
-        with writing(folder):
-            temporary.mkdir(parents=True)
-            for name, data in contents.items():
-                write_bytes(temporary / name, data)
-            shutil.rmtree(folder, ignore_errors=True)  # of another job, given up
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return read_shard(folder)[0]
-
-
-def read_shard(folder: Path) -> tuple[ShardInfo, str]:
-    """Read what the manifest keeps of a shard, and the job that it is part of."""
-    path = folder / NOTE
-    values = read_json(path)
-    try:
-        note = path.read_bytes()
-        sizes = {name: int(file["size"]) for name, file in values["files"].items()}
-        sizes = dict(sorted({**sizes, NOTE: len(note)}.items()))
-        info = ShardInfo(folder.name, values["rows"], sizes, disk.checksum_of(note))
-        return info, str(values["job"])
-    except (AttributeError, KeyError, TypeError) as error:
-        remedy = f"remove {folder} and start the command again"
-        raise ClaraError(f"{path}: is damaged; {remedy}") from error
-
-
-def _map(path: Path) -> Any:
-    """Memory-map an array or a table."""
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, ValueError) as error:
+        with lance_at_work(str(place)):
+            newest = lance.dataset(str(place))
+            return newest if at is None else newest.checkout_version(at)
+    except Gone as error:
+        folder = Folder(place)
+        if at is not None and folder.read("_versions/none") is None:
+            with contextlib.suppress(ClaraError):
+                known = [v["version"] for v in open_dataset(place).versions()]
+                raise ClaraError(
+                    f"{place}: has no version {at}; there are "
+                    f"{', '.join(map(str, known[-20:]))}"
+                ) from error
+        names = folder.names()
+        if any(name.startswith(f"{JOBS}/") for name in names):
+            raise ClaraError(
+                f"{place}: is not finished; go on with the same {command}"
+            ) from error
+        if "store.json" in names:
+            raise ClaraError(
+                f"{place}: is a store of the format before Lance; take it over with "
+                f"{command[:-1]} --convert {place} --store NEW`"
+            ) from error
         raise ClaraError(
-            f"{path}: cannot be read; if the store was compacted since it was opened, "
-            "open it again, else look at it with --check"
+            f"{place}: holds no store of document vectors; make one with {command}"
         ) from error

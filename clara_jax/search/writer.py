@@ -1,34 +1,45 @@
 """Write a store: a job cut in numbered shards, which any process may write.
 
-Killed and begun again, a job loses the shard at hand at most. A finished store is byte
-for byte the same, whoever wrote which shard and in what order.
+A shard becomes a fragment of the dataset, of which nobody knows until one process
+commits all of them in one transaction of Lance. Killed and begun again, a job loses the
+shard at hand at most.
+
+STORE/_jobs/DIGEST/job.json     what is written
+STORE/_jobs/DIGEST/000007.json  a shard that is: its fragment, and its documents
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lance
 import numpy as np
-import pyarrow.compute as pc
-from jaxtyping import Float, Int64
+import pyarrow as pa
+from jaxtyping import Float, Shaped
+from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
+from lance.commit import CommitConflictError
+from lance.fragment import write_fragments
 
 from clara_jax.config import parse
 from clara_jax.config.parsing import flatten
-from clara_jax.documents import Document
+from clara_jax.documents import Document, text_digest, widest
 from clara_jax.errors import ClaraError
-from clara_jax.search import manifest as disk
-from clara_jax.search.manifest import JOB, MANIFEST, Manifest, ShardInfo, StoreSettings
-from clara_jax.search.store import (
-    Store,
-    read_shard,
-    shard_arrays,
+from clara_jax.search.folder import Folder, Gone, is_remote, lance_at_work
+from clara_jax.search.rows import (
+    RESERVED,
+    StoreSettings,
+    encoded,
+    make_schema,
+    own_columns,
+    own_fields,
     to_table,
-    write_shard,
 )
+from clara_jax.search.store import JOBS, Store, open_dataset
 
 FREE = ("model", "base", "center")
 """Settings in which a job that goes on may differ from what it began with, which is
@@ -37,12 +48,17 @@ kept: places, which hosts may spell differently, and what one of them measured."
 SAME = ("fingerprint", "memory", "width", "dtype")
 """Settings in which what is added to a store must agree with it."""
 
+LANCE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
+
+_JOB, _PROPERTY = "job.json", "clara_job"
+_TRIES = 20  # commits that others may come before
+
 
 class Job(contextlib.AbstractContextManager):
     """One writing of a store: a new one, or more documents for one that is there.
 
-    Every process begins the same job, asks for the shards of its part that are
-    `missing`, writes them, and commits; whoever is last makes the store.
+    Every process begins the same job, writes the shards of its part that are
+    `missing`, and commits; whoever is last makes the store.
 
         with Job.begin(path, settings, shards, corpus) as job:
             for k in job.missing(part, parts):
@@ -50,20 +66,23 @@ class Job(contextlib.AbstractContextManager):
             store = job.commit()
 
     Attributes:
-      store: the folder.
+      store: the folder or URL.
       shards: how many the job has.
       finished: the store is there, made by this very job.
     """
 
-    def __init__(self, store: Path, values: Mapping[str, Any]):
+    def __init__(self, store: str, values: Mapping[str, Any]):
         """Take what ``job.json`` holds; use `begin`."""
-        self.store, self.finished = store, False
+        self.store, self.finished, self._values = store, False, values
         self.shards: int = values["shards"]
+        self.digest = digest_of(_identity(values))
         self._mode: str = values["mode"]
-        self._generation: int = values["generation"]
-        self._settings = parse(StoreSettings, values["settings"], str(store / JOB))
-        self._digest = disk.digest_of(_identity(values))
-        self._part: disk.Lock | None = None
+        self._version: int = values["version"]
+        self._kinds: dict[str, str] = values["fields"]
+        self._settings = parse(StoreSettings, values["settings"], f"{store}: {_JOB}")
+        self._notes = Folder(f"{store}/{JOBS}/{self.digest}")
+        self._target: Any = store  # what fragments are written for
+        self._schema = make_schema(self._settings, values["fields"])
 
     @classmethod
     def begin(
@@ -73,68 +92,68 @@ class Job(contextlib.AbstractContextManager):
         shards: int,
         corpus: Mapping[str, Any],
         mode: Literal["new", "add", "replace"] = "new",
+        fields: Mapping[str, str] | None = None,
     ) -> "Job":
         """Begin a job, or go on with it.
 
         Args:
-          store: its folder.
+          store: its folder, or a URL.
           settings: what its vectors have in common; see also `FREE` and `SAME`.
           shards: how many the corpus makes.
           corpus: a JSON object that says what is compressed.
           mode: ``new`` makes a store; ``add`` puts documents into one and refuses ids
             that it has; ``replace`` takes out documents with the same ids.
+          fields: of the documents' metadata, with their kinds, see
+            ``documents.kind_of``; documents without metadata need none.
 
         Raises:
-          ClaraError: another job or an edit is under way here, there is a store already
-            (or none to add to), or another model made it.
+          ClaraError: another job is making the store, there is a store already (or none
+            to add to), another model made it, or a field of it has another type.
         """
-        path = Path(store)
-        check_folder(path, mode)
-        with disk.hold_store(path):
-            before = _manifest_of(path)
-            if before is not None:
-                settings = dataclasses.replace(settings, center=before.center)
-            values = {
-                "mode": mode,
-                "generation": before.generation + 1 if before else 1,
-                "shards": shards,
-                # Through JSON, so that tuples compare with the lists that are read.
-                "corpus": json.loads(json.dumps(corpus)),
-                "settings": dataclasses.asdict(settings),
-            }
-            job, begun = cls(path, values), disk.read_job(path, before)
-            if begun is None and before is not None and before.job == job._digest:
-                job._generation, job.finished = before.generation, True
-            elif before is not None:
-                _check_added(path, before, values)
-            if begun is not None:
-                if changed := _differences(_identity(begun), _identity(values)):
-                    way_out = f"remove {path / JOB}" if before else "remove the folder"
-                    raise ClaraError(
-                        f"{path}: another job is under way here; it differs in "
-                        f"{changed}; finish it with the command that began it, or "
-                        f"{way_out} to give it up"
-                    )
-                return cls(path, begun)
-            disk.remove(disk.find_strays(path, before))
-            if not job.finished:
-                disk.write_signed(path / JOB, values)
+        place = str(store)
+        before = store_of(place)
+        check_place(place, mode, before)
+        if before is not None:
+            settings = dataclasses.replace(settings, center=before.settings.center)
+        values = {
+            "mode": mode,
+            "version": before.version if before else 0,
+            "shards": shards,
+            # Through JSON, so that tuples compare with the lists that are read.
+            "corpus": json.loads(json.dumps(corpus)),
+            "settings": dataclasses.asdict(settings),
+            "fields": dict(fields or {}),
+        }
+        job = cls(place, values)
+        begun = job._read(_JOB)
+        if begun is not None:
+            job = cls(place, begun)
+        if before is not None:
+            job.finished = job._is_committed(before, last=begun is None)
+            if job.finished:
+                job._notes.remove()
+                return job
+            _check_added(place, before, values)
+            new = _new_fields(before, values["fields"])
+            if new:
+                # Without values, so that only the schema changes.
+                with lance_at_work(place, "written"):
+                    before.dataset.add_columns(pa.schema(new))
+                before = before.newest()
+            job._target = before.dataset
+            job._schema = before.dataset.schema
+        else:
+            _refuse_other(place, values)
+        if begun is None:
+            job._notes.write(_JOB, json_bytes(values))
         return job
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
-        """Take shards ``k % parts == part``, and return those not written yet.
-
-        Raises:
-          ClaraError: another process is writing this part, or counts other parts.
-        """
+        """Return shards ``k % parts == part`` that are not written yet."""
         if self.finished:
             return []
-        self._part = disk.hold_part(self.store, part, parts)
-        numbers = range(part, self.shards, parts)
-        for k in numbers:
-            folder = self._folder(k)
-            disk.remove(folder.parent.glob(f".{folder.name}.*"))  # half written
-        return [k for k in numbers if self._info(k) is None]
+        there = set(self._notes.names())
+        return [k for k in range(part, self.shards, parts) if _name(k) not in there]
 
     def write(
         self, k: int, vectors: Float[np.ndarray, "n M D"], documents: Sequence[Document]
@@ -151,140 +170,316 @@ class Job(contextlib.AbstractContextManager):
                 f"{self.store}: keeps {count} vectors of width {width} for each piece, "
                 f"but was given {vectors.shape} for {len(documents)} pieces"
             )
-        if self._info(k) is None:
-            table = to_table(documents)
-            arrays = shard_arrays(vectors, documents, self._settings)
-            write_shard(self._folder(k), arrays, table, self._digest)
+        if self._read(_name(k)) is None:
+            self.write_rows(k, encoded(vectors, self._settings), documents)
 
-    def commit(self) -> Store | None:
+    def write_rows(
+        self,
+        k: int,
+        arrays: Mapping[str, Shaped[np.ndarray, "n ..."]],
+        documents: Sequence[Document],
+    ) -> None:
+        """Write shard `k` of codes, scales (if any) and norms, as ``encoded`` gives."""
+        table = to_table(documents, arrays, self._schema)
+        fragments = []
+        if documents:
+            with lance_at_work(self.store, "written"):
+                fragments = write_fragments(
+                    table,
+                    self._target,
+                    mode="append",
+                    max_rows_per_file=1 << 30,
+                    **LANCE,
+                )
+        ids: dict[str, Any] = {}
+        for document in documents:
+            if document.id:
+                _, parts = ids.setdefault(document.id, (document.source, []))
+                parts.append(document.part)
+        note = {
+            "fragments": [fragment.to_json() for fragment in fragments],
+            "rows": len(documents),
+            "ids": ids,
+        }
+        self._note(k, note)
+
+    def _note(self, k: int, note: Mapping[str, Any]) -> None:
+        """Note that a shard is written."""
+        self._notes.write(_name(k), json_bytes({**note, "checksum": digest_of(note)}))
+
+    def join(self, places: Sequence[str]) -> None:
+        """Take over the shards that were written for this job at other places.
+
+        Raises:
+          ClaraError: a place holds nothing of this job, or a file is missing.
+        """
+        here = Folder(self.store)
+        for place in places:
+            there, job = Folder(place), Job(place, self._values)
+            begun = job._read(_JOB)
+            if begun is None:
+                raise ClaraError(
+                    f"{place}: holds no part of this job; write one there with the "
+                    "same command, with --part and with this place as its --store"
+                )
+            if changed := _differences(begun["settings"], self._values["settings"]):
+                raise ClaraError(f"{place}: differs in {changed}; write it again")
+            for k in self.missing():
+                if (note := job._read(_name(k))) is None:
+                    continue
+                for fragment in note["fragments"]:
+                    for file in fragment["files"]:
+                        _copy(there, here, f"data/{file['path']}")
+                self._note(k, note)
+
+    def commit(self, shards: int | None = None) -> Store | None:
         """Make the store of all shards; None while some of other parts are missing.
+
+        Given a number of `shards`, of the first so many.
 
         Raises:
           ClaraError: two documents have one id, the store has it already (mode
             ``add``), or the disk is full; the store stays as it was.
         """
         if not self.finished:
-            # On network disks, listing shows what other hosts wrote just now.
-            list(self.store.glob(f"{disk.SHARDS}/*"))
-            infos = [info for k in range(self.shards) if (info := self._info(k))]
-            if len(infos) == self.shards:
-                # One after the other: the second finds the first one's store.
-                with disk.hold_store(self.store):
-                    if not self._is_committed():
-                        self._commit(infos)
-            elif not self._is_committed():
-                return None
-        self.close()
+            count = self.shards if shards is None else shards
+            notes = [self._read(_name(k)) for k in range(count)]
+            written = [note for note in notes if note is not None]
+            for _ in range(_TRIES):
+                before = store_of(self.store)
+                if before is not None and self._is_committed(before):
+                    break
+                if len(written) < count:
+                    return None
+                try:
+                    self._commit(before, written)
+                    break
+                except CommitConflictError:
+                    continue
+            else:
+                raise ClaraError(
+                    f"{self.store}: other processes keep changing the store; start "
+                    "the command again"
+                )
+            self._notes.remove()
         return Store.open(self.store)
 
     def abandon(self) -> None:
         """Give a job up of which nothing has been written yet."""
-        if not any(self._folder(k).exists() for k in range(self.shards)):
-            (self.store / JOB).unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Release the part; a job that is not finished can be begun again."""
-        if self._part is not None:
-            self._part.release()
-        disk.held_parts(self.store)  # removes what killed processes left
+        if self._notes.names() == [_JOB]:
+            self._notes.remove()
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
+        pass
 
-    def _commit(self, infos: Sequence[ShardInfo]) -> None:
-        before = _manifest_of(self.store)
-        job = disk.read_job(self.store, before)
-        if job is None or disk.digest_of(_identity(job)) != self._digest:
-            raise ClaraError(
-                f"{self.store}: the job was ended or given up meanwhile; start the "
-                "command again"
-            )
-        old = before or Manifest(**vars(self._settings))
-        shards, generation = (*old.shards, *infos), self._generation
-        manifest = dataclasses.replace(
-            old, generation=generation, shards=shards, job=self._digest
-        )
-        store = Store(self.store, manifest)
-        deleted = _replaced(store, store.rows - sum(info.rows for info in infos))
-        if self._mode == "add" and len(deleted):
-            (piece,) = store.pieces(deleted[:1])
-            raise ClaraError(
-                f"{self.store}: already has a document with the id '{piece.id}' (from "
-                f"{piece.source or 'an unnamed source'}); replace it with --replace, "
-                "or give the new document another id"
-            )
-        disk.replace_manifest(self.store, manifest, deleted)
+    def _commit(self, before: Store | None, notes: Sequence[Mapping[str, Any]]) -> None:
+        ids: dict[str, str] = {}
+        for note in notes:
+            for id, (source, parts) in note["ids"].items():
+                if id in ids or len(set(parts)) < len(parts):
+                    one, other = (
+                        s or "an unnamed source" for s in (ids.get(id, source), source)
+                    )
+                    raise ClaraError(
+                        f"{self.store}: two documents have the id '{id}' (from {one} "
+                        f"and from {other}); give each its own id"
+                    )
+                ids[id] = source
+        new = [
+            FragmentMetadata.from_json(json.dumps(fragment))
+            for note in notes
+            for fragment in note["fragments"]
+        ]
+        version, operation = 0, LanceOperation.Overwrite(self._schema, new)
+        if before is not None:
+            old = before.matching("id", list(ids))
+            if self._mode == "add" and len(old):
+                (piece,) = before.pieces(old[:1])
+                raise ClaraError(
+                    f"{self.store}: already has a document with the id '{piece.id}' "
+                    f"(from {piece.source or 'an unnamed source'}); replace it with "
+                    "--replace, or give the new document another id"
+                )
+            version, operation = before.version, exchange(before, old, new)
+        commit(self.store, version, operation, {_PROPERTY: self.digest})
 
-    def _is_committed(self) -> bool:
-        made = _manifest_of(self.store)
-        known = (self._generation, self._digest)
-        return made is not None and (made.generation, made.job) == known
+    def _is_committed(self, store: Store, last: bool = False) -> bool:
+        """Return whether the job is part of a store.
 
-    def _folder(self, k: int) -> Path:
-        return disk.shard_folder(self.store, self._generation, k)
+        With `last`, only if no documents were changed after it.
+        """
+        kept = min(store.version, 10_000)
+        with contextlib.suppress(ClaraError), lance_at_work(self.store):
+            for number, made in enumerate(store.dataset.get_transactions(kept)):
+                if store.version - number <= self._version and not last:
+                    return False
+                if made is None:
+                    continue
+                if (made.transaction_properties or {}).get(_PROPERTY) == self.digest:
+                    return True
+                changing = ("Append", "Delete", "Overwrite", "Update", "Restore")
+                if last and type(made.operation).__name__ in changing:
+                    return False
+        return False
 
-    def _info(self, k: int) -> ShardInfo | None:
-        if not self._folder(k).is_dir():
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Read a note of this job; refuse a damaged one."""
+        data = self._notes.read(name)
+        if data is None:
             return None
-        info, job = read_shard(self._folder(k))
-        return info if job == self._digest else None
+        try:
+            values = json.loads(data)
+            if name != _JOB and values.pop("checksum") != digest_of(values):
+                raise ValueError("its checksum is wrong")
+            return values
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ClaraError(
+                f"{self._notes}/{name}: is damaged ({error}); remove it and start the "
+                "command again"
+            ) from error
 
 
-def _manifest_of(store: Path) -> Manifest | None:
-    return disk.read_manifest(store) if (store / MANIFEST).is_file() else None
+def exchange(
+    store: Store, old: Sequence[int] | np.ndarray, new: Sequence[FragmentMetadata]
+) -> LanceOperation.BaseOperation:
+    """Return what takes some rows out of a store and puts fragments in."""
+    fragments = {f.fragment_id: f for f in store.dataset.get_fragments()}
+    removed, updated = [], {}
+    with lance_at_work(store.place, "written"):
+        for number, places in store.places(old).items():
+            left = fragments[number].delete_rows(places.tolist())
+            if left is None:
+                removed.append(number)
+            else:
+                updated[number] = left
+    # One at least, so that of two commits of one job the second is refused.
+    first = next((n for n in fragments if n not in removed), None)
+    if not removed and not updated and first is not None:
+        updated[first] = fragments[first].metadata
+    return LanceOperation.Update(
+        removed_fragment_ids=removed,
+        updated_fragments=list(updated.values()),
+        new_fragments=list(new),
+    )
 
 
-def check_folder(path: Path, mode: str) -> None:
+def commit(
+    place: str,
+    version: int,
+    operation: LanceOperation.BaseOperation,
+    properties: Mapping[str, str],
+) -> None:
+    """Commit a transaction that was made for a version of the dataset.
+
+    Raises:
+      CommitConflictError: another one was committed meanwhile.
+      ClaraError: it cannot be written.
+    """
+    made = Transaction(version, operation, transaction_properties=dict(properties))
+    with lance_at_work(place, "written"):
+        try:
+            LanceDataset.commit(
+                place,
+                made,
+                read_version=version,
+                max_retries=1,
+                enable_stable_row_ids=True,
+            )
+        except CommitConflictError as error:
+            conflict = error
+        else:
+            return
+    raise conflict
+
+
+def check_place(place: str, mode: str, before: Store | None) -> None:
     """Refuse a place where this mode cannot write."""
-    if path.exists() and not path.is_dir():
-        raise ClaraError(f"{path}: is a file; give a folder with --store")
-    # In this order: meanwhile another process may begin the job, or finish it.
-    files = path.is_dir() and any(path.glob("[!.]*"))
-    if (path / JOB).is_file() or (path / MANIFEST).is_file():
+    if not is_remote(place) and Path(place).exists() and not Path(place).is_dir():
+        raise ClaraError(f"{place}: is a file; give a folder with --store")
+    if before is not None:
         return
-    if mode != "new":
+    names = Folder(place).names()
+    if mode != "new" and not any(name.startswith(f"{JOBS}/") for name in names):
         raise ClaraError(
-            f"{path}: is not a store yet, so nothing can be added; leave out --{mode}"
+            f"{place}: is not a store yet, so nothing can be added; leave out --{mode}"
         )
-    if files:
+    if "store.json" in names:
+        open_dataset(place)  # says what to do with it
+    if any(not n.startswith((f"{JOBS}/", "data/", ".")) for n in names):
         raise ClaraError(
-            f"{path}: holds other files and no store; give an empty folder with --store"
+            f"{place}: holds other files and no store; give an empty folder with "
+            "--store"
         )
 
 
-def _check_added(path: Path, before: Manifest, values: Mapping[str, Any]) -> None:
+def store_of(place: str) -> Store | None:
+    """Open a store; None where there is none yet."""
+    try:
+        with lance_at_work(place):
+            dataset = lance.dataset(place)
+    except Gone:
+        return None
+    return Store(place, dataset)
+
+
+def _refuse_other(place: str, values: Mapping[str, Any]) -> None:
+    """Refuse to make a store while another job does."""
+    own, folder = digest_of(_identity(values)), Folder(f"{place}/{JOBS}")
+    for name in folder.names():
+        digest, _, file = name.partition("/")
+        if file != _JOB or digest == own:
+            continue
+        with contextlib.suppress(ValueError, TypeError):
+            begun = json.loads(folder.read(name) or b"")
+            changed = _differences(_identity(begun), _identity(values))
+            raise ClaraError(
+                f"{place}: another job is under way here; it differs in {changed}; "
+                "finish it with the command that began it, or remove the folder to "
+                "give it up"
+            )
+
+
+def _check_added(place: str, before: Store, values: Mapping[str, Any]) -> None:
     """Refuse to add to a finished store what does not go with it."""
     if values["mode"] == "new":
         raise ClaraError(
-            f"{path}: holds a finished store of other documents or settings; put these "
-            "in with --add or --replace, or give another --store"
+            f"{place}: holds a finished store of other documents or settings; put "
+            "these in with --add or --replace, or give another --store"
         )
-    old, new = dataclasses.asdict(before), values["settings"]
+    old, new = dataclasses.asdict(before.settings), values["settings"]
     if changed := _differences(*({k: x[k] for k in SAME} for x in (old, new))):
         raise ClaraError(
-            f"{path}: was made with another model or other settings: {changed}; add "
+            f"{place}: was made with another model or other settings: {changed}; add "
             "with what it was made with, or give another --store"
         )
 
 
-def _replaced(store: Store, start: int) -> Int64[np.ndarray, "n"]:
-    """Return rows before `start` whose ids come again; refuse new ids used twice."""
-    new = store.table(range(start, store.rows), ["id", "part", "source"])
-    new = new.filter(pc.field("id") != "")
-    counts = new.group_by(["id", "part"]).aggregate([([], "count_all")])
-    twice = counts.filter(pc.field("count_all") > 1)
-    if twice.num_rows:
-        id, part = twice["id"][0].as_py(), twice["part"][0].as_py()
-        same = new.filter((pc.field("id") == id) & (pc.field("part") == part))
-        one, other, *_ = (s or "an unnamed source" for s in same["source"].to_pylist())
-        raise ClaraError(
-            f"{store.path}: two documents have the id '{id}' (from {one} and from "
-            f"{other}); give each its own id"
-        )
-    old, added = np.split(store.hashes("id"), [start])
-    likely = np.flatnonzero(np.isin(old, added) & store.live[:start])
-    ids = set(new["id"].to_pylist())
-    return likely[np.array([id in ids for id in store.strings(likely, "id")], bool)]
+def _new_fields(before: Store, kinds: Mapping[str, str]) -> list[pa.Field]:
+    """Return columns that a store lacks; refuse values that its columns cannot hold."""
+    own = own_columns(before.dataset.schema)
+    for name, kind in kinds.items():
+        if name in own and own[name][1] != "json":
+            has = own[name][1]
+            if widest([has or "text", kind]) != (has or "text"):
+                raise ClaraError(
+                    f"{before.place}: its field '{name}' holds {has or 'text'}, but "
+                    f"the new documents have {kind}; change them, or compress all "
+                    "documents into another --store"
+                )
+    new = {name: kind for name, kind in kinds.items() if name not in own}
+    taken = (*RESERVED, *before.dataset.schema.names)
+    return own_fields(new, taken)
+
+
+def _copy(source: Folder, target: Folder, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "file")
+        source.download(name, file)
+        target.upload(file, name)
+
+
+def _name(k: int) -> str:
+    return f"{k:06d}.json"
 
 
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,3 +497,14 @@ def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     )
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as text, the same for equal objects."""
+    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=True)
+    return text.encode() + b"\n"
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return a checksum of a JSON object, whatever the order of its keys."""
+    return text_digest(json.dumps(values, sort_keys=True)).hex()

@@ -11,19 +11,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from clara_jax.clara import Batch
 from clara_jax.config import require
 from clara_jax.data import UniqueDocuments, make_batches
 from clara_jax.distributed import report
 from clara_jax.search import Store
-from clara_jax.search.manifest import digest_of
 from clara_jax.search.scann_index import ScannSearcher
 from clara_jax.train.corpus_feed import CorpusFeed, question_encoder
+from clara_jax.train.document_vectors import document_vectors
 from clara_jax.train.loop import Feed
 from clara_jax.train.parts import Parts
-from clara_jax.train.vectors import document_vectors
 
 
 def make_feed(
@@ -71,7 +68,7 @@ def make_feed(
         least = max(needs[: config.data.batch_size]) + 1
         enough = late and (lambda done: done >= least and late())
         vectors = document_vectors(parts, documents, check, enough)
-        if isinstance(vectors, np.ndarray) and len(vectors) < len(documents):
+        if len(vectors) < len(documents):
             count = next(i for i, need in enumerate(needs) if need >= len(vectors))
             report(f"time for the documents of {count} records, of {len(records)}")
             records = records.first(count)
@@ -109,20 +106,16 @@ class Pinned:
 
 def note_of(store: Store) -> dict[str, Any]:
     """Return what tells a store from every other, wherever its folder lies."""
-    manifest = store.manifest
-    deleted = None if manifest.deleted is None else manifest.deleted.checksum
-    contents = {"shards": [s.digest for s in manifest.shards], "deleted": deleted}
     return {
         "fingerprint": store.fingerprint,
-        "generation": store.generation,
-        "rows": store.rows,
-        "contents": digest_of(contents),
+        "rows": len(store),
+        "contents": store.contents(),
     }
 
 
 def _named(note: dict[str, Any] | None) -> str:
     if note is None:
         return "no store"
-    names = ("generation", "rows", "fingerprint", "contents", "search")
+    names = ("rows", "fingerprint", "contents", "search")
     parts = [f"{name} {note[name]}" for name in names if name in note]
     return f"one of {', '.join(parts)}"

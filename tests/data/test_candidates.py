@@ -14,8 +14,6 @@ from clara_jax.data.work import Work, open_work
 from clara_jax.errors import ClaraError
 from clara_jax.text.bm25 import Bm25
 
-pytest.importorskip("bm25s")
-
 COUNT = 5
 
 

@@ -26,8 +26,6 @@ from clara_jax.data.mix_database import text_key
 from clara_jax.data.near_duplicates import NearDuplicates, likeness, shingles
 from clara_jax.text.bm25 import Bm25
 
-pytest.importorskip("bm25s")
-
 
 def test_no_passage_is_on_both_sides(made):
     folder, _ = made

@@ -8,8 +8,6 @@ from clara_jax.data import mix_read
 from clara_jax.data.mix_database import draw, share, text_key
 from clara_jax.data.near_duplicates import likeness, marks, runs, shingles
 
-pytest.importorskip("bm25s")
-
 HEAD = "held_out = 0.4\ncandidates = 2\ndistractors = [0, 1]\n"
 WINDOWS = source("windows", "windows.jsonl")
 

@@ -30,8 +30,6 @@ from clara_jax.data.work import Work, open_work
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
 
-pytest.importorskip("bm25s")
-
 DIES = Path(__file__).parents[1] / "dies.py"
 MIX = sys.modules["clara_jax.data.mix"]
 """The module, whose name the function has, too."""

@@ -1,14 +1,14 @@
-"""BM25: the library's scores, in blocks too."""
+"""BM25: the words and scores of Lance's index, in blocks too."""
 
-import sys
+import random
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from clara_jax.errors import ClaraError
-from clara_jax.text.bm25 import Bm25, Statistics, best_of, library, tokenize
-
-pytest.importorskip("bm25s")
+from clara_jax.text import bm25
+from clara_jax.text.bm25 import TOKENIZER, Bm25, Statistics, best_of, tokenize
 
 TEXTS = [
     "The harbour of Corin lies in the north, and the harbour is old.",
@@ -20,19 +20,68 @@ TEXTS = [
 ]
 QUESTIONS = ["Where is the harbour?", "What music did Edo Falk play", "glacier", "?"]
 
+WORDS = [
+    *"harbour Harbour, music glacier the of naïve naive a Straße Müller Über".split(),
+    *"3.14 U.S.A. don't 東京へ行きました 我们在北京大学学习 日本語".split(),
+    *("音楽、", "한국어", "ภาษาไทย", "e\u0301cole", "x" * 41),
+]
+
+
+def mixed(n):
+    """Texts of no words to hundreds; the first words of `WORDS` are frequent."""
+    rng = random.Random(0)
+    weights = [1 / (i + 1) for i in range(len(WORDS))]
+    texts = ["", "the of", "".join(rng.choices(WORDS, weights, k=20))]
+    sizes = rng.choices([1, 2, 3, 9, 20, 50, 300], k=n - len(texts))
+    return texts + [" ".join(rng.choices(WORDS, weights, k=size)) for size in sizes]
+
+
+def one_by_one(texts):
+    return [[token.text for token in lance.tokenize(t, **TOKENIZER)] for t in texts]
+
 
 def test_words():
     assert tokenize(["The Harbour, and A violin!"]) == [["harbour", "violin"]]
+    assert tokenize(["Müller, Straße"]) == [["muller", "strasse"]]
+    assert tokenize(["東京大学で音楽を学ぶ"]) == [["東京", "大学", "音楽", "学ぶ"]]
     assert tokenize([]) == []
+    assert tokenize([""]) == [[]]
 
 
-def test_scores_are_the_librarys():
-    module = library()
-    ranker = module.BM25()
-    ranker.index(tokenize(TEXTS), show_progress=False)
-    own = Bm25(TEXTS)
-    for words in tokenize(QUESTIONS)[:3]:
-        np.testing.assert_array_equal(own.scores(words), ranker.get_scores(words))
+@pytest.mark.parametrize("size", [0, 500, 1 << 20])
+def test_words_of_many_are_those_of_each(monkeypatch, size):
+    monkeypatch.setattr(bm25, "_CHARACTERS", size)
+    ends = ["東", "京\r", "\u200d", "🇩", "🇪", "\u0301", "a\n", "ไท", "ย", ".", "'"]
+    mark = bm25._MARK
+    for texts in (
+        mixed(60),
+        ["", "", ""],
+        [a + b for a in ends for b in ends],
+        ["harbour", f"a {mark.upper()}.", "", mark, f"{mark} {mark}", "glacier"],
+    ):
+        assert tokenize(iter(texts)) == one_by_one(texts)
+
+
+def test_scores_are_those_of_lances_index(tmp_path):
+    texts = mixed(80)
+    table = pa.table({"place": range(len(texts)), "text": texts})
+    found = lance.write_dataset(table, tmp_path / "a.lance", max_rows_per_file=30)
+    found.create_scalar_index("text", "INVERTED", **TOKENIZER, with_position=False)
+    own = Bm25(texts)
+    questions = [
+        *("harbour", "Where is the MUSIC of the glacier?", "strasse MÜLLER naive"),
+        *("harbour harbour music", "北京大学的音乐", "日本語と東京", "ภาษาไทย 3.14"),
+        *("the", "a word that is nowhere", "don't"),
+    ]
+    for question, words in zip(questions, tokenize(questions), strict=True):
+        rows = found.to_table(full_text_query=question, limit=len(texts))
+        scores = np.zeros(len(texts), np.float32)
+        scores[rows["place"].to_numpy()] = rows["_score"].to_numpy()
+        np.testing.assert_allclose(own.scores(words), scores, rtol=2e-6)
+        best = found.to_table(full_text_query=question, limit=5)["_score"].to_numpy()
+        ours = own.best([question], 5)[0][0]
+        np.testing.assert_allclose(ours[: len(best)], best, rtol=2e-6)
+        assert not ours[len(best) :].any()
 
 
 def test_best_first_and_of_equals_the_lower():
@@ -70,15 +119,9 @@ def test_blocks_with_the_numbers_of_the_whole(size):
     blocks = [TEXTS[i : i + size] for i in range(0, len(TEXTS), size)]
     for block in blocks:
         statistics.add(block)
-    assert statistics.documents == len(TEXTS)
+    assert statistics.documents == len(TEXTS) - 1  # one has no words
     for question in asked:
         parts = [Bm25(block, statistics).scores(question) for block in blocks]
         np.testing.assert_array_equal(
             np.concatenate(parts), Bm25(TEXTS).scores(question)
         )
-
-
-def test_without_the_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ClaraError, match="needs the package bm25s"):
-        tokenize(["a"])
