@@ -76,6 +76,12 @@ EXTRAS = {
         "accelerate>=1.0",
         "peft>=0.15",
         "qwix>=0.1.8",
+        # What stores are opened with, and written to, in the tests.
+        "moto[server]>=5",
+        "lancedb>=0.20",
+        "duckdb>=1.2",
+        "polars>=1.20",
+        "ray>=2.40; sys_platform == 'linux'",
         *EVAL,
     ],
     "dev": [

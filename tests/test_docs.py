@@ -1,11 +1,13 @@
 """The README and the pages of docs/: short, linked rightly, and their Python runs."""
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
 
 import pytest
 from toy_folder import write_toy
+from toy_store import toy_pieces, toy_settings, toy_vectors, write_store
 
 from clara_jax.data.records import FORMATS
 from clara_jax.stages import STAGES
@@ -16,6 +18,9 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 LONGEST = 9_000
 MODEL = "runs/quickstart/end_to_end"
 """What the pages load, where the quickstart leaves it."""
+
+STORE = "stores/wiki.lance"
+"""A store that pages open, of documents with a year and a team."""
 
 FENCE = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
@@ -112,11 +117,21 @@ def test_commands_and_files_exist(page: Path):
 
 @every(p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python"))
 def test_the_python_of_a_page_runs(page: Path, tmp_path, monkeypatch):
+    text = page.read_text(encoding="utf-8")
     write_toy(tmp_path / MODEL)
+    if STORE in text:
+        fields = [
+            {"year": 2018 + i, "team": "legal people".split()[i % 2]} for i in range(7)
+        ]
+        pieces = [
+            dataclasses.replace(piece, metadata=own)
+            for piece, own in zip(toy_pieces(7), fields, strict=True)
+        ]
+        write_store(tmp_path / STORE, toy_settings(), toy_vectors(7), pieces, 3)
     monkeypatch.chdir(tmp_path)
     tables = [(table, dict(table)) for table in (STAGES, FORMATS)]
     try:
-        run(name_of(page), page.read_text(encoding="utf-8"))
+        run(name_of(page), text)
     finally:
         for table, before in tables:  # what the page has added is taken away
             table.clear()

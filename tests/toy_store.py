@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import errno
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lance import LanceDataset, LanceFragment
+from lance.dataset import DatasetOptimizer
 
 from clara_jax.config import MemoryConfig
 from clara_jax.documents import Document, fields_of
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Store, StoreSettings, compact, delete
+from clara_jax.search import Job, Store, StoreSettings, compact, delete, writer
 from clara_jax.search.codecs import center_of
 
 WIDTH = 6
@@ -82,6 +86,23 @@ def tree(path):
     }
 
 
+def contents(place, at=None):
+    """Id, document and vectors of each row, in the order of the ids."""
+    store = Store.open(place, at=at)
+    pieces, vectors = store.pieces(store.ids), store.vectors(store.ids)
+    norms = store.arrays(store.ids)["norm"]
+    np.testing.assert_allclose(
+        norms, np.linalg.norm(vectors, axis=(1, 2)), rtol=1e-6, atol=0
+    )
+    rows = zip(store.ids.tolist(), pieces, vectors, strict=True)
+    return [(id, piece, vector.tobytes()) for id, piece, vector in rows]
+
+
+def without_ids(rows):
+    """What `contents` returns, to compare stores that were written in other ways."""
+    return sorted((row[1:] for row in rows), key=lambda row: (row[0].id, row[0].part))
+
+
 def copy_tree(folder, other):
     if folder.exists():
         shutil.copytree(folder, other)
@@ -95,8 +116,8 @@ def write_new(path, part=0, parts=1, shards=3, backwards=False):
     return _write(path, "new", "d", part, parts, shards, backwards)
 
 
-def write_added(path, part=0, parts=1, shards=2, backwards=False):
-    return _write(path, "add", "a", part, parts, shards, backwards)
+def write_added(path, part=0, parts=1, shards=2, backwards=False, name="a"):
+    return _write(path, "add", name, part, parts, shards, backwards)
 
 
 def write_replaced(path, part=0, parts=1, shards=2, backwards=False):
@@ -129,28 +150,48 @@ ACTIONS = {
     for action in (write_new, write_added, write_replaced, delete_some, compact_all)
 }
 
-STEPS = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
-"""Calls of `os` between which a process may be killed, or fail."""
+FILE_STEPS = [
+    (os, name) for name in ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
+]
+LANCE_STEPS = [
+    (writer, "write_fragments"),
+    (LanceDataset, "commit"),
+    (LanceDataset, "add_columns"),
+    (LanceDataset, "cleanup_old_versions"),
+    (LanceFragment, "delete_rows"),
+    (DatasetOptimizer, "compact_files"),
+]
+STEPS = (*FILE_STEPS, *LANCE_STEPS)
+"""Calls before and after which a process may be killed, or which fail."""
 
 
-def before_step(number, act, patch=setattr, steps=STEPS):
-    """Call `act` in place of the call of that number, counted from 0."""
+def before_step(number, act, patch=setattr, steps=STEPS, after=True):
+    """Call `act` in place of the call of that number, counted from 0.
+
+    With `after`, a return from Lance counts like a call.
+    """
     count = iter(range(1 << 30))
 
-    def guard(call):
+    def guard(call, both):
         def guarded(*arguments, **options):
             if next(count) == number:
                 act()
-            return call(*arguments, **options)
+            found = call(*arguments, **options)
+            if both and next(count) == number:
+                act()
+            return found
 
         return guarded
 
-    for name in steps:
-        patch(os, name, guard(getattr(os, name)))
+    for owner, name in steps:
+        guarded = guard(getattr(owner, name), after and owner is not os)
+        if isinstance(inspect.getattr_static(owner, name), staticmethod):
+            guarded = staticmethod(guarded)
+        patch(owner, name, guarded)
 
 
 def fails_at(number, action, path, **options):
-    """Do something to a store on a disk that is full before one step.
+    """Do something to a store on a disk that is full from one step on.
 
     Returns:
       Whether that was an error, and whether there was such a step.
@@ -162,8 +203,8 @@ def fails_at(number, action, path, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.MonkeyPatch.context() as patch:
-        steps = ("fsync", "mkdir", "rename", "replace")
-        before_step(number, full, patch.setattr, steps)
+        steps = [step for step in STEPS if step[1] not in ("unlink", "rmdir")]
+        before_step(number, full, patch.setattr, steps, after=False)
         try:
             action(path, **options)
         except ClaraError as error:
@@ -221,10 +262,14 @@ def run(action, path, **options):
 
 @functools.cache
 def _server():
-    """This file as a process, which has imported everything and forks at once."""
+    """This file as a process, which has imported everything and forks at once.
+
+    It never uses Lance, whose threads would be lost in a fork, itself.
+    """
     server = subprocess.Popen(
         [sys.executable, __file__],
         cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "LANCE_LOG": "error"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -245,6 +290,7 @@ def _ask(order):
 
 
 def _serve():
+    warnings.filterwarnings("ignore", "lance is not fork-safe")
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:

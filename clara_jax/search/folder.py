@@ -130,7 +130,8 @@ def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
         known = isinstance(error, Exception) or "Panic" in type(error).__name__
         if not known:
             raise
-        if any(sign in text.lower() for sign in ("not found", "no such file")):
+        gone = ("not found", "no such file", "not a directory")
+        if any(sign in text.lower() for sign in gone):
             raise Gone(f"{place}: is not whole, or not there ({text})") from error
         if isinstance(error, OSError) and "no space left" in str(error).lower():
             raise write_error(place, error) from error

@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from clara_jax.search.exact import Flat, unit
+from clara_jax.search.folder import lance_at_work
+from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Progress, Store
 
 Short = Float[np.ndarray, "n Q"]  # keys of documents or questions
@@ -145,3 +148,24 @@ def unit_vectors(store: Store, ids: Int[np.ndarray, "n"]) -> Iterator[Flat]:
     for begin in range(0, len(ids), step):
         vectors = store.vectors(ids[begin : begin + step])
         yield unit(vectors.reshape(len(vectors), -1))
+
+
+def keep_keys(store: Store, ids: Int[np.ndarray, "n"], keys: Short) -> None:
+    """Put keys of rows into the column ``key``, for other engines to search by.
+
+    Rows without one, and all rows added later, have none.
+
+    Raises:
+      ClaraError: the disk is full, or another process is changing the store.
+    """
+    type = pa.list_(pa.float16(), keys.shape[1])
+    with lance_at_work(store.place, "written"):
+        if "key" in store.dataset.schema.names:
+            store.dataset.drop_columns(["key"])
+        own = to_numpy(store.dataset.scanner([], with_row_id=True).to_table()["_rowid"])
+        at = np.minimum(np.searchsorted(ids, own), len(ids) - 1)
+        values = pa.array(keys[at].astype(np.float16).reshape(-1))
+        without = pa.array(ids[at] != own)
+        column = pa.FixedSizeListArray.from_arrays(values, type=type, mask=without)
+        store.dataset.add_columns(pa.table({"key": column}).to_reader())
+    store.refresh()

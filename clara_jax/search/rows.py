@@ -100,7 +100,7 @@ def read_settings(schema: pa.Schema, place: str) -> StoreSettings:
     try:
         note = json.loads((schema.metadata or {})[_META])
         format = note.pop("format")
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, TypeError):
         raise ClaraError(
             f"{place}: is a Lance dataset, but not a store of document vectors; make "
             "one with `python -m clara_jax.compress`"
@@ -262,7 +262,7 @@ def checksums_of_vectors(
     bits = [
         np.ascontiguousarray(arrays[name]).reshape(count, -1).view(np.uint8)
         for name in VECTORS
-        if name in arrays
+        if name in arrays and count  # numpy makes nothing of 0 rows of -1 columns
     ]
     found = np.empty(count, np.uint64)
     for i in range(count):

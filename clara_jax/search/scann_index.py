@@ -31,7 +31,7 @@ from clara_jax.search.exact import (
     unit,
 )
 from clara_jax.search.index_files import IndexFolder, Settings, has_index, scann_at_work
-from clara_jax.search.keys import Keys, Short, learn_keys, unit_vectors
+from clara_jax.search.keys import Keys, Short, keep_keys, learn_keys, unit_vectors
 from clara_jax.search.store import Progress, Store
 
 SEARCHES = ("auto", "exact", "scann")
@@ -126,7 +126,7 @@ class ScannSearcher:
         return nearest_of(self.store, units, ids, k)
 
     def _find(
-        self, keys: Short, wanted: int, live: Bool[np.ndarray, "n"]
+        self, keys: Short, wanted: int, live: Bool[np.ndarray, "N"]
     ) -> list[Int[np.ndarray, "_"]]:
         """Return ids of the best keys; ask for more until `wanted` are `live`."""
         documents = int(np.count_nonzero(live))
@@ -287,7 +287,9 @@ def _build(
         "held_out": held_out.tolist(),
         "measured": {},
     }
-    return index.write(lambda to: index_files.save(to, keys, rows, searcher), note)
+    note = index.write(lambda to: index_files.save(to, keys, rows, searcher), note)
+    keep_keys(store, rows, found)
+    return note
 
 
 def _document_keys(

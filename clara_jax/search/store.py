@@ -14,9 +14,9 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import lance
 import numpy as np
@@ -42,9 +42,9 @@ from clara_jax.search.rows import (
     to_numpy,
 )
 
+T = TypeVar("T")
 Ids = Sequence[Any] | Int[np.ndarray, "k"]  # row ids, in any order
 
-Column = Literal["text", "id"]
 Progress = Callable[[str], None]  # called with a line for each step
 
 JOBS = "_jobs"
@@ -79,7 +79,7 @@ class Store:
         self._set(dataset)
 
     def _set(self, dataset: lance.LanceDataset) -> None:
-        self.dataset = dataset
+        self.dataset, self.schema = dataset, dataset.schema
         self._columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
         for name in ("_layout", "_hashes", "_fragments"):
             self.__dict__.pop(name, None)
@@ -128,7 +128,7 @@ class Store:
     @property
     def fields(self) -> list[str]:
         """Names that a filter may use."""
-        own = [column for column, _ in own_columns(self.dataset.schema).values()]
+        own = [column for column, _ in own_columns(self.schema).values()]
         return ["id", "title", "text", "source", *own]
 
     @property
@@ -139,10 +139,8 @@ class Store:
     @functools.cached_property
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids, ascending, and addresses: fragment << 32 | place in it."""
-        with lance_at_work(self.place):
-            found = self.dataset.scanner(
-                columns=[], with_row_id=True, with_row_address=True
-            ).to_table()
+        own = {"with_row_id": True, "with_row_address": True}
+        found = self._again(lambda: self.dataset.scanner([], **own).to_table())
         ids = to_numpy(found["_rowid"]).astype(np.int64)
         addresses = to_numpy(found["_rowaddr"])
         order = np.argsort(ids, kind="stable")
@@ -178,18 +176,21 @@ class Store:
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
-        try:
-            scanner = self.dataset.scanner(
-                columns=[], filter=condition, with_row_id=True
-            )
-            found = to_numpy(scanner.to_table()["_rowid"])
-        except (ValueError, OSError, RuntimeError, pa.ArrowException) as error:
-            text = first_line(error).partition(", /")[0]
-            raise ClaraError(
-                f"where {condition!r}: {text.removeprefix('Invalid user input: ')}; "
-                f"the fields are {', '.join(self.fields)}"
-            ) from error
-        return np.sort(found.astype(np.int64))
+
+        def work() -> pa.Table:
+            options = {"filter": condition, "with_row_id": True}
+            try:
+                return self.dataset.scanner(columns=[], **options).to_table()
+            except ValueError as error:
+                text = first_line(error).removeprefix("Invalid user input: ")
+                if "Not found" in text:
+                    raise
+                raise ClaraError(
+                    f"where {condition!r}: {text.partition(', /')[0]}; the fields are "
+                    f"{', '.join(self.fields)}"
+                ) from error
+
+        return np.sort(to_numpy(self._again(work)["_rowid"]).astype(np.int64))
 
     def vectors(self, ids: Ids) -> Float[np.ndarray, "k M D"]:
         """Read and decode the vectors of some rows, in the order asked for.
@@ -208,10 +209,11 @@ class Store:
 
         With `check`, compare checksums.
         """
-        names = [n for n in VECTORS if n in self.dataset.schema.names]
+        names = [n for n in VECTORS if n in self.schema.names]
         names += ["checksum"] * check
         found = self._fixed(np.asarray(ids, np.int64), names)
-        codes = found["codes"].reshape(len(ids), self.num_memory, -1)
+        shape = (len(ids), self.num_memory, self.row_bytes // self.num_memory)
+        codes = found["codes"].reshape(shape)
         found["codes"] = codes.view(self._codes.base)
         if check:
             sums = found.pop("checksum") >> np.uint64(32)
@@ -246,7 +248,7 @@ class Store:
         Raises:
           ClaraError: there is no such row, or it is damaged.
         """
-        table = self.table(ids, document_columns(self.dataset.schema))
+        table = self.table(ids, document_columns(self.schema))
         with self._named():
             return to_documents(table)
 
@@ -272,31 +274,38 @@ class Store:
 
     @functools.cached_property
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        hashes = self._fixed(self.ids, ["text_hash"])["text_hash"]
+        ids, hashes = self._whole("text_hash")
         order = np.argsort(hashes, kind="stable")
-        return hashes[order], self.ids[order]
+        return hashes[order], ids[order]
 
     def contents(self) -> str:
         """Return what tells the rows of this store from those of every other."""
-        digest = hashlib.blake2b(self.ids.tobytes(), digest_size=16)
-        digest.update(self._fixed(self.ids, ["checksum"])["checksum"].tobytes())
+        ids, sums = self._whole("checksum")
+        digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
+        digest.update(sums.tobytes())
         return digest.hexdigest()
+
+    def _whole(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Read a column of fixed size of all rows; return their ids and it."""
+        return self._again(lambda: (self.ids, self._fixed(self.ids, [name])[name]))
 
     def known_ids(self) -> set[str]:
         """Return the ids of all documents."""
-        with lance_at_work(self.place):
-            found = self.dataset.to_table(columns=["id"])["id"]
+        found = self._again(lambda: self.dataset.to_table(columns=["id"])["id"])
         return set(found.unique().to_pylist())
 
     def matching(self, column: str, values: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the ids of all rows with one of these values in a column of texts."""
-        wanted, found = pa.array(sorted(set(values)), pa.string()), []
-        with lance_at_work(self.place):
-            for batch in self.dataset.scanner([column], with_row_id=True).to_batches():
-                same = pc.call_function(
-                    "is_in", [batch[column]], pc.SetLookupOptions(wanted)
-                )
-                found.append(batch["_rowid"].filter(same).to_numpy())
+        wanted = pc.SetLookupOptions(pa.array(sorted(set(values)), pa.string()))
+
+        def work() -> list[pa.Array]:
+            batches = self.dataset.scanner([column], with_row_id=True).to_batches()
+            return [
+                b["_rowid"].filter(pc.call_function("is_in", [b[column]], wanted))
+                for b in batches
+            ]
+
+        found = [ids.to_numpy() for ids in self._again(work)]
         ids = np.concatenate([np.empty(0, np.uint64), *found]).astype(np.int64)
         return np.sort(ids)
 
@@ -311,32 +320,37 @@ class Store:
             raise Gone(f"{self.place}: has no row {wrong[0]}, or has it no longer")
 
     def _take(self, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        wanted = ids.tolist()
+        def work() -> pa.Table:
+            self._require(ids)
+            return self.dataset._take_rows(ids.tolist(), columns=list(columns))
+
+        return self._again(work)
+
+    def _again(self, work: Callable[[], T]) -> T:
+        """Read; where files are gone, read again at the newest version.
+
+        Raises:
+          Gone: what is read is not there, either.
+          ClaraError: a file is damaged.
+        """
         try:
             with lance_at_work(self.place):
-                return self.dataset._take_rows(wanted, columns=list(columns))
+                return work()
         except Gone:
             self.refresh()
-            self._require(ids)
             with lance_at_work(self.place):
-                return self.dataset._take_rows(wanted, columns=list(columns))
+                return work()
 
     def _fixed(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read columns of fixed size."""
         if is_remote(self.place):
             table = self.table(ids, names)
             return {name: to_numpy(table[name]) for name in names}
-        self._require(ids)
-        try:
-            return self._mapped(ids, names)
-        except Gone:
-            self.refresh()
-            self._require(ids)
-            return self._mapped(ids, names)
+        return self._again(lambda: self._mapped(ids, names))
 
     def _mapped(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        arrays = {name: self._empty(name, len(ids)) for name in names}
         fragments, local = self._at(ids)
+        arrays = {name: np.empty(len(ids), self._kinds[name]) for name in names}
         order = np.argsort(fragments, kind="stable")
         cuts = np.flatnonzero(np.diff(fragments[order])) + 1
         for places in np.split(order, cuts) if len(ids) else ():
@@ -346,19 +360,34 @@ class Store:
         return arrays
 
     def _at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the fragments of rows that there are, and their places in them."""
+        """Return the fragments of rows, and their places in them.
+
+        Raises:
+          Gone: there is no such row.
+        """
         own, addresses = self._layout
-        found = addresses[np.searchsorted(own, ids)]
+        places = np.minimum(np.searchsorted(own, ids), max(len(own) - 1, 0))
+        if len(ids) and not (len(own) and (own[places] == ids).all()):
+            self._require(ids)
+        found = addresses[places] if len(ids) else addresses[:0]
         low = np.uint64(0xFFFFFFFF)
         return (found >> np.uint64(32)).astype(int), (found & low).astype(int)
 
-    def _empty(self, name: str, count: int) -> np.ndarray:
-        type = self.dataset.schema.field(name).type
-        if pa.types.is_fixed_size_binary(type):
-            return np.empty((count, type.byte_width), np.uint8)
-        if pa.types.is_fixed_size_list(type):
-            return np.empty((count, type.list_size), np.float32)
-        return np.empty(count, type.to_pandas_dtype())
+    @functools.cached_property
+    def _kinds(self) -> dict[str, np.dtype]:
+        """Types of a row of the columns of fixed size."""
+        found = {}
+        for name in FIXED:
+            type = self.schema.field(name).type if name in self.schema.names else None
+            if type is None:
+                continue
+            if pa.types.is_fixed_size_binary(type):
+                found[name] = np.dtype((np.uint8, (type.byte_width,)))
+            elif pa.types.is_fixed_size_list(type):
+                found[name] = np.dtype((np.float32, (type.list_size,)))
+            else:
+                found[name] = np.dtype(type.to_pandas_dtype())
+        return found
 
     def _read_columns(self, number: int) -> dict[str, np.ndarray]:
         """Map a fragment's columns of fixed size, or read them; deleted rows, too."""
@@ -366,7 +395,7 @@ class Store:
         with lance_at_work(self.place):
             for file in fragment.data_files():
                 path = Path(self.place, "data", file.path)
-                found |= _map(path, fragment.physical_rows, self._empty)
+                found |= _map(path, fragment.physical_rows, self._kinds)
         return found
 
     @contextlib.contextmanager
@@ -377,21 +406,17 @@ class Store:
             raise ClaraError(f"{self.place}: {error}") from error
 
 
-def _map(
-    path: Path, rows: int, empty: Callable[[str, int], np.ndarray]
-) -> dict[str, np.ndarray]:
+def _map(path: Path, rows: int, kinds: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
     """Map the columns of a data file that are of fixed size and not compressed.
 
-    Others of `FIXED` are read. `empty` makes arrays for so many rows of a column.
+    `kinds` are the types of their rows. Compressed ones are read.
     """
-    reader = LanceFileReader(str(path))
-    about = reader.metadata()
+    about = LanceFileReader(str(path)).metadata()
     found, packed = {}, []
     for name, column in zip(about.schema.names, about.columns, strict=True):
-        if name not in FIXED:
+        if name not in kinds:
             continue
-        like = empty(name, 0)
-        size = like.dtype.itemsize * int(np.prod(like.shape[1:]))
+        size = kinds[name].itemsize
         spans = [(b.position, b.size) for p in column.pages for b in p.buffers]
         flat = all(
             "FullZip" in p.encoding and len(p.buffers) == 1 for p in column.pages
@@ -399,11 +424,12 @@ def _map(
         if not flat or sum(length for _, length in spans) != rows * size:
             packed.append(name)
             continue
+        kind, shape = kinds[name].base, kinds[name].shape
         parts = [
-            np.memmap(path, like.dtype, "r", offset, (length // size, *like.shape[1:]))
+            np.memmap(path, kind, "r", offset, (length // size, *shape))
             for offset, length in spans
         ]
-        found[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found[name] = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
     if packed:
         table = LanceFileReader(str(path), columns=packed).read_all().to_table()
         found |= {name: to_numpy(table[name]) for name in packed}
@@ -423,13 +449,12 @@ def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.Lance
             return newest if at is None else newest.checkout_version(at)
     except Gone as error:
         folder = Folder(place)
-        if at is not None and folder.read("_versions/none") is None:
-            with contextlib.suppress(ClaraError):
-                known = [v["version"] for v in open_dataset(place).versions()]
-                raise ClaraError(
-                    f"{place}: has no version {at}; there are "
-                    f"{', '.join(map(str, known[-20:]))}"
-                ) from error
+        if at is not None:
+            known = [v["version"] for v in open_dataset(place).versions()]
+            raise ClaraError(
+                f"{place}: has no version {at}; there are "
+                f"{', '.join(map(str, known[-20:]))}"
+            ) from error
         names = folder.names()
         if any(name.startswith(f"{JOBS}/") for name in names):
             raise ClaraError(

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax.data import open_records
+from clara_jax.documents import fields_of
 from clara_jax.evaluate.evaluators import questions_of
 from clara_jax.evaluate.metrics import score_answers
 from clara_jax.loading import load
@@ -97,14 +98,16 @@ def main() -> None:
 def rewrite(store: Store, codec: str, scratch: Path) -> Store:
     """The same documents, with vectors in another form."""
     fields = dataclasses.fields(StoreSettings)
-    kept = {field.name: getattr(store.manifest, field.name) for field in fields}
-    some = np.linspace(0, store.rows - 1, SAMPLE, dtype=int)
+    kept = {field.name: getattr(store.settings, field.name) for field in fields}
+    some = store.ids[np.linspace(0, len(store) - 1, SAMPLE, dtype=int)]
     center = center_of(store.vectors(np.unique(some)), codec)
     settings = StoreSettings(**{**kept, "dtype": codec, "center": center})
-    starts = range(0, store.rows, SHARD)
-    job = Job.begin(scratch / codec, settings, len(starts), {"from": "a store"}, "new")
+    starts = range(0, len(store), SHARD)
+    fields = fields_of(store.pieces(store.ids))
+    given = settings, len(starts), {"from": "a store"}, "new", fields
+    job = Job.begin(scratch / codec, *given)
     for number, start in enumerate(tqdm(starts, codec, leave=False)):
-        rows = np.arange(start, min(start + SHARD, store.rows))
+        rows = store.ids[start : start + SHARD]
         job.write(number, store.vectors(rows), store.pieces(rows))
     done = job.commit()
     assert done is not None
@@ -113,7 +116,7 @@ def rewrite(store: Store, codec: str, scratch: Path) -> Store:
 
 def size(store: Store) -> int:
     """Bytes of a store's vectors, scales and norms."""
-    return sum(path.stat().st_size for path in store.path.glob("shards/*/*.npy"))
+    return sum(array.nbytes for array in store.arrays(store.ids).values())
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def perturbed(store: Store, noise: float, seed: int = 0):
     dimensions, of length about 1. So copies of one document are not alike, and a
     question's nearest documents are several copies of several documents.
     """
-    rows = np.flatnonzero(store.live)
+    rows = store.ids
     shape = store.num_memory, store.width
     draw = np.random.default_rng([seed, 0])
     pairs = draw.choice(rows, (2, min(1000, len(rows))))

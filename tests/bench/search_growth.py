@@ -12,6 +12,7 @@ questions; files lie in the page cache.
 import argparse
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import made_up
 import numpy as np
 
+from clara_jax.compress.stores import size_of
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.index_files import IndexFolder
@@ -32,6 +34,7 @@ from clara_jax.search.scann_index import (
     single_times,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SHAPE = (4, 64)
 K = 5
@@ -47,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--sizes", type=int, nargs="+", default=SIZES)
     add("--shape", type=int, nargs=2, default=SHAPE, metavar=("M", "D"))
     add("--count", type=int, default=200, help="questions (default 200)")
+    text = "checkout to compare with, measured in turns with this one"
+    add("--against", metavar="DIR", help=text)
     add("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.step:
@@ -54,29 +59,38 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    found = []
+    found, others = [], []
     for size in sorted(options.sizes):
         with tempfile.TemporaryDirectory() as scratch:
-            row = {"documents": size}
+            row, other = {"documents": size}, {"documents": size}
             for step in STEPS:
-                row |= run(step, scratch, size, options)
+                row |= run(step, f"{scratch}/own", size, options, ROOT)
+                if options.against:
+                    root = Path(options.against).resolve()
+                    other |= run(step, f"{scratch}/other", size, options, root)
             found.append(row)
+            others.append(other)
             print(f"{size:,} documents measured", file=sys.stderr, flush=True)
     with (output / "growth.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         writer.writerows(found)
     print("\n".join(made_up.table([shown(row) for row in found])))
+    if options.against:
+        print(f"\n{options.against}:\n")
+        print("\n".join(made_up.table([shown(row) for row in others])))
     draw(found, output / "growth.png")
 
 
-def run(step: str, scratch: str, size: int, options) -> dict:
-    """Take a step in a process of its own."""
+def run(step: str, scratch: str, size: int, options, root: Path) -> dict:
+    """Take a step in a process of its own, with the code of a checkout."""
+    Path(scratch).mkdir(exist_ok=True)
     arguments = {"--output": [scratch], "--step": [step], "--sizes": [str(size)]}
     arguments |= {"--count": [str(options.count)], "--shape": map(str, options.shape)}
     given = [word for name, values in arguments.items() for word in (name, *values)]
     done = subprocess.run(
-        [sys.executable, __file__, *given],
+        [sys.executable, str(root / "tests/bench/search_growth.py"), *given],
+        env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -93,8 +107,7 @@ def write_step(folder: Path, options) -> dict:
         folder / "store", made_up.settings_of(*options.shape), size, vectors
     )
     seconds = time.perf_counter() - begin
-    files = [n for shard in store.manifest.shards for n in shard.sizes.values()]
-    return {"write_s": seconds, "store_bytes": sum(files)}
+    return {"write_s": seconds, "store_bytes": size_of(store)}
 
 
 def open_step(folder: Path, options) -> dict:
@@ -114,7 +127,7 @@ def build_step(folder: Path, options) -> dict:
     return {
         "build_s": time.perf_counter() - begin,
         "build_peak_mb": peak(),
-        "index_bytes": sum(file["size"] for file in note["files"].values()),
+        "index_bytes": sum(size for size, _ in note["files"].values()),
         "method": note["settings"]["method"],
     }
 
@@ -166,7 +179,7 @@ STEPS = {
 
 def asked(store: Store, options) -> np.ndarray:
     """The questions: made up of documents that keys were not learnt from."""
-    held_out = IndexFolder(store, "scann").read()["held_out"]
+    held_out = IndexFolder(store).read()["held_out"]
     return made_up_queries(store, np.array(held_out[: options.count], np.int64))
 
 

@@ -1,10 +1,15 @@
-"""A toy model, a corpus of its words, and stores compared byte for byte."""
+"""A toy model, a corpus of its words, a store of it, and what a store holds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from toy_folder import write_toy
+
+from clara_jax.compress.__main__ import main
+from clara_jax.search import Store
+from tests.compress.command_line import SMALL, job_files
 
 WORDS = "Ada Bell was born in Corin Edo Falk studied Gemma Hana Iver Jory .".split()
 COUNT = 23
@@ -39,13 +44,27 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bytes_of():
-    """Contents of all files below a folder."""
+def whole(model, corpus, tmp_path_factory):
+    """A finished store; copy it before changing it."""
+    store = tmp_path_factory.mktemp("compress") / "whole"
+    arguments = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
+    assert main([str(a) for a in arguments]) == 0
+    return store
 
-    def read(folder):
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in files
-        }
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    # As deep as the original, which names its model by the way there.
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def content_of():
+    """All that a store holds, its row ids included, and notes of unfinished work."""
+
+    def read(place):
+        store = Store.open(place)
+        table = store.dataset.scanner(with_row_id=True).to_table().sort_by("_rowid")
+        return store.settings, table, job_files(place)
 
     return read

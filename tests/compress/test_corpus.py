@@ -1,4 +1,4 @@
-"""The command as a user runs it, in this process."""
+"""A corpus made into a store: what is in it, interruptions, refusals."""
 
 import errno
 import json
@@ -14,37 +14,7 @@ import clara_jax
 from clara_jax.compress.__main__ import main
 from clara_jax.data import Corpus
 from clara_jax.search import Job, Store
-
-SMALL = ("--shard-size", 6, "--batch-size", 8)
-
-
-def run(capsys, *arguments):
-    status = main([str(a) for a in arguments])
-    return status, *capsys.readouterr()
-
-
-def error(capsys, *arguments):
-    status, _, err = run(capsys, *arguments)
-    assert status == 1
-    *before, last = err.splitlines()
-    assert last.startswith("error: ") and not any("Trace" in line for line in before)
-    return last
-
-
-@pytest.fixture(scope="module")
-def whole(model, corpus, tmp_path_factory):
-    """A finished store; copy it before changing it."""
-    store = tmp_path_factory.mktemp("compress") / "whole"
-    arguments = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
-    assert main([str(a) for a in arguments]) == 0
-    return store
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "copy")
-    return tmp_path / "copy"
-
+from tests.compress.command_line import SMALL, error, run, shards
 
 # Besides bfloat16's roundings: float32's, of sums whose terms are of size one.
 ROUNDING = 1e-6
@@ -52,17 +22,17 @@ ROUNDING = 1e-6
 
 def test_the_store_holds_what_the_model_makes_of_the_pieces(whole, model, corpus):
     store = Store.open(whole)
-    assert len(store.manifest.shards) >= 4
-    pieces = store.pieces(range(len(store)))
+    assert len(store.dataset.get_fragments()) >= 4
+    pieces = store.pieces(store.ids)
     assert {piece.id for piece in pieces} == {
         document.id for i in range(23 - 1) for document in Corpus([corpus])[i]
     }
     clara = clara_jax.load(model)
     vectors = clara.compress([piece.text for piece in pieces])
-    kept = store.vectors(range(len(store)))
+    kept = store.vectors(store.ids)
     np.testing.assert_allclose(kept, vectors, rtol=2**-8, atol=ROUNDING)
-    assert (whole / store.manifest.model).resolve() == model.resolve()
-    assert store.manifest.memory == clara.memory
+    assert (whole / store.settings.model).resolve() == model.resolve()
+    assert store.settings.memory == clara.memory
 
 
 def test_says_what_it_did_and_what_comes_next(model, corpus, tmp_path, capsys):
@@ -82,7 +52,7 @@ def test_says_what_it_did_and_what_comes_next(model, corpus, tmp_path, capsys):
 
 
 def test_stopped_between_shards_it_goes_on_and_ends_the_same(
-    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of
+    model, corpus, whole, tmp_path, capsys, monkeypatch, content_of
 ):
     store = tmp_path / whole.name
     command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
@@ -104,18 +74,18 @@ def test_stopped_between_shards_it_goes_on_and_ends_the_same(
         Job, "write", lambda self, k, *r: write(self, written.append(k) or k, *r)
     )
     status, _, err = run(capsys, *command)
-    assert status == 0 and written == list(
-        range(2, len(Store.open(store).manifest.shards))
-    )
+    fragments = Store.open(store).dataset.get_fragments()
+    assert status == 0 and written == list(range(2, len(fragments)))
+    assert len(list(store.glob("data/*"))) == len(fragments)
     assert "| 5/22 [00:00<?" in err  # what was there counts
-    assert bytes_of(store) == bytes_of(whole)
+    assert content_of(store) == content_of(whole)
 
 
 @pytest.mark.parametrize(
     ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 )
 def test_signals_end_it_after_the_batch_at_hand(
-    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of, number, expected
+    model, corpus, whole, tmp_path, capsys, monkeypatch, content_of, number, expected
 ):
     store = tmp_path / whole.name
     command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
@@ -131,9 +101,9 @@ def test_signals_end_it_after_the_batch_at_hand(
     assert status == expected
     assert f"{signal.Signals(number).name}: {store} is not finished" in err
     assert "shards are left; start the same command again to go on" in err
-    assert len(list((store / "shards").glob("[!.]*"))) == 1
+    assert shards(store) == ["000000.json"]
     assert run(capsys, *command)[0] == 0
-    assert bytes_of(store) == bytes_of(whole)
+    assert content_of(store) == content_of(whole)
 
 
 def test_a_signal_while_the_corpus_is_read(
@@ -152,65 +122,6 @@ def test_a_signal_while_the_corpus_is_read(
     assert status == 75 and "SIGTERM" in err
 
 
-def test_several_parts_make_the_same_store(
-    model, corpus, whole, tmp_path, capsys, bytes_of
-):
-    store = tmp_path / whole.name
-    command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
-    status, out, _ = run(capsys, *command, "--part", "2/2")
-    assert status == 0 and "part 2 of 2 is written" in out
-    assert not (store / "store.json").exists()
-    status, out, _ = run(capsys, *command, "--part", "1/2")
-    assert status == 0 and "next:" in out
-    assert bytes_of(store) == bytes_of(whole)
-
-
-def test_documents_are_added_replaced_deleted_and_compacted(
-    copy, model, tmp_path, capsys
-):
-    before = len(Store.open(copy))
-    path = tmp_path / "new.jsonl"
-    path.write_text('{"id": "new", "text": "Ada Bell"}\n{"id": "d0", "text": "Edo"}')
-    given = ("--model", model, "--corpus", path, "--store", copy)
-    message = error(capsys, *given, "--add")
-    assert f"{path}:2: {copy} already has a document with the id 'd0'" in message
-    assert Store.open(copy).generation == 1
-    assert run(capsys, *given, "--replace")[0] == 0
-    store = Store.open(copy)
-    assert len(store) == before + 1
-    (row,) = store.rows_of("d0")
-    assert store.pieces([row])[0].text == "Edo"
-    other = tmp_path / "other.txt"
-    other.write_text("Hana Iver")
-    added = ("--model", model, "--corpus", other, "--store", copy, "--add")
-    assert run(capsys, *added)[0] == 0
-    assert len(Store.open(copy)) == before + 2
-    status, _, err = run(capsys, *added)
-    assert status == 0 and "nothing to do" in err  # the same job, not a second one
-    assert "no document" in error(capsys, "--store", copy, "--delete", "d1", "none")
-    status, out, _ = run(capsys, "--store", copy, "--delete", "d1", "other.txt")
-    assert status == 0 and "deleted 2 documents in 2 pieces" in out
-    status, out, _ = run(capsys, "--store", copy, "--compact")
-    assert status == 0 and "dropped 3 deleted pieces" in out
-    store = Store.open(copy)
-    assert (len(store), store.rows, store.epoch) == (before, before, 1)
-    assert run(capsys, "--store", copy, "--check")[0] == 0
-
-
-def test_check_tells_what_is_wrong_in_lines(copy, capsys):
-    status, out, _ = run(capsys, "--store", copy, "--check")
-    assert status == 0 and "whole: " in out
-    path = next(copy.glob("shards/*/vectors.npy"))
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    status, out, _ = run(capsys, "--store", copy, "--check")
-    assert status == 1 and out.startswith(f"{path}: ") and out.count("\n") == 1
-    path.write_bytes(data[:-3])
-    status, out, _ = run(capsys, "--store", copy, "--check")
-    assert status == 1 and "truncated" in out
-
-
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 def test_codecs_make_smaller_stores_that_stay_as_they_are(
     whole, model, corpus, tmp_path, capsys, codec
@@ -219,9 +130,11 @@ def test_codecs_make_smaller_stores_that_stay_as_they_are(
     given = ("--model", model, "--store", store)
     assert run(capsys, *given, "--corpus", corpus, "--codec", codec)[0] == 0
     narrow, wide = Store.open(store), Store.open(whole)
-    rows = range(len(wide))
     assert narrow.dtype == codec
-    np.testing.assert_allclose(narrow.vectors(rows), wide.vectors(rows), atol=0.6)
+    np.testing.assert_array_equal(narrow.ids, wide.ids)
+    np.testing.assert_allclose(
+        narrow.vectors(narrow.ids), wide.vectors(wide.ids), atol=0.6
+    )
     (tmp_path / "new.txt").write_text("Ada Bell")
     assert run(capsys, *given, "--corpus", tmp_path / "new.txt", "--add")[0] == 0
     (tmp_path / "new.txt").write_text("Edo Falk")
@@ -242,7 +155,7 @@ def test_the_model_is_split_over_devices(model, corpus, whole, tmp_path, capsys)
     store = tmp_path / "store"
     given = ("--model", model, "--corpus", corpus, "--store", store)
     assert run(capsys, *given, "--mesh", "fsdp=2,tensor=2", "--no-merge")[0] == 0
-    rows = range(len(Store.open(whole)))
+    rows = Store.open(whole).ids
     np.testing.assert_allclose(
         Store.open(store).vectors(rows),
         Store.open(whole).vectors(rows),
@@ -258,7 +171,7 @@ def test_quantized_weights_make_a_store_of_their_own(model, corpus, tmp_path, ca
     store = tmp_path / "store"
     given = ("--model", model, "--corpus", corpus, "--store", store)
     assert run(capsys, *given, "--quantize", "int8")[0] == 0
-    assert Store.open(store).manifest.compute == "float32, int8"
+    assert Store.open(store).settings.compute == "float32, int8"
     assert "another model" in error(capsys, *given)
 
 
@@ -295,7 +208,7 @@ def test_a_changed_corpus_is_not_gone_on_with(
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(
-    model, corpus, whole, tmp_path, capsys, monkeypatch, bytes_of
+    model, corpus, whole, tmp_path, capsys, monkeypatch, content_of
 ):
     store = tmp_path / whole.name
     command = ("--model", model, "--corpus", corpus, "--store", store, *SMALL)
@@ -303,16 +216,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 20:  # within the fourth shard
+        if len(calls) > 3:  # the job, and two shards
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert "the disk is full; free space" in error(capsys, *command)
-    assert not list(store.glob("shards/.*"))
+    assert shards(store) == ["000000.json", "000001.json"]
     assert run(capsys, *command)[0] == 0
-    assert bytes_of(store) == bytes_of(whole)
+    assert content_of(store) == content_of(whole)
 
 
 def test_bad_input(model, corpus, tmp_path, capsys):
