@@ -44,6 +44,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as text, the same for equal objects."""
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """Return a checksum of a JSON object, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `replace_file` does."""
     replace_file(path, text.encode())

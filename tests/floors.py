@@ -15,6 +15,7 @@ FLOORS = {
     "config": 0,
     "documents": 1,
     "files": 1,
+    "places": 2,
     "commands": 2,
     "sharding": 1,
     "text": 1,

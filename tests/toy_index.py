@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
+from lance import LanceDataset
+from lance.dataset import DatasetOptimizer
 from toy_store import (
-    SHARD,
+    STEPS,
     before_step,
     toy_pieces,
     toy_settings,
@@ -15,7 +16,8 @@ from toy_store import (
 )
 
 from clara_jax.search import Job, Store
-from clara_jax.search.scann_index import build_index, update_index
+from clara_jax.search.hybrid import index_words
+from clara_jax.search.scann_index import build_index
 
 WIDTH = 16
 
@@ -34,44 +36,67 @@ def questions(n, seed=5):
 
 
 def grouped_store(path, n, **changes):
+    """Documents d0, d1, ...; the id of each row is the document's number."""
     settings = toy_settings(width=WIDTH, **changes)
-    return write_store(path, settings, grouped(n), toy_pieces(n), 100 * SHARD)
+    return write_store(path, settings, grouped(n), toy_pieces(n))
 
 
 def add(path, n, name="a", seed=1):
     """Add documents a0, a1, ... to a store."""
-    fields = {"number": "int"}
+    return add_documents(path, grouped(n, seed), toy_pieces(n, name=name))
+
+
+def add_documents(path, vectors, pieces):
     settings = toy_settings(width=WIDTH)
-    with Job.begin(path, settings, 1, {"name": name}, "add", fields) as job:
-        job.write(0, grouped(n, seed), toy_pieces(n, name=name))
+    corpus, fields = {"first": pieces[0].id}, {"number": "int"}
+    with Job.begin(path, settings, 1, corpus, "add", fields) as job:
+        job.write(0, vectors, pieces)
         return job.commit()
+
+
+def brute_force(store, queries, k, meets=lambda number: True):
+    """The k best rows by brute force in float64, of equal scores the lower id.
+
+    Args:
+      store: what is searched.
+      queries: flat vectors.
+      k: documents for each.
+      meets: whether a document counts, of its number.
+    """
+    pieces = store.pieces(store.ids)
+    ids = store.ids[[bool(meets(piece.metadata["number"])) for piece in pieces]]
+    documents = store.vectors(ids).reshape(len(ids), queries.shape[1]).astype(float)
+    norms = np.linalg.norm(documents, axis=1)
+    scores = queries.astype(np.float64) @ documents.T / np.where(norms > 0, norms, 1)
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    scores /= np.where(lengths > 0, lengths, 1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), ids[order]
 
 
 def _build(store):
     build_index(store, method="hashing")
 
 
-def _update(store):
-    update_index(store)
+ACTIONS = {"build": _build, "words": index_words}
 
-
-def _words(store):
-    from clara_jax.search.hybrid import index_words
-
-    index_words(store)
-
-
-ACTIONS = {"build": _build, "update": _update, "words": _words}
+INDEX_STEPS = (
+    # It is all the same to a process that is killed what has got to the disk.
+    *(step for step in STEPS if step[1] != "fsync"),
+    (LanceDataset, "drop_columns"),
+    (LanceDataset, "create_scalar_index"),
+    (DatasetOptimizer, "optimize_indices"),
+)
 
 
 def killed(action, path, step):
-    """Index in another process, which kills itself before a step.
+    """Index in another process, which kills itself at a step.
 
     Returns:
       Whether it came to that step.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_store", "toy_index"])
+    # A fork would be without the threads of Lance.
+    context = multiprocessing.get_context("spawn")
     process = context.Process(target=_run, args=(action, str(path), step))
     process.start()
     process.join(120)
@@ -80,6 +105,6 @@ def killed(action, path, step):
 
 
 def _run(action, path, step):
-    store = Store.open(Path(path))
-    before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    store = Store.open(path)
+    before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL), steps=INDEX_STEPS)
     ACTIONS[action](store)

@@ -166,19 +166,24 @@ STEPS = (*FILE_STEPS, *LANCE_STEPS)
 
 
 def before_step(number, act, patch=setattr, steps=STEPS, after=True):
-    """Call `act` in place of the call of that number, counted from 0.
+    """Call `act` before the call of that number, counted from 0, or first of a name.
 
     With `after`, a return from Lance counts like a call.
     """
-    count = iter(range(1 << 30))
+    met: list[str] = []
+
+    def count(name):
+        first = name == number and name not in met
+        met.append(name)
+        if first or len(met) - 1 == number:
+            act()
 
     def guard(call, both):
         def guarded(*arguments, **options):
-            if next(count) == number:
-                act()
+            count(call.__name__)
             found = call(*arguments, **options)
-            if both and next(count) == number:
-                act()
+            if both:
+                count(f"{call.__name__} returns")
             return found
 
         return guarded
@@ -225,6 +230,10 @@ class Worker:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
+    def go(self):
+        """Let it go on from where it holds."""
+        os.kill(self.pid, signal.SIGUSR1)
+
     def wait(self):
         """Its exit status, negative for a signal."""
         if self.status is None:
@@ -239,8 +248,8 @@ def start(action, path, *, die_at=None, hold_at=None, **options):
       action: name of a function above.
       path: the store.
       die_at: number of the step before which it sends itself SIGKILL.
-      hold_at: number of the step before which it stops for ever; it has got there when
-        this function returns.
+      hold_at: number or name of the step before which it stops until it is told to go
+        on; it has got there when this function returns.
       **options: of the action.
     """
     held = path.with_name(f"{path.name}.held")
@@ -315,13 +324,14 @@ def _obey(action, path, options, die_at, hold_at):
 
     def hold():
         path.with_name(f"{path.name}.held").touch()
-        while True:
-            signal.pause()
+        signal.sigwait([signal.SIGUSR1])
 
     if die_at is not None:
         before_step(die_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
     if hold_at is not None:
-        before_step(hold_at, hold)
+        # Of every thread of it, so that the signal waits for `hold`.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        before_step(hold_at, hold, after=False)
     ACTIONS[action](path, **options)
 
 

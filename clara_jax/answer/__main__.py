@@ -57,7 +57,12 @@ def parser() -> argparse.ArgumentParser:
     add("--hybrid", action="store_true", help=fused)
     only = 'answer from documents that meet a condition: "year >= 2020 and team = '
     add("--where", metavar="CONDITION", help=only + "'legal'\"")
-    add("--at", type=int, metavar="N", help="a version of the store; default: newest")
+    add(
+        "--at",
+        type=commands.count,
+        metavar="N",
+        help="a version of the store; default: newest",
+    )
     texts = (
         ".txt or .md file (one document), or JSONL with text (and title, id) or docs; "
         f"may be repeated; default: {DOCUMENTS} in the model's folder"

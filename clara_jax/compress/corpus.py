@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,17 +14,19 @@ from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
-from clara_jax.compress.shards import Part, Reader, make_compressor, write_shards
+from clara_jax.compress.shards import make_compressor, write_shards
 from clara_jax.compress.stores import megabytes, model_place, size_of
-from clara_jax.data import Corpus, find_files
-from clara_jax.distributed.processes import EXPLICIT, OPEN_MPI, SLURM
+from clara_jax.data import Corpus, ShardReader, find_files
+from clara_jax.distributed.sharing import own_part, parse_part
+from clara_jax.documents import fields_of
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import require_role
 from clara_jax.loading import load
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import FLOATS, center_of
-from clara_jax.search.writer import check_place, store_of
+from clara_jax.search.transactions import store_of
+from clara_jax.search.writer import check_place, missing_fields
 from clara_jax.sharding import batch_parts, make_mesh
 
 Watched = Callable[[Iterable[Any]], Iterator[Any]]
@@ -34,35 +35,6 @@ PER_DEVICE = 32  # documents that a device reads together by default
 
 SAMPLE = 64
 """Documents that tell what all vectors have in common, see ``codecs.center_of``."""
-
-
-def parse_part(text: str) -> Part:
-    """Read ``I/N``, where I counts from 1; refuse anything else."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)):
-        raise ClaraError(
-            f"--part is '{text}', but must be I/N, such as 1/4 for the first of four"
-        )
-    return Part(int(index) - 1, int(count))
-
-
-def own_part(environment: Mapping[str, str] = os.environ) -> Part:
-    """Return this process's part by a cluster's variables or JAX, else all.
-
-    Raises:
-      ClaraError: the variables make no sense.
-    """
-    for names in (EXPLICIT[1:], SLURM, OPEN_MPI):
-        if all(name in environment for name in names):
-            count, index = (environment[name] for name in names)
-            numbers = index.isdecimal() and count.isdecimal()
-            if not numbers or int(index) >= int(count):
-                raise ClaraError(
-                    f"environment: {names[1]} is '{index}' of {names[0]} '{count}'; "
-                    "give the part with --part, such as --part 1/1"
-                )
-            return Part(int(index), int(count))
-    return Part(jax.process_index(), jax.process_count())
 
 
 def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
@@ -99,7 +71,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     check()
     corpus = Corpus(arguments.corpus, watched)
     split, shard_size = not arguments.whole, arguments.shard_size
-    reader = Reader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
+    reader = ShardReader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     before = store_of(path)
     check_place(path, mode, before)
@@ -123,9 +95,12 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
+    if before is not None and mode != "new":
+        _refuse_fields(before, corpus, watched)
     given = settings, len(reader.sizes), identity, mode, corpus.fields
     with Job.begin(path, *given) as job:
-        job.join(arguments.join)
+        if not job.finished:
+            job.join(arguments.join)
         if job.finished:
             _note(f"{path}: is finished already; there is nothing to do")
         else:
@@ -198,6 +173,19 @@ def _refuse_known(store: Store | None, corpus: Corpus, watched: Watched) -> None
                     f"'{document.id}'; replace it with --replace, or give the new "
                     "document another id"
                 )
+
+
+def _refuse_fields(store: Store, corpus: Corpus, watched: Watched) -> None:
+    """Refuse fields that the store's columns cannot hold; say where the first is."""
+    try:
+        missing_fields(store, corpus.fields)
+    except ClaraError:
+        for i in watched(range(len(corpus))):
+            try:
+                missing_fields(store, fields_of(corpus[i]))
+            except ClaraError as error:
+                raise ClaraError(f"{corpus.place(i)}: {error}") from error
+        raise
 
 
 def _report_counts(counts: Counter[str], seconds: float) -> None:

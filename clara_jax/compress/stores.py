@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from clara_jax import commands
 from clara_jax.clara import vector_fingerprint
-from clara_jax.compress.old_store import OldStore
+from clara_jax.config import parse
+from clara_jax.convert.array_store import ArrayStore
 from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
+from clara_jax.evaluate.index_report import compare
 from clara_jax.generate import AnswerConfig
 from clara_jax.loading import load
-from clara_jax.search import Job, Store, check, compact, delete, versions
-from clara_jax.search.folder import is_remote
+from clara_jax.places import is_remote
+from clara_jax.search import Job, Store, StoreSettings, check, compact, delete, versions
 from clara_jax.search.hybrid import has_words, index_words
-from clara_jax.search.index_files import Settings, has_index
-from clara_jax.search.scann_index import METHODS, build_index, report, update_index
+from clara_jax.search.index_files import Settings
+from clara_jax.search.scann_index import METHODS, build_index
 from clara_jax.shapes import Float
 
 _NEAR = 2  # folders up from a store to one that its model is looked for below
@@ -54,12 +56,14 @@ def find_model(store: Store) -> tuple[str, str]:
 
     They are what ``clara_jax.load`` takes as ``path`` and ``base``; see `model_place`.
     """
+    base = _place(store.place, store.settings.base)
+    return _place(store.place, store.settings.model), base
 
-    def place(name: str) -> str:
-        beside = Path(store.place, name)
-        return str(beside) if name and beside.exists() else name
 
-    return place(store.settings.model), place(store.settings.base)
+def _place(store: str, name: str) -> str:
+    """Return a path that a store names relative to itself; others as they are."""
+    beside = Path(store, name)
+    return str(beside) if name and beside.exists() else name
 
 
 def delete_documents(arguments: argparse.Namespace) -> None:
@@ -102,13 +106,19 @@ def check_store(arguments: argparse.Namespace) -> int:
 def list_versions(arguments: argparse.Namespace) -> None:
     """Print the versions of a store that are kept."""
     for number, time_made, rows in versions(arguments.store):
-        print(f"{number:>6}  {time_made:%Y-%m-%d %H:%M:%S}  {rows:,} pieces")
+        print(f"{number:>6}  {time_made:%Y-%m-%d %H:%M:%S} UTC  {rows:,} pieces")
 
 
 def convert_store(arguments: argparse.Namespace) -> None:
     """Make a store of one of the format before Lance."""
-    old = OldStore(Path(arguments.convert))
-    given = old.settings, old.shards, {"converted": old.digest}, "new", old.fields
+    old = ArrayStore(Path(arguments.convert))
+    settings = parse(StoreSettings, old.settings, arguments.convert)
+    places = {
+        name: model_place(_place(arguments.convert, value), arguments.store)
+        for name, value in (("model", settings.model), ("base", settings.base))
+    }
+    settings = dataclasses.replace(settings, **places)
+    given = settings, old.shards, {"converted": old.digest}, "new", old.fields
     with Job.begin(arguments.store, *given) as job, _bar("convert", "shard") as bar:
         for done, k in enumerate(job.missing(), 1):
             job.write_rows(k, *old.read(k))
@@ -164,8 +174,6 @@ def index_parser() -> argparse.ArgumentParser:
     number("--seed", help="of that sample")
     text = "put each key into one leaf only"
     add("--no-soar", dest="soar", action="store_const", const=False, help=text)
-    text = "build anew; else an index that is there is brought up to date, unless "
-    add("--rebuild", action="store_true", help=text + "other settings are given")
     add("--words", action="store_true", help="index the words, too, for --hybrid")
     add("--no-report", action="store_true", help="do not compare with exact search")
     add("--top-k", type=int, default=5, help="documents compared (default 5)")
@@ -197,11 +205,8 @@ def index_store(arguments: argparse.Namespace) -> None:
         print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
     names = {field.name for field in dataclasses.fields(Settings)}
-    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
-    if has_index(store) and not given and not arguments.rebuild:
-        note = update_index(store, progress=_say)
-    else:
-        note = build_index(store, **given, progress=_say)
+    given = {n: v for n, v in vars(arguments).items() if n in names}
+    note = build_index(store, **given, progress=_say)
     seconds = time.perf_counter() - begin
     used = note["settings"]
     how = f"{used['method'].replace('_', ' ')}, {used['dims']} dims"
@@ -210,7 +215,7 @@ def index_store(arguments: argparse.Namespace) -> None:
     how += f", {used['candidates']} candidates"
     print(f"ScaNN index of {note['documents']:,} pieces ({how}): {seconds:.1f} s")
     if not arguments.no_report:
-        found = report(store, queries, arguments.top_k, progress=_say)
+        found = compare(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
 
 

@@ -2,6 +2,7 @@
 
 from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
+from clara_jax.data.corpus_shards import ShardReader
 from clara_jax.data.document_files import (
     Corpus,
     find_files,
@@ -34,6 +35,7 @@ __all__ = [
     "Reads",
     "Record",
     "Records",
+    "ShardReader",
     "UniqueDocuments",
     "check_records",
     "find_files",

@@ -155,7 +155,8 @@ class ExactSearcher:
         units = check_queries(queries, k, self.store)
         allowed = None
         if where is not None:
-            allowed = np.intersect1d(meeting(self.store, where), self.ids)
+            allowed = meeting(self.store, where)
+            allowed = allowed[np.searchsorted(allowed, self.since) :]
             k = min(k, len(allowed))
             if len(allowed) <= few(self.store):
                 return nearest_of(self.store, units, [allowed] * len(units), k)

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from lance.query import MultiMatchQuery
 
 from clara_jax.errors import ClaraError
+from clara_jax.places import lance_at_work
 from clara_jax.search.exact import (
     Flat,
     Found,
@@ -21,7 +22,6 @@ from clara_jax.search.exact import (
     meeting,
     rescore,
 )
-from clara_jax.search.folder import lance_at_work
 from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Progress, Store
 from clara_jax.text.bm25 import TOKENIZER
@@ -116,18 +116,25 @@ class HybridSearcher:
     ) -> Int[np.ndarray, "_"]:
         """Return ids of rows that share a word with a text, best first."""
         query = MultiMatchQuery(text, list(COLUMNS))
-        with lance_at_work(self.store.place):
-            found = self.store.dataset.scanner(
-                columns=["_score"],
-                full_text_query=query,
-                filter=where,
-                prefilter=True,
-                limit=count,
-                with_row_id=True,
-            ).to_table()
-        ids = to_numpy(found["_rowid"]).astype(np.int64)
+
+        def find(condition: str | None) -> tuple[np.ndarray, np.ndarray]:
+            with lance_at_work(self.store.place):
+                found = self.store.dataset.scanner(
+                    columns=["_score"],
+                    full_text_query=query,
+                    filter=condition,
+                    prefilter=True,
+                    limit=count,
+                    with_row_id=True,
+                ).to_table()
+            return to_numpy(found["_rowid"]).astype(np.int64), to_numpy(found["_score"])
+
+        ids, scores = find(where)
+        if not self.store.has(ids).all():
+            # Lance's index keeps rows that a compaction dropped; a condition does not.
+            ids, scores = find(where or "true")
         # Of equals the lower first.
-        return ids[np.lexsort((ids, -to_numpy(found["_score"])))]
+        return ids[np.lexsort((ids, -scores))]
 
 
 def _fused(*rankings: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:

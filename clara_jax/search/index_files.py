@@ -24,13 +24,19 @@ import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import checksum, first_line, lock_file, writing
-from clara_jax.search.folder import Folder, is_remote
+from clara_jax.files import (
+    checksum,
+    digest_of,
+    first_line,
+    json_bytes,
+    lock_file,
+    writing,
+)
+from clara_jax.places import Folder, is_remote
 from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
 from clara_jax.search.store import Store
-from clara_jax.search.writer import digest_of, json_bytes
 
-FORMAT, META, ROWS = 2, "meta.json", "rows.npy"
+FORMAT, META, IDS = 2, "meta.json", "ids.npy"
 
 _CHATTER = re.compile(rb"^([IW]\d{4} |WARNING: All log messages before absl)")
 
@@ -51,9 +57,10 @@ class IndexFolder:
         """Read the note of an index; refuse one that is damaged or of another format.
 
         Returns:
-          ``fingerprint`` of the store; ``next``, the lowest id of a row that was not
-          there when it was indexed; ``folder`` and ``files`` in use, and what
-          ``scann_index.build_index`` adds.
+          ``fingerprint`` of the store; ``documents``, how many are indexed; ``next``,
+          the lowest id of a row that came later; ``settings``; ``held_out``, ids of
+          rows that keys were not learnt from; ``folder`` and ``files`` in use, with
+          sizes and checksums.
         """
         data = self.folder.read(META)
         if data is None:
@@ -62,7 +69,7 @@ class IndexFolder:
         try:
             note = json.loads(data)
             found, sum = note.pop("format"), note.pop("checksum")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise self.useless(where, "is damaged") from None
         if found != FORMAT:
             what = f"is not of format {FORMAT}, which this version of clara_jax reads"
@@ -74,18 +81,13 @@ class IndexFolder:
     def open(self) -> tuple[dict[str, Any], Path]:
         """Return the note of an index that fits the store, and the folder of files."""
         note = self.read()
-        self.check(note)
-        return note, self.files(note)
-
-    def check(self, note: Mapping[str, Any]) -> None:
-        """Refuse an index of other vectors."""
-        store = self.store
-        if note["fingerprint"] != store.fingerprint:
+        if note["fingerprint"] != self.store.fingerprint:
             what = "was built for vectors of another model (fingerprint "
-            what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
+            what += f"{note['fingerprint']}, the store's is {self.store.fingerprint})"
             raise self.useless(str(self.folder), what)
+        return note, self._files(note)
 
-    def files(self, note: Mapping[str, Any]) -> Path:
+    def _files(self, note: Mapping[str, Any]) -> Path:
         """Return the folder of an index's files, compared with their checksums."""
         if not is_remote(self.store.place):
             path = Path(self.store.place, "index", note["folder"])
@@ -150,11 +152,11 @@ class IndexFolder:
             whole = {
                 **note,
                 "fingerprint": self.store.fingerprint,
-                "next": int(self.store.ids[-1]) + 1,
                 "folder": number,
                 "files": files,
             }
-            self.write_note(whole)
+            values = {**whole, "checksum": digest_of(whole), "format": FORMAT}
+            self.folder.write(META, json_bytes(values))
             current = number
         finally:
             self._remove_all_but(current)
@@ -166,7 +168,7 @@ class IndexFolder:
         if not is_remote(self.store.place):
             path = Path(self.store.place, "index", number)
             with writing(path):
-                path.mkdir(parents=True)
+                path.mkdir(parents=True, exist_ok=True)  # left empty by a kill
                 yield path
                 for file in path.iterdir():
                     with file.open("rb") as written:
@@ -177,15 +179,12 @@ class IndexFolder:
             for file in Path(folder).iterdir():
                 self.folder.upload(file, f"{number}/{file.name}")
 
-    def write_note(self, note: Mapping[str, Any]) -> None:
-        """Put a note in place of the one that is there."""
-        values = {**note, "checksum": digest_of(note), "format": FORMAT}
-        self.folder.write(META, json_bytes(values))
-
     def _remove_all_but(self, kept: str) -> None:
-        for number in {name.partition("/")[0] for name in self.folder.names()}:
-            if number.isdecimal() and number != kept:
-                self.folder.child(number).remove()
+        for name in {name.partition("/")[0] for name in self.folder.names()}:
+            if name.isdecimal() and name != kept:
+                self.folder.child(name).remove()
+            elif name.endswith(".tmp"):  # a note that a killed command did not end
+                self.folder.remove(name)
 
 
 def cache_folder() -> Path:
@@ -222,7 +221,8 @@ def build(where: str, keys: Short, settings: Settings) -> Any:
             soar = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}
             more = soar if settings.soar else {}
             builder.tree(settings.leaves, settings.leaves_to_search, **more)
-        if settings.method == "brute_force":
+        # Hashing needs as many keys as a code has values.
+        if settings.method == "brute_force" or len(keys) < 16:
             builder.score_brute_force()
         else:
             # Four bits for every number of a key. ScaNN's rule, for every two, finds
@@ -231,22 +231,22 @@ def build(where: str, keys: Short, settings: Settings) -> Any:
         return builder.build()
 
 
-def save(folder: Path, keys: Keys, rows: Int[np.ndarray, "n"], searcher: Any) -> None:
+def save(folder: Path, keys: Keys, ids: Int[np.ndarray, "n"], searcher: Any) -> None:
     """Write the files of a ScaNN index, and see whether ScaNN can read them."""
     keys.save(folder)
-    np.save(folder / ROWS, rows)
+    np.save(folder / IDS, ids)
     with scann_at_work(folder, "write its files; is the disk full?"):
         searcher.serialize(str(folder), relative_path=True)
         size = load(folder)[2].size()
-    if size != len(rows):
-        raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(rows)} documents")
+    if size != len(ids):
+        raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(ids)} documents")
 
 
 def load(folder: Path) -> tuple[Keys, Int[np.ndarray, "n"], Any]:
-    """Read the keys, the row of each place in a ScaNN index, and ScaNN's searcher."""
+    """Read the keys, the id of each place in a ScaNN index, and ScaNN's searcher."""
     with quiet():
         searcher = scann().load_searcher(str(folder))
-    return Keys.load(folder), np.load(folder / ROWS), searcher
+    return Keys.load(folder), np.load(folder / IDS), searcher
 
 
 def scann() -> Any:

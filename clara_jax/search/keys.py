@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from clara_jax.places import lance_at_work
 from clara_jax.search.exact import Flat, unit
-from clara_jax.search.folder import lance_at_work
 from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Progress, Store
 
@@ -159,6 +159,7 @@ def keep_keys(store: Store, ids: Int[np.ndarray, "n"], keys: Short) -> None:
       ClaraError: the disk is full, or another process is changing the store.
     """
     type = pa.list_(pa.float16(), keys.shape[1])
+    store.refresh()  # others may have changed it while the keys were made
     with lance_at_work(store.place, "written"):
         if "key" in store.dataset.schema.names:
             store.dataset.drop_columns(["key"])

@@ -1,28 +1,26 @@
 """Take documents out of a store, give their room back, and check every row."""
 
-import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lance.commit import CommitConflictError
 
 from clara_jax.errors import ClaraError
-from clara_jax.search.folder import Folder, is_remote, lance_at_work
+from clara_jax.places import Folder, is_remote, lance_at_work
 from clara_jax.search.rows import (
-    VECTORS,
     checksums_of,
     checksums_of_vectors,
     document_columns,
+    hash_of,
     to_numpy,
 )
-from clara_jax.search.store import JOBS, Store
-from clara_jax.search.writer import commit, exchange
+from clara_jax.search.store import FIXED, JOBS, Store
+from clara_jax.search.transactions import Change, change, exchange
 
-_TRIES = 20  # commits that others may come before
 _ROWS = 4096  # read together by a check
 
 
@@ -35,7 +33,10 @@ def delete(place: str | os.PathLike, ids: Sequence[str]) -> int:
       ClaraError: the store has no document of an id (then none is deleted), or the disk
         is full.
     """
-    for _ in range(_TRIES):
+    count = 0
+
+    def make() -> Change | None:
+        nonlocal count
         store = Store.open(place)
         rows = store.matching("id", ids)
         known = set(store.strings(rows, "id"))
@@ -45,12 +46,11 @@ def delete(place: str | os.PathLike, ids: Sequence[str]) -> int:
             names += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             what = f"has no document with the id {names}; nothing was deleted"
             raise ClaraError(f"{place}: {what}")
-        if not len(rows):
-            return 0
-        with contextlib.suppress(CommitConflictError):
-            commit(store.place, store.version, exchange(store, rows, ()), {})
-            return len(rows)
-    raise ClaraError(f"{place}: other processes keep changing the store; try again")
+        count = len(rows)
+        return exchange(store, rows, ()) if count else None
+
+    change(str(place), make, {})
+    return count
 
 
 def compact(place: str | os.PathLike, keep: datetime.timedelta | None = None) -> int:
@@ -65,11 +65,7 @@ def compact(place: str | os.PathLike, keep: datetime.timedelta | None = None) ->
     """
     store = Store.open(place)
     with lance_at_work(store.place, "written"):
-        try:
-            store.dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
-        except CommitConflictError as error:
-            what = "another process has changed the store meanwhile; try again"
-            raise ClaraError(f"{place}: {what}") from error
+        store.dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
         cleaned = store.newest().dataset.cleanup_old_versions(
             older_than=keep or datetime.timedelta(0), error_if_tagged_old_versions=False
         )
@@ -78,11 +74,18 @@ def compact(place: str | os.PathLike, keep: datetime.timedelta | None = None) ->
 
 def versions(place: str | os.PathLike) -> list[tuple[int, datetime.datetime, int]]:
     """Return each version of a store that is kept: number, time (UTC) and rows."""
-    with lance_at_work(str(place)):
-        found = Store.open(place).dataset.versions()
+    store = Store.open(place)
+    with lance_at_work(store.place):
+        found: list[Any] = store.dataset.versions()
+    # Lance gives local times that do not say so.
     return [
-        (v["version"], v["timestamp"], int(v["metadata"]["total_rows"])) for v in found
-    ]  # type: ignore[misc]
+        (
+            version["version"],
+            version["timestamp"].astimezone(datetime.UTC),
+            int(version["metadata"]["total_rows"]),
+        )
+        for version in found
+    ]
 
 
 def check(
@@ -128,18 +131,30 @@ def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
 
 def _check_rows(store: Store, fragment) -> list[str]:
     """Compare the rows of a fragment with their checksums."""
-    names = [n for n in VECTORS if n in store.dataset.schema.names]
-    columns = [*names, *document_columns(store.dataset.schema)]
+    names = [name for name in FIXED if name in store.schema.names]
+    columns = document_columns(store.schema)
+    mapped = not is_remote(store.place)  # as readers do
     files = ", ".join(file.path for file in fragment.data_files())
     findings = []
     try:
         with lance_at_work(store.place):
-            for batch in fragment.to_batches(columns=columns, batch_size=_ROWS):
+            for batch in fragment.to_batches(
+                columns=columns if mapped else list({*names, *columns}),
+                with_row_address=True,
+                batch_size=_ROWS,
+            ):
                 table = pa.Table.from_batches([batch])
-                arrays = {name: to_numpy(table[name]) for name in names}
+                if mapped:
+                    places = to_numpy(table["_rowaddr"]) & np.uint64(0xFFFFFFFF)
+                    found = store.columns(fragment.fragment_id)
+                    arrays = {name: found[name][places] for name in names}
+                else:
+                    arrays = {name: to_numpy(table[name]) for name in names}
                 sums = checksums_of_vectors(arrays) << np.uint64(32)
                 sums |= checksums_of(table)
-                for i in np.flatnonzero(sums != to_numpy(table["checksum"])):
+                hashes = [hash_of(text) for text in table["text"].to_pylist()]
+                wrong = (sums != arrays["checksum"]) | (hashes != arrays["text_hash"])
+                for i in np.flatnonzero(wrong):
                     id, part = table["id"][i].as_py(), table["part"][i].as_py()
                     findings.append(
                         f"{store.place}/data/{files}: part {part} of document {id!r} "

@@ -48,6 +48,9 @@ _PLAIN = {
     "lance-encoding:structural-encoding": "fullzip",
 }
 
+# Of fields without a value, and of lists that are empty.
+_UNKNOWN = {"": "text", "list ": "list text"}
+
 _SCALARS = {
     "bool": pa.bool_(),
     "int": pa.int64(),
@@ -122,7 +125,13 @@ def own_fields(kinds: Mapping[str, str], taken: Iterable[str]) -> list[pa.Field]
     names = {name.lower() for name in taken}
     fields = []
     for name, kind in kinds.items():
-        column = name.replace(".", "_")
+        kind = _UNKNOWN.get(kind, kind)
+        if not is_unicode(name):
+            raise ClaraError(
+                f"the field {name!a} has half of a surrogate pair in its name, "
+                "which is not text"
+            )
+        column = name.replace(".", "_").replace("`", "_")
         while not column or column.lower() in names or column.startswith("_"):
             column = f"own_{column.lstrip('_')}"
             column += "_" if column.lower() in names else ""
@@ -159,14 +168,13 @@ def to_table(
         columns' types.
     """
     own, rows = own_columns(schema), []
+    broken = "holds half of a surrogate pair, which is not text"
     for document in documents:
         place = document.source or document.id or "a piece"
         place = place.encode("utf-8", "replace").decode()
         texts = (document.text, document.id, document.title, document.source)
         if not is_unicode("".join(texts)):
-            raise ClaraError(
-                f"{place}: holds half of a surrogate pair, which is not text"
-            )
+            raise ClaraError(f"{place}: {broken}")
         row = {name: getattr(document, name) for name in DOCUMENT}
         for name, value in document.metadata.items():
             if name not in own:
@@ -181,6 +189,8 @@ def to_table(
                 raise ClaraError(
                     f"{place}: its metadata are not JSON ({error})"
                 ) from error
+            if not is_unicode(kept):
+                raise ClaraError(f"{place}: {broken}")
             row[column] = kept if kind == "json" and value is not None else value
         rows.append(row)
     columns = [*DOCUMENT, *(column for column, _ in own.values())]

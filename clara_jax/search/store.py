@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ from lance.file import LanceFileReader
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
+from clara_jax.places import Folder, Gone, is_remote, lance_at_work
 from clara_jax.search.codecs import code_type, decode, read_center
-from clara_jax.search.folder import Folder, Gone, is_remote, lance_at_work
 from clara_jax.search.rows import (
     VECTORS,
     checksums_of_vectors,
@@ -80,7 +81,7 @@ class Store:
 
     def _set(self, dataset: lance.LanceDataset) -> None:
         self.dataset, self.schema = dataset, dataset.schema
-        self._columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
+        self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
         for name in ("_layout", "_hashes", "_fragments"):
             self.__dict__.pop(name, None)
 
@@ -139,8 +140,11 @@ class Store:
     @functools.cached_property
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids, ascending, and addresses: fragment << 32 | place in it."""
-        own = {"with_row_id": True, "with_row_address": True}
-        found = self._again(lambda: self.dataset.scanner([], **own).to_table())
+        found = self._again(
+            lambda: self.dataset.scanner(
+                [], with_row_id=True, with_row_address=True
+            ).to_table()
+        )
         ids = to_numpy(found["_rowid"]).astype(np.int64)
         addresses = to_numpy(found["_rowaddr"])
         order = np.argsort(ids, kind="stable")
@@ -178,12 +182,13 @@ class Store:
         """
 
         def work() -> pa.Table:
-            options = {"filter": condition, "with_row_id": True}
             try:
-                return self.dataset.scanner(columns=[], **options).to_table()
+                return self.dataset.scanner(
+                    [], filter=condition, with_row_id=True
+                ).to_table()
             except ValueError as error:
                 text = first_line(error).removeprefix("Invalid user input: ")
-                if "Not found" in text:
+                if re.search("Not found: [^,]*/(data|_deletions)/", text):
                     raise
                 raise ClaraError(
                     f"where {condition!r}: {text.partition(', /')[0]}; the fields are "
@@ -354,7 +359,7 @@ class Store:
         order = np.argsort(fragments, kind="stable")
         cuts = np.flatnonzero(np.diff(fragments[order])) + 1
         for places in np.split(order, cuts) if len(ids) else ():
-            columns = self._columns(int(fragments[places[0]]))
+            columns = self.columns(int(fragments[places[0]]))
             for name, array in arrays.items():
                 array[places] = columns[name][local[places]]
         return arrays

@@ -12,24 +12,22 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lance
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Shaped
-from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
-from lance.commit import CommitConflictError
+from lance import FragmentMetadata, LanceOperation
 from lance.fragment import write_fragments
 
 from clara_jax.config import parse
 from clara_jax.config.parsing import flatten
-from clara_jax.documents import Document, text_digest, widest
+from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
-from clara_jax.search.folder import Folder, Gone, is_remote, lance_at_work
+from clara_jax.files import digest_of, json_bytes
+from clara_jax.places import Folder, is_remote, lance_at_work
 from clara_jax.search.rows import (
     RESERVED,
     StoreSettings,
@@ -40,6 +38,7 @@ from clara_jax.search.rows import (
     to_table,
 )
 from clara_jax.search.store import JOBS, Store, open_dataset
+from clara_jax.search.transactions import Change, change, exchange, store_of
 
 FREE = ("model", "base", "center")
 """Settings in which a job that goes on may differ from what it began with, which is
@@ -51,7 +50,6 @@ SAME = ("fingerprint", "memory", "width", "dtype")
 LANCE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 
 _JOB, _PROPERTY = "job.json", "clara_job"
-_TRIES = 20  # commits that others may come before
 
 
 class Job(contextlib.AbstractContextManager):
@@ -122,7 +120,8 @@ class Job(contextlib.AbstractContextManager):
             # Through JSON, so that tuples compare with the lists that are read.
             "corpus": json.loads(json.dumps(corpus)),
             "settings": dataclasses.asdict(settings),
-            "fields": dict(fields or {}),
+            # Sorted, as they are when read again, so that columns keep their order.
+            "fields": dict(sorted((fields or {}).items())),
         }
         job = cls(place, values)
         begun = job._read(_JOB)
@@ -134,18 +133,12 @@ class Job(contextlib.AbstractContextManager):
                 job._notes.remove()
                 return job
             _check_added(place, before, values)
-            new = _new_fields(before, values["fields"])
-            if new:
-                # Without values, so that only the schema changes.
-                with lance_at_work(place, "written"):
-                    before.dataset.add_columns(pa.schema(new))
-                before = before.newest()
-            job._target = before.dataset
-            job._schema = before.dataset.schema
+            missing_fields(before, job._kinds)
+            job._target, job._schema = before.dataset, before.schema
         else:
             _refuse_other(place, values)
         if begun is None:
-            job._notes.write(_JOB, json_bytes(values))
+            job._note(_JOB, values)
         return job
 
     def missing(self, part: int = 0, parts: int = 1) -> list[int]:
@@ -180,6 +173,8 @@ class Job(contextlib.AbstractContextManager):
         documents: Sequence[Document],
     ) -> None:
         """Write shard `k` of codes, scales (if any) and norms, as ``encoded`` gives."""
+        if self._target != self.store:
+            self._add_columns()
         table = to_table(documents, arrays, self._schema)
         fragments = []
         if documents:
@@ -201,11 +196,21 @@ class Job(contextlib.AbstractContextManager):
             "rows": len(documents),
             "ids": ids,
         }
-        self._note(k, note)
+        self._note(_name(k), note)
 
-    def _note(self, k: int, note: Mapping[str, Any]) -> None:
-        """Note that a shard is written."""
-        self._notes.write(_name(k), json_bytes({**note, "checksum": digest_of(note)}))
+    def _add_columns(self) -> None:
+        """Give the store columns for new fields; only its schema changes."""
+        if kinds := missing_fields(Store(self.store, self._target), self._kinds):
+            store = Store.open(self.store)
+            if kinds := missing_fields(store, kinds):
+                new = own_fields(kinds, (*RESERVED, *store.schema.names))
+                with lance_at_work(self.store, "written"):
+                    store.dataset.add_columns(pa.schema(new))
+            self._target, self._schema = store.dataset, store.dataset.schema
+
+    def _note(self, name: str, note: Mapping[str, Any]) -> None:
+        """Note what the job is, or that a shard is written."""
+        self._notes.write(name, json_bytes({**note, "checksum": digest_of(note)}))
 
     def join(self, places: Sequence[str]) -> None:
         """Take over the shards that were written for this job at other places.
@@ -214,6 +219,8 @@ class Job(contextlib.AbstractContextManager):
           ClaraError: a place holds nothing of this job, or a file is missing.
         """
         here = Folder(self.store)
+        if places and self._target != self.store:
+            self._add_columns()
         for place in places:
             there, job = Folder(place), Job(place, self._values)
             begun = job._read(_JOB)
@@ -222,15 +229,19 @@ class Job(contextlib.AbstractContextManager):
                     f"{place}: holds no part of this job; write one there with the "
                     "same command, with --part and with this place as its --store"
                 )
-            if changed := _differences(begun["settings"], self._values["settings"]):
-                raise ClaraError(f"{place}: differs in {changed}; write it again")
+            if begun["settings"]["center"] != self._values["settings"]["center"]:
+                raise ClaraError(
+                    f"{place}: keeps vectors less another mean, as machines of another "
+                    "kind measure it; write all parts on machines of one kind, or with "
+                    "--codec bfloat16"
+                )
             for k in self.missing():
                 if (note := job._read(_name(k))) is None:
                     continue
                 for fragment in note["fragments"]:
                     for file in fragment["files"]:
-                        _copy(there, here, f"data/{file['path']}")
-                self._note(k, note)
+                        here.copy(there, f"data/{file['path']}")
+                self._note(_name(k), note)
 
     def commit(self, shards: int | None = None) -> Store | None:
         """Make the store of all shards; None while some of other parts are missing.
@@ -245,22 +256,22 @@ class Job(contextlib.AbstractContextManager):
             count = self.shards if shards is None else shards
             notes = [self._read(_name(k)) for k in range(count)]
             written = [note for note in notes if note is not None]
-            for _ in range(_TRIES):
+
+            def make() -> Change | None:
                 before = store_of(self.store)
                 if before is not None and self._is_committed(before):
-                    break
-                if len(written) < count:
                     return None
-                try:
-                    self._commit(before, written)
-                    break
-                except CommitConflictError:
-                    continue
-            else:
-                raise ClaraError(
-                    f"{self.store}: other processes keep changing the store; start "
-                    "the command again"
-                )
+                if self._read(_JOB) is None:
+                    raise ClaraError(
+                        f"{self.store}: another process has ended the job meanwhile; "
+                        "start the command again"
+                    )
+                return self._change(before, written) if len(written) == count else None
+
+            change(self.store, make, {_PROPERTY: self.digest})
+            done = store_of(self.store)
+            if done is None or not self._is_committed(done):
+                return None
             self._notes.remove()
         return Store.open(self.store)
 
@@ -272,7 +283,10 @@ class Job(contextlib.AbstractContextManager):
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def _commit(self, before: Store | None, notes: Sequence[Mapping[str, Any]]) -> None:
+    def _change(
+        self, before: Store | None, notes: Sequence[Mapping[str, Any]]
+    ) -> Change:
+        """Return what makes the shards of these notes part of the store."""
         ids: dict[str, str] = {}
         for note in notes:
             for id, (source, parts) in note["ids"].items():
@@ -290,18 +304,17 @@ class Job(contextlib.AbstractContextManager):
             for note in notes
             for fragment in note["fragments"]
         ]
-        version, operation = 0, LanceOperation.Overwrite(self._schema, new)
-        if before is not None:
-            old = before.matching("id", list(ids))
-            if self._mode == "add" and len(old):
-                (piece,) = before.pieces(old[:1])
-                raise ClaraError(
-                    f"{self.store}: already has a document with the id '{piece.id}' "
-                    f"(from {piece.source or 'an unnamed source'}); replace it with "
-                    "--replace, or give the new document another id"
-                )
-            version, operation = before.version, exchange(before, old, new)
-        commit(self.store, version, operation, {_PROPERTY: self.digest})
+        if before is None:
+            return 0, LanceOperation.Overwrite(self._schema, new)
+        old = before.matching("id", list(ids))
+        if self._mode == "add" and len(old):
+            (piece,) = before.pieces(old[:1])
+            raise ClaraError(
+                f"{self.store}: already has a document with the id '{piece.id}' (from "
+                f"{piece.source or 'an unnamed source'}); replace it with --replace, "
+                "or give the new document another id"
+            )
+        return exchange(before, old, new)
 
     def _is_committed(self, store: Store, last: bool = False) -> bool:
         """Return whether the job is part of a store.
@@ -329,67 +342,14 @@ class Job(contextlib.AbstractContextManager):
             return None
         try:
             values = json.loads(data)
-            if name != _JOB and values.pop("checksum") != digest_of(values):
+            if values.pop("checksum") != digest_of(values):
                 raise ValueError("its checksum is wrong")
             return values
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ClaraError(
                 f"{self._notes}/{name}: is damaged ({error}); remove it and start the "
                 "command again"
             ) from error
-
-
-def exchange(
-    store: Store, old: Sequence[int] | np.ndarray, new: Sequence[FragmentMetadata]
-) -> LanceOperation.BaseOperation:
-    """Return what takes some rows out of a store and puts fragments in."""
-    fragments = {f.fragment_id: f for f in store.dataset.get_fragments()}
-    removed, updated = [], {}
-    with lance_at_work(store.place, "written"):
-        for number, places in store.places(old).items():
-            left = fragments[number].delete_rows(places.tolist())
-            if left is None:
-                removed.append(number)
-            else:
-                updated[number] = left
-    # One at least, so that of two commits of one job the second is refused.
-    first = next((n for n in fragments if n not in removed), None)
-    if not removed and not updated and first is not None:
-        updated[first] = fragments[first].metadata
-    return LanceOperation.Update(
-        removed_fragment_ids=removed,
-        updated_fragments=list(updated.values()),
-        new_fragments=list(new),
-    )
-
-
-def commit(
-    place: str,
-    version: int,
-    operation: LanceOperation.BaseOperation,
-    properties: Mapping[str, str],
-) -> None:
-    """Commit a transaction that was made for a version of the dataset.
-
-    Raises:
-      CommitConflictError: another one was committed meanwhile.
-      ClaraError: it cannot be written.
-    """
-    made = Transaction(version, operation, transaction_properties=dict(properties))
-    with lance_at_work(place, "written"):
-        try:
-            LanceDataset.commit(
-                place,
-                made,
-                read_version=version,
-                max_retries=1,
-                enable_stable_row_ids=True,
-            )
-        except CommitConflictError as error:
-            conflict = error
-        else:
-            return
-    raise conflict
 
 
 def check_place(place: str, mode: str, before: Store | None) -> None:
@@ -405,21 +365,12 @@ def check_place(place: str, mode: str, before: Store | None) -> None:
         )
     if "store.json" in names:
         open_dataset(place)  # says what to do with it
-    if any(not n.startswith((f"{JOBS}/", "data/", ".")) for n in names):
+    begun = (f"{JOBS}/", "data/", "_transactions/", "_versions/", ".")
+    if any(not name.startswith(begun) for name in names):
         raise ClaraError(
             f"{place}: holds other files and no store; give an empty folder with "
             "--store"
         )
-
-
-def store_of(place: str) -> Store | None:
-    """Open a store; None where there is none yet."""
-    try:
-        with lance_at_work(place):
-            dataset = lance.dataset(place)
-    except Gone:
-        return None
-    return Store(place, dataset)
 
 
 def _refuse_other(place: str, values: Mapping[str, Any]) -> None:
@@ -454,28 +405,17 @@ def _check_added(place: str, before: Store, values: Mapping[str, Any]) -> None:
         )
 
 
-def _new_fields(before: Store, kinds: Mapping[str, str]) -> list[pa.Field]:
-    """Return columns that a store lacks; refuse values that its columns cannot hold."""
-    own = own_columns(before.dataset.schema)
+def missing_fields(store: Store, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields that a store lacks; refuse values that it cannot hold."""
+    own = own_columns(store.schema)
     for name, kind in kinds.items():
-        if name in own and own[name][1] != "json":
-            has = own[name][1]
-            if widest([has or "text", kind]) != (has or "text"):
-                raise ClaraError(
-                    f"{before.place}: its field '{name}' holds {has or 'text'}, but "
-                    f"the new documents have {kind}; change them, or compress all "
-                    "documents into another --store"
-                )
-    new = {name: kind for name, kind in kinds.items() if name not in own}
-    taken = (*RESERVED, *before.dataset.schema.names)
-    return own_fields(new, taken)
-
-
-def _copy(source: Folder, target: Folder, name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "file")
-        source.download(name, file)
-        target.upload(file, name)
+        has = own[name][1] if name in own else "json"
+        if has != "json" and widest([has, kind]) != has:
+            raise ClaraError(
+                f"{store.place}: its field '{name}' holds {has}, but the new documents "
+                f"have {kind}; change them, or compress all into another --store"
+            )
+    return {name: kind for name, kind in kinds.items() if name not in own}
 
 
 def _name(k: int) -> str:
@@ -497,14 +437,3 @@ def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     )
-
-
-def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as text, the same for equal objects."""
-    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=True)
-    return text.encode() + b"\n"
-
-
-def digest_of(values: Mapping[str, Any]) -> str:
-    """Return a checksum of a JSON object, whatever the order of its keys."""
-    return text_digest(json.dumps(values, sort_keys=True)).hex()

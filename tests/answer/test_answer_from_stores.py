@@ -12,8 +12,9 @@ from clara_jax.answer.__main__ import main
 from clara_jax.clara import vector_fingerprint
 from clara_jax.data import read_documents
 from clara_jax.documents import Document
-from clara_jax.search import Store, StoreSettings, delete
-from clara_jax.search.hybrid import build_bm25
+from clara_jax.search import Store, StoreSettings, compact, delete
+from clara_jax.search.hybrid import index_words
+from clara_jax.search.scann_index import build_index
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def make_store(run_folder, path, **changes):
             stop=len(document.text) if i else 20 + len(document.text),
             part=1 if i else 2,
             parts=1 if i else 3,
+            metadata={"year": 2018 + i, "team": "legal"} if i else {},
         )
         for i, document in enumerate(documents)
     ]
@@ -55,7 +57,7 @@ def make_store(run_folder, path, **changes):
 
 @pytest.fixture(scope="module")
 def store(model):
-    return make_store(model, model.parent / "store").path
+    return make_store(model, model.parent / "store").place
 
 
 def run(capsys, *arguments):
@@ -97,7 +99,7 @@ def test_sources_are_told_with_their_places(store, capsys):
 
 
 def test_deleted_documents_are_not_found(model, tmp_path, capsys):
-    path = make_store(model, tmp_path / "store", model=str(model)).path
+    path = make_store(model, tmp_path / "store", model=str(model)).place
     delete(path, ["d1"])
     message = error(capsys, "--store", path, "--top-k", 3, QUESTION)
     assert "between 1 and the number of documents 2" in message
@@ -108,14 +110,85 @@ def test_deleted_documents_are_not_found(model, tmp_path, capsys):
 
 def test_hybrid_search_reads_the_question(store, capsys, monkeypatch):
     message = error(capsys, "--store", store, "--hybrid", QUESTION)
-    assert "index" in message
-    build_bm25(Store.open(store))
+    assert "index" in message and "--words" in message
+    index_words(Store.open(store))
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n"))
     status, out, err = run(
         capsys, "--store", store, "--search", "exact", "--hybrid", "--json", "-"
     )
     assert status == 0, err
     assert len(json.loads(out)["documents"]) == 2
+
+
+def asked(capsys, *arguments):
+    """The documents that a question is answered from, whose fields are as stored."""
+    status, out, err = run(capsys, *arguments, "--json", QUESTION)
+    assert status == 0, err
+    (line,) = out.splitlines()
+    return {d["title"]: d["metadata"] for d in json.loads(line)["documents"]}
+
+
+@pytest.mark.parametrize("search", ["exact", "scann"])
+def test_only_documents_that_meet_a_condition_are_read(model, tmp_path, capsys, search):
+    path = make_store(model, tmp_path / "store", model=str(model)).place
+    if search == "scann":
+        build_index(Store.open(path))
+    given = ("--store", path, "--search", search, "--top-k")
+    later = {"Edo Falk": {"year": 2019, "team": "legal"}}
+    last = {"": {"year": 2020, "team": "legal"}}
+    everything = {"Ada Bell": {}, **later, **last}
+    for condition, expected in {
+        "true": everything,
+        "year >= 2019 and team = 'legal'": {**later, **last},
+        "year < 2020": later,
+        "year is null": {"Ada Bell": {}},
+        "title = 'Ada Bell' or year = 2020": {"Ada Bell": {}, **last},
+    }.items():
+        found = asked(capsys, *given, len(expected), "--where", condition)
+        assert found == expected
+    status, out, _ = run(
+        capsys, *given, 2, "--where", "year > 2018", "--no-stream", QUESTION
+    )
+    assert status == 0 and out.startswith("2 documents in ")
+    message = error(capsys, *given, 3, "--where", "year > 2018", QUESTION)
+    assert "between 1 and the number of documents 2" in message
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("nonsense =", "where 'nonsense ='"),
+        ("yeer > 3", "the fields are id, title, text, source, team, year"),
+        ("year", "where 'year'"),
+        ("year > 'soon'", "where \"year > 'soon'\""),
+        ("", "where ''"),
+        ("year > 3000", "no document"),
+    ],
+)
+def test_conditions_that_make_no_sense_are_one_line(store, capsys, condition, message):
+    said = error(capsys, "--store", store, "--where", condition, QUESTION)
+    assert message in said
+
+
+def test_an_earlier_version_answers_as_it_did(model, tmp_path, capsys):
+    path = make_store(model, tmp_path / "store", model=str(model)).place
+    before = Store.open(path).version
+    delete(path, ["d1"])
+    given = ("--store", path, "--top-k")
+    assert "Ada Bell" not in asked(capsys, *given, 2)
+    assert "Ada Bell" in asked(capsys, *given, 3, "--at", before)
+    newest = Store.open(path).version
+    assert "Ada Bell" not in asked(capsys, *given, 2, "--at", newest)
+    where = ("--at", before, "--where", "year is null")
+    assert asked(capsys, *given, 1, *where) == {"Ada Bell": {}}
+    message = error(capsys, *given, 2, "--at", 99, QUESTION)
+    assert f"has no version 99; there are {before}, {newest}" in message
+    with pytest.raises(SystemExit):
+        run(capsys, *given, 2, "--at=-1", QUESTION)
+    assert "'-1' is not a number above 0" in capsys.readouterr().err
+    compact(path)
+    message = error(capsys, *given, 2, "--at", before, QUESTION)
+    assert f"has no version {before}; there are " in message
 
 
 def test_bad_input(model, store, tmp_path, capsys):
@@ -127,14 +200,15 @@ def test_bad_input(model, store, tmp_path, capsys):
     assert "index" in message
     message = error(capsys, QUESTION)
     assert "no --model given" in message
-    message = error(capsys, "--model", model, "--hybrid", QUESTION)
-    assert "give one" in message
+    for more in (("--hybrid",), ("--where", "true"), ("--at", 1)):
+        message = error(capsys, "--model", model, *more, QUESTION)
+        assert "give one" in message
 
 
 def test_another_model_is_refused_and_both_are_named(model, store, tmp_path, capsys):
     other = make_store(model, tmp_path / "other", fingerprint="0badc0de")
-    message = error(capsys, "--store", other.path, "--model", model, QUESTION)
-    mine = json.loads((store / "store.json").read_text())["fingerprint"]
+    message = error(capsys, "--store", other.place, "--model", model, QUESTION)
+    mine = Store.open(store).fingerprint
     assert "0badc0de" in message and mine in message
 
 

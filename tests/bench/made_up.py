@@ -15,7 +15,9 @@ SHARD = 64 << 20
 RANK, GROUP, SPREAD, NOISE = 48, 50, 0.5, 0.1
 
 
-def write(path: Path, settings: StoreSettings, count: int, vectors) -> Store:
+def write(
+    path: Path, settings: StoreSettings, count: int, vectors, numbered: bool = False
+) -> Store:
     """Write a store.
 
     Args:
@@ -23,14 +25,19 @@ def write(path: Path, settings: StoreSettings, count: int, vectors) -> Store:
       settings: of the store.
       count: documents.
       vectors: a function of first and last row that gives their vectors ``[n, M, D]``.
+      numbered: give each document a field ``number``: 0, 1, ...
     """
     width = settings.memory.num_memory * settings.width
     starts = range(0, count, max(1, SHARD // (4 * width)))
-    with Job.begin(path, settings, len(starts), {"made up": count}, "new") as job:
+    corpus, fields = {"made up": count}, {"number": "int"} if numbered else {}
+    with Job.begin(path, settings, len(starts), corpus, fields=fields) as job:
         for number, start in enumerate(starts):
             stop = min(start + starts.step, count)
             pieces = [
-                Document(f"made-up document {i}", id=str(i)) for i in range(start, stop)
+                Document(
+                    f"made-up document {i}", str(i), metadata=dict.fromkeys(fields, i)
+                )
+                for i in range(start, stop)
             ]
             job.write(number, vectors(start, stop), pieces)
         store = job.commit()

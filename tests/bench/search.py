@@ -7,7 +7,7 @@ A corpus of each size is made of the documents of STORE and of perturbed copies 
 (``made_up.perturbed`` says exactly how), and written as a store of the same codec into
 a temporary folder, which takes as much room as its vectors. Questions are those of FILE
 (a question a line, or JSONL), read by the model; without them they are made up from
-documents that keys were not learnt from (``recall.made_up_queries`` says how).
+documents that keys were not learnt from (``index_report.made_up_queries`` says how).
 
 Times are of questions asked one at a time, rescoring included; the exact search has its
 codes in memory, the documents that ScaNN's are rescored from are in the page cache.
@@ -25,14 +25,10 @@ from pathlib import Path
 import made_up
 import numpy as np
 
+from clara_jax.evaluate.index_report import made_up_queries, single_times
 from clara_jax.search import Store, StoreSettings
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.scann_index import (
-    ScannSearcher,
-    build_index,
-    made_up_queries,
-    single_times,
-)
+from clara_jax.search.scann_index import ScannSearcher, build_index
 
 K = 5
 SIZES = (10_000, 20_000, 50_000, 100_000)

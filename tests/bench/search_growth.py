@@ -24,15 +24,11 @@ import made_up
 import numpy as np
 
 from clara_jax.compress.stores import size_of
+from clara_jax.evaluate.index_report import made_up_queries, single_times
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.index_files import IndexFolder
-from clara_jax.search.scann_index import (
-    ScannSearcher,
-    build_index,
-    made_up_queries,
-    single_times,
-)
+from clara_jax.search.scann_index import ScannSearcher, build_index
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)

@@ -48,9 +48,9 @@ def test_lines_and_file(capsys, tmp_path):
     assert lines[1] == "no accelerator: the CPU is compared with itself"
     assert lines[2].startswith("skipped  train cudnn")
     assert "no NVIDIA GPU" in lines[2]
-    assert [row["result"] for row in found["checks"]] == 3 * ["skipped"] + 3 * ["ok"]
+    assert [row["result"] for row in found["checks"]] == 3 * ["skipped"] + 4 * ["ok"]
     assert "cosines" in lines[5] and "<= 1e-05" in lines[5]
-    assert lines[5].endswith(" s") and lines[-1].startswith("6 checks, 0 failed")
+    assert lines[5].endswith(" s") and lines[-1].startswith("7 checks, 0 failed")
 
 
 def test_a_wrong_loss_fails_and_the_others_go_on(monkeypatch, capsys, tmp_path):

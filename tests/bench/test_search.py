@@ -8,6 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
+import conditions
 import made_up
 import numpy as np
 import search
@@ -53,6 +54,18 @@ def test_copies_come_after_the_documents_and_near_them(tmp_path):
     for copies in (grown[40:80], grown[80:]):
         away = np.linalg.norm(copies - grown[:40], axis=1)
         assert 0.1 * typical < away.min() and np.median(away) < 0.8 * typical
+
+
+def test_conditions_are_a_table(capsys):
+    conditions.main("--documents 900 --shape 2 16 --count 4".split())
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "900 documents of [2, 16], 4 questions, brute force"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said[4:]]
+    assert [row[0] for row in rows] == [
+        "all",
+        *(f"1 in {share}" for share in ("2", "10", "100", "1,000")),
+    ]
+    assert all(float(row[1]) > 0.9 for row in rows)
 
 
 @pytest.mark.slow

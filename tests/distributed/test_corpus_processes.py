@@ -25,7 +25,7 @@ def corpus(tmp_path_factory):
     )
     given = [f"--config={ROOT}/configs/tiny.py:end_to_end", *overrides]
     (config,) = read_experiment([*given, f"--config.workdir={folder}/unused"]).runs
-    store = store_maker(folder, config)("store").path
+    store = store_maker(folder, config)("store").place
     search = (f"--config.store={store}", "--config.candidates=corpus")
     overrides = (*overrides, *search)
     Processes(folder, folder / "alone", 1, 2, *overrides, stage="end_to_end").finish()

@@ -32,7 +32,7 @@ def found_in_order(*rows):
     """A search whose answer is known, and which notes what it was asked."""
     asked = []
 
-    def search(queries, k):
+    def search(queries, k, texts=None, where=None):
         asked.append((queries.shape, queries.dtype.name, k))
         order = np.asarray(rows)[: len(queries), :k]
         return np.zeros(order.shape, np.float32), order
@@ -82,7 +82,7 @@ def test_answers_come_from_the_best_documents(corpus, monkeypatch):
     monkeypatch.setattr("clara_jax.evaluate.evaluators._AT_ONCE", 1)
     asked = []
 
-    def search(queries, k):
+    def search(queries, k, texts=None, where=None):
         assert k == clara.selection.top_k == 2
         asked.append(queries)
         rows = [[5, 4], [4, 3]][len(asked) - 1]

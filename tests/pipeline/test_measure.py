@@ -56,14 +56,15 @@ def test_held_out_questions_come_from_all_sources_in_turn(tmp_path):
         measure.held_out(tmp_path / "elsewhere", 7)
 
 
-def known(models, corpus=TEXTS):
-    return measure.Known(models.clara, corpus, models.clara.compress(corpus))
+def known(models, folder, corpus=TEXTS):
+    store = measure.compress_corpus(models.clara, corpus, folder, None, int)
+    return measure.Known(models.clara, corpus, store)
 
 
 def answer(models, folder, seconds=None, stop=int, sources=("a",) * 12):
     asked = QUESTIONS * 4
     return measure.answer_all(
-        models, asked, sources, known(models), folder, seconds, stop
+        models, asked, sources, known(models, folder), folder, seconds, stop
     )
 
 
@@ -93,9 +94,9 @@ def test_documents_are_exchanged_within_a_source(models, tmp_path):
     assert [p.answers["shuffled"] for p in alone[:3]] == none
 
 
-def test_only_what_is_new_is_compressed(models, monkeypatch):
+def test_only_what_is_new_is_compressed(models, tmp_path, monkeypatch):
     corpus = list(TEXTS[:2])
-    kept = known(models, corpus)
+    kept = known(models, tmp_path, corpus)
     seen = []
     compress = type(models.clara).compress
 
@@ -113,7 +114,7 @@ def test_only_what_is_new_is_compressed(models, monkeypatch):
 
 
 def test_a_corpus_is_compressed_as_far_as_there_is_time(models, tmp_path, monkeypatch):
-    module = importlib.import_module("clara_jax.train.vectors")
+    module = importlib.import_module("clara_jax.train.document_vectors")
     monkeypatch.setattr(module, "CHUNK", 1)
     corpus = [*TEXTS, "nothing of this kind"]
     given = (models.clara, corpus, tmp_path)
@@ -122,12 +123,15 @@ def test_a_corpus_is_compressed_as_far_as_there_is_time(models, tmp_path, monkey
     # A command that goes on has the same; without a deadline, all.
     assert len(measure.compress_corpus(*given, 100.0, int)) == 1
     whole = measure.compress_corpus(*given, None, int)
-    np.testing.assert_allclose(whole, models.clara.compress(corpus), atol=1e-5)
+    assert whole.strings(whole.ids, "text") == corpus
+    np.testing.assert_allclose(
+        whole.vectors(whole.ids), models.clara.compress(corpus), atol=1e-5
+    )
 
 
-def test_a_corpus_is_searched_by_both_reasoners_and_by_words(models):
+def test_a_corpus_is_searched_by_both_reasoners_and_by_words(models, tmp_path):
     corpus = [*TEXTS, "nothing of this kind"]
-    found = measure.corpus_recall(models, QUESTIONS, known(models, corpus))
+    found = measure.corpus_recall(models, QUESTIONS, known(models, tmp_path, corpus))
     assert found is not None
     assert (found["passages"], found["of"], found["questions"]) == (4, 4, 3)
     assert found["rankings"]["bm25"]["recall@1"]["mean"] == 1.0
@@ -142,22 +146,10 @@ def test_a_corpus_is_searched_by_both_reasoners_and_by_words(models):
         assert recall["mean"] == pytest.approx(right)
         assert recall["low"] <= recall["mean"] <= recall["high"]
     # Questions whose gold document is not there do not count.
-    some = measure.corpus_recall(models, QUESTIONS, known(models, corpus[1:]))
+    some = measure.corpus_recall(models, QUESTIONS, known(models, tmp_path, corpus[1:]))
     assert some is not None and some["questions"] == 2
-    none = measure.corpus_recall(models, QUESTIONS, known(models, corpus[3:]))
+    none = measure.corpus_recall(models, QUESTIONS, known(models, tmp_path, corpus[3:]))
     assert none is None
-
-
-def test_nearest_is_by_cosine_and_first_of_equals():
-    draw = np.random.default_rng(0)
-    queries = draw.normal(size=(3, 2, 4)).astype(np.float32)
-    vectors = draw.normal(size=(50, 2, 4)).astype(np.float32)
-    vectors[7] *= 100
-    vectors[9] = vectors[8]
-    flat = vectors.reshape(50, -1)
-    cosines = queries.reshape(3, -1) @ (flat / np.linalg.norm(flat, axis=1)[:, None]).T
-    expected = np.argsort(-cosines, axis=1, kind="stable")[:, :5]
-    np.testing.assert_array_equal(measure.nearest(queries, vectors, 5), expected)
 
 
 def test_the_corpus_is_distinct_and_can_be_cut(tmp_path):

@@ -28,6 +28,15 @@ def round_trip(vectors, dtype):
     return found, scales
 
 
+def test_float32_keeps_every_bit():
+    vectors = gaussians(5, 3, 33) * 10.0 ** np.arange(-10, 23, dtype=np.float32)
+    vectors[0, 0, :3] = 0, -0.0, np.finfo(np.float32).smallest_subnormal
+    found, scales = round_trip(vectors, "float32")
+    assert scales is None
+    np.testing.assert_array_equal(found.view(np.uint32), vectors.view(np.uint32))
+    assert center_of(vectors, "float32") == ""
+
+
 def test_bfloat16_rounds_to_the_nearest():
     vectors = gaussians(5, 3, 33) * 10.0 ** np.arange(-10, 23, dtype=np.float32)
     found, scales = round_trip(vectors, "bfloat16")
@@ -135,7 +144,7 @@ def test_parts_give_the_same_codes(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"), [("bfloat16", 14), ("int8", 7), ("int4", 4)]
+    ("dtype", "size"), [("float32", 28), ("bfloat16", 14), ("int8", 7), ("int4", 4)]
 )
 def test_bytes_of_a_vector(dtype, size):
     codes, _ = encode(gaussians(1, 1, 7), dtype)
@@ -152,7 +161,9 @@ def test_numbers_that_are_not_finite(dtype, value):
 
 
 def test_unknown_codec():
-    with pytest.raises(ClaraError, match="no codec 'int2'.*bfloat16, int8, int4"):
+    with pytest.raises(
+        ClaraError, match="no codec 'int2'.*float32, bfloat16, int8, int4"
+    ):
         encode(gaussians(1, 1, 2), "int2")
 
 

@@ -1,10 +1,12 @@
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
+from lance.commit import CommitConflictError
 from toy_store import (
     SHARD,
+    contents,
     make_toy,
     start,
     toy_pieces,
@@ -19,16 +21,21 @@ from toy_store import (
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Store, check, compact, delete, manifest
-from clara_jax.search.manifest import hold_store
+from clara_jax.places import Gone
+from clara_jax.search import Job, Store, check, compact, delete, writer
 
 
-def texts(store):
-    rows = np.flatnonzero(store.live)
-    return [piece.text for piece in store.pieces(rows)]
+def texts(place):
+    return [piece.text for _, piece, _ in contents(place)]
 
 
-def test_a_folder_that_is_none(tmp_path):
+def add(place, pieces, name="more", mode="add"):
+    with Job.begin(place, toy_settings(), 1, {"name": name}, mode) as job:
+        job.write(0, toy_vectors(len(pieces)), pieces)
+        return job.commit()
+
+
+def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ClaraError, match="file: is a file; give a folder"):
         write_new(tmp_path / "file")
@@ -58,6 +65,7 @@ def test_a_folder_that_is_none(tmp_path):
 def test_another_job_is_under_way(tmp_path, changes, said):
     path = tmp_path / "s"
     job = {"settings": toy_settings(), "shards": 3, "corpus": {"files": ["a", "b"]}}
+    job["fields"] = {"number": "int"}
     with Job.begin(path, **job) as begun:
         begun.write(0, toy_vectors(1), toy_pieces(1))
     before = tree(path)
@@ -75,7 +83,7 @@ def test_the_first_name_of_the_model_is_kept(tmp_path):
         pass
     with Job.begin(tmp_path / "s", toy_settings(model="/elsewhere"), 0, {}) as job:
         store = job.commit()
-    assert store.manifest.model == "../model"
+    assert store.settings.model == "../model"
 
 
 def test_a_finished_job_is_not_done_again(tmp_path):
@@ -83,106 +91,121 @@ def test_a_finished_job_is_not_done_again(tmp_path):
     write_new(path)
     before = tree(path)
     with Job.begin(path, toy_settings(), 3, {"name": "d"}) as job:
-        assert job.finished
-        assert job.missing() == []
+        assert (job.finished, job.missing()) == (True, [])
         assert len(job.commit()) == 9
-    assert tree(path) == before
     with pytest.raises(ClaraError, match="holds a finished store of other documents"):
         write_new(path, shards=4)
+    assert tree(path) == before
+
+
+def test_additions_again_are_finished(tmp_path):
+    path = make_toy(tmp_path / "s").place
     for action in (write_added, write_replaced):
-        action(path)
-        before = tree(path)
-        action(path)
-        assert tree(path) == before
+        first = action(path)
+        before = tree(tmp_path)
+        assert action(path).version == first.version
+        assert tree(tmp_path) == before
+
+
+def test_what_was_deleted_since_can_be_added_by_the_same_command(tmp_path):
+    path = make_toy(tmp_path / "s").place
+    write_added(path)
+    delete(path, [f"a{i}" for i in range(6)])
+    write_added(path)
+    assert texts(path)[7:] == [f"text {i} of a" for i in range(6)]
+
+
+@pytest.mark.parametrize("action", [write_new, write_added, write_replaced])
+def test_after_compaction_the_last_job_is_still_finished(tmp_path, action):
+    if action is not write_new:
+        make_toy(tmp_path / "s")
+    action(tmp_path / "s")
+    compact(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    action(tmp_path / "s")
+    assert contents(tmp_path / "s") == before
 
 
 def test_add(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    old = Store.open(path)
-    store = write_added(path)
-    assert (store.rows, len(store), store.generation, store.epoch) == (13, 13, 2, 0)
-    assert texts(store)[:7] == texts(old)
-    assert texts(store)[7:] == [piece.text for piece in toy_pieces(6, name="a")]
-    np.testing.assert_array_equal(store.vectors(range(7)), old.vectors(range(7)))
-    assert check(path) == []
+    old = make_toy(tmp_path / "s")
+    before = contents(old.place)
+    store = write_added(old.place)
+    assert (store.ids.tolist(), store.version) == ([*range(13)], 2)
+    assert contents(store.place)[:7] == before
+    assert texts(store.place)[7:] == [f"text {i} of a" for i in range(6)]
+    assert check(store.place) == []
     # The store that was opened before goes on as it was.
-    assert len(texts(old)) == 7
+    assert len(old.pieces(old.ids)) == 7
 
 
 def test_add_what_is_there(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    before = (path / "store.json").read_bytes()
-    pieces = [*toy_pieces(1, name="n"), Document("x", "d3", source="more.txt")]
-
-    def add(corpus):
-        with Job.begin(path, toy_settings(), 1, corpus, "add") as job:
-            job.write(0, toy_vectors(2), pieces)
-            return job.commit()
-
+    path = make_toy(tmp_path / "s").place
+    before = contents(path)
+    pieces = [Document("n", "n"), Document("x", "d3", source="more.txt")]
     with pytest.raises(ClaraError, match="already.*'d3' .from d.jsonl:4.; .*--replace"):
-        add({"try": 1})
-    assert (path / "store.json").read_bytes() == before
-    assert len(Store.open(path)) == 7
-    # Given up and another job begun, nothing of the first one is left.
-    (path / "job.json").unlink()
-    pieces[1] = Document("y", "d33")
-    store = add({"try": 2})
-    assert texts(store)[-2:] == ["text 0 of n", "y"]
+        add(path, pieces)
+    assert (contents(path), Store.open(path).version) == (before, 1)
+    # The same command goes on saying so; another job is not disturbed by it.
+    with pytest.raises(ClaraError, match="already has a document with the id 'd3'"):
+        add(path, pieces)
+    assert len(add(path, [Document("y", "d33")], "other")) == 8
+    (found,) = check(path)
+    assert "/job.json: documents are still being put in; finish that" in found
+    # Once it is not there any more, it may come.
+    delete(path, ["d3"])
+    add(path, pieces)
+    assert texts(path)[-3:] == ["y", "n", "x"]
     assert check(path) == []
-    # What was deleted may come again.
-    delete(path, ["d33"])
-    pieces[:] = [Document("z", "d33"), Document("w", "w")]
-    assert texts(add({"try": 3}))[-2:] == ["z", "w"]
 
 
 def test_replace(tmp_path):
-    path = make_toy(tmp_path / "s", 8).path
+    path = make_toy(tmp_path / "s", 8).place
+    before = contents(path)
     store = write_replaced(path)
-    assert (store.rows, len(store), store.generation) == (14, 8, 2)
-    assert store.deleted.tolist() == [0, 1, 2, 3, 4, 5]
-    assert texts(store)[:2] == ["text 6 of d", "text 7 of d"]
-    assert texts(store)[2:] == [f"other {i} of d" for i in range(6)]
+    assert store.ids.tolist() == [*range(6, 14)]
+    assert contents(path)[:2] == before[6:]
+    assert texts(path)[2:] == [f"other {i} of d" for i in range(6)]
     assert store.find(["text 2 of d", "other 2 of d"]).tolist() == [-1, 10]
-    assert store.rows_of("d2").tolist() == [10]
-    assert check(path) == []
-    # And again: those deleted before stay deleted, the files of old are gone.
-    with Job.begin(path, toy_settings(), 1, {"again": 1}, "replace") as job:
-        job.write(0, toy_vectors(2), [Document("third", "d2"), Document("new", "n")])
-        store = job.commit()
-    assert store.deleted.tolist() == [0, 1, 2, 3, 4, 5, 10]
-    assert [p.name for p in path.glob("deleted*")] == ["deleted-000003.npy"]
+    assert store.matching("id", ["d2"]).tolist() == [10]
+    # And again, with a document that is new.
+    add(path, [Document("third", "d2"), Document("new", "n")], mode="replace")
+    assert Store.open(path).ids.tolist() == [6, 7, 8, 9, 11, 12, 13, 14, 15]
+    assert texts(path)[-2:] == ["third", "new"]
     assert check(path) == []
 
 
-def test_pieces_without_id_are_never_replaced(tmp_path):
+def test_documents_without_id_are_never_replaced(tmp_path):
     pieces = [Document("a"), Document("b"), Document("c", "c")]
-    path = write_store(tmp_path / "s", toy_settings(), toy_vectors(3), pieces).path
-    with Job.begin(path, toy_settings(), 1, {}, "replace") as job:
-        job.write(0, toy_vectors(2), [Document("a"), Document("d", "c")])
-        assert texts(job.commit()) == ["a", "b", "a", "d"]
+    path = write_store(tmp_path / "s", toy_settings(), toy_vectors(3), pieces).place
+    add(path, [Document("a"), Document("d", "c")], mode="replace")
+    assert texts(path) == ["a", "b", "a", "d"]
 
 
 def test_one_id_for_two_documents(tmp_path):
-    def write(pieces, name):
-        write_store(tmp_path / name, toy_settings(), toy_vectors(4), pieces, 2)
+    def write(pieces, name, shard_size=2):
+        given = toy_settings(), toy_vectors(len(pieces)), pieces
+        return write_store(tmp_path / name, *given, shard_size)
 
     parts = [Document(f"{i}", "x", part=i + 1, parts=4) for i in range(4)]
-    write(parts, "parts")
-    twice = [*toy_pieces(2), Document("a", "d1", source="e.txt"), Document("b", "y")]
-    with pytest.raises(
-        ClaraError, match="two documents.*'d1' .from d.jsonl:2 and from e.txt.; give"
-    ):
-        write(twice, "twice")
-    assert not (tmp_path / "twice" / "store.json").exists()
+    assert len(write(parts, "parts", 4)) == 4
+    one, other = (
+        Document("a", "d1", source="a.txt"),
+        Document("b", "d1", source="e.txt"),
+    )
+    said = "two documents.*'d1' .from a.txt and from e.txt.; give"
+    with pytest.raises(ClaraError, match=said):
+        write([one, Document("b", "y"), other], "apart")
+    with pytest.raises(ClaraError, match="two documents have the id 'd1' .from a.txt"):
+        write([one, other], "together")
+    for name in ("apart", "together"):
+        with pytest.raises(ClaraError, match="is not finished"):
+            Store.open(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (
-            toy_settings(fingerprint="f2"),
-            'fingerprint .was "f1", now "f2"',
-        ),
+        (toy_settings(fingerprint="f2"), 'fingerprint .was "f1", now "f2"'),
         (toy_settings("int4"), 'dtype .was "bfloat16", now "int4"'),
         (toy_settings(width=8), "width .was 6, now 8"),
         (
@@ -192,122 +215,185 @@ def test_one_id_for_two_documents(tmp_path):
     ],
 )
 def test_add_to_a_store_of_another_kind(tmp_path, settings, said):
-    path = make_toy(tmp_path / "s").path
-    before = tree(path)
+    path = make_toy(tmp_path / "s").place
+    before = tree(tmp_path)
     with pytest.raises(ClaraError, match=f"s: was made with another model .*{said}"):
         Job.begin(path, settings, 1, {}, "add")
-    assert tree(path) == before
+    assert tree(tmp_path) == before
 
 
-def test_two_writers_of_one_part(tmp_path):
+def test_parts_in_any_order_give_the_same_rows(tmp_path):
+    write_new(tmp_path / "one", shards=5)
+    expected = contents(tmp_path / "one")
+    assert write_new(tmp_path / "two", 1, 2, 5, backwards=True) is None
+    with pytest.raises(ClaraError, match="two: is not finished"):
+        Store.open(tmp_path / "two")
+    assert len(write_new(tmp_path / "two", 0, 2, 5)) == 15
+    assert write_new(tmp_path / "three", 2, 3, 5) is None
+    assert write_new(tmp_path / "three", 0, 3, 5) is None
+    assert len(write_new(tmp_path / "three", 0, 1, 5, backwards=True)) == 15
+    # Parts may be more than shards.
+    assert write_new(tmp_path / "four", 7, 9, 5) is None
+    assert len(write_new(tmp_path / "four", 0, 1, 5)) == 15
+    for other in ("two", "three", "four"):
+        assert contents(tmp_path / other) == expected
+
+
+def test_two_processes_write_one_store(tmp_path):
+    write_new(tmp_path / "one", shards=8)
+    options = [{"part": i, "parts": 2, "backwards": i == 1} for i in range(2)]
+    pair = [start("write_new", tmp_path / "two", shards=8, **o) for o in options]
+    assert [worker.wait() for worker in pair] == [0, 0]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert check(tmp_path / "two") == []
+
+
+def test_two_processes_write_the_same_part(tmp_path):
+    """The second works while the first stands still, before the commit."""
     path = tmp_path / "s"
-    busy = start("write_new", path, part=1, parts=2, hold_at=15, shards=4)
+    busy = start("write_new", path, hold_at="commit")
     try:
-        with pytest.raises(
-            ClaraError, match="s: another process is writing part 2 of 2"
-        ):
-            write_new(path, 1, 2, 4)
-        with pytest.raises(
-            ClaraError, match="shares this store out in 2 parts, this one"
-        ):
-            write_new(path, 0, 3, 4)
-        with pytest.raises(ClaraError, match="s: is not finished"):
-            delete(path, ["d1"])
-        # The other part may be written meanwhile.
-        assert write_new(path, 0, 2, 4) is None
+        assert len(write_new(path)) == 9
     finally:
-        busy.kill()
-        assert busy.wait() == -signal.SIGKILL
-    assert len(write_new(path, 1, 2, 4)) == 12
-    write_new(tmp_path / "whole", shards=4)
-    assert tree(path) == tree(tmp_path / "whole")
-
-
-def test_a_shard_note_that_is_damaged(tmp_path):
-    path = tmp_path / "s"
-    with Job.begin(path, toy_settings(), 2, {}) as job:
-        job.write(0, toy_vectors(1), toy_pieces(1))
-    note = path / "shards" / "000001-000000" / "shard.json"
-    note.write_text(json.dumps({"rows": 1}))
-    with (
-        pytest.raises(
-            ClaraError, match="shard.json: is damaged; remove .*000001-000000"
-        ),
-        Job.begin(path, toy_settings(), 2, {}) as job,
-    ):
-        job.missing()
-
-
-def test_a_job_that_another_part_has_finished_is_not_committed_twice(
-    tmp_path, monkeypatch
-):
-    path = make_toy(tmp_path / "s").path
-    vectors, pieces = toy_vectors(2 * SHARD, seed=5), toy_pieces(2 * SHARD)
-    jobs = [
-        Job.begin(path, toy_settings(), 2, {"name": "d"}, "replace") for _ in range(2)
-    ]
-    for k, job in enumerate(jobs):
-        job.missing(k, 2)
-        job.write(k, vectors[k * SHARD :][:SHARD], pieces[k * SHARD :][:SHARD])
-    monkeypatch.setattr(manifest, "PATIENCE", 0.1)
-    begun = hold_store(path)  # the other part is committing
-    with pytest.raises(ClaraError, match="another process is .* beginning to write"):
-        jobs[0].commit()
-    begun.release()
-    first = jobs[0].commit()
-    rows = first.rows
-    assert jobs[1].commit().rows == rows == Store.open(path).rows
+        busy.go()
+    assert busy.wait() == 0
+    assert len(contents(path)) == 9
     assert check(path) == []
 
 
-def test_a_job_that_others_have_ended_does_not_undo_what_came_after(tmp_path):
+@pytest.mark.parametrize("kill", [False, True])
+def test_additions_beside_one_that_stands_still(tmp_path, kill):
     path = tmp_path / "s"
-    late = Job.begin(path, toy_settings(), 2, {"name": "d"})
+    make_toy(path)
+    busy = start("write_added", path, name="b", hold_at="commit")
+    try:
+        write_added(path)
+        delete(path, ["d1"])
+        write_replaced(path)
+        compact(path)
+        before = contents(path)
+    finally:
+        busy.kill() if kill else busy.go()
+        assert busy.wait() == (-signal.SIGKILL if kill else 0)
+    if kill:
+        assert contents(path) == before
+        write_added(path, name="b")
+    assert contents(path)[: len(before)] == before
+    assert texts(path)[len(before) :] == [f"text {i} of b" for i in range(6)]
+    assert check(path) == []
+
+
+def test_many_add_at_once(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path)
+    workers = [start("write_added", path, name=name) for name in "abce"]
+    assert [worker.wait() for worker in workers] == [0] * 4
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(write_added, path, name=name) for name in "fghi"]:
+            future.result()
+    names = [piece.id for _, piece, _ in contents(path)]
+    expected = [f"{name}{i}" for name in "abcefghi" for i in range(6)]
+    assert sorted(names) == sorted([*(f"d{i}" for i in range(7)), *expected])
+    assert check(path) == []
+
+
+@pytest.mark.parametrize("mode", ["new", "add", "replace"])
+def test_two_commits_of_one_job(tmp_path, monkeypatch, mode):
+    """Both have looked at the same version; the second one's commit comes too late."""
+    path = tmp_path / "s"
+    if mode != "new":
+        make_toy(path)
+    vectors, pieces = toy_vectors(4), [Document(f"t{i}", f"i{i}") for i in range(4)]
+    given = path, toy_settings(), 2, {"name": "x"}, mode
+    jobs = [Job.begin(*given) for _ in range(2)]
+    for k, job in enumerate(jobs):
+        job.write(k, vectors[2 * k :][:2], pieces[2 * k :][:2])
+    real, met = writer.commit, []
+
+    def late(*arguments):
+        if not met:
+            met.append(1)
+            jobs[0].commit()
+        try:
+            return real(*arguments)
+        except (CommitConflictError, Gone):
+            met.append(2)
+            raise
+
+    monkeypatch.setattr(writer, "commit", late)
+    jobs[1].commit()
+    assert met == [1, 2]
+    assert texts(path)[-4:] == [piece.text for piece in pieces]
+    assert len(contents(path)) == (4 if mode == "new" else 11)
+    assert check(path) == []
+
+
+def test_a_store_that_others_keep_changing(tmp_path, monkeypatch):
+    path = make_toy(tmp_path / "s").place
+
+    def busy(*_):
+        raise CommitConflictError("taken")
+
+    monkeypatch.setattr(writer, "commit", busy)
+    with pytest.raises(ClaraError, match="keep changing the store; start the command"):
+        write_added(path)
+    assert len(Store.open(path)) == 7
+
+
+def test_a_job_that_is_late_does_not_undo_what_came_after(tmp_path):
+    path = tmp_path / "s"
+    late = Job.begin(path, toy_settings(), 2, {"name": "d"}, fields={"number": "int"})
     write_new(path, shards=2)
     delete(path, ["d1"])
     compact(path)
-    before = tree(path)
+    before = contents(path)
     for k in late.missing():
         late.write(k, toy_vectors(SHARD), toy_pieces(SHARD, name=f"n{k}-"))
-    with pytest.raises(ClaraError, match="s: the job was ended .*; start the command"):
+    with pytest.raises(ClaraError, match="has ended the job .*; start the command"):
         late.commit()
-    late.close()
-    assert before.items() <= tree(path).items()
-    delete(path, ["d2"])
-    assert check(path) == []
+    assert contents(path) == before
 
 
-def test_a_job_whose_center_was_changed_is_refused(tmp_path):
-    settings = toy_settings("int8", center="")
-    Job.begin(tmp_path / "s", settings, 1, {"name": "d"}).close()
-    file = tmp_path / "s" / "job.json"
-    values = json.loads(file.read_text())
-    values["settings"]["center"] = "AAAA"
-    file.write_text(json.dumps(values))
-    with pytest.raises(ClaraError, match=r"job.json: is damaged .*; remove it"):
-        Job.begin(tmp_path / "s", settings, 1, {"name": "d"})
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"rows": 1}', b"null", b"\xff\xfe"]
+)
+@pytest.mark.parametrize("name", ["job.json", "000000.json"])
+def test_notes_of_a_job_that_are_damaged(tmp_path, name, damage):
+    path = tmp_path / "s"
+    write_new(path, 0, 2)
+    (note,) = path.glob(f"_jobs/*/{name}")
+    note.write_bytes(damage)
+    with pytest.raises(ClaraError, match=f"{name}: is damaged .*; remove it and start"):
+        write_new(path)
+    note.unlink()
+    write_new(path)
+    write_new(tmp_path / "whole")
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+def test_every_byte_of_a_note(tmp_path):
+    """Another byte is found, or makes no difference to what is committed."""
+    path = tmp_path / "s"
+    write_new(path, 0, 2, shards=2)
+    (note,) = path.glob("_jobs/*/000000.json")
+    data = note.read_bytes()
+    given = path, toy_settings(), 2, {"name": "d"}, "new", {"number": "int"}
+    job = Job.begin(*given)
+    for place in range(len(data)):
+        note.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            found = job._read(note.name)
+        except ClaraError as error:
+            assert "is damaged" in str(error)
+        else:
+            assert found == {**json.loads(data), "checksum": found["checksum"]}
 
 
 def test_a_job_is_given_up_only_if_nothing_was_written(tmp_path):
     job = Job.begin(tmp_path / "s", toy_settings(), 2, {"name": "d"})
-    job.missing()
-    job.write(1, toy_vectors(1), toy_pieces(1))
+    job.write(1, toy_vectors(1), [Document("a")])
     job.abandon()
-    assert (tmp_path / "s" / "job.json").exists()
-    job.close()
+    assert job.missing() == [0]
     other = Job.begin(tmp_path / "t", toy_settings(), 2, {"name": "d"})
     other.abandon()
-    other.close()
-    assert not (tmp_path / "t" / "job.json").exists()
-
-
-def test_compaction_does_not_give_damage_a_checksum(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    delete(path, ["d1"])
-    file = sorted((path / "shards").iterdir())[0] / "vectors.npy"
-    data = np.frombuffer(file.read_bytes(), np.uint8).copy()
-    data[-1] ^= 64
-    file.write_bytes(data.tobytes())
-    with pytest.raises(ClaraError, match="vectors.npy: is damaged .*nothing was comp"):
-        compact(path)
-    assert any("vectors.npy" in finding for finding in check(path))
+    assert not [name for name in tree(tmp_path / "t") if name.endswith(".json")]

@@ -2,8 +2,10 @@
 
 import tracemalloc
 
+import lance
 import numpy as np
 import pytest
+from toy_index import add, grouped_store
 from toy_store import (
     make_toy,
     toy_pieces,
@@ -11,10 +13,10 @@ from toy_store import (
     write_store,
 )
 
-from clara_jax.search import Store, delete
+from clara_jax.search import Store, check, compact, delete
 from clara_jax.search import keys as keys_module
 from clara_jax.search.exact import unit
-from clara_jax.search.keys import Keys, learn_keys
+from clara_jax.search.keys import Keys, keep_keys, learn_keys
 
 
 def low_rank(n, rank=6, width=24, noise=0.02, seed=0):
@@ -32,7 +34,7 @@ def make_store(path, vectors):
 
 
 def units(store, rows=None):
-    rows = range(store.rows) if rows is None else rows
+    rows = store.ids if rows is None else rows
     return unit(store.vectors(rows).reshape(len(rows), -1))
 
 
@@ -137,3 +139,34 @@ def test_keys_are_kept(tmp_path):
     again = Keys.load(tmp_path)
     for name in ("mean", "basis", "documents", "questions"):
         np.testing.assert_array_equal(getattr(keys, name), getattr(again, name))
+
+
+def kept(place):
+    """The key that a row holds, by id; None: it has none."""
+    table = lance.dataset(place).to_table(columns=["id", "key"])
+    return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+
+def test_rows_hold_their_keys_for_other_engines(tmp_path):
+    store = grouped_store(tmp_path / "s", 40)
+    before, indexed = store.vectors(store.ids), store.ids
+    short = learn_keys(store, dims=5).of_documents(units(store))
+    # What others do while keys are made is no hindrance.
+    add(store.place, 3)
+    delete(store.place, ["d3", "a1"])
+    for _ in range(2):
+        keep_keys(store, indexed, short)
+        found = kept(store.place)
+        assert len(found) == len(store) == 41
+        for i in [i for i in range(40) if i != 3]:
+            expected = short[i].astype(np.float16)
+            np.testing.assert_array_equal(np.float16(found[f"d{i}"]), expected)
+        assert found["a0"] is None and found["a2"] is None
+        assert check(store.place) == []
+        short = short[:, :4]
+    add(store.place, 2, "b", seed=2)
+    compact(store.place)
+    found = kept(store.place)
+    assert found["b1"] is None and len(found["d5"]) == 4
+    rows = [i for i in range(40) if i != 3]
+    np.testing.assert_array_equal(Store.open(store.place).vectors(rows), before[rows])

@@ -1,20 +1,17 @@
-"""Deleted, compacted, checked; killed at every step, and beside others."""
+"""Deleted, compacted, checked; what is damaged is found and never used."""
 
-import json
-import signal
+import datetime
+import shutil
 
 import numpy as np
 import pytest
 from toy_store import (
     SHARD,
-    WIDTH,
     compact_all,
+    contents,
     copy_tree,
     delete_some,
-    fails_at,
     make_toy,
-    run,
-    start,
     toy_pieces,
     toy_settings,
     toy_vectors,
@@ -27,428 +24,355 @@ from toy_store import (
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import CODECS, Job, Store, check, compact, delete
-from clara_jax.search.manifest import json_bytes
+from clara_jax.search import CODECS, Job, Store, check, compact, delete, versions
 
 
-def contents(path):
-    """Text, id and vectors of each live piece, in order."""
-    store = Store.open(path)
-    rows = np.flatnonzero(store.live)
-    pieces = store.pieces(rows)
-    vectors = store.vectors(rows)
-    assert store.find([piece.text for piece in pieces]).tolist() == rows.tolist()
-    return [
-        (piece, vector.tobytes(), norm.tobytes())
-        for piece, vector, norm in zip(pieces, vectors, store.norms(rows), strict=True)
-    ]
+def ids_of(path):
+    return [piece.id for _, piece, _ in contents(path)]
 
 
 def test_delete(tmp_path):
-    path = make_toy(tmp_path / "s").path
+    path = make_toy(tmp_path / "s").place
     before = contents(path)
     assert delete(path, ["d1", "d5", "d1"]) == 2
     store = Store.open(path)
-    assert (store.rows, len(store), store.generation, store.epoch) == (7, 5, 2, 0)
-    assert store.deleted.tolist() == [1, 5]
-    assert store.live.tolist() == [i not in (1, 5) for i in range(7)]
+    assert (store.ids.tolist(), store.version) == ([0, 2, 3, 4, 6], 2)
+    assert store.has(range(7)).tolist() == [i not in (1, 5) for i in range(7)]
     assert contents(path) == [before[i] for i in (0, 2, 3, 4, 6)]
     assert delete(path, ["d6"]) == 1
-    assert Store.open(path).deleted.tolist() == [1, 5, 6]
-    assert [p.name for p in path.glob("deleted*")] == ["deleted-000003.npy"]
-    assert check(path) == []
+    assert Store.open(path).ids.tolist() == [0, 2, 3, 4]
     assert delete(path, []) == 0
-    assert Store.open(path).generation == 3
+    assert Store.open(path).version == 3
+    assert check(path) == []
 
 
 def test_delete_all_parts_of_a_document(tmp_path):
-    names = ["x", "x", "y", "x", ""]
+    names = ["x", "x", "x", "y", ""]
     pieces = [
         Document(f"t{i}", name, part=i + 1, parts=9) for i, name in enumerate(names)
     ]
-    path = write_store(tmp_path / "s", toy_settings(), toy_vectors(5), pieces, 2).path
+    path = write_store(tmp_path / "s", toy_settings(), toy_vectors(5), pieces, 3).place
     assert delete(path, ["x"]) == 3
-    assert [piece.text for piece, *_ in contents(path)] == ["t2", "t4"]
+    assert [piece.text for _, piece, _ in contents(path)] == ["t3", "t4"]
 
 
-@pytest.mark.parametrize("wrong", [["d1", "no", "d9"], ["d2"], [""]])
+@pytest.mark.parametrize(
+    "wrong", [["d1", "no", "d9"], ["d2"], [""], ["'", "\u2028", "d1' or true --"]]
+)
 def test_delete_what_is_not_there(tmp_path, wrong):
-    path = make_toy(tmp_path / "s").path
+    path = make_toy(tmp_path / "s").place
     delete(path, ["d2"])
-    before = tree(path)
+    before = tree(tmp_path)
     with pytest.raises(
         ClaraError, match="s: has no document.*; nothing was deleted"
-    ) as e:
+    ) as error:
         delete(path, wrong)
-    assert all(f"'{name}'" in str(e.value) for name in wrong if name != "d1")
-    assert tree(path) == before
+    assert all(f"'{name}'" in str(error.value) for name in wrong if name != "d1")
+    assert tree(tmp_path) == before
 
 
 def test_edits_of_no_store(tmp_path):
-    for edit in (delete_some, compact_all):
-        with pytest.raises(ClaraError, match="none: holds no store.json"):
+    for edit in (delete_some, compact_all, check, versions):
+        with pytest.raises(ClaraError, match="none: holds no store"):
             edit(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", CODECS)
 def test_compact(tmp_path, dtype):
-    path = make_toy(tmp_path / "s", 20, dtype).path
+    path = tmp_path / "s"
+    make_toy(path, 20, dtype)
     delete(path, [f"d{i}" for i in (0, 3, 4, 5, 11, 19)])
     before = contents(path)
-    said = []
-    assert compact(path, lambda *numbers: said.append(numbers)) == 6
-    store = Store.open(path)
-    assert (store.rows, len(store), store.generation, store.epoch) == (14, 14, 3, 1)
-    assert store.deleted.tolist() == []
+    size = sum(len(data or b"") for data in tree(path).values())
+    given_back = compact(path)
+    assert given_back > 0
+    assert sum(len(data or b"") for data in tree(path).values()) < size
+    # Ids, documents and vectors to the last bit.
     assert contents(path) == before
-    assert said[-1] == (14, 14)
     assert check(path) == []
-    names = {p.name for p in path.iterdir()} | {p.name for p in path.glob("shards/*")}
-    assert names == {"store.json", "shards", "000003-000000"}
+    assert len(list((path / "data").iterdir())) == 1
+    assert [number for number, *_ in versions(path)] == [Store.open(path).version]
     # Nothing is left to be done.
     before = tree(path)
     assert compact(path) == 0
     assert tree(path) == before
 
 
-def test_compact_leaves_whole_shards_alone(tmp_path, monkeypatch):
-    """Shards of 4 rows: those that are whole stay, small ones are joined."""
-    monkeypatch.setattr("clara_jax.search.maintenance.SHARD_ROWS", 4)
-    path = make_toy(tmp_path / "s", 18).path  # 6 shards of 3 rows
-    delete(path, ["d4", "d6", "d7", "d8", "d9", "d10"])
-    before, files = contents(path), tree(path)
-    assert compact(path) == 6
-    # Left: 0-2 whole, 3 and 5, none, 11, then 12-14 and 15-17 whole.
-    assert [(s.name, s.rows) for s in Store.open(path).manifest.shards] == [
-        ("000001-000000", 3),
-        ("000003-000000", 3),
-        ("000001-000004", 3),
-        ("000001-000005", 3),
+def test_compact_keeps_young_versions(tmp_path):
+    path = make_toy(tmp_path / "s").place
+    first = contents(path)
+    delete(path, ["d1"])
+    left = contents(path)
+    assert compact(path, datetime.timedelta(days=1)) == 0
+    assert [(number, rows) for number, _, rows in versions(path)][:2] == [
+        (1, 7),
+        (2, 6),
     ]
-    assert contents(path) == before
-    after = tree(path)
-    kept = [name for name in after if name.startswith("shards/000001")]
-    assert len(kept) == 3 * 7
-    assert all(after[name] == files[name] for name in kept)
+    assert (contents(path, 1), contents(path, 2), contents(path)) == (first, left, left)
+    assert compact(path, datetime.timedelta(0)) > 0
+    with pytest.raises(ClaraError, match="s: has no version 1; there are"):
+        Store.open(path, at=1)
+    assert contents(path) == left
 
 
-def test_compact_joins_what_was_added_bit_by_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("clara_jax.search.maintenance.SHARD_ROWS", 8)
-    path = make_toy(tmp_path / "s", 1).path
+def test_versions(tmp_path):
+    path = make_toy(tmp_path / "s").place
+    delete(path, ["d1"])
+    write_added(path)
+    found = versions(path)
+    assert [(number, rows) for number, _, rows in found] == [(1, 7), (2, 6), (3, 12)]
+    times = [time for _, time, _ in found]
+    assert times == sorted(times)
+    now = datetime.datetime.now(datetime.UTC)
+    assert abs(now - times[-1]) < datetime.timedelta(hours=1)
+
+
+def test_compact_joins_what_was_added_bit_by_bit(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path, 1)
     for i in range(10):
         with Job.begin(path, toy_settings(), 1, {"i": i}, "add") as job:
             job.write(0, toy_vectors(1, seed=i), [Document(f"t{i}", f"i{i}")])
             job.commit()
     before = contents(path)
-    assert len(before) == 11
-    assert compact(path) == 0
-    assert [s.rows for s in Store.open(path).manifest.shards] == [8, 3]
-    assert Store.open(path).epoch == 1
-    assert contents(path) == before
-    # The last shard is small, but there is nothing to join it to.
-    assert compact(path) == 0
-    assert Store.open(path).epoch == 1
-
-
-def test_compact_bounds_what_it_keeps_in_memory(tmp_path, monkeypatch):
-    row = 2 * WIDTH * 2
-    monkeypatch.setattr("clara_jax.search.maintenance.SHARD_BYTES", 2 * row + 1)
-    path = make_toy(tmp_path / "s", 9).path
-    delete(path, ["d0"])
+    assert len(list((path / "data").iterdir())) == 11
     compact(path)
-    assert [s.rows for s in Store.open(path).manifest.shards] == [2, 3, 3]
+    assert len(list((path / "data").iterdir())) == 1
+    assert contents(path) == before
 
 
 def test_delete_everything(tmp_path):
-    path = make_toy(tmp_path / "s").path
+    path = make_toy(tmp_path / "s").place
     delete(path, [f"d{i}" for i in range(7)])
-    assert len(Store.open(path)) == 0
-    assert compact(path) == 7
-    store = Store.open(path)
-    assert (store.rows, store.manifest.shards) == (0, ())
     assert contents(path) == []
-    assert check(path) == []
-    write_added(path)
-    assert len(contents(path)) == 2 * SHARD
-
-
-def test_a_reader_survives_compaction(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    reader = Store.open(path)
-    expected = reader.vectors([6])
-    delete(path, ["d0"])
     compact(path)
-    # What it has opened it can still read; of the rest it says why not.
-    np.testing.assert_array_equal(reader.vectors([6]), expected)
-    with pytest.raises(
-        ClaraError, match="if the store was compacted since.*open it again"
-    ):
-        reader.vectors([0])
-
-
-def prepare(path):
-    """A store with a deleted document and two small shards."""
-    make_toy(path, 7)
-    delete(path, ["d2"])
-    return path
-
-
-@pytest.mark.parametrize("action", [delete_some, compact_all])
-def test_killed_before_every_step(tmp_path, action):
-    base = prepare(tmp_path / "base")
-    whole = copy_tree(base, tmp_path / "whole")
-    action(whole)
-    states = [tree(base)["store.json"], tree(whole)["store.json"]]
-    seen = set()
-    for step in range(200):
-        path = copy_tree(base, tmp_path / f"{step}")
-        status = run(action.__name__, path, die_at=step)
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        state = states.index((path / "store.json").read_bytes())
-        seen.add(state)
-        assert contents(path) == contents(whole if state else base)
-        for finding in check(path):
-            assert "does not belong to the store" in finding
-        # The next change clears up, and is not disturbed by what lies about.
-        other = copy_tree(path, tmp_path / f"{step} then others")
-        delete(other, ["d6"])
-        assert check(other) == []
-        # Again, as after a kill. What was deleted already cannot be deleted again.
-        if not (state and action is delete_some):
-            action(path)
-            assert tree(path) == tree(whole)
-    assert step > 5
-    assert seen == {0, 1}
-    assert tree(path) == tree(whole)
-
-
-@pytest.mark.parametrize("action", [delete_some, compact_all])
-def test_the_disk_is_full_before_every_step(tmp_path, action):
-    base = prepare(tmp_path / "base")
-    failures = 0
-    for step in range(200):
-        path = copy_tree(base, tmp_path / f"{step}")
-        fails, met = fails_at(step, action, path)
-        if not met:
-            break
-        failures += fails
-        assert not fails or tree(path) == tree(base)
-    assert failures > 2
-
-
-def test_replaced_and_compacted(tmp_path):
-    path = make_toy(tmp_path / "s", 8).path
-    write_replaced(path)
-    before = contents(path)
-    assert len(before) == 8
-    assert compact(path) == 6
-    assert contents(path) == before
-    assert delete(path, ["d7", "d0"]) == 2
-    assert compact(path) == 2
-    assert len(contents(path)) == 6
-    assert check(path) == []
-
-
-def test_an_edit_beside_a_writer(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    busy = start("write_added", path, hold_at=20)
-    try:
-        for edit in (delete_some, compact_all):
-            with pytest.raises(
-                ClaraError, match="s: another process is writing to this"
-            ):
-                edit(path)
-    finally:
-        busy.kill()
-        busy.wait()
-    # The writer is gone, what it began is not.
-    for edit in (delete_some, compact_all):
-        with pytest.raises(
-            ClaraError, match="s: documents are still being added; .*job"
-        ):
-            edit(path)
-    assert len(Store.open(path)) == 7
-    assert len(write_added(path)) == 13
-    assert delete_some(path) == 3
-    assert check(path) == []
-
-
-def test_a_writer_and_an_edit_beside_an_edit(tmp_path, monkeypatch):
-    monkeypatch.setattr("clara_jax.search.manifest.PATIENCE", 0.1)
-    path = prepare(tmp_path / "s")
-    busy = start("compact_all", path, hold_at=12)
-    try:
-        for write in (write_added, write_replaced):
-            with pytest.raises(ClaraError, match="s: another process is editing this"):
-                write(path)
-        with pytest.raises(ClaraError, match="s: another process is"):
-            delete(path, ["d6"])
-        assert len(Store.open(path)) == 6
-    finally:
-        busy.kill()
-        busy.wait()
+    assert (contents(path), check(path)) == ([], [])
     write_added(path)
-    assert check(path) == []
-    with pytest.raises(ClaraError, match="holds a finished store"):
-        write_new(path)
+    assert ids_of(path) == [f"a{i}" for i in range(2 * SHARD)]
+    # Ids are never given again.
+    assert Store.open(path).ids.min() >= 7
+
+
+def test_ids_outlive_all_changes(tmp_path):
+    path = make_toy(tmp_path / "s", 8).place
+    known = {piece.id: (id, vector) for id, piece, vector in contents(path)}
+    changes = (
+        lambda: delete(path, ["d0", "d7"]),
+        lambda: compact(path),
+        lambda: write_added(path),
+        lambda: delete(path, ["d2"]),
+        lambda: compact(path),
+        lambda: write_added(path, name="b"),
+        lambda: delete(path, ["a5", "b0"]),
+        lambda: compact(path),
+    )
+    for change in changes:
+        change()
+        for id, piece, vector in contents(path):
+            assert known.setdefault(piece.id, (id, vector)) == (id, vector)
+    assert len({id for id, _ in known.values()}) == len(known) == 20
+    before = contents(path)
+    write_replaced(path)
+    assert [row for row in contents(path) if row[1].id[0] != "d"] == [
+        row for row in before if row[1].id[0] != "d"
+    ]
 
 
 @pytest.mark.parametrize("dtype", CODECS)
 def test_a_whole_store(tmp_path, dtype):
-    path = make_toy(tmp_path / "s", dtype=dtype).path
+    path = make_toy(tmp_path / "s", dtype=dtype).place
     delete(path, ["d2"])
-    before, said = tree(path), []
+    before, said = tree(tmp_path), []
     assert check(path, lambda *numbers: said.append(numbers)) == []
-    assert tree(path) == before
-    sizes = sum(
-        len(data) for name, data in before.items() if name[:7] == "shards/" if data
-    )
-    assert said[-1] == (sizes, sizes)
-    assert said == sorted(said)
+    assert tree(tmp_path) == before
+    assert said == [(3, 7), (6, 7), (7, 7)]
 
 
-@pytest.mark.parametrize("dtype", CODECS)
-def test_a_flipped_bit_anywhere(tmp_path, dtype):
-    """Each kind of file, at its beginning, in the middle and at its end."""
-    path = make_toy(tmp_path / "s", 4, dtype).path
+def test_a_copy_is_whole(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path)
     delete(path, ["d2"])
-    files = [file for file in path.rglob("*") if file.is_file()]
-    assert len({file.name for file in files}) == 8 + (dtype != "bfloat16")
-    for file in files:
-        data = file.read_bytes()
-        for place in (0, len(data) // 3, len(data) // 2, len(data) - 1):
-            flipped = bytearray(data)
-            flipped[place] ^= 1 << place % 8
-            file.write_bytes(flipped)
-            found = check(path)
-            assert len(found) == 1, (file, place, found)
-            assert found[0].startswith(f"{file}: ")
-            assert "\n" not in found[0]
-        file.write_bytes(data)
-    assert check(path) == []
+    copy_tree(path, tmp_path / "elsewhere")
+    expected = contents(path)
+    shutil.rmtree(path)
+    assert check(tmp_path / "elsewhere") == []
+    assert contents(tmp_path / "elsewhere") == expected
 
 
-def test_every_byte_of_the_manifest(tmp_path):
-    path = make_toy(tmp_path / "s", 1).path
-    file = path / "store.json"
-    data = file.read_bytes()
-    for place in range(len(data)):
-        flipped = bytearray(data)
-        flipped[place] ^= 1
-        file.write_bytes(flipped)
-        # Another space is the same JSON; nothing else may pass.
-        if check(path) == []:
-            assert json.loads(flipped) == json.loads(data)
+def test_a_job_that_is_not_finished(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path)
+    with Job.begin(path, toy_settings(), 2, {}, "add") as job:
+        job.write(0, toy_vectors(1), [Document("a")])
+    (found,) = check(path)
+    assert f"{path}/_jobs/" in found
+    assert "/job.json: documents are still being put in; finish that with" in found
+    with pytest.raises(ClaraError, match="new: is not finished"):
+        write_new(tmp_path / "new", 0, 2)
+        check(tmp_path / "new")
+
+
+def read_or_refuse(path, expected):
+    """Read all that is there in every way: as it was written, or an error of ours."""
+    refused = 0
+    for read in (
+        lambda store, ids: store.vectors(ids),
+        lambda store, ids: np.array(store.pieces(ids), object),
+    ):
+        for id, piece, vector in expected:
+            try:
+                (found,) = read(Store.open(path), [id])
+            except ClaraError as error:
+                assert "\n" not in str(error)
+                refused += 1
+            else:
+                assert (
+                    found == piece
+                    if isinstance(found, Document)
+                    else (found.tobytes() == vector)
+                )
+    return refused
 
 
 def test_sizes_and_missing_files(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    shard = path / "shards" / "000001-000001"
-    (shard / "norms.npy").write_bytes((shard / "norms.npy").read_bytes()[:-4])
-    (shard / "texts.npy").unlink()
-    with (shard / "pieces.arrow").open("ab") as file:
-        file.write(b"more")
-    (shard / "notes.txt").write_text("mine")
-    found = sorted(check(path))
-    assert [line.split(" (")[0] for line in found] == [
-        f"{shard / 'norms.npy'}: is truncated",
-        f"{shard / 'notes.txt'}: does not belong to the store",
-        f"{shard / 'pieces.arrow'}: has grown",
-        f"{shard / 'texts.npy'}: is missing",
-    ]
+    path = tmp_path / "s"
+    make_toy(path)
+    expected = contents(path)
+    files = sorted((path / "data").iterdir())
+    for file in files:
+        data = file.read_bytes()
+        for wrong, said in (
+            (data[:-1], f"is truncated ({len(data) - 1} bytes, not {len(data)})"),
+            (data[: len(data) // 2], "is truncated"),
+            (b"", "is truncated"),
+            (data + b"0", f"has grown ({len(data) + 1} bytes, not {len(data)})"),
+            (None, "is missing"),
+        ):
+            file.unlink() if wrong is None else file.write_bytes(wrong)
+            (found,) = check(path)
+            assert found.startswith(f"{file}: {said}")
+            refused = read_or_refuse(path, expected)
+            assert refused > 0 or said.startswith("has grown")
+        file.write_bytes(data)
+    assert check(path) == []
+    for file in files[:2]:
+        file.unlink()
+    assert len(check(path)) == 2
 
 
-def test_a_missing_shard(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    shard = path / "shards" / "000001-000002"
-    shard.rename(path / "elsewhere")
-    assert check(path) == [f"{shard}: cannot be read (No such file or directory)"]
-
-
-def test_the_note_of_a_shard(tmp_path):
-    """Without its checksums, sizes and counts are still compared."""
-    path = make_toy(tmp_path / "s").path
-    shard = path / "shards" / "000001-000000"
-    values = json.loads((shard / "shard.json").read_text())
-    values["files"]["norms.npy"]["checksum"] = "0" * 32
-    (shard / "shard.json").write_bytes(json_bytes(values))
-    (shard / "ids.npy").unlink()
-    found = check(path)
-    assert len(found) == 2
-    assert "ids.npy: is missing" in found[0]
-    assert "shard.json: is damaged" in found[1]
-    assert "by size only" in found[1]
-
-
-def test_two_shards_changed_about(tmp_path):
-    path = make_toy(tmp_path / "s", 6).path
-    one, other = (path / "shards" / f"000001-00000{i}" for i in range(2))
-    one.rename(path / "x")
-    other.rename(one)
-    (path / "x").rename(other)
-    assert len(check(path)) >= 2
-    assert any(f"{one / 'shard.json'}: is damaged" in line for line in check(path))
-
-
-def test_deleted_rows(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    delete(path, ["d2"])
-    file = path / "deleted-000002.npy"
-    data = file.read_bytes()
-    np.save(file, np.array([3]))
-    (found,) = check(path)
-    assert found.startswith(f"{file}: is damaged (its checksum is wrong)")
-    file.unlink()
-    assert "deleted-000002.npy: is missing" in check(path)[0]
+def flipped(path, file, places, expected):
+    """Flip a byte at each place; return how often it was found, and made no matter."""
+    data, found, harmless = file.read_bytes(), 0, 0
+    for place in places:
+        file.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        findings = check(path)
+        if findings:
+            found += 1
+            assert all(file.name in line and "\n" not in line for line in findings)
+            read_or_refuse(path, expected)
+        else:
+            harmless += 1
+            assert contents(path) == expected
     file.write_bytes(data)
     assert check(path) == []
+    return found, harmless
 
 
-def test_what_does_not_belong(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    for name in ("deleted-000009.npy", ".store.json.1a.tmp", "shards/000001-000099"):
-        (path / name).write_text("x")
-    (path / "shards" / ".000002-000000.0-1").mkdir()
-    (path / "index").mkdir()
-    found = check(path)
-    assert len(found) == 4
-    assert all("does not belong to the store; a command that was" in f for f in found)
-    # As the lines say.
+def tiny(path, dtype="bfloat16"):
+    """A store of one file, with fields of every type, and what it holds."""
+    metadata = {"n": 7, "x": 0.5, "on": True, "t": "text", "l": ["a"], "j": {"a": 1}}
+    pieces = [
+        Document(f"text {i}", f"d{i}", f"Title {i}", "d.txt", metadata=metadata)
+        for i in range(3)
+    ]
+    write_store(path, toy_settings(dtype), toy_vectors(3), pieces)
+    (file,) = (path / "data").iterdir()
+    return file, contents(path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_flipped_byte_here_and_there(tmp_path, dtype):
+    path = tmp_path / "s"
+    file, expected = tiny(path, dtype)
+    places = range(0, file.stat().st_size, 61)
+    found, _ = flipped(path, file, places, expected)
+    assert found > len(places) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_flipped_byte_anywhere(tmp_path, dtype):
+    path = tmp_path / "s"
+    file, expected = tiny(path, dtype)
+    size = file.stat().st_size
+    found, harmless = flipped(path, file, range(size), expected)
+    print(f"{dtype}: {size} bytes, {found} found, {harmless} make no difference")
+    assert found > size / 3
+
+
+def test_every_bit_of_the_vectors(tmp_path):
+    """Those of one row; the others' vectors are read as they were."""
+    path = tmp_path / "s"
+    file, expected = tiny(path)
+    data = file.read_bytes()
+    vector = Store.open(path).arrays([1])["codes"].tobytes()
+    start = data.index(vector)
+    for bit in range(8 * len(vector)):
+        changed = bytearray(data)
+        changed[start + bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        store = Store.open(path)
+        with pytest.raises(ClaraError, match="s: part 1 of document 'd1' is damaged"):
+            store.vectors([0, 1])
+        found = store.vectors([2, 0])
+        assert [v.tobytes() for v in found] == [expected[2][2], expected[0][2]]
+    (finding,) = check(path)
+    assert finding.startswith(f"{path}/data/{file.name}: part 1 of document 'd1' is")
+    # As it says, that document can be put in again.
+    with Job.begin(path, toy_settings(), 1, {}, "replace") as job:
+        job.write(0, toy_vectors(1, seed=9), [Document("new", "d1")])
+        job.commit()
+    assert check(path) == []
+    assert [row[1].text for row in contents(path)] == ["text 0", "text 2", "new"]
+
+
+def test_damage_survives_compaction(tmp_path):
+    """Rows are copied with their checksums: none is given to what is damaged."""
+    path = tmp_path / "s"
+    file, expected = tiny(path)
+    vector = Store.open(path).arrays([1])["codes"].tobytes()
+    data = file.read_bytes()
+    changed = bytearray(data)
+    changed[data.index(vector)] ^= 1
+    file.write_bytes(changed)
     delete(path, ["d0"])
+    compact(path)
+    (finding,) = check(path)
+    assert "part 1 of document 'd1' is damaged" in finding
+    assert read_or_refuse(path, expected[1:]) == 1
+
+
+def test_a_missing_file_of_deleted_rows(tmp_path):
+    path = make_toy(tmp_path / "s").place
+    delete(path, ["d2"])
+    (file,) = (tmp_path / "s" / "_deletions").iterdir()
+    file.unlink()
+    found = check(path)
+    assert found
+    assert all("\n" not in line for line in found)
+    with pytest.raises(ClaraError, match="s: is not whole"):
+        contents(path)
+
+
+def test_an_addition_and_edits_beside_each_other(tmp_path):
+    path = make_toy(tmp_path / "s").place
+    fields = {"number": "int"}
+    with Job.begin(path, toy_settings(), 1, {}, "add", fields) as job:
+        job.write(0, toy_vectors(2, seed=3), toy_pieces(2, name="n"))
+        delete(path, ["d1"])
+        compact(path)
+        delete(path, ["d2"])
+        job.commit()
+    assert ids_of(path) == ["d0", "d3", "d4", "d5", "d6", "n0", "n1"]
     assert check(path) == []
-
-
-def test_while_documents_are_added(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    busy = start("write_added", path, hold_at=20)
-    try:
-        assert [p.name for p in path.glob("shards/000002-*")] == ["000002-000000"]
-        assert check(path) == []
-        norms = path / "shards" / "000002-000000" / "norms.npy"
-        data = norms.read_bytes()
-        norms.write_bytes(data[:-1] + b"x")
-        assert check(path) == [f"{norms}: is damaged (its checksum is wrong)"]
-        norms.write_bytes(data)
-    finally:
-        busy.kill()
-        busy.wait()
-    assert check(path) == []
-    write_added(path)
-    assert check(path) == []
-
-
-def test_check_of_no_store(tmp_path):
-    with pytest.raises(ClaraError, match="holds no store.json"):
-        check(tmp_path)
-    with Job.begin(tmp_path / "s", toy_settings(), 2, {}) as job:
-        job.write(0, toy_vectors(1), toy_pieces(1))
-    with pytest.raises(ClaraError, match="s: is not finished"):
-        check(tmp_path / "s")
-
-
-def test_copies_are_whole(tmp_path):
-    path = make_toy(tmp_path / "s").path
-    assert check(copy_tree(path, tmp_path / "elsewhere")) == []

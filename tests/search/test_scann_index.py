@@ -1,29 +1,34 @@
 """The ScaNN index: what it finds, how it keeps up with its store, what can go wrong."""
 
 import concurrent.futures
-import dataclasses
 import json
 import os
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_index import add, grouped, grouped_store, killed, questions
+from toy_index import (
+    add,
+    brute_force,
+    grouped,
+    grouped_store,
+    killed,
+    questions,
+)
+from toy_store import tree
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import Store, compact, delete, scann_index
+from clara_jax.search import Store, check, compact, delete
 from clara_jax.search.exact import ExactSearcher
 from clara_jax.search.index_files import IndexFolder, has_index, quiet
 from clara_jax.search.scann_index import (
-    Report,
+    METHODS,
     ScannSearcher,
     build_index,
     choose,
-    made_up_queries,
     open_searcher,
-    report,
-    update_index,
 )
 
 pytest.importorskip("scann", reason="wheels for Linux x86-64 only")
@@ -40,8 +45,8 @@ def recall(found, truth):
     return np.mean(found[0] >= truth[0][:, -1:] - 1e-6)
 
 
-def reopen(store):
-    return Store.open(store.path)
+def folder_of(store):
+    return Path(store.place, "index")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,7 @@ def test_settings_by_the_number_of_documents(documents, method, leaves, to_searc
         ({"dims": 0}, "dims 0: give 1 or more"),
         ({"candidates": 0}, "candidates 0"),
         ({"sample": -1}, "sample -1"),
+        ({"seed": -1}, "seed -1"),
         ({"leaves": 101}, "101 leaves: give 1 to 100"),
         ({"leaves": 10, "leaves_to_search": 11}, "11 leaves to search: give 1 to 10"),
     ],
@@ -93,8 +99,8 @@ def test_settings_that_make_no_sense(given, says):
 )
 def test_finds_what_the_exact_search_finds(store, given):
     note = build_index(store, dims=20, candidates=100, **given)
-    assert note == IndexFolder(store, "scann").read()
-    assert note["documents"] == N and note["rows"] == N
+    assert note == IndexFolder(store).read()
+    assert note["documents"] == note["next"] == N
     search, queries = ScannSearcher(store), questions(40)
     truth = ExactSearcher(store)(queries, 5)
     found = search(queries, 5)
@@ -119,28 +125,116 @@ def test_all_documents_can_be_asked_for(store):
         ScannSearcher(store)(questions(2), N + 1)
 
 
-def test_added_documents_are_found_before_and_after_an_update(store):
+@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize("n", [1, 2, 3, 30])
+def test_few_documents(tmp_path, n, method):
+    store = grouped_store(tmp_path / "s", n)
+    build_index(store, method=method)
+    search, queries, k = ScannSearcher(store), questions(3), min(n, 5)
+    expected = brute_force(store, queries, n)
+    scores, ids = search(queries, k)
+    np.testing.assert_array_equal(ids, expected[1][:, :k])
+    np.testing.assert_allclose(scores, expected[0][:, :k], atol=1e-6)
+    np.testing.assert_array_equal(search(queries, n)[1], expected[1])
+    with pytest.raises(ClaraError, match=f"holds {n} documents, but {n + 1} per"):
+        search(queries, n + 1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dims": 10**6},
+        {"candidates": 10**6},
+        {"sample": 10**9},
+        {"sample": 1},
+        {"leaves": 30},
+        {"leaves": 30, "leaves_to_search": 30, "soar": False},
+        {"leaves": 1, "dims": 500, "candidates": 1, "sample": 2},
+        {"method": "hashing", "leaves": 5, "dims": 1},
+    ],
+)
+def test_settings_beyond_what_there_is(tmp_path, given):
+    store, queries = grouped_store(tmp_path / "s", 30), questions(3)
+    build_index(store, **given)
+    expected = brute_force(store, queries, 30)
+    np.testing.assert_array_equal(ScannSearcher(store)(queries, 30)[1], expected[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_but_one_deleted_and_then_all(tmp_path, method):
+    store, queries = grouped_store(tmp_path / "s", 30), questions(3)
+    build_index(store, method=method)
+    search = ScannSearcher(store)
+    delete(store.place, [f"d{i}" for i in range(30) if i != 17])
+    search.renew()
+    assert search(queries, 1)[1].tolist() == 3 * [[17]]
+    assert search(queries, 1, where="number < 20")[1].tolist() == 3 * [[17]]
+    with pytest.raises(ClaraError, match="no document meets the condition"):
+        search(queries, 1, where="number = 18")
+    compact(store.place)
+    search.renew()
+    assert search(queries, 1)[1].tolist() == 3 * [[17]]
+    build_index(search.store, method=method)
+    assert ScannSearcher(search.store)(queries, 1)[1].tolist() == 3 * [[17]]
+    delete(store.place, ["d17"])
+    search.renew()
+    with pytest.raises(ClaraError, match="holds 0 documents, but 1 per question"):
+        search(queries, 1)
+    with pytest.raises(ClaraError, match="holds no documents to index"):
+        build_index(search.store, method=method)
+
+
+def test_an_index_outlives_all_changes(store):
+    """Additions, deletions, compaction and more of each; it is never built anew."""
     note = build_index(store, method="tree", dims=20, candidates=100)
-    after = add(store.path, 60)
+    search = ScannSearcher(store)
+    add(store.place, 60)
     queries = grouped(60, 1).reshape(60, -1)
-    for least in (1, 0.95):
-        found = ScannSearcher(after)(queries, 3)
-        assert np.mean(found[1][:, 0] == N + np.arange(60)) >= least
-        assert recall(found, ExactSearcher(after)(queries, 3)) > 0.97
-        updated = update_index(after)
-    assert updated["rows"] == updated["documents"] == N + 60
-    assert updated["trained"] == N and updated["folder"] != note["folder"]
-    assert update_index(after) == updated
-    folders = sorted(path.name for path in IndexFolder(after, "scann").path.iterdir())
-    assert folders == [updated["folder"], "meta.json"]
+    search.renew()
+    younger = search.store.ids[N:]
+    np.testing.assert_array_equal(search(queries, 3)[1][:, 0], younger)
+    gone = [f"a{i}" for i in range(0, 60, 2)] + [f"d{i}" for i in range(0, N, 3)]
+    delete(store.place, gone)
+    compact(store.place)
+    search.renew()
+    assert len(search.store) == N + 60 - len(gone)
+    left = search.store.ids
+    np.testing.assert_array_equal(left[-30:], younger[1::2])
+    add(store.place, 5, "b", seed=2)
+    compact(store.place)
+    search.renew()
+    assert check(store.place) == []
+    newest = search.store.ids
+    np.testing.assert_array_equal(newest[:-5], left)
+    queries = np.concatenate([questions(20), queries, grouped(5, 2).reshape(5, -1)])
+    found, truth = search(queries, 5), brute_force(search.store, queries, 5)
+    assert set(found[1].ravel()) <= set(newest)
+    assert recall(found, truth) > 0.97
+    np.testing.assert_array_equal(found[1][-5:, 0], newest[-5:])
+    assert search.note == note == IndexFolder(search.store).read()
+
+
+def test_a_searcher_stays_at_its_version_until_renewed(store):
+    build_index(store, dims=20)
+    search, queries = ScannSearcher(store), questions(5)
+    before = search(queries, 4)
+    best = set(before[1][:, 0].tolist())
+    delete(store.place, [f"d{i}" for i in best])
+    add(store.place, 10)
+    np.testing.assert_array_equal(search(queries, 4)[1], before[1])
+    search.renew()
+    found = search(queries, 4)
+    assert not set(found[1].ravel()) & best
+    agrees = brute_force(Store.open(store.place), queries, 4)
+    np.testing.assert_array_equal(found[1], agrees[1])
 
 
 def test_deleted_documents_are_not_found(store):
     build_index(store, dims=20, candidates=5, leaves=20, leaves_to_search=1)
     query = questions(1)
     best = ExactSearcher(store)(query, 30)[1][0]
-    delete(store.path, [f"d{i}" for i in best])
-    after = reopen(store)
+    delete(store.place, [f"d{i}" for i in best])
+    after = store.newest()
     _, rows = ScannSearcher(after)(query, 5)
     assert not set(rows[0]) & set(best)
     truth = ExactSearcher(after)(query, len(after))
@@ -148,46 +242,17 @@ def test_deleted_documents_are_not_found(store):
     np.testing.assert_array_equal(found[1][:, :30], truth[1][:, :30])
 
 
-def test_an_update_builds_anew_when_much_has_changed(store, monkeypatch):
-    told = []
-    build_index(store, dims=7)
-    after = add(store.path, N // 4)
-    note = update_index(after, progress=told.append)
-    assert told[0] == "much has changed: building anew"
-    assert note["trained"] == N + N // 4 and note["settings"]["dims"] == 7
-    delete(store.path, [f"d{i}" for i in range(N // 3)])
-    after = reopen(store)
-    assert update_index(after)["documents"] == len(after)
-    assert update_index(after, progress=told.append)["documents"] == len(after)
-    monkeypatch.setattr(scann_index, "BRUTE_FORCE_BELOW", 100)
-    told.clear()
-    settings = update_index(after, progress=told.append)["settings"]
-    assert settings["method"] == "hashing"
-    assert "are better indexed by hashing" in told[0]
-
-
-def test_an_index_of_other_rows_or_vectors_is_refused(store):
+def test_an_index_of_other_vectors_is_refused(store):
     build_index(store, dims=5)
-    delete(store.path, ["d3"])
-    compact(store.path)
-    after = reopen(store)
-    assert has_index(after)
-    for kind in ("scann", "auto"):
-        with pytest.raises(ClaraError, match=r"epoch 0 .*compress index --store"):
-            open_searcher(after, kind)
-    update_index(after)
-    assert ScannSearcher(after)(questions(1), 1)[1].shape == (1, 1)
-    after.fingerprint = "f2"
+    store.fingerprint = "f2"
     with pytest.raises(ClaraError, match=r"another model \(fingerprint f1, .* f2\)"):
-        ScannSearcher(after)
+        ScannSearcher(store)
 
 
 def test_kinds_of_search(store):
     assert isinstance(open_searcher(store), ExactSearcher)
     with pytest.raises(ClaraError, match=r"has no ScaNN index; build it with"):
         open_searcher(store, "scann")
-    with pytest.raises(ClaraError, match=r"has no ScaNN index"):
-        update_index(store)
     with pytest.raises(ClaraError, match="no search 'fast'; give one of auto, exact"):
         open_searcher(store, "fast")
     build_index(store, dims=5)
@@ -197,63 +262,72 @@ def test_kinds_of_search(store):
 
 def test_any_damage_is_one_clear_line(store):
     note = build_index(store, method="tree", dims=5)
-    folder = IndexFolder(store, "scann").path / note["folder"]
-    known = {"mean.npy", "basis.npy", "rows.npy", "scann_config.pb"}
-    assert known <= set(note["files"])
+    folder = folder_of(store) / note["folder"]
+    known = {"mean.npy", "basis.npy", "ids.npy", "scann_config.pb"}
+    assert known <= set(note["files"]) == {path.name for path in folder.iterdir()}
     for path in folder.iterdir():
         whole = path.read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         for data, says in (
-            (whole[:-1], "is truncated"),
-            (whole + b"x", "has grown"),
+            (whole[:-1], "is damaged"),
+            (whole + b"x", "is damaged"),
             (bytes(flipped), "is damaged"),
             (None, "is missing"),
         ):
             path.unlink() if data is None else path.write_bytes(data)
             with pytest.raises(ClaraError) as error:
                 ScannSearcher(store)
-            told = str(error.value)
-            assert told.startswith(f"{path}: {says}") and "\n" not in told
-            assert "compress index --store" in told
+            said = str(error.value)
+            assert said.startswith(f"{path}: {says}") and "\n" not in said
+            assert "compress index --store" in said
             path.write_bytes(whole)
-    path.write_bytes(whole[:-1])
-    told = []
-    again = update_index(store, progress=told.append)
-    assert told[0] == "the index is damaged: building anew"
-    assert again["settings"] == note["settings"]
+    path.unlink()
+    build_index(store)
     ScannSearcher(store)
 
 
-def test_a_damaged_note_is_told_and_built_over(store):
+def test_a_damaged_note_is_said_and_built_over(store):
     build_index(store, dims=5)
-    path = IndexFolder(store, "scann").path / "meta.json"
+    path = folder_of(store) / "meta.json"
     note = json.loads(path.read_text())
-    for change, says in (
-        ({"format": 9}, "is not of format 1"),
-        ({"rows": 3}, "checksum is wrong"),
+    for text, says in (
+        (json.dumps({**note, "format": 9}), "is not of format"),
+        (json.dumps({**note, "next": 3}), r"is damaged \(its checksum is wrong"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ("", "is damaged"),
     ):
-        path.write_text(json.dumps({**note, **change}))
-        with pytest.raises(ClaraError, match=says):
-            ScannSearcher(store)
-    path.write_text("{")
-    with pytest.raises(ClaraError, match="is not JSON"):
-        ScannSearcher(store)
-    update_index(store)
+        path.write_text(text)
+        with pytest.raises(ClaraError, match=rf"meta.json: {says}.* index --store"):
+            open_searcher(store)
+    build_index(store)
     ScannSearcher(store)
+
+
+def test_without_its_folder_there_is_no_index(store):
+    note = build_index(store, dims=5)
+    for path in (folder_of(store) / note["folder"]).iterdir():
+        path.unlink()
+    with pytest.raises(ClaraError, match="is missing; build it with"):
+        open_searcher(store)
+    (folder_of(store) / "meta.json").unlink()
+    assert not has_index(store)
+    assert isinstance(open_searcher(store), ExactSearcher)
 
 
 def test_two_builders_at_once(store):
-    with IndexFolder(store, "scann").hold():
-        for act in (build_index, update_index):
-            with pytest.raises(ClaraError, match="another process is building its"):
-                act(store)
+    with (
+        IndexFolder(store).hold(),
+        pytest.raises(ClaraError, match="another process is building its"),
+    ):
+        build_index(store)
     build_index(store, dims=5)
 
 
 def test_a_full_disk_leaves_the_old_index(store):
     note = build_index(store, dims=5)
-    before = sorted(IndexFolder(store, "scann").path.iterdir())
+    before = tree(folder_of(store))
     for limit in (100, 20_000):  # while keys are written, and ScaNN's own files
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -262,27 +336,26 @@ def test_a_full_disk_leaves_the_old_index(store):
                 build_index(store, dims=20)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert sorted(IndexFolder(store, "scann").path.iterdir()) == before
+        assert tree(folder_of(store)) == before
     assert ScannSearcher(store).note == note
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("action", ["build", "update"])
-def test_killed_at_any_step_an_index_stays_whole(tmp_path, action):
+def test_killed_at_any_step_an_index_stays_whole(tmp_path):
     grouped_store(tmp_path / "s", 200)
     build_index(Store.open(tmp_path / "s"), method="hashing", dims=5)
     store, step, ended = add(tmp_path / "s", 9), 0, False
     queries = questions(4)
-    truth = ExactSearcher(store)(queries, 3)
+    truth = brute_force(store, queries, 3)
     while not ended:
-        ended = not killed(action, store.path, step)
-        assert recall(ScannSearcher(store)(queries, 3), truth) == 1
+        ended = not killed("build", store.place, step)
+        assert recall(ScannSearcher(store.newest())(queries, 3), truth) == 1
+        assert check(store.place) == []
         step += 1
     assert step > 10
-    note = build_index(store, method="hashing")
-    left = {path.name for path in IndexFolder(store, "scann").path.iterdir()}
-    assert left == {"meta.json", note["folder"]}
-    assert not (store.path / ".locks").exists()
+    note = build_index(store.newest(), method="hashing")
+    left = {path.name for path in folder_of(store).iterdir()}
+    assert left == {"meta.json", note["folder"], ".lock"}
 
 
 def test_nothing_is_said_on_the_standard_error(store, capfd):
@@ -308,45 +381,3 @@ def test_without_scann(store, monkeypatch):
     with pytest.raises(ClaraError, match="needs the package scann"):
         build_index(store)
     assert isinstance(open_searcher(store), ExactSearcher)
-
-
-def test_a_report_measures_against_the_exact_search(store):
-    note = build_index(store, dims=20)
-    assert len(note["held_out"]) == N // 10 and note["measured"] == {}
-    found = report(store)
-    assert found.recall > 0.97 and found.queries == N // 10 and found.documents == N
-    assert "a document that keys were not learnt from" in found.source
-    noted = IndexFolder(store, "scann").read()
-    assert noted == {**note, "measured": dataclasses.asdict(found)}
-    given = report(store, questions(6), k=3)
-    assert (given.queries, given.k, given.source) == (6, 3, "given")
-    with pytest.raises(ClaraError, match="too few documents to make questions of"):
-        report(store, questions(0))
-
-
-def test_made_up_questions_are_near_their_documents_but_not_the_same(store):
-    rows = np.arange(30)
-    made = made_up_queries(store, rows)
-    np.testing.assert_array_equal(made, made_up_queries(store, rows))
-    scores, found = ExactSearcher(store)(made, 3)
-    assert np.mean((found == rows[:, None]).any(1)) > 0.5
-    assert scores.max() < 0.999
-
-
-def test_a_report_warns_of_low_recall():
-    found = Report(
-        recall=0.949,
-        k=5,
-        queries=20,
-        source="given",
-        documents=1000,
-        exact_seconds=0.02,
-        scann_seconds=0.001,
-        streamed=False,
-    )
-    assert found.crossover == pytest.approx(50)
-    lines = found.lines()
-    assert lines[0].startswith("recall@5 of scann: 0.949")
-    assert "20.0 times as fast" in lines[1] and "about 50 documents" in lines[1]
-    assert lines[2].startswith("warning: recall@5 is below 0.95")
-    assert len(dataclasses.replace(found, recall=0.95).lines()) == 2

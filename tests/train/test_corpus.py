@@ -1,6 +1,7 @@
 """The feed of a corpus, on a reasoner of four numbers and a store of thirty vectors."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,20 @@ from clara_jax.config import MemoryConfig
 from clara_jax.data import Example
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import StoreSettings
+from clara_jax.search import Store, StoreSettings, compact, delete
 from clara_jax.train.corpus_feed import CorpusFeed
+from clara_jax.train.document_vectors import StoredVectors
 from clara_jax.train.feeds import Pinned, note_of
 from clara_jax.train.loop import NotFinite, fit
 from clara_jax.train.loop import Run as Progress
 from clara_jax.train.state import TrainState, init_state
 from clara_jax.train.step import make_train_step
-from clara_jax.train.vectors import StoredVectors
 
 ROWS, STEPS, CANDIDATES = 3, 8, 4
 SETTINGS = StoreSettings("f" * 32, "model", "", MemoryConfig(8, 8), 4)
+
+
+GONE = ("d0", "d12", "d13")
 
 
 def piece(i):
@@ -33,26 +37,29 @@ def piece(i):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    vectors = np.random.default_rng(0).normal(size=(30, 1, 4)).astype(np.float32)
-    pieces = [piece(i) for i in range(30)]
-    return write_store(
-        tmp_path_factory.mktemp("c") / "store", SETTINGS, vectors, pieces
-    )
+    """Thirty vectors, and three whose documents were deleted."""
+    vectors = np.random.default_rng(0).normal(size=(33, 1, 4)).astype(np.float32)
+    place = tmp_path_factory.mktemp("c") / "store"
+    write_store(place, SETTINGS, vectors, [piece(i) for i in range(33)], 11)
+    delete(place, GONE)
+    return Store.open(place)
 
 
 class Nearest:
     """Exact search that notes what it was asked."""
 
     def __init__(self, store):
-        flat = store.vectors(range(store.rows)).reshape(store.rows, -1)
+        self.store = store
+        flat = store.vectors(store.ids).reshape(len(store), -1)
         self.table = flat / np.linalg.norm(flat, axis=1, keepdims=True)
         self.asked = []
 
-    def __call__(self, queries, k):
+    def __call__(self, queries, k, texts=None, where=None):
+        assert texts is None and where is None
         self.asked.append(queries)
         scores = queries @ self.table.T
-        rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, rows, 1), rows
+        places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, places, 1), self.store.ids[places]
 
 
 class Questions:
@@ -229,12 +236,12 @@ def test_data_that_end_end_the_feed(store):
 def test_what_the_thread_raises_ends_the_run(store):
     run = Run(store)
 
-    def full(queries, k):
+    def damaged(queries, k):
         if len(run.losses) > 2:
             raise ClaraError("the index is damaged")
         return Nearest(store)(queries, k)
 
-    run.feed._search = full
+    run.feed._search = damaged
     with pytest.raises(ClaraError, match="the index is damaged"):
         run.fit()
     assert 2 <= len(run.losses) < STEPS
@@ -261,15 +268,18 @@ def test_a_process_gets_its_own_rows(store, whole):
 def test_another_store_is_refused_and_one_that_moved_is_not(store, tmp_path):
     pinned = Pinned(Numbers(), note_of(store))
     state = json.loads(json.dumps(pinned.get_state()))
-    moved = tmp_path / "elsewhere"
-    vectors = store.vectors(range(30))
-    pieces = [piece(i) for i in range(30)]
-    same = Pinned(Numbers(), note_of(write_store(moved, SETTINGS, vectors, pieces)))
+    moved = shutil.copytree(store.place, tmp_path / "elsewhere")
+    compact(moved)
+    same = Pinned(Numbers(), note_of(Store.open(moved)))
     same.set_state(state)
     assert same.get_state() == state
-    changed = write_store(tmp_path / "changed", SETTINGS, vectors + 1, pieces)
-    with pytest.raises(ClaraError, match=r"'store': .* begun with one of generation 1"):
-        Pinned(Numbers(), note_of(changed)).set_state(state)
+    delete(moved, ["d7"])
+    vectors = np.zeros((30, 1, 4), np.float32)
+    pieces = [piece(i) for i in range(30)]
+    changed = write_store(tmp_path / "changed", SETTINGS, vectors, pieces)
+    for other in (Store.open(moved), changed):
+        with pytest.raises(ClaraError, match=r"'store': .* begun with one of rows 30"):
+            Pinned(Numbers(), note_of(other)).set_state(state)
     with pytest.raises(ClaraError, match="and now has no store; give the store as it"):
         Pinned(Numbers(), None).set_state(state)
     with pytest.raises(ClaraError, match="was begun with no store, and now has one of"):
@@ -293,14 +303,15 @@ class Numbers:
         self.position = state["position"]
 
 
-def test_vectors_come_from_the_store_and_others_from_beside_it(store):
-    others = np.full((2, 1, 4), 7, np.float32) * np.arange(1, 3)[:, None, None]
+def test_vectors_come_from_the_store_and_others_from_beside_it(store, tmp_path):
+    vectors = np.full((2, 1, 4), 7, np.float32) * np.arange(1, 3)[:, None, None]
+    others = write_store(tmp_path, SETTINGS, vectors, [piece(i) for i in range(2)])
     rows = np.array([5, ~1, 9, ~0])
     found = StoredVectors(store, rows, others, "bfloat16")(np.array([3, 0, 0, 2, 1]))
     assert found.dtype.name == "bfloat16" and found.shape == (5, 1, 4)
     # The store keeps bfloat16: nothing is lost.
     np.testing.assert_array_equal(found[[1, 2, 3]], store.vectors([5, 5, 9]))
-    np.testing.assert_array_equal(found[0], others[0])
-    np.testing.assert_array_equal(found[4], others[1])
+    np.testing.assert_array_equal(found[0], vectors[0])
+    np.testing.assert_array_equal(found[4], vectors[1])
     nothing = StoredVectors(store, rows[:1], None, "float32")(np.zeros(0, np.int64))
     assert nothing.shape == (0, 1, 4)

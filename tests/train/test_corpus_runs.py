@@ -13,6 +13,7 @@ import pytest
 from clara_jax.commands import Interrupted
 from clara_jax.convert import load_model
 from clara_jax.generate import encode_rows
+from clara_jax.search import Store
 from clara_jax.train import read_experiment, read_lines, run
 from clara_jax.train.__main__ import main
 from clara_jax.train.feeds import make_feed
@@ -69,7 +70,7 @@ def store(made):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, store):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(read(folder, store.path, *CORPUS))
+    run(read(folder, store.place, *CORPUS))
     return folder
 
 
@@ -79,7 +80,7 @@ def losses(folder):
 
 
 def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
-    parts = assemble(read(tmp_path, store.path, *CORPUS))
+    parts = assemble(read(tmp_path, store.place, *CORPUS))
     with jax.set_mesh(parts.mesh):
         feed, hook = make_feed(parts, lambda: None, lambda: None)
         assert feed is not None and hook is not None
@@ -97,14 +98,14 @@ def test_candidates_are_the_nearest_of_all_documents(store, tmp_path):
             batch_size=4,
         ).reshape(4, -1)
     hook.close()
-    table = store.vectors(range(store.rows)).reshape(store.rows, -1)
+    table = store.vectors(store.ids).reshape(len(store), -1)
     scores = queries @ (table / np.linalg.norm(table, axis=1, keepdims=True)).T
     nearest = np.argsort(-scores, axis=1)[:, :6]
     np.testing.assert_array_equal(batch.vectors.reshape(4, 6, -1), table[nearest])
     # Every name is told in one document, with which it begins.
     for row, right, tokens in zip(nearest, batch.positives, asked, strict=True):
         words = parts.tokenizer.decode(tokens).split()
-        texts = [piece.text.split() for piece in store.pieces(row)]
+        texts = [piece.text.split() for piece in store.pieces(store.ids[row])]
         assert right.tolist() == [text[0] in words for text in texts]
     assert batch.candidates is None and np.all(batch.candidate_mask)
 
@@ -123,7 +124,7 @@ def test_the_answer_loss_trains_the_reasoner_on_the_corpus(trained, store):
     adapters = load_model(trained).adapters
     assert adapters is not None
     # The reasoner began as another draw; what is new in it came by gradients alone.
-    before = assemble(read(trained, store.path, *CORPUS)).start.trainable
+    before = assemble(read(trained, store.place, *CORPUS)).start.trainable
     for name in ("reasoner", "generator"):
         moved = jax.tree.map(
             lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
@@ -146,18 +147,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     trained, store, made, tmp_path, capsys, monkeypatch
 ):
     folder = tmp_path / "run"
-    config = read(folder, store.path, *CORPUS, "--config.hooks.eval_every=3")
+    config = read(folder, store.place, *CORPUS, "--config.hooks.eval_every=3")
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "evaluators", lambda parts: [Stop()])
         with pytest.raises(Interrupted, match="SIGTERM: step 3 of 6 is saved"):
             run(config)
     # A store that has changed is refused; one that has only moved is not.
     fewer = made("fewer", 10)
-    assert main(command(folder, fewer.path, *CORPUS)) == 1
+    assert main(command(folder, fewer.place, *CORPUS)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: config field 'store': this run was begun with")
-    assert f"rows {store.rows}" in error and "rows 10" in error
-    moved = shutil.copytree(store.path, tmp_path / "elsewhere")
+    assert f"rows {len(store)}" in error and "rows 10" in error
+    moved = shutil.copytree(store.place, tmp_path / "elsewhere")
     run(read(folder, moved, *CORPUS))
     assert losses(folder) == losses(trained)
     ours, theirs = load_model(folder).adapters, load_model(trained).adapters
@@ -177,9 +178,9 @@ def test_given_candidates_come_from_the_store_where_it_has_them(
 ):
     cached = first_batch(tmp_path / "cached", "", "--config.data.cache_vectors=True")
     assert "candidate documents" not in capsys.readouterr().err
-    whole = first_batch(tmp_path / "whole", store.path)
-    count = store.rows
-    said = f"{store.path}: has {count} of {count} candidate documents\n"
+    whole = first_batch(tmp_path / "whole", store.place)
+    count = len(store)
+    said = f"{store.place}: has {count} of {count} candidate documents\n"
     assert said in capsys.readouterr().err
     # Nothing is compressed; what the store keeps is rounded to bfloat16.
     assert not (tmp_path / "whole").exists()
@@ -188,11 +189,11 @@ def test_given_candidates_come_from_the_store_where_it_has_them(
     for name in ("candidate_mask", "positives", "labels"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(cached, name))
     part = made("part", 9)
-    some = first_batch(tmp_path / "part", part.path)
-    said = f"{part.path}: has 9 of {count} candidate documents\n"
+    some = first_batch(tmp_path / "part", part.place)
+    said = f"{part.place}: has 9 of {count} candidate documents\n"
     assert said in capsys.readouterr().err
-    notes = json.loads((tmp_path / "part" / "vectors" / "vectors.json").read_text())
-    assert notes["shape"][0] == count - 9
+    (made_now,) = (tmp_path / "part" / "vectors").iterdir()
+    assert len(Store.open(made_now)) == count - 9
     stored = np.all(np.asarray(some.vectors) == rounded, axis=(2, 3))
     alone = np.isclose(some.vectors, cached.vectors, atol=1e-5).all(axis=(2, 3))
     assert np.all(stored | alone) and 0 < stored.sum() < stored.size
@@ -201,7 +202,7 @@ def test_given_candidates_come_from_the_store_where_it_has_them(
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("nowhere", (), "holds no store.json, so it is not a store"),
+        ("nowhere", (), "holds no store of document vectors"),
         ("whole", ("--config.seed=7",), "was made by another model: its fingerprint"),
         ("whole", ("--config.data.candidates=99",), "'data.candidates': is 99, but"),
         ("whole", ("--config.data.candidates=1",), "set at least selection.top_k 2"),
@@ -209,7 +210,9 @@ def test_given_candidates_come_from_the_store_where_it_has_them(
     ],
 )
 def test_bad_input_is_one_line(store, tmp_path, capsys, name, overrides, message):
-    given = command(tmp_path / "r", store.path.parent / name, *CORPUS, *overrides)
+    given = command(
+        tmp_path / "r", Path(store.place).parent / name, *CORPUS, *overrides
+    )
     assert main(given) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error

@@ -2,8 +2,7 @@
 
 import pytest
 
-from clara_jax.compress.corpus import own_part, parse_part
-from clara_jax.compress.shards import Part
+from clara_jax.distributed.sharing import Part, own_part, parse_part
 from clara_jax.errors import ClaraError
 
 

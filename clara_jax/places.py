@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lance.commit import CommitConflictError
 from lance.file import LanceFileSession
 
 from clara_jax.errors import ClaraError
@@ -21,6 +22,10 @@ os.environ.setdefault("LANCE_LOG", "error")  # read when Lance is imported
 
 class Gone(ClaraError):
     """Rows that were deleted since, or files that a compaction removed."""
+
+
+class Conflict(ClaraError):
+    """Another process has changed a store meanwhile."""
 
 
 def is_remote(place: str | os.PathLike) -> bool:
@@ -94,6 +99,12 @@ class Folder:
         with lance_at_work(f"{self.place}/{name}"), writing(file):
             self._session.download_file(name, str(file))
 
+    def copy(self, other: "Folder", name: str) -> None:
+        """Copy a file of another folder."""
+        with tempfile.TemporaryDirectory() as folder:
+            other.download(name, Path(folder, "file"))
+            self.upload(Path(folder, "file"), name)
+
     def names(self) -> list[str]:
         """Return the names of all files below the folder, sorted."""
         if self._path is not None:
@@ -119,6 +130,7 @@ def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
 
     Raises:
       Gone: something is not there.
+      Conflict: another process was quicker.
       ClaraError: the disk is full, a file is damaged, or a service does not answer.
     """
     try:
@@ -130,6 +142,9 @@ def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
         known = isinstance(error, Exception) or "Panic" in type(error).__name__
         if not known:
             raise
+        if isinstance(error, CommitConflictError):
+            what = "another process has changed the store meanwhile; try again"
+            raise Conflict(f"{place}: {what}") from error
         gone = ("not found", "no such file", "not a directory")
         if any(sign in text.lower() for sign in gone):
             raise Gone(f"{place}: is not whole, or not there ({text})") from error

@@ -1,23 +1,23 @@
 """Read a store of the format before Lance, of shards of arrays, to take it over."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clara_jax.config import parse
 from clara_jax.documents import Document, fields_of, text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum, read_json
-from clara_jax.search import StoreSettings
 
 
-class OldStore:
+class ArrayStore:
     """A store that ``store.json`` describes.
 
     Attributes:
-      settings: what its vectors have in common.
+      settings: what its vectors have in common, as of ``search.StoreSettings``.
       shards: how many it has.
       digest: differs between stores.
       fields: of its documents' metadata, with their kinds.
@@ -42,10 +42,11 @@ class OldStore:
         deleted = values.pop("deleted")
         for name in ("epoch", "generation", "job"):
             del values[name]
-        self.settings = parse(StoreSettings, values, str(path / "store.json"))
+        self.settings = values
         self.shards = len(self._shards)
         self._deleted = np.empty(0, np.int64)
         if deleted is not None:
+            _check(path / deleted["file"], deleted)
             self._deleted = np.load(path / deleted["file"])
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self._shards)])
         self.fields = fields_of(
@@ -59,9 +60,8 @@ class OldStore:
           ClaraError: a file of it is damaged.
         """
         folder = self._folder(k)
-        for name, file in read_json(folder / "shard.json")["files"].items():
-            if checksum(folder / name) != (file["size"], file["checksum"]):
-                raise ClaraError(f"{folder / name}: is damaged (its checksum is wrong)")
+        for name, file in self._files(k).items():
+            _check(folder / name, file)
         names = {"codes": "vectors", "scales": "scales", "norm": "norms"}
         arrays = {
             name: np.load(folder / f"{file}.npy", mmap_mode="r")
@@ -77,13 +77,24 @@ class OldStore:
     def _folder(self, k: int) -> Path:
         return self._path / "shards" / self._shards[k]["name"]
 
+    def _files(self, k: int) -> dict[str, Any]:
+        """Return the sizes and checksums of a shard's files, by name."""
+        path, shard = self._folder(k) / "shard.json", self._shards[k]
+        note = {"size": shard["sizes"]["shard.json"], "checksum": shard["digest"]}
+        _check(path, note)
+        return read_json(path)["files"]
+
     def _documents(self, k: int) -> list[Document]:
         path = self._folder(k) / "pieces.arrow"
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowException) as error:
-            raise ClaraError(f"{path}: cannot be read ({error})") from error
+        _check(path, self._files(k)["pieces.arrow"])
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return [
             Document(**{**row, "metadata": json.loads(row["metadata"] or "{}")})
             for row in table.to_pylist()
         ]
+
+
+def _check(path: Path, note: Mapping[str, Any]) -> None:
+    """Refuse a file that is not as it was written."""
+    if checksum(path) != (note["size"], note["checksum"]):
+        raise ClaraError(f"{path}: is damaged (its checksum is wrong)")

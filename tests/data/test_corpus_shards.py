@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from toy_folder import toy_parts
 
-from clara_jax.compress.shards import Reader, shard_bounds
 from clara_jax.config import MemoryConfig
 from clara_jax.data import Corpus
+from clara_jax.data.corpus_shards import ShardReader, shard_bounds
 from clara_jax.text import ClaraTokenizer
 
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -32,7 +32,7 @@ def test_shards_are_bounded_in_entries_and_in_characters(entries, characters, ex
 def test_pieces_and_rows_of_a_shard(corpus, split):
     tokenizer = ClaraTokenizer(toy_parts()[0], 2)
     found = Corpus([corpus])
-    reader = Reader(found, tokenizer, MEMORY, entries=6, split=split)
+    reader = ShardReader(found, tokenizer, MEMORY, entries=6, split=split)
     texts = [reader.read(k) for k in range(len(reader.sizes))]
     assert [t.shard for t in texts] == list(range(len(reader.sizes)))
     assert sum(t.counts["documents"] for t in texts) == found.documents
