@@ -98,6 +98,7 @@ class Stored:
     def renew(self) -> None:
         """Go on with the newest version of the store."""
         self._searcher.renew()
+        self._count = len(self.numbers())
 
     def numbers(self) -> list[int]:
         """Return the numbers of all documents, in order."""

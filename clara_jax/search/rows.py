@@ -123,9 +123,10 @@ def own_fields(kinds: Mapping[str, str], taken: Iterable[str]) -> list[pa.Field]
     A name is kept in the column's metadata, whatever the column is called.
     """
     names = {name.lower() for name in taken}
+    order = sorted(kinds, key=lambda name: (name.lower() not in names, name))
     fields = []
-    for name, kind in kinds.items():
-        kind = _UNKNOWN.get(kind, kind)
+    for name in order:  # the same for all processes; reserved ones first
+        kind = _UNKNOWN.get(kinds[name], kinds[name])
         if not is_unicode(name):
             raise ClaraError(
                 f"the field {name!a} has half of a surrogate pair in its name, "
