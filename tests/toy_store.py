@@ -89,7 +89,7 @@ def tree(path):
 def contents(place, at=None):
     """Id, document and vectors of each row, in the order of the ids."""
     store = Store.open(place, at=at)
-    pieces, vectors = store.pieces(store.ids), store.vectors(store.ids)
+    vectors, pieces = store.vectors(store.ids), store.pieces(store.ids)
     norms = store.arrays(store.ids)["norm"]
     np.testing.assert_allclose(
         norms, np.linalg.norm(vectors, axis=(1, 2)), rtol=1e-6, atol=0

@@ -18,7 +18,7 @@ from clara_jax.search.rows import (
     hash_of,
     to_numpy,
 )
-from clara_jax.search.store import FIXED, JOBS, Store
+from clara_jax.search.store import FIXED, JOBS, Store, has_wrong_end
 from clara_jax.search.transactions import Change, change, exchange
 
 _ROWS = 4096  # read together by a check
@@ -118,7 +118,7 @@ def check(
 
 
 def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
-    """Look at the sizes of a fragment's files on this machine."""
+    """Look at the sizes and ends of a fragment's files on this machine."""
     for file in [] if is_remote(store.place) else fragment.data_files():
         path = Path(store.place, "data", file.path)
         if not path.exists():
@@ -127,6 +127,8 @@ def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
             found = path.stat().st_size
             what = "is truncated" if found < file.file_size_bytes else "has grown"
             yield f"{path}: {what} ({found} bytes, not {file.file_size_bytes})"
+        elif has_wrong_end(path):
+            yield f"{path}: is damaged at its end"
 
 
 def _check_rows(store: Store, fragment) -> list[str]:

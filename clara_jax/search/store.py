@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ class Store:
     def __init__(self, place: str, dataset: lance.LanceDataset):
         """Take a dataset; use `open`."""
         self.place, self._lock = place, threading.RLock()
-        self.settings = read_settings(dataset.schema, place)
+        self._set(dataset)
+        self.settings = read_settings(self.schema, place)
         self.num_memory = self.settings.memory.num_memory
         self.width, self.dtype = self.settings.width, self.settings.dtype
         self.fingerprint = self.settings.fingerprint
@@ -77,10 +79,10 @@ class Store:
         self._codes = np.dtype((kind, (self.num_memory, length)))
         self.row_bytes = self._codes.itemsize
         self.center = read_center(self.settings.center, (self.num_memory, self.width))
-        self._set(dataset)
 
     def _set(self, dataset: lance.LanceDataset) -> None:
-        self.dataset, self.schema = dataset, dataset.schema
+        with lance_at_work(self.place):
+            self.dataset, self.schema = dataset, dataset.schema
         self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
         for name in ("_layout", "_hashes", "_fragments"):
             self.__dict__.pop(name, None)
@@ -416,6 +418,8 @@ def _map(path: Path, rows: int, kinds: Mapping[str, np.dtype]) -> dict[str, np.n
 
     `kinds` are the types of their rows. Compressed ones are read.
     """
+    if has_wrong_end(path):
+        raise ClaraError(f"{path}: is damaged at its end; look at it with --check")
     about = LanceFileReader(str(path)).metadata()
     found, packed = {}, []
     for name, column in zip(about.schema.names, about.columns, strict=True):
@@ -439,6 +443,21 @@ def _map(path: Path, rows: int, kinds: Mapping[str, np.dtype]) -> dict[str, np.n
         table = LanceFileReader(str(path), columns=packed).read_all().to_table()
         found |= {name: to_numpy(table[name]) for name in packed}
     return found
+
+
+def has_wrong_end(path: Path) -> bool:
+    """Return whether the last 40 bytes of a data file cannot be right.
+
+    Lance takes as much memory as they say: damaged, they end the process.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 40, 0))
+        end = file.read()
+    if len(end) < 40:
+        return True
+    *places, buffers, columns, _, _, name = struct.unpack("<QQQIIHH4s", end)
+    return name != b"LANC" or max(*places, 16 * buffers, 16 * columns) > size
 
 
 def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.LanceDataset:

@@ -170,10 +170,12 @@ def test_killed_while_an_index_is_built_it_is_as_before(reference, tmp_path):
     index = line("index", "--store", store, "--no-report")
     opened, draw, kills = Store.open(store), random.Random(0), 0
     queries = opened.vectors(opened.ids[:3]).reshape(3, -1)
-    for _ in range(3):
+    for number in range(10):
+        if kills == 3:
+            break
         process = start(index)
         assert process.stderr.readline()  # the first of its steps
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, 0.4 / 2**number))
         process.kill()
         process.communicate(timeout=PATIENCE)
         kills += process.returncode == -signal.SIGKILL
