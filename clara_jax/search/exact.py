@@ -100,7 +100,7 @@ class ExactSearcher:
       devices: of this process; None takes all of them.
       memory_limit: bytes for codes on all devices together. Larger stores are
         `streamed`: read from disk at every call. None: what is free, see `free_memory`.
-      since: first id that is searched.
+      among: ids of the rows that are searched, ascending; None searches all.
     """
 
     def __init__(
@@ -109,15 +109,17 @@ class ExactSearcher:
         *,
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
         memory_limit: int | None = None,
-        since: int = 0,
+        among: Int[np.ndarray, "_"] | None = None,
     ):
-        self.since, self._limit = since, memory_limit
+        self._among, self._limit = among, memory_limit
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._open(store)
 
     def _open(self, store: Store) -> None:
         self.store, devices = store, self._devices
-        self.ids = store.ids[np.searchsorted(store.ids, self.since) :]
+        self.ids = store.ids
+        if self._among is not None:
+            self.ids = self._among[store.has(self._among)]
         self.documents = count = len(self.ids)
         kind, limit = devices[0].platform, self._limit
         if limit is None:
@@ -156,7 +158,8 @@ class ExactSearcher:
         allowed = None
         if where is not None:
             allowed = meeting(self.store, where)
-            allowed = allowed[np.searchsorted(allowed, self.since) :]
+            if self._among is not None:
+                allowed = np.intersect1d(allowed, self.ids, assume_unique=True)
             k = min(k, len(allowed))
             if len(allowed) <= few(self.store):
                 return nearest_of(self.store, units, [allowed] * len(units), k)

@@ -57,10 +57,9 @@ class IndexFolder:
         """Read the note of an index; refuse one that is damaged or of another format.
 
         Returns:
-          ``fingerprint`` of the store; ``documents``, how many are indexed; ``next``,
-          the lowest id of a row that came later; ``settings``; ``held_out``, ids of
-          rows that keys were not learnt from; ``folder`` and ``files`` in use, with
-          sizes and checksums.
+          ``fingerprint`` of the store; ``documents``, how many are indexed;
+          ``settings``; ``held_out``, ids of rows that keys were not learnt from;
+          ``folder`` and ``files`` in use, with sizes and checksums.
         """
         data = self.folder.read(META)
         if data is None:

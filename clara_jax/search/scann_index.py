@@ -1,7 +1,7 @@
 """Approximate search: ScaNN over short keys, then exact cosines of the best few.
 
-Documents added since the index was built are compared exactly beside it, and deleted
-ones are left out.
+Documents that the index lacks, which were added since or are of an earlier version, are
+compared exactly beside it, and deleted ones are left out.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ def open_searcher(
 class ScannSearcher:
     """Search through a store's ScaNN index, in memory; a ``Searcher``, for any thread.
 
-    `memory_limit` is of the exact search among documents that were added since; `note`
-    is what the index holds, see `build_index`.
+    `memory_limit` is of the exact search among documents that the index lacks; `note`
+    is what it holds, see `build_index`.
 
     Raises:
       ClaraError: there is no index, it is damaged, or of other vectors.
@@ -76,9 +76,9 @@ class ScannSearcher:
         self._settings = Settings(**self.note["settings"])
         self._keys, self._rows, self._scann = index_files.load(folder)
         self._live = store.has(self._rows)
-        self._added, since = None, self.note["next"]
-        if np.any(store.ids >= since):
-            self._added = ExactSearcher(store, memory_limit=self._limit, since=since)
+        self._others, others = None, np.setdiff1d(store.ids, self._rows, True)
+        if len(others):
+            self._others = ExactSearcher(store, memory_limit=self._limit, among=others)
 
     def renew(self) -> None:
         """Go on with the newest version of the store."""
@@ -93,19 +93,20 @@ class ScannSearcher:
     ) -> Found:
         """Return cosines and ids of the `k` nearest of the candidates."""
         units = check_queries(queries, k, self.store)
-        live, added, younger = self._live, self._added, None
+        live, others = self._live, self._others
         if where is not None:
             allowed = meeting(self.store, where)
             k = min(k, len(allowed))
             if len(allowed) <= few(self.store):
                 return nearest_of(self.store, units, [allowed] * len(units), k)
             live = live & np.isin(self._rows, allowed)
-            added = added if allowed[-1] >= self.note["next"] else None
+            if others is not None and not np.isin(others.ids, allowed).any():
+                others = None
         wanted = max(self._settings.candidates, k)
         ids = self._find(self._keys.of_queries(units), wanted, live)
-        if added is not None and len(units):
-            younger = added(units, min(k, added.documents), where=where)[1]
-            ids = [np.append(*both) for both in zip(ids, younger, strict=True)]
+        if others is not None and len(units):
+            more = others(units, min(k, others.documents), where=where)[1]
+            ids = [np.append(*both) for both in zip(ids, more, strict=True)]
         return nearest_of(self.store, units, ids, k)
 
     def _find(
@@ -201,7 +202,6 @@ def build_index(
         searcher = index_files.build(store.place, found, settings)
         note = {
             "documents": len(ids),
-            "next": int(ids[-1]) + 1,
             "settings": dataclasses.asdict(settings),
             "held_out": held_out.tolist(),
         }

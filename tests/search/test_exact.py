@@ -110,7 +110,7 @@ def test_vectors_of_zeros_have_cosine_zero(tmp_path):
 def test_rows_from_an_id_on(tmp_path, queries, rows_of_a_tile):
     rows_of_a_tile(1)
     store = make_toy(tmp_path / "s", 20)
-    search = ExactSearcher(store, since=13)
+    search = ExactSearcher(store, among=np.arange(13, 20))
     scores, rows = search(queries, 7)
     assert all(sorted(row) == list(range(13, 20)) for row in rows.tolist())
     assert (np.diff(scores) <= 0).all()
@@ -207,7 +207,7 @@ def test_conditions_that_nothing_meets_or_that_are_none(tmp_path, queries, count
 def test_conditions_on_rows_from_an_id_on(tmp_path, queries, few):
     few(0)
     store = make_toy(tmp_path / "s", 20)
-    search = ExactSearcher(store, since=13)
+    search = ExactSearcher(store, among=np.arange(13, 20))
     expected = brute_force(store, queries, 7, lambda n: n >= 13 and n % 2 == 0)
     agrees(search(queries, 7, where="number % 2 = 0"), expected)
 

@@ -100,7 +100,7 @@ def test_settings_that_make_no_sense(given, says):
 def test_finds_what_the_exact_search_finds(store, given):
     note = build_index(store, dims=20, candidates=100, **given)
     assert note == IndexFolder(store).read()
-    assert note["documents"] == note["next"] == N
+    assert note["documents"] == N
     search, queries = ScannSearcher(store), questions(40)
     truth = ExactSearcher(store)(queries, 5)
     found = search(queries, 5)
@@ -249,6 +249,16 @@ def test_an_index_of_other_vectors_is_refused(store):
         ScannSearcher(store)
 
 
+def test_an_earlier_version_has_documents_that_the_index_lacks(store):
+    version, queries = store.version, questions(12)
+    best = ExactSearcher(store)(queries, 2)[1].ravel()
+    delete(store.place, [f"d{i}" for i in set(best.tolist())])
+    build_index(Store.open(store.place), dims=20, candidates=100)
+    earlier = Store.open(store.place, at=version)
+    truth = ExactSearcher(earlier)(queries, 2)
+    np.testing.assert_array_equal(ScannSearcher(earlier)(queries, 2)[1], truth[1])
+
+
 def test_kinds_of_search(store):
     assert isinstance(open_searcher(store), ExactSearcher)
     with pytest.raises(ClaraError, match=r"has no ScaNN index; build it with"):
@@ -293,7 +303,7 @@ def test_a_damaged_note_is_said_and_built_over(store):
     note = json.loads(path.read_text())
     for text, says in (
         (json.dumps({**note, "format": 9}), "is not of format"),
-        (json.dumps({**note, "next": 3}), r"is damaged \(its checksum is wrong"),
+        (json.dumps({**note, "documents": 3}), r"is damaged \(its checksum is wrong"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ("", "is damaged"),
