@@ -195,7 +195,7 @@ class RunConfig:
       candidates: end_to_end only: whose documents compete for a question. ``given``:
         those of its record. ``corpus``: the ``data.candidates`` of the whole store that
         are nearest to it by the reasoner's weights of a step ago.
-      store: folder of a corpus that this run's frozen compressor has made, by
+      store: folder or URL of a corpus that this run's frozen compressor has made, by
         ``python -m clara_jax.compress``; may be empty. With given candidates, vectors
         come from it where it has the text, and the others are compressed beforehand.
       search: how the store is searched: ``exact``, ``scann``, or ``auto``, which takes

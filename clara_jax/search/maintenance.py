@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from clara_jax.errors import ClaraError
 from clara_jax.places import Folder, is_remote, lance_at_work
+from clara_jax.search.data_files import has_wrong_end
 from clara_jax.search.rows import (
     checksums_of,
     checksums_of_vectors,
@@ -18,7 +19,7 @@ from clara_jax.search.rows import (
     hash_of,
     to_numpy,
 )
-from clara_jax.search.store import FIXED, JOBS, Store, has_wrong_end
+from clara_jax.search.store import FIXED, JOBS, Store
 from clara_jax.search.transactions import Change, change, exchange
 
 _ROWS = 4096  # read together by a check

@@ -14,9 +14,8 @@ import functools
 import hashlib
 import os
 import re
-import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64, Shaped
-from lance.file import LanceFileReader
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.places import Folder, Gone, is_remote, lance_at_work
 from clara_jax.search.codecs import code_type, decode, read_center
+from clara_jax.search.data_files import has_wrong_end, map_columns
 from clara_jax.search.rows import (
     VECTORS,
     checksums_of_vectors,
@@ -84,7 +83,7 @@ class Store:
         with lance_at_work(self.place):
             self.dataset, self.schema = dataset, dataset.schema
         self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
-        for name in ("_layout", "_hashes", "_fragments"):
+        for name in ("_layout", "_hashes", "_fragments", "_ends"):
             self.__dict__.pop(name, None)
 
     @classmethod
@@ -155,6 +154,15 @@ class Store:
     @functools.cached_property
     def _fragments(self) -> dict[int, Any]:
         return {f.fragment_id: f for f in self.dataset.get_fragments()}
+
+    @functools.cached_property
+    def _ends(self) -> None:
+        """Refuse files with damaged ends, once, before Lance reads them."""
+        for fragment in self._fragments.values() if not is_remote(self.place) else ():
+            for file in fragment.data_files():
+                path = Path(self.place, "data", file.path)
+                if path.is_file() and has_wrong_end(path):
+                    raise ClaraError(f"{path}: is damaged at its end; see --check")
 
     def newest(self) -> "Store":
         """Open the same store at its newest version."""
@@ -340,6 +348,7 @@ class Store:
           Gone: what is read is not there, either.
           ClaraError: a file is damaged.
         """
+        self._ends  # noqa: B018
         try:
             with lance_at_work(self.place):
                 return work()
@@ -402,7 +411,7 @@ class Store:
         with lance_at_work(self.place):
             for file in fragment.data_files():
                 path = Path(self.place, "data", file.path)
-                found |= _map(path, fragment.physical_rows, self._kinds)
+                found |= map_columns(path, fragment.physical_rows, self._kinds)
         return found
 
     @contextlib.contextmanager
@@ -411,53 +420,6 @@ class Store:
             yield
         except ClaraError as error:
             raise ClaraError(f"{self.place}: {error}") from error
-
-
-def _map(path: Path, rows: int, kinds: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
-    """Map the columns of a data file that are of fixed size and not compressed.
-
-    `kinds` are the types of their rows. Compressed ones are read.
-    """
-    if has_wrong_end(path):
-        raise ClaraError(f"{path}: is damaged at its end; look at it with --check")
-    about = LanceFileReader(str(path)).metadata()
-    found, packed = {}, []
-    for name, column in zip(about.schema.names, about.columns, strict=True):
-        if name not in kinds:
-            continue
-        size = kinds[name].itemsize
-        spans = [(b.position, b.size) for p in column.pages for b in p.buffers]
-        flat = all(
-            "FullZip" in p.encoding and len(p.buffers) == 1 for p in column.pages
-        )
-        if not flat or sum(length for _, length in spans) != rows * size:
-            packed.append(name)
-            continue
-        kind, shape = kinds[name].base, kinds[name].shape
-        parts = [
-            np.memmap(path, kind, "r", offset, (length // size, *shape))
-            for offset, length in spans
-        ]
-        found[name] = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
-    if packed:
-        table = LanceFileReader(str(path), columns=packed).read_all().to_table()
-        found |= {name: to_numpy(table[name]) for name in packed}
-    return found
-
-
-def has_wrong_end(path: Path) -> bool:
-    """Return whether the last 40 bytes of a data file cannot be right.
-
-    Lance takes as much memory as they say: damaged, they end the process.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 40, 0))
-        end = file.read()
-    if len(end) < 40:
-        return True
-    *places, buffers, columns, _, _, name = struct.unpack("<QQQIIHH4s", end)
-    return name != b"LANC" or max(*places, 16 * buffers, 16 * columns) > size
 
 
 def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.LanceDataset:
