@@ -195,6 +195,7 @@ class Job(contextlib.AbstractContextManager):
             "fragments": [fragment.to_json() for fragment in fragments],
             "rows": len(documents),
             "ids": ids,
+            "columns": self._numbers(),
         }
         self._note(_name(k), note)
 
@@ -211,6 +212,18 @@ class Job(contextlib.AbstractContextManager):
     def _note(self, name: str, note: Mapping[str, Any]) -> None:
         """Note what the job is, or that a shard is written."""
         self._notes.write(name, json_bytes({**note, "checksum": digest_of(note)}))
+
+    def _numbers(self) -> dict[str, int]:
+        """Return by which numbers fragments know the columns of a store that is there.
+
+        Those of a new one are numbered in the order of its schema.
+        """
+        if self._target == self.store:
+            return {}
+        columns = self._target.lance_schema.fields()
+        return {
+            column.name(): column.id() for column in columns if column.name() != "key"
+        }
 
     def join(self, places: Sequence[str]) -> None:
         """Take over the shards that were written for this job at other places.
@@ -238,6 +251,12 @@ class Job(contextlib.AbstractContextManager):
             for k in self.missing():
                 if (note := job._read(_name(k))) is None:
                     continue
+                if note["columns"] != self._numbers():
+                    raise ClaraError(
+                        f"{place}: its columns are not those of {self.store}, which "
+                        "others have changed; copy that store there, and write the "
+                        "part again"
+                    )
                 for fragment in note["fragments"]:
                     for file in fragment["files"]:
                         here.copy(there, f"data/{file['path']}")
