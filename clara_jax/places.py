@@ -17,8 +17,6 @@ from lance.file import LanceFileSession
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, replace_file, write_error, writing
 
-os.environ.setdefault("LANCE_LOG", "error")  # read when Lance is imported
-
 
 class Gone(ClaraError):
     """Rows that were deleted since, or files that a compaction removed."""

@@ -146,7 +146,7 @@ def megabytes(size: int | float) -> str:
 @contextlib.contextmanager
 def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Give a function that moves a bar: rows done, of how many; shown if slow."""
-    with tqdm(desc=name, unit=unit, unit_scale=unit == "B", delay=2) as bar:
+    with tqdm(desc=name, unit=unit, delay=2) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -2,7 +2,7 @@
 
 STORE/data, _versions, ...   Lance's own files
 STORE/_jobs/DIGEST/          only while something is being written, see ``writer``
-STORE/index/scann/           the ScaNN index, see ``index_files``
+STORE/index/                 the ScaNN index, see ``index_files``
 
 Rows are known by Lance's stable row ids, which outlive additions, deletions and
 compaction: "ids" below, ascending in the order in which rows were added. Fixed-size
@@ -57,7 +57,8 @@ _AT_ONCE = 1 << 16  # rows that one request fetches
 class Store:
     """A whole store at one version, for any thread.
 
-    Where a compaction has removed the files of its version, it goes on at the newest.
+    Where a compaction has removed the files of its version, it goes on at the newest,
+    unless that version was asked for.
 
     Attributes:
       place: a folder or a URL.
@@ -66,9 +67,9 @@ class Store:
       row_bytes: of the codes of a row.
     """
 
-    def __init__(self, place: str, dataset: lance.LanceDataset):
+    def __init__(self, place: str, dataset: lance.LanceDataset, pinned: bool = False):
         """Take a dataset; use `open`."""
-        self.place, self._lock = place, threading.RLock()
+        self.place, self._pinned, self._lock = place, pinned, threading.RLock()
         self._set(dataset)
         self.settings = read_settings(self.schema, place)
         self.num_memory = self.settings.memory.num_memory
@@ -104,7 +105,7 @@ class Store:
           ClaraError: there is none, it is unfinished, damaged or of another format, or
             another model made it; there is no such version.
         """
-        found = cls(str(place), open_dataset(place, at))
+        found = cls(str(place), open_dataset(place, at), pinned=at is not None)
         if fingerprint is not None:
             found.require(fingerprint)
         return found
@@ -170,6 +171,11 @@ class Store:
 
     def refresh(self) -> None:
         """Go on at the newest version; what was deleted since is `Gone`."""
+        if self._pinned:
+            raise ClaraError(
+                f"{self.place}: version {self.version} is no longer whole, as after a "
+                "compaction; leave out --at, or give a version of --versions"
+            )
         with self._lock:
             self._set(open_dataset(self.place))
 

@@ -283,6 +283,18 @@ def test_other_readings_of_a_reader_that_was_open_before_a_compaction(tmp_path):
     assert stores[5].has([4, 5]).tolist() == [False, True]
 
 
+def test_a_version_that_was_asked_for_is_not_exchanged_for_another(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path, 12)
+    earlier = Store.open(path, at=1)
+    delete(path, ["d4"])
+    compact(path)
+    for read in (earlier.vectors, earlier.pieces):
+        with pytest.raises(ClaraError, match="version 1 is no longer whole.*--at") as e:
+            read([3])
+        assert not isinstance(e.value, Gone)
+
+
 def test_where(tmp_path):
     pieces = [
         Document(
