@@ -179,6 +179,12 @@ def lock_file(path: Path, busy: str) -> IO[bytes] | None:
     return file
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what this package can fetch or make again."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "clara_jax"
+
+
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[None]:
     """Raise the one-line error of `write_error` for whatever fails inside."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -13,8 +14,12 @@ from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer, logical_axes, quantize_params
+from clara_jax.places import is_remote
+from clara_jax.search import StoreSettings
 from clara_jax.sharding import tree_shardings
 from clara_jax.text import ClaraTokenizer
+
+_NEAR = 2  # folders up from a store to one that its model is looked for below
 
 
 def load(
@@ -96,3 +101,35 @@ def load(
         selection=settings.selection,
         config=config,
     )
+
+
+def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
+    """Return how a store names the model, a folder, file or hub name, that made it.
+
+    Where both lie near each other, so that they may be moved together, this is a path
+    relative to the store, such as ``../end_to_end``; else an absolute one; a hub name
+    stays as it is.
+    """
+    if not str(model) or not Path(model).exists():
+        return str(model)
+    place, origin = os.path.realpath(model), os.path.realpath(store)
+    if is_remote(store):
+        return place
+    relative = Path(os.path.relpath(place, origin))
+    shared = Path(os.path.commonpath((place, origin)))
+    near = relative.parts.count(os.pardir) <= _NEAR and shared != shared.parent
+    return relative.as_posix() if near else place
+
+
+def find_model(store: str, settings: StoreSettings) -> tuple[str, str]:
+    """Return the model that made a store, and its base if that is kept elsewhere.
+
+    They are what `load` takes as ``path`` and ``base``; see `model_place`.
+    """
+    return _beside(store, settings.model), _beside(store, settings.base)
+
+
+def _beside(store: str, name: str) -> str:
+    """Return a path that a store names relative to itself; others as they are."""
+    beside = Path(store, name)
+    return str(beside) if name and beside.exists() else name

@@ -49,9 +49,9 @@ def add(path, n, name="a", seed=1):
 def add_documents(path, vectors, pieces):
     settings = toy_settings(width=WIDTH)
     corpus, fields = {"first": pieces[0].id}, {"number": "int"}
-    with Job.begin(path, settings, 1, corpus, "add", fields) as job:
-        job.write(0, vectors, pieces)
-        return job.commit()
+    job = Job.begin(path, settings, 1, corpus, "add", fields)
+    job.write(0, vectors, pieces)
+    return job.commit()
 
 
 def brute_force(store, queries, k, meets=lambda number: True):

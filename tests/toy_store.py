@@ -63,11 +63,11 @@ def write_store(path, settings, vectors, documents, shard_size=1024):
         settings = dataclasses.replace(settings, center=center)
     shards = -(-len(vectors) // shard_size)
     corpus, fields = {"pieces": len(documents)}, fields_of(documents)
-    with Job.begin(path, settings, shards, corpus, fields=fields) as job:
-        for k in job.missing():
-            part = slice(k * shard_size, (k + 1) * shard_size)
-            job.write(k, vectors[part], documents[part])
-        job.commit()
+    job = Job.begin(path, settings, shards, corpus, fields=fields)
+    for k in job.missing():
+        part = slice(k * shard_size, (k + 1) * shard_size)
+        job.write(k, vectors[part], documents[part])
+    job.commit()
     return Store.open(path)
 
 
@@ -129,12 +129,12 @@ def _write(path, mode, name, part, parts, shards, backwards, word="text"):
     vectors = toy_vectors(shards * SHARD, seed=len(mode))
     pieces = toy_pieces(shards * SHARD, name=name, word=word)
     corpus, fields = {"name": name}, fields_of(pieces)
-    with Job.begin(path, toy_settings(), shards, corpus, mode, fields) as job:
-        missing = job.missing(part, parts)
-        for k in reversed(missing) if backwards else missing:
-            rows = slice(k * SHARD, (k + 1) * SHARD)
-            job.write(k, vectors[rows], pieces[rows])
-        return job.commit()
+    job = Job.begin(path, toy_settings(), shards, corpus, mode, fields)
+    missing = job.missing(part, parts)
+    for k in reversed(missing) if backwards else missing:
+        rows = slice(k * SHARD, (k + 1) * SHARD)
+        job.write(k, vectors[rows], pieces[rows])
+    return job.commit()
 
 
 def delete_some(path):

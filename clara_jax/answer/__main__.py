@@ -27,12 +27,11 @@ from clara_jax.answer.session import (
     check_question,
 )
 from clara_jax.clara import vector_fingerprint
-from clara_jax.compress.stores import find_model
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara, Sampling
-from clara_jax.loading import load
+from clara_jax.loading import find_model, load
 from clara_jax.search.hybrid import HybridSearcher
 from clara_jax.search.scann_index import SEARCHES, open_searcher
 from clara_jax.search.store import Store
@@ -180,7 +179,7 @@ def _stored(arguments: argparse.Namespace) -> Session:
     if arguments.documents or arguments.whole:
         raise ClaraError("--store brings its own documents; leave --documents out")
     store = Store.open(arguments.store, at=arguments.at)
-    model, base = find_model(store)
+    model, base = find_model(store.place, store.settings)
     if arguments.model:
         model, base = arguments.model, ""
     clara = _load(arguments, model, base)

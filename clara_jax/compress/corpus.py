@@ -13,20 +13,19 @@ import jax
 from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
-from clara_jax.commands import Interrupt, Interrupted, model_options, parse_mesh
-from clara_jax.compress.shards import make_compressor, write_shards
-from clara_jax.compress.stores import megabytes, model_place, size_of
+from clara_jax.commands import Interrupt, model_options, parse_mesh
+from clara_jax.compress.shards import write_shards
+from clara_jax.compress.stores import megabytes, size_of
 from clara_jax.data import Corpus, ShardReader, find_files
 from clara_jax.distributed.sharing import own_part, parse_part
 from clara_jax.documents import fields_of
 from clara_jax.errors import ClaraError
-from clara_jax.generate import Clara
+from clara_jax.generate import Clara, make_compressor
 from clara_jax.generate.batched import require_role
-from clara_jax.loading import load
+from clara_jax.loading import load, model_place
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import FLOATS, center_of
-from clara_jax.search.transactions import store_of
-from clara_jax.search.writer import check_place, missing_fields
+from clara_jax.search.writer import missing_fields, open_place
 from clara_jax.sharding import batch_parts, make_mesh
 
 Watched = Callable[[Iterable[Any]], Iterator[Any]]
@@ -66,22 +65,27 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         one = len(others) == 1
         what = "file is not a document" if one else "files are not documents"
         _note(f"{len(others)} {what} and left out: {', '.join(names)}")
+    mode = "add" if arguments.add else "replace" if arguments.replace else "new"
+    before = open_place(path, mode)
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")
+    settings = _settings(arguments, clara, before)
     check()
     corpus = Corpus(arguments.corpus, watched)
     split, shard_size = not arguments.whole, arguments.shard_size
     reader = ShardReader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
-    mode = "add" if arguments.add else "replace" if arguments.replace else "new"
-    before = store_of(path)
-    check_place(path, mode, before)
-    settings = _settings(arguments, clara, before)
-    size = arguments.batch_size or PER_DEVICE * batch_parts(mesh)
-    merge = not arguments.no_merge and arguments.quantize == "none"
-    make = partial(make_compressor, mesh=mesh, batch_size=size, merge=merge)
+    make = partial(
+        make_compressor,
+        clara.network,
+        mesh,
+        merge=not arguments.no_merge and arguments.quantize == "none",
+        pad_id=clara.tokenizer.pad_id,
+        batch_size=arguments.batch_size or PER_DEVICE * batch_parts(mesh),
+        largest=clara.memory.row_length(clara.memory.doc_max_length),
+    )
     compress = None
     if settings.dtype not in FLOATS and before is None:
-        compress = make(clara)
+        compress = make()
         vectors = compress(reader.sample(SAMPLE), lambda _: check())
         center = center_of(vectors, settings.dtype)
         settings = dataclasses.replace(settings, center=center)
@@ -90,32 +94,24 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         "bytes": corpus.size,
         "documents": corpus.documents,
         "digest": corpus.digest,
-        "shard_size": arguments.shard_size,
+        "shard_size": shard_size,
         "whole": arguments.whole,
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
-    if before is not None and mode != "new":
-        _refuse_fields(before, corpus, watched)
-    given = settings, len(reader.sizes), identity, mode, corpus.fields
-    with Job.begin(path, *given) as job:
-        if not job.finished:
-            job.join(arguments.join)
-        if job.finished:
-            _note(f"{path}: is finished already; there is nothing to do")
-        else:
-            if mode == "add":
-                try:
-                    _refuse_known(store_of(path), corpus, watched)
-                except (ClaraError, Interrupted):
-                    job.abandon()
-                    raise
-            compress = compress or make(clara)
-            del clara  # and with it the weights that were merged, and other adapters
-            begin = time.perf_counter()
-            counts = write_shards(job, reader, compress, part, check)
-            seconds = time.perf_counter() - begin
-        store = job.commit()
+    refuse = partial(_refuse, corpus=corpus, watched=watched, ids=mode == "add")
+    given = settings, len(reader.sizes), identity, mode, corpus.fields, refuse
+    job = Job.begin(path, *given)
+    if job.finished:
+        _note(f"{path}: is finished already; there is nothing to do")
+    else:
+        job.join(arguments.join)
+        compress = compress or make()
+        del clara, make  # and so the weights that were merged, and other adapters
+        begin = time.perf_counter()
+        counts = write_shards(job, reader, compress, part, check)
+        seconds = time.perf_counter() - begin
+    store = job.commit()
     _report_counts(counts, seconds)
     if store is None:
         rest = f"{path} is finished by the part that ends last"
@@ -162,10 +158,23 @@ def _settings(
     )
 
 
-def _refuse_known(store: Store | None, corpus: Corpus, watched: Watched) -> None:
-    """Refuse documents that the store has, before any work is done."""
-    known = set() if store is None else store.known_ids()
+def _refuse(store: Store, corpus: Corpus, watched: Watched, ids: bool) -> None:
+    """Refuse documents that do not go into a store; say where the first stands.
+
+    Its columns cannot hold their fields, or, with `ids`, it has documents of their ids.
+    """
+    known = store.known_ids() if ids else set()
+    try:
+        missing_fields(store, corpus.fields)
+        if not known:
+            return
+    except ClaraError:
+        pass
     for i in watched(range(len(corpus))):
+        try:
+            missing_fields(store, fields_of(corpus[i]))
+        except ClaraError as error:
+            raise ClaraError(f"{corpus.place(i)}: {error}") from error
         for document in corpus[i]:
             if document.id in known:
                 raise ClaraError(
@@ -173,19 +182,6 @@ def _refuse_known(store: Store | None, corpus: Corpus, watched: Watched) -> None
                     f"'{document.id}'; replace it with --replace, or give the new "
                     "document another id"
                 )
-
-
-def _refuse_fields(store: Store, corpus: Corpus, watched: Watched) -> None:
-    """Refuse fields that the store's columns cannot hold; say where the first is."""
-    try:
-        missing_fields(store, corpus.fields)
-    except ClaraError:
-        for i in watched(range(len(corpus))):
-            try:
-                missing_fields(store, fields_of(corpus[i]))
-            except ClaraError as error:
-                raise ClaraError(f"{corpus.place(i)}: {error}") from error
-        raise
 
 
 def _report_counts(counts: Counter[str], seconds: float) -> None:

@@ -3,60 +3,18 @@
 While one shard is compressed, a thread reads the next one.
 """
 
-import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from clara_jax.data import ShardReader
 from clara_jax.distributed.sharing import Part
 from clara_jax.files import read_ahead
-from clara_jax.generate import Clara, encode_rows
 from clara_jax.search import Job
-from clara_jax.shapes import Float
-
-
-def make_compressor(
-    clara: Clara, mesh: Mesh, batch_size: int, *, merge: bool
-) -> Callable[..., Float[np.ndarray, "n M D"]]:
-    """Return what makes document vectors on all devices of a mesh, and nothing else.
-
-    Args:
-      clara: the model, laid out over `mesh`.
-      mesh: the rows of a batch are split over it.
-      batch_size: rows read together, on all devices.
-      merge: put the adapter into the weights, which must not be quantized: one product
-        per matrix in place of three.
-
-    Returns:
-      ``(rows, tell) -> vectors``, as of ``generate.encode_rows``.
-    """
-    network, memory = clara.network, clara.memory
-    with jax.set_mesh(mesh):
-        network = network.merge("compressor") if merge else network
-    own = {name: network.adapters[name] for name in ("compressor", "memory")}
-    encode = functools.partial(
-        encode_rows,
-        dataclasses.replace(network, adapters=own),
-        role=None if merge else "compressor",
-        pad_id=clara.tokenizer.pad_id,
-        batch_size=batch_size,
-        largest=memory.row_length(memory.doc_max_length),
-    )
-
-    def compress(
-        rows: Sequence[Sequence[int]], tell: Callable[[int], object]
-    ) -> Float[np.ndarray, "n M D"]:
-        with jax.set_mesh(mesh):
-            return encode(rows, tell=tell)
-
-    return compress
 
 
 def write_shards(

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,48 +21,12 @@ from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.index_report import compare
 from clara_jax.generate import AnswerConfig
-from clara_jax.loading import load
-from clara_jax.places import is_remote
+from clara_jax.loading import find_model, load, model_place
 from clara_jax.search import Job, Store, StoreSettings, check, compact, delete, versions
 from clara_jax.search.hybrid import has_words, index_words
 from clara_jax.search.index_files import Settings
 from clara_jax.search.scann_index import METHODS, build_index
 from clara_jax.shapes import Float
-
-_NEAR = 2  # folders up from a store to one that its model is looked for below
-
-
-def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:
-    """Return how a store names the model, a folder, file or hub name, that made it.
-
-    Where both lie near each other, so that they may be moved together, this is a path
-    relative to the store, such as ``../end_to_end``; else an absolute one; a hub name
-    stays as it is.
-    """
-    if not str(model) or not Path(model).exists():
-        return str(model)
-    place, origin = os.path.realpath(model), os.path.realpath(store)
-    if is_remote(store):
-        return place
-    relative = Path(os.path.relpath(place, origin))
-    shared = Path(os.path.commonpath((place, origin)))
-    near = relative.parts.count(os.pardir) <= _NEAR and shared != shared.parent
-    return relative.as_posix() if near else place
-
-
-def find_model(store: Store) -> tuple[str, str]:
-    """Return the model that made a store, and its base if that is kept elsewhere.
-
-    They are what ``clara_jax.load`` takes as ``path`` and ``base``; see `model_place`.
-    """
-    base = _place(store.place, store.settings.base)
-    return _place(store.place, store.settings.model), base
-
-
-def _place(store: str, name: str) -> str:
-    """Return a path that a store names relative to itself; others as they are."""
-    beside = Path(store, name)
-    return str(beside) if name and beside.exists() else name
 
 
 def delete_documents(arguments: argparse.Namespace) -> None:
@@ -113,17 +76,16 @@ def convert_store(arguments: argparse.Namespace) -> None:
     """Make a store of one of the format before Lance."""
     old = ArrayStore(Path(arguments.convert))
     settings = parse(StoreSettings, old.settings, arguments.convert)
-    places = {
-        name: model_place(_place(arguments.convert, value), arguments.store)
-        for name, value in (("model", settings.model), ("base", settings.base))
-    }
-    settings = dataclasses.replace(settings, **places)
+    found = find_model(arguments.convert, settings)
+    model, base = (model_place(each, arguments.store) for each in found)
+    settings = dataclasses.replace(settings, model=model, base=base)
     given = settings, old.shards, {"converted": old.digest}, "new", old.fields
-    with Job.begin(arguments.store, *given) as job, _bar("convert", "shard") as bar:
+    job = Job.begin(arguments.store, *given)
+    with _bar("convert", "shard") as bar:
         for done, k in enumerate(job.missing(), 1):
             job.write_rows(k, *old.read(k))
             bar(done, old.shards)
-        store = job.commit()
+    store = job.commit()
     assert store is not None
     print(f"{arguments.store}: {len(store):,} pieces, {megabytes(size_of(store))}")
 
@@ -222,7 +184,7 @@ def index_store(arguments: argparse.Namespace) -> None:
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:
     """Encode a file of questions by the model that made the store."""
     questions = [question for question, _ in read_questions(arguments.questions)]
-    model, base = find_model(store)
+    model, base = find_model(store.place, store.settings)
     config = AnswerConfig(batch_size=32, too_long="cut")
     options = commands.model_options(arguments)
     options["base"] = arguments.base or ("" if arguments.model else base)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from clara_jax.clara import Network, Tokens, cosine_scores
 from clara_jax.clara.batches import pad_rows
@@ -243,6 +244,41 @@ def encode_rows(
     while under_way:
         fetch()
     return vectors
+
+
+def make_compressor(
+    network: Network,
+    mesh: Mesh,
+    *,
+    merge: bool,
+    pad_id: int,
+    batch_size: int,
+    largest: int | None = None,
+) -> Callable[..., Float[np.ndarray, "n M D"]]:
+    """Return what makes document vectors on all devices of a mesh, and nothing else.
+
+    Args:
+      network: laid out over `mesh`.
+      mesh: the rows of a batch are split over it.
+      merge: put the adapter into the weights, which must not be quantized: one product
+        per matrix in place of three.
+      pad_id, batch_size, largest: as of `encode_rows`.
+
+    Returns:
+      ``(rows, tell) -> vectors``, as of `encode_rows`.
+    """
+    with jax.set_mesh(mesh):
+        network = network.merge("compressor") if merge else network
+    own = {name: network.adapters[name] for name in ("compressor", "memory")}
+    network, role = dataclasses.replace(network, adapters=own), "compressor"
+    how = {"pad_id": pad_id, "batch_size": batch_size, "largest": largest}
+
+    def compress(rows: Sequence[Sequence[int]], tell: Callable[[int], object]):
+        with jax.set_mesh(mesh):
+            given = {"role": None if merge else role, "tell": tell, **how}
+            return encode_rows(network, rows, **given)
+
+    return compress
 
 
 def candidate_scores(

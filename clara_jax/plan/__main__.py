@@ -17,7 +17,7 @@ from pathlib import Path
 from clara_jax.commands import Parser, run, start
 from clara_jax.errors import ClaraError
 from clara_jax.files import writable_folder
-from clara_jax.plan.topology import cache_home, parse_topology, prepare
+from clara_jax.plan.topology import parse_topology, prepare
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep-accumulate", default="", help="such as 1,2,4")
     add("--sweep-remat", default="", help="such as full,dots")
     add("--out", default="", help="folder for the sweep's table and picture")
-    text = f"folder with libtpu; default: installed, or {cache_home() / 'libtpu'}"
+    text = f"folder with libtpu; default: installed, or {cache_folder() / 'libtpu'}"
     add("--libtpu", default="", help=text)
-    add("--cache", default="", help=f"default: {cache_home() / 'plan'}")
+    add("--cache", default="", help=f"default: {cache_folder() / 'plan'}")
     add("--json", action="store_true", help="print all figures as one JSON object")
     add("--markdown", action="store_true", help="print a table of one line")
     return parser
@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str], given: list[str]) 
     case, notes = cases.make_case(arguments, overrides, topology)
     if arguments.show_sharding:
         return f"# python -m clara_jax.plan {' '.join(given)}\n{programs.show(case)}"
-    folder = Path(arguments.cache or cache_home() / "plan").expanduser()
+    folder = Path(arguments.cache or cache_folder() / "plan").expanduser()
     measured = functools.partial(programs.measure_apart, folder=folder)
     if arguments.sweep:
         settings = cases.sweep_settings(arguments, case)

@@ -171,12 +171,6 @@ def devices(topology: Topology) -> list[Any]:
     return list(found.devices)
 
 
-def cache_home() -> Path:
-    """Return the user's cache folder of this package."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "clara_jax"
-
-
 def find_libtpu(given: str = "") -> Path:
     """Find the library and check that it goes with the installed jax.
 
@@ -187,7 +181,7 @@ def find_libtpu(given: str = "") -> Path:
       ClaraError: it is missing, or of a version that jax was not made for.
     """
     named = given or os.environ.get("TPU_LIBRARY_PATH", "")
-    place = Path(named).expanduser() if named else cache_home() / "libtpu"
+    place = Path(named).expanduser() if named else cache_folder() / "libtpu"
     places = [place, place / "libtpu" / "libtpu.so"]
     missing = f"no libtpu in {named}"
     if not named:
@@ -224,7 +218,7 @@ def wanted_libtpu() -> str:
 
 
 def _install() -> str:
-    folder, package = cache_home() / "libtpu", f"libtpu{wanted_libtpu()}"
+    folder, package = cache_folder() / "libtpu", f"libtpu{wanted_libtpu()}"
     return f"pip install --no-deps --target {folder} '{package}'"
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import (
+    cache_folder,
     checksum,
     digest_of,
     first_line,
@@ -36,7 +37,7 @@ from clara_jax.places import Folder, is_remote
 from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
 from clara_jax.search.store import Store
 
-FORMAT, META, IDS = 2, "meta.json", "ids.npy"
+FORMAT, META, IDS, KEYS = 3, "meta.json", "ids.npy", "keys.npz"
 
 _CHATTER = re.compile(rb"^([IW]\d{4} |WARNING: All log messages before absl)")
 
@@ -186,12 +187,6 @@ class IndexFolder:
                 self.folder.remove(name)
 
 
-def cache_folder() -> Path:
-    """Return the folder for what can be fetched again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "clara_jax"
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a ScaNN index is made.
@@ -232,7 +227,7 @@ def build(where: str, keys: Short, settings: Settings) -> Any:
 
 def save(folder: Path, keys: Keys, ids: Int[np.ndarray, "n"], searcher: Any) -> None:
     """Write the files of a ScaNN index, and see whether ScaNN can read them."""
-    keys.save(folder)
+    keys.save(folder / KEYS)
     np.save(folder / IDS, ids)
     with scann_at_work(folder, "write its files; is the disk full?"):
         searcher.serialize(str(folder), relative_path=True)
@@ -245,7 +240,7 @@ def load(folder: Path) -> tuple[Keys, Int[np.ndarray, "n"], Any]:
     """Read the keys, the id of each place in a ScaNN index, and ScaNN's searcher."""
     with quiet():
         searcher = scann().load_searcher(str(folder))
-    return Keys.load(folder), np.load(folder / IDS), searcher
+    return Keys.load(folder / KEYS), np.load(folder / IDS), searcher
 
 
 def scann() -> Any:

@@ -62,16 +62,15 @@ class Keys:
         """Return keys of questions, to be multiplied with those of documents."""
         return unit(queries) @ self.basis @ self.questions
 
-    def save(self, folder: Path) -> None:
-        """Write an array file for each attribute."""
-        for field in dataclasses.fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name))
+    def save(self, file: Path) -> None:
+        """Write an ``.npz`` file of all attributes."""
+        np.savez(file, **dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Keys":
+    def load(cls, file: Path) -> "Keys":
         """Read what `save` wrote."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(*(np.load(folder / f"{name}.npy") for name in names))
+        with np.load(file) as arrays:
+            return cls(**arrays)
 
 
 def learn_keys(

@@ -7,7 +7,6 @@
 | fields of the user's own | as inferred | the document's metadata |
 | codes, scales | fixed-size binary; float32 [M] | the vectors, see ``codecs`` |
 | norm | float32 | Euclidean norm of the flat vectors |
-| text_hash | uint64 | to find a text by |
 | checksum | uint64 | CRC-32 of the vectors, and below it of the document |
 | key | float16 [Q] | the short key, once there is an index; see ``keys`` |
 
@@ -25,8 +24,9 @@ import pyarrow as pa
 from jaxtyping import Float, Shaped, UInt64
 
 from clara_jax.config import MemoryConfig, parse
-from clara_jax.documents import Document, is_unicode, text_digest
+from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
+from clara_jax.files import first_line
 from clara_jax.search.codecs import FLOATS, code_type, decode_parts, encode, read_center
 
 FORMAT = 2  # of the store; a program reads its own only
@@ -40,13 +40,16 @@ DOCUMENT = {
     **dict.fromkeys(("part", "parts"), pa.int32()),
 }
 VECTORS = ("codes", "scales", "norm")
-RESERVED = (*DOCUMENT, *VECTORS, "text_hash", "checksum", "key")
+RESERVED = (*DOCUMENT, *VECTORS, "checksum", "key")
 
 # Not compressed, so that rows of a local file can be mapped into memory.
 _PLAIN = {
     "lance-encoding:compression": "none",
     "lance-encoding:structural-encoding": "fullzip",
 }
+
+# What Arrow and JSON raise where a document does not fit.
+_UNFIT = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 # Of fields without a value, and of lists that are empty.
 _UNKNOWN = {"": "text", "list ": "list text"}
@@ -93,7 +96,7 @@ def make_schema(settings: StoreSettings, kinds: Mapping[str, str]) -> pa.Schema:
         scales = pa.list_(pa.field("item", pa.float32(), False), count)
         fields.append(pa.field("scales", scales, False, _PLAIN))
     fields.append(pa.field("norm", pa.float32(), False, _PLAIN))
-    fields += [pa.field(n, pa.uint64(), False, _PLAIN) for n in RESERVED[-3:-1]]
+    fields.append(pa.field("checksum", pa.uint64(), False, _PLAIN))
     note = {**dataclasses.asdict(settings), "format": FORMAT}
     return pa.schema(fields, {_META: json.dumps(note, sort_keys=True).encode()})
 
@@ -168,61 +171,53 @@ def to_table(
       ClaraError: a document is not Unicode, its metadata are not JSON or not of the
         columns' types.
     """
-    own, rows = own_columns(schema), []
-    broken = "holds half of a surrogate pair, which is not text"
-    for document in documents:
-        place = document.source or document.id or "a piece"
-        place = place.encode("utf-8", "replace").decode()
-        texts = (document.text, document.id, document.title, document.source)
-        if not is_unicode("".join(texts)):
-            raise ClaraError(f"{place}: {broken}")
-        row = {name: getattr(document, name) for name in DOCUMENT}
-        for name, value in document.metadata.items():
-            if name not in own:
-                raise ClaraError(
-                    f"{place}: has a field '{name}' that the job was not told of; name "
-                    "all fields of the documents when it begins"
-                )
-            column, kind = own[name]
-            try:
-                kept = json.dumps(value, sort_keys=True, ensure_ascii=False)
-            except (TypeError, ValueError) as error:
-                raise ClaraError(
-                    f"{place}: its metadata are not JSON ({error})"
-                ) from error
-            if not is_unicode(kept):
-                raise ClaraError(f"{place}: {broken}")
-            row[column] = kept if kind == "json" and value is not None else value
-        rows.append(row)
-    columns = [*DOCUMENT, *(column for column, _ in own.values())]
     try:
-        table = pa.table(
-            [[row.get(c) for row in rows] for c in columns],
-            schema=pa.schema([schema.field(c) for c in columns]),
-        )
-    except (pa.ArrowException, OverflowError) as error:
-        raise ClaraError(
-            f"{documents[0].source}: metadata do not fit the store's columns ({error})"
-        ) from error
+        table = _to_rows(documents, schema)
+    except _UNFIT:
+        for document in documents:  # which one was it?
+            try:
+                _to_rows([document], schema)
+            except _UNFIT as error:
+                place = document.source or document.id or "a piece"
+                place = place.encode("utf-8", "replace").decode()
+                why = first_line(error)
+                if isinstance(error, UnicodeError):
+                    why = "it holds half of a surrogate pair, which is not text"
+                raise ClaraError(f"{place}: cannot be kept: {why}") from error
+        raise
     for name in schema.names:
         if name in arrays:
             array = _to_arrow(arrays[name], schema.field(name).type)
             table = table.append_column(schema.field(name), array)
-    hashes = np.array([hash_of(document.text) for document in documents], np.uint64)
-    table = table.append_column(schema.field("text_hash"), pa.array(hashes))
     sums = checksums_of_vectors(arrays) << np.uint64(32) | checksums_of(table)
     return table.append_column(schema.field("checksum"), pa.array(sums))
 
 
-def to_documents(table: pa.Table) -> list[Document]:
-    """Return the documents of some rows, read with the columns of `document_columns`.
+def _to_rows(documents: Sequence[Document], schema: pa.Schema) -> pa.Table:
+    own, rows = own_columns(schema), []
+    for document in documents:
+        row = {name: getattr(document, name) for name in DOCUMENT}
+        for name, value in document.metadata.items():
+            if name not in own:
+                raise ValueError(f"the job was not told of its field '{name}'")
+            column, kind = own[name]
+            if kind == "json" and value is not None:
+                value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+            row[column] = value
+        rows.append(row)
+    columns = [*DOCUMENT, *(column for column, _ in own.values())]
+    return pa.Table.from_pylist(rows, pa.schema([schema.field(c) for c in columns]))
+
+
+def to_documents(table: pa.Table, place: str) -> list[Document]:
+    """Return documents of the store at `place`, read with all `document_columns`.
 
     Raises:
       ClaraError: a row's document is not what was written; says which.
     """
-    if "checksum" in table.column_names:
-        sums = table["checksum"].to_numpy() & np.uint64(0xFFFFFFFF)
-        refuse_damaged(np.flatnonzero(sums != checksums_of(table)), table)
+    sums = table["checksum"].to_numpy() & np.uint64(0xFFFFFFFF)
+    if (wrong := sums != checksums_of(table)).any():
+        raise damaged(place, table.filter(pa.array(wrong)))
     own = own_columns(table.schema)
     found = []
     for row in table.to_pylist():
@@ -242,14 +237,13 @@ def document_columns(schema: pa.Schema) -> list[str]:
     return [*DOCUMENT, *own, "checksum"]
 
 
-def refuse_damaged(places: np.ndarray, table: pa.Table) -> None:
-    """Raise if there are damaged rows; say what is known of the first."""
-    if len(places):
-        id, part = table["id"][places[0]].as_py(), table["part"][places[0]].as_py()
-        raise ClaraError(
-            f"part {part} of document {id!r} is damaged (its checksum is wrong); put "
-            "it in again with --replace; --check lists all"
-        )
+def damaged(place: str, table: pa.Table) -> ClaraError:
+    """Return the error for damaged rows of a store; it names the first of the table."""
+    id, part = table["id"][0].as_py(), table["part"][0].as_py()
+    return ClaraError(
+        f"{place}: part {part} of document {id!r} is damaged (its checksum is wrong); "
+        "put it in again with --replace; --check lists all"
+    )
 
 
 def checksums_of(table: pa.Table) -> UInt64[np.ndarray, "n"]:
@@ -282,11 +276,6 @@ def checksums_of_vectors(
             crc = zlib.crc32(part[i], crc)
         found[i] = crc
     return found
-
-
-def hash_of(text: str) -> int:
-    """Return 8 bytes of blake2b of a text, to find it by."""
-    return int.from_bytes(text_digest(text, 8), "little")
 
 
 def encoded(

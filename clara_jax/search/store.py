@@ -9,13 +9,12 @@ compaction: "ids" below, ascending in the order in which rows were added. Fixed-
 columns of local files are mapped into memory; in an object store, rows are fetched.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +33,10 @@ from clara_jax.search.data_files import has_wrong_end, map_columns
 from clara_jax.search.rows import (
     VECTORS,
     checksums_of_vectors,
+    damaged,
     document_columns,
-    hash_of,
     own_columns,
     read_settings,
-    refuse_damaged,
     to_documents,
     to_numpy,
 )
@@ -49,9 +47,13 @@ Ids = Sequence[Any] | Int[np.ndarray, "k"]  # row ids, in any order
 Progress = Callable[[str], None]  # called with a line for each step
 
 JOBS = "_jobs"
-FIXED = (*VECTORS, "text_hash", "checksum")
+FIXED = (*VECTORS, "checksum")
 OPEN_FILES = 4096  # that stay mapped; Linux allows a process about 65,000 maps
 _AT_ONCE = 1 << 16  # rows that one request fetches
+
+
+class NoStore(ClaraError):
+    """There is no store at a place, or none yet."""
 
 
 class Store:
@@ -84,7 +86,7 @@ class Store:
         with lance_at_work(self.place):
             self.dataset, self.schema = dataset, dataset.schema
         self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
-        for name in ("_layout", "_hashes", "_fragments", "_ends"):
+        for name in ("_layout", "_fragments", "_ends"):
             self.__dict__.pop(name, None)
 
     @classmethod
@@ -196,18 +198,21 @@ class Store:
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
+        return self._filtered(condition)
 
+    def _filtered(self, condition: Any) -> Int64[np.ndarray, "n"]:
         def work() -> pa.Table:
             try:
                 return self.dataset.scanner(
                     [], filter=condition, with_row_id=True
                 ).to_table()
             except ValueError as error:
-                text = first_line(error).removeprefix("Invalid user input: ")
-                if re.search("Not found: [^,]*/(data|_deletions)/", text):
+                _, sign, text = first_line(error).partition("Invalid user input: ")
+                if not sign:
                     raise
+                text = re.split(r", /|\. Valid fields", text)[0]
                 raise ClaraError(
-                    f"where {condition!r}: {text.partition(', /')[0]}; the fields are "
+                    f"where {condition!r}: {text}; the fields are "
                     f"{', '.join(self.fields)}"
                 ) from error
 
@@ -240,9 +245,8 @@ class Store:
             sums = found.pop("checksum") >> np.uint64(32)
             wrong = np.flatnonzero(sums != checksums_of_vectors(found))
             if len(wrong):
-                table = self.table(np.asarray(ids)[wrong[:1]], ["id", "part"])
-                with self._named():
-                    refuse_damaged(np.array([0]), table)
+                first = self.table(np.asarray(ids)[wrong[:1]], ["id", "part"])
+                raise damaged(self.place, first)
         return found
 
     def table(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
@@ -254,9 +258,15 @@ class Store:
         numbers = np.asarray(ids, np.int64)
         distinct, places = np.unique(numbers, return_inverse=True)
         self._require(distinct)
+
+        def take(ids: np.ndarray) -> pa.Table:
+            self._require(ids)
+            return self.dataset._take_rows(ids.tolist(), columns=list(columns))
+
+        cuts = range(_AT_ONCE, len(distinct), _AT_ONCE)
         parts = [
-            self._take(distinct[i : i + _AT_ONCE], columns)
-            for i in range(0, max(len(distinct), 1), _AT_ONCE)
+            self._again(functools.partial(take, part))
+            for part in np.split(distinct, cuts)
         ]
         found = pa.concat_tables(parts)
         if found.num_rows != len(distinct):
@@ -269,9 +279,7 @@ class Store:
         Raises:
           ClaraError: there is no such row, or it is damaged.
         """
-        table = self.table(ids, document_columns(self.schema))
-        with self._named():
-            return to_documents(table)
+        return to_documents(self.table(ids, document_columns(self.schema)), self.place)
 
     def strings(self, ids: Ids, column: str) -> list[str]:
         """Read one field of some rows' documents: ``text``, ``id``, ``title``, ..."""
@@ -280,35 +288,19 @@ class Store:
     def find(self, texts: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the lowest id of a row with each text, -1 where there is none.
 
-        The first call reads 8 bytes of every row.
+        All texts are read for it.
         """
-        hashes, ids = self._hashes
-        wanted = {text: hash_of(text) for text in dict.fromkeys(texts)}
-        keys = np.unique(np.array(list(wanted.values()), np.uint64))
-        ends = [np.searchsorted(hashes, keys, side) for side in ("left", "right")]
-        parts = [ids[i:j] for i, j in zip(*ends, strict=True)]
-        likely = np.sort(np.concatenate([ids[:0], *parts]))
-        found: dict[str, int] = {}
-        for row, text in zip(likely, self.strings(likely, "text"), strict=True):
+        rows, found = self.matching("text", texts), {}
+        for row, text in zip(rows, self.strings(rows, "text"), strict=True):
             found.setdefault(text, int(row))
         return np.array([found.get(text, -1) for text in texts], np.int64)
 
-    @functools.cached_property
-    def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
-        ids, hashes = self._whole("text_hash")
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], ids[order]
-
     def contents(self) -> str:
         """Return what tells the rows of this store from those of every other."""
-        ids, sums = self._whole("checksum")
+        ids = self.ids
         digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
-        digest.update(sums.tobytes())
+        digest.update(self._fixed(ids, ["checksum"])["checksum"].tobytes())
         return digest.hexdigest()
-
-    def _whole(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Read a column of fixed size of all rows; return their ids and it."""
-        return self._again(lambda: (self.ids, self._fixed(self.ids, [name])[name]))
 
     def known_ids(self) -> set[str]:
         """Return the ids of all documents."""
@@ -317,18 +309,8 @@ class Store:
 
     def matching(self, column: str, values: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the ids of all rows with one of these values in a column of texts."""
-        wanted = pc.SetLookupOptions(pa.array(sorted(set(values)), pa.string()))
-
-        def work() -> list[pa.Array]:
-            batches = self.dataset.scanner([column], with_row_id=True).to_batches()
-            return [
-                b["_rowid"].filter(pc.call_function("is_in", [b[column]], wanted))
-                for b in batches
-            ]
-
-        found = [ids.to_numpy() for ids in self._again(work)]
-        ids = np.concatenate([np.empty(0, np.uint64), *found]).astype(np.int64)
-        return np.sort(ids)
+        wanted = pa.array(set(values), pa.string())
+        return self._filtered(pc.field(column).isin(wanted))
 
     def places(self, ids: Ids) -> dict[int, Int64[np.ndarray, "_"]]:
         """Return fragments, and the places of some rows in each."""
@@ -339,13 +321,6 @@ class Store:
         wrong = ids[~self.has(ids)]
         if len(wrong):
             raise Gone(f"{self.place}: has no row {wrong[0]}, or has it no longer")
-
-    def _take(self, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        def work() -> pa.Table:
-            self._require(ids)
-            return self.dataset._take_rows(ids.tolist(), columns=list(columns))
-
-        return self._again(work)
 
     def _again(self, work: Callable[[], T]) -> T:
         """Read; where files are gone, read again at the newest version.
@@ -387,11 +362,9 @@ class Store:
         Raises:
           Gone: there is no such row.
         """
+        self._require(ids)
         own, addresses = self._layout
-        places = np.minimum(np.searchsorted(own, ids), max(len(own) - 1, 0))
-        if len(ids) and not (len(own) and (own[places] == ids).all()):
-            self._require(ids)
-        found = addresses[places] if len(ids) else addresses[:0]
+        found = addresses[np.searchsorted(own, ids)]
         low = np.uint64(0xFFFFFFFF)
         return (found >> np.uint64(32)).astype(int), (found & low).astype(int)
 
@@ -420,43 +393,33 @@ class Store:
                 found |= map_columns(path, fragment.physical_rows, self._kinds)
         return found
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except ClaraError as error:
-            raise ClaraError(f"{self.place}: {error}") from error
-
 
 def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.LanceDataset:
     """Open a dataset at a version; None: the newest.
 
     Raises:
-      ClaraError: there is none, it is unfinished or damaged, or has no such version.
+      NoStore: there is none, or it is unfinished.
+      ClaraError: it is damaged, or has no such version.
     """
     command = "`python -m clara_jax.compress`"
+    if not is_remote(place) and Path(place).is_file():
+        raise ClaraError(f"{place}: is a file; a store is a folder")
     try:
         with lance_at_work(str(place)):
             newest = lance.dataset(str(place))
             return newest if at is None else newest.checkout_version(at)
     except Gone as error:
-        folder = Folder(place)
         if at is not None:
             known = [v["version"] for v in open_dataset(place).versions()]
             raise ClaraError(
                 f"{place}: has no version {at}; there are "
                 f"{', '.join(map(str, known[-20:]))}"
             ) from error
-        names = folder.names()
+        names = Folder(place).names()
+        what = f"holds no store of document vectors; make one with {command}"
         if any(name.startswith(f"{JOBS}/") for name in names):
-            raise ClaraError(
-                f"{place}: is not finished; go on with the same {command}"
-            ) from error
-        if "store.json" in names:
-            raise ClaraError(
-                f"{place}: is a store of the format before Lance; take it over with "
-                f"{command[:-1]} --convert {place} --store NEW`"
-            ) from error
-        raise ClaraError(
-            f"{place}: holds no store of document vectors; make one with {command}"
-        ) from error
+            what = f"is not finished; go on with the same {command}"
+        elif "store.json" in names:
+            what = "is a store of the format before Lance; take it over with "
+            what += f"{command[:-1]} --convert {place} --store NEW`"
+        raise NoStore(f"{place}: {what}") from error

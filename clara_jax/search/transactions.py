@@ -1,29 +1,53 @@
 """What changes a store: one transaction, made anew where others came first."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import lance
 import numpy as np
 from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
 
 from clara_jax.errors import ClaraError
 from clara_jax.places import Conflict, Gone, lance_at_work
-from clara_jax.search.store import Store
+from clara_jax.search.store import NoStore, Store
 
 Change = tuple[int, LanceOperation.BaseOperation]
 """What is done, and the version of the store that it was made for, 0 for none."""
 
+JOB = "clara_job"  # property of a transaction: the digest of its job
+
 _TRIES = 20  # commits that others may come before
+_CHANGING = ("Append", "Delete", "Overwrite", "Update", "Restore")
 
 
 def store_of(place: str) -> Store | None:
     """Open a store; None where there is none yet."""
     try:
-        with lance_at_work(place):
-            dataset = lance.dataset(place)
-    except Gone:
+        return Store.open(place)
+    except NoStore:
         return None
-    return Store(place, dataset)
+
+
+def changes(store: Store) -> Iterator[tuple[int, str]]:
+    """Yield each change of a store's documents, the last first: its version and job.
+
+    The job is empty for what is no job's. Of versions that a compaction removed there
+    is one change, with version 0; see `keep_job`.
+    """
+    count = min(store.version, 10_000)
+    with contextlib.suppress(ClaraError), lance_at_work(store.place):
+        for number, made in enumerate(store.dataset.get_transactions(count)):
+            if made is not None:
+                job = (made.transaction_properties or {}).get(JOB, "")
+                if job or type(made.operation).__name__ in _CHANGING:
+                    yield store.version - number, job
+    yield 0, store.dataset.config().get(JOB, "")
+
+
+def keep_job(store: Store) -> None:
+    """Keep the job of the last change beyond the versions that a compaction removes."""
+    _, job = next(changes(store))
+    if job != store.dataset.config().get(JOB, ""):
+        store.dataset.update_config({JOB: job})
 
 
 def change(

@@ -12,8 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
 from clara_jax.files import digest_of, json_bytes
-from clara_jax.places import Folder, is_remote, lance_at_work
+from clara_jax.places import Folder, lance_at_work
 from clara_jax.search.rows import (
     RESERVED,
     StoreSettings,
@@ -38,7 +37,14 @@ from clara_jax.search.rows import (
     to_table,
 )
 from clara_jax.search.store import JOBS, Store, open_dataset
-from clara_jax.search.transactions import Change, change, exchange, store_of
+from clara_jax.search.transactions import (
+    JOB,
+    Change,
+    change,
+    changes,
+    exchange,
+    store_of,
+)
 
 FREE = ("model", "base", "center")
 """Settings in which a job that goes on may differ from what it began with, which is
@@ -49,19 +55,19 @@ SAME = ("fingerprint", "memory", "width", "dtype")
 
 LANCE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 
-_JOB, _PROPERTY = "job.json", "clara_job"
+_JOB = "job.json"
 
 
-class Job(contextlib.AbstractContextManager):
+class Job:
     """One writing of a store: a new one, or more documents for one that is there.
 
     Every process begins the same job, writes the shards of its part that are
     `missing`, and commits; whoever is last makes the store.
 
-        with Job.begin(path, settings, shards, corpus) as job:
-            for k in job.missing(part, parts):
-                job.write(k, *vectors_and_documents(k))
-            store = job.commit()
+        job = Job.begin(path, settings, shards, corpus)
+        for k in job.missing(part, parts):
+            job.write(k, *vectors_and_documents(k))
+        store = job.commit()
 
     Attributes:
       store: the folder or URL.
@@ -91,6 +97,7 @@ class Job(contextlib.AbstractContextManager):
         corpus: Mapping[str, Any],
         mode: Literal["new", "add", "replace"] = "new",
         fields: Mapping[str, str] | None = None,
+        refuse: Callable[[Store], object] = lambda _: None,
     ) -> "Job":
         """Begin a job, or go on with it.
 
@@ -103,14 +110,15 @@ class Job(contextlib.AbstractContextManager):
             that it has; ``replace`` takes out documents with the same ids.
           fields: of the documents' metadata, with their kinds, see
             ``documents.kind_of``; documents without metadata need none.
+          refuse: called with the store that is there when a job on it begins; may raise
+            if the documents do not go with it.
 
         Raises:
           ClaraError: another job is making the store, there is a store already (or none
             to add to), another model made it, or a field of it has another type.
         """
         place = str(store)
-        before = store_of(place)
-        check_place(place, mode, before)
+        before = open_place(place, mode)
         if before is not None:
             settings = dataclasses.replace(settings, center=before.settings.center)
         values = {
@@ -133,6 +141,8 @@ class Job(contextlib.AbstractContextManager):
                 job._notes.remove()
                 return job
             _check_added(place, before, values)
+            if begun is None:
+                refuse(before)
             missing_fields(before, job._kinds)
             job._target, job._schema = before.dataset, before.schema
         else:
@@ -287,20 +297,12 @@ class Job(contextlib.AbstractContextManager):
                     )
                 return self._change(before, written) if len(written) == count else None
 
-            change(self.store, make, {_PROPERTY: self.digest})
+            change(self.store, make, {JOB: self.digest})
             done = store_of(self.store)
             if done is None or not self._is_committed(done):
                 return None
             self._notes.remove()
         return Store.open(self.store)
-
-    def abandon(self) -> None:
-        """Give a job up of which nothing has been written yet."""
-        if self._notes.names() == [_JOB]:
-            self._notes.remove()
-
-    def __exit__(self, *_: Any) -> None:
-        pass
 
     def _change(
         self, before: Store | None, notes: Sequence[Mapping[str, Any]]
@@ -340,18 +342,12 @@ class Job(contextlib.AbstractContextManager):
 
         With `last`, only if no documents were changed after it.
         """
-        kept = min(store.version, 10_000)
-        with contextlib.suppress(ClaraError), lance_at_work(self.store):
-            for number, made in enumerate(store.dataset.get_transactions(kept)):
-                if store.version - number <= self._version and not last:
-                    return False
-                if made is None:
-                    continue
-                if (made.transaction_properties or {}).get(_PROPERTY) == self.digest:
-                    return True
-                changing = ("Append", "Delete", "Overwrite", "Update", "Restore")
-                if last and type(made.operation).__name__ in changing:
-                    return False
+        for version, job in changes(store):
+            before = 0 < version <= self._version
+            if job == self.digest and (last or not before):
+                return True
+            if last or before:
+                return False
         return False
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -371,12 +367,10 @@ class Job(contextlib.AbstractContextManager):
             ) from error
 
 
-def check_place(place: str, mode: str, before: Store | None) -> None:
-    """Refuse a place where this mode cannot write."""
-    if not is_remote(place) and Path(place).exists() and not Path(place).is_dir():
-        raise ClaraError(f"{place}: is a file; give a folder with --store")
-    if before is not None:
-        return
+def open_place(place: str, mode: str) -> Store | None:
+    """Open the store that is there, if any; refuse where this mode cannot write."""
+    if (before := store_of(place)) is not None:
+        return before
     names = Folder(place).names()
     if mode != "new" and not any(name.startswith(f"{JOBS}/") for name in names):
         raise ClaraError(
@@ -390,6 +384,7 @@ def check_place(place: str, mode: str, before: Store | None) -> None:
             f"{place}: holds other files and no store; give an empty folder with "
             "--store"
         )
+    return None
 
 
 def _refuse_other(place: str, values: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from clara_jax.train.parts import Parts
 CHUNK = 512
 """Documents that are written together; on CPUs 64 at most."""
 
-_AT_ONCE = 4096
+_AT_ONCE = 1 << 16
 """Documents that are looked up in a store together."""
 
 

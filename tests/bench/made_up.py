@@ -30,17 +30,15 @@ def write(
     width = settings.memory.num_memory * settings.width
     starts = range(0, count, max(1, SHARD // (4 * width)))
     corpus, fields = {"made up": count}, {"number": "int"} if numbered else {}
-    with Job.begin(path, settings, len(starts), corpus, fields=fields) as job:
-        for number, start in enumerate(starts):
-            stop = min(start + starts.step, count)
-            pieces = [
-                Document(
-                    f"made-up document {i}", str(i), metadata=dict.fromkeys(fields, i)
-                )
-                for i in range(start, stop)
-            ]
-            job.write(number, vectors(start, stop), pieces)
-        store = job.commit()
+    job = Job.begin(path, settings, len(starts), corpus, fields=fields)
+    for number, start in enumerate(starts):
+        stop = min(start + starts.step, count)
+        pieces = [
+            Document(f"made-up document {i}", str(i), metadata=dict.fromkeys(fields, i))
+            for i in range(start, stop)
+        ]
+        job.write(number, vectors(start, stop), pieces)
+    store = job.commit()
     assert store is not None
     return store
 

@@ -30,9 +30,9 @@ def texts(place):
 
 
 def add(place, pieces, name="more", mode="add"):
-    with Job.begin(place, toy_settings(), 1, {"name": name}, mode) as job:
-        job.write(0, toy_vectors(len(pieces)), pieces)
-        return job.commit()
+    job = Job.begin(place, toy_settings(), 1, {"name": name}, mode)
+    job.write(0, toy_vectors(len(pieces)), pieces)
+    return job.commit()
 
 
 def test_places_that_cannot_be_written(tmp_path):
@@ -81,8 +81,8 @@ def test_another_job_is_under_way(tmp_path, changes, said):
 def test_the_first_name_of_the_model_is_kept(tmp_path):
     with Job.begin(tmp_path / "s", toy_settings(), 0, {}):
         pass
-    with Job.begin(tmp_path / "s", toy_settings(model="/elsewhere"), 0, {}) as job:
-        store = job.commit()
+    job = Job.begin(tmp_path / "s", toy_settings(model="/elsewhere"), 0, {})
+    store = job.commit()
     assert store.settings.model == "../model"
 
 
@@ -90,9 +90,9 @@ def test_a_finished_job_is_not_done_again(tmp_path):
     path = tmp_path / "s"
     write_new(path)
     before = tree(path)
-    with Job.begin(path, toy_settings(), 3, {"name": "d"}) as job:
-        assert (job.finished, job.missing()) == (True, [])
-        assert len(job.commit()) == 9
+    job = Job.begin(path, toy_settings(), 3, {"name": "d"})
+    assert (job.finished, job.missing()) == (True, [])
+    assert len(job.commit()) == 9
     with pytest.raises(ClaraError, match="holds a finished store of other documents"):
         write_new(path, shards=4)
     assert tree(path) == before

@@ -131,9 +131,9 @@ def test_compact_joins_what_was_added_bit_by_bit(tmp_path):
     path = tmp_path / "s"
     make_toy(path, 1)
     for i in range(10):
-        with Job.begin(path, toy_settings(), 1, {"i": i}, "add") as job:
-            job.write(0, toy_vectors(1, seed=i), [Document(f"t{i}", f"i{i}")])
-            job.commit()
+        job = Job.begin(path, toy_settings(), 1, {"i": i}, "add")
+        job.write(0, toy_vectors(1, seed=i), [Document(f"t{i}", f"i{i}")])
+        job.commit()
     before = contents(path)
     assert len(list((path / "data").iterdir())) == 11
     compact(path)
@@ -202,8 +202,8 @@ def test_a_copy_is_whole(tmp_path):
 def test_a_job_that_is_not_finished(tmp_path):
     path = tmp_path / "s"
     make_toy(path)
-    with Job.begin(path, toy_settings(), 2, {}, "add") as job:
-        job.write(0, toy_vectors(1), [Document("a")])
+    job = Job.begin(path, toy_settings(), 2, {}, "add")
+    job.write(0, toy_vectors(1), [Document("a")])
     (found,) = check(path)
     assert f"{path}/_jobs/" in found
     assert "/job.json: documents are still being put in; finish that with" in found
@@ -323,9 +323,9 @@ def test_every_bit_of_the_vectors(tmp_path):
     (finding,) = check(path)
     assert finding.startswith(f"{path}/data/{file.name}: part 1 of document 'd1' is")
     # As it says, that document can be put in again.
-    with Job.begin(path, toy_settings(), 1, {}, "replace") as job:
-        job.write(0, toy_vectors(1, seed=9), [Document("new", "d1")])
-        job.commit()
+    job = Job.begin(path, toy_settings(), 1, {}, "replace")
+    job.write(0, toy_vectors(1, seed=9), [Document("new", "d1")])
+    job.commit()
     assert check(path) == []
     assert [row[1].text for row in contents(path)] == ["text 0", "text 2", "new"]
 
@@ -361,11 +361,11 @@ def test_a_missing_file_of_deleted_rows(tmp_path):
 def test_an_addition_and_edits_beside_each_other(tmp_path):
     path = make_toy(tmp_path / "s").place
     fields = {"number": "int"}
-    with Job.begin(path, toy_settings(), 1, {}, "add", fields) as job:
-        job.write(0, toy_vectors(2, seed=3), toy_pieces(2, name="n"))
-        delete(path, ["d1"])
-        compact(path)
-        delete(path, ["d2"])
-        job.commit()
+    job = Job.begin(path, toy_settings(), 1, {}, "add", fields)
+    job.write(0, toy_vectors(2, seed=3), toy_pieces(2, name="n"))
+    delete(path, ["d1"])
+    compact(path)
+    delete(path, ["d2"])
+    job.commit()
     assert ids_of(path) == ["d0", "d3", "d4", "d5", "d6", "n0", "n1"]
     assert check(path) == []

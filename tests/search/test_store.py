@@ -143,9 +143,9 @@ def test_empty_store(tmp_path):
     assert empty.pieces([]) == []
     assert empty.find(["a"]).tolist() == [-1]
     assert empty.where("title = 'a'").tolist() == []
-    with Job.begin(empty.place, toy_settings("int4"), 1, {}, "add") as job:
-        job.write(0, toy_vectors(2), [Document("a"), Document("b")])
-        assert [p.text for p in job.commit().pieces([0, 1])] == ["a", "b"]
+    job = Job.begin(empty.place, toy_settings("int4"), 1, {}, "add")
+    job.write(0, toy_vectors(2), [Document("a"), Document("b")])
+    assert [p.text for p in job.commit().pieces([0, 1])] == ["a", "b"]
 
 
 def test_threads_read_together(tmp_path, monkeypatch):

@@ -44,9 +44,9 @@ METADATA = [
 
 def add(place, documents, mode="add", name="more"):
     given = place, toy_settings(), 1, {"name": name}, mode, fields_of(documents)
-    with Job.begin(*given) as job:
-        job.write(0, toy_vectors(len(documents)), documents)
-        return job.commit()
+    job = Job.begin(*given)
+    job.write(0, toy_vectors(len(documents)), documents)
+    return job.commit()
 
 
 def metadata_of(place):
@@ -83,13 +83,13 @@ def test_memory_layout_does_not_matter(tmp_path):
 
 
 def test_vectors_and_documents_of_one_number(tmp_path):
-    with Job.begin(tmp_path / "s", toy_settings(), 1, {}) as job:
-        with pytest.raises(ClaraError, match=r"was given \(3, 2, 6\) for 2 pieces"):
-            job.write(0, toy_vectors(3), toy_pieces(2))
-        with pytest.raises(ClaraError, match=r"2 vectors of width 6.*\(1, 2, 5\)"):
-            job.write(0, toy_vectors(1, width=5), toy_pieces(1))
-        with pytest.raises(ClaraError, match=r"was given \(1, 3, 6\)"):
-            job.write(0, toy_vectors(1, count=3), toy_pieces(1))
+    job = Job.begin(tmp_path / "s", toy_settings(), 1, {})
+    with pytest.raises(ClaraError, match=r"was given \(3, 2, 6\) for 2 pieces"):
+        job.write(0, toy_vectors(3), toy_pieces(2))
+    with pytest.raises(ClaraError, match=r"2 vectors of width 6.*\(1, 2, 5\)"):
+        job.write(0, toy_vectors(1, width=5), toy_pieces(1))
+    with pytest.raises(ClaraError, match=r"was given \(1, 3, 6\)"):
+        job.write(0, toy_vectors(1, count=3), toy_pieces(1))
 
 
 def test_numbers_that_are_not_finite(tmp_path):
@@ -102,11 +102,11 @@ def test_numbers_that_are_not_finite(tmp_path):
 def test_shards_of_any_size_and_none(tmp_path):
     sizes = [2, 0, 5]
     fields = {"number": "int"}
-    with Job.begin(tmp_path / "s", toy_settings("int4"), 3, {}, fields=fields) as job:
-        for k in job.missing():
-            pieces = toy_pieces(sizes[k], name=f"n{k}-")
-            job.write(k, toy_vectors(sizes[k]), pieces)
-        store = job.commit()
+    job = Job.begin(tmp_path / "s", toy_settings("int4"), 3, {}, fields=fields)
+    for k in job.missing():
+        pieces = toy_pieces(sizes[k], name=f"n{k}-")
+        job.write(k, toy_vectors(sizes[k]), pieces)
+    store = job.commit()
     assert len(store) == 7
     assert [piece.id for piece in store.pieces([6, 1, 2])] == ["n2-4", "n0-1", "n2-0"]
     assert check(store.place) == []
@@ -220,19 +220,19 @@ def test_values_that_a_wider_column_takes(tmp_path):
 
 def test_metadata_that_are_not_as_told(tmp_path):
     fields = {"a": "int", "j": "json"}
-    with Job.begin(tmp_path / "s", toy_settings(), 1, {}, fields=fields) as job:
-        for metadata, said in (
-            ({"b": 1}, "bad.jsonl:7: has a field 'b' that the job was not told of"),
-            ({"a": "x"}, "bad.jsonl:7: metadata do not fit the store's columns"),
-            ({"a": 2**64}, "metadata do not fit the store's columns"),
-            ({"j": {1, 2}}, "bad.jsonl:7: its metadata are not JSON"),
-            ({"j": "half \ud800"}, "bad.jsonl:7: "),
-        ):
-            piece = Document("text", "x", source="bad.jsonl:7", metadata=metadata)
-            with pytest.raises(ClaraError, match=said) as error:
-                job.write(0, toy_vectors(1), [piece])
-            assert "\n" not in str(error.value)
-        assert job.missing() == [0]
+    job = Job.begin(tmp_path / "s", toy_settings(), 1, {}, fields=fields)
+    for metadata, said in (
+        ({"b": 1}, "bad.jsonl:7: has a field 'b' that the job was not told of"),
+        ({"a": "x"}, "bad.jsonl:7: metadata do not fit the store's columns"),
+        ({"a": 2**64}, "metadata do not fit the store's columns"),
+        ({"j": {1, 2}}, "bad.jsonl:7: its metadata are not JSON"),
+        ({"j": "half \ud800"}, "bad.jsonl:7: "),
+    ):
+        piece = Document("text", "x", source="bad.jsonl:7", metadata=metadata)
+        with pytest.raises(ClaraError, match=said) as error:
+            job.write(0, toy_vectors(1), [piece])
+        assert "\n" not in str(error.value)
+    assert job.missing() == [0]
 
 
 def test_metadata_with_half_a_surrogate_pair(tmp_path):
