@@ -8,22 +8,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from lance.commit import CommitConflictError
 from lance.file import LanceFileSession
 
-from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, replace_file, write_error, writing
-
-
-class Gone(ClaraError):
-    """Rows that were deleted since, or files that a compaction removed."""
-
-
-class Conflict(ClaraError):
-    """Another process has changed a store meanwhile."""
+from clara_jax.files import replace_file, writing
+from clara_jax.native import lance_at_work
 
 
 def is_remote(place: str | os.PathLike) -> bool:
@@ -120,35 +110,3 @@ class Folder:
         with lance_at_work(self.place):
             for each in [name] if name else self.names():
                 self._session.delete_file(each)
-
-
-@contextlib.contextmanager
-def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
-    """Turn what goes wrong in Lance into one line.
-
-    Raises:
-      Gone: something is not there.
-      Conflict: another process was quicker.
-      ClaraError: the disk is full, a file is damaged, or a service does not answer.
-    """
-    try:
-        yield
-    except (ClaraError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # panics of Rust are no Exception
-        text = first_line(error).removeprefix("LanceError(IO): ").partition(", /")[0]
-        known = isinstance(error, Exception) or "Panic" in type(error).__name__
-        if not known:
-            raise
-        if isinstance(error, CommitConflictError):
-            what = "another process has changed the store meanwhile; try again"
-            raise Conflict(f"{place}: {what}") from error
-        gone = ("not found", "no such file", "not a directory")
-        if any(sign in text.lower() for sign in gone):
-            raise Gone(f"{place}: is not whole, or not there ({text})") from error
-        if isinstance(error, OSError) and "no space left" in str(error).lower():
-            raise write_error(place, error) from error
-        remedy = "look at it with --check"
-        if is_remote(place):
-            remedy = "look at the address, and at the credentials in the environment"
-        raise ClaraError(f"{place}: cannot be {doing} ({text}); {remedy}") from error

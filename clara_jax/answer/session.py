@@ -19,7 +19,7 @@ from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.generate import Clara, Spoken
 from clara_jax.generate.batched import AnyArray, refuse_long
-from clara_jax.places import Gone
+from clara_jax.native import Gone
 from clara_jax.search.exact import Searcher, meeting
 from clara_jax.shapes import Float
 

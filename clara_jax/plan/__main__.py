@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clara_jax.commands import Parser, run, start
 from clara_jax.errors import ClaraError
-from clara_jax.files import writable_folder
+from clara_jax.files import cache_folder, writable_folder
 from clara_jax.plan.topology import parse_topology, prepare
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line
+from clara_jax.files import cache_folder, first_line
 
 GIB = 2**30
 

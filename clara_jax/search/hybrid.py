@@ -13,7 +13,7 @@ from jaxtyping import Int
 from lance.query import MultiMatchQuery
 
 from clara_jax.errors import ClaraError
-from clara_jax.places import lance_at_work
+from clara_jax.native import lance_at_work
 from clara_jax.search.exact import (
     Flat,
     Found,

@@ -13,8 +13,6 @@ import dataclasses
 import importlib
 import json
 import os
-import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,18 +26,16 @@ from clara_jax.files import (
     cache_folder,
     checksum,
     digest_of,
-    first_line,
     json_bytes,
     lock_file,
     writing,
 )
+from clara_jax.native import quiet, scann_at_work
 from clara_jax.places import Folder, is_remote
 from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
 from clara_jax.search.store import Store
 
 FORMAT, META, IDS, KEYS = 3, "meta.json", "ids.npy", "keys.npz"
-
-_CHATTER = re.compile(rb"^([IW]\d{4} |WARNING: All log messages before absl)")
 
 
 def has_index(store: Store) -> bool:
@@ -252,37 +248,3 @@ def scann() -> Any:
             "this needs the package scann (wheels: Linux x86-64): pip install scann, "
             "or search exactly"
         ) from error
-
-
-@contextlib.contextmanager
-def scann_at_work(where: str | Path, doing: str) -> Iterator[None]:
-    """Let ScaNN do something, and say so where it does not manage."""
-    try:
-        with quiet():
-            yield
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise ClaraError(f"{where}: ScaNN could not {doing} ({reason})") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep ScaNN's log off the standard error; all other lines are shown afterwards."""
-    sys.stderr.flush()
-    try:
-        shown = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(shown, 2)
-            os.close(shown)
-            caught.seek(0)
-            for line in caught:
-                if not _CHATTER.match(line):
-                    os.write(2, line)

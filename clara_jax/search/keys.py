@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from clara_jax.places import lance_at_work
+from clara_jax.native import lance_at_work
 from clara_jax.search.exact import Flat, unit
 from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Progress, Store

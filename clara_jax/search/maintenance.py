@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from clara_jax.errors import ClaraError
-from clara_jax.places import Folder, is_remote, lance_at_work
+from clara_jax.native import lance_at_work, quiet
+from clara_jax.places import Folder, is_remote
 from clara_jax.search.data_files import has_wrong_end
 from clara_jax.search.rows import (
     checksums_of,
@@ -38,7 +39,7 @@ def delete(place: str | os.PathLike, ids: Sequence[str]) -> int:
     def make() -> Change | None:
         nonlocal count
         store = Store.open(place)
-        rows = store.matching("id", ids)
+        rows = store.matching(ids)
         known = set(store.strings(rows, "id"))
         unknown = [f"'{id}'" for id in dict.fromkeys(ids) if not id or id not in known]
         if unknown:
@@ -106,7 +107,8 @@ def check(
     total = sum(fragment.physical_rows for fragment in fragments)
     for fragment in fragments:
         wrong = list(_wrong_sizes(store, fragment))
-        findings += wrong or _check_rows(store, fragment)
+        with quiet():
+            findings += wrong or _check_rows(store, fragment)
         done += fragment.physical_rows
         progress(done, total)
     for name in Folder(place).names():

@@ -180,10 +180,10 @@ def to_table(
             except _UNFIT as error:
                 place = document.source or document.id or "a piece"
                 place = place.encode("utf-8", "replace").decode()
-                why = first_line(error)
+                why = f"cannot be kept ({first_line(error)})"
                 if isinstance(error, UnicodeError):
-                    why = "it holds half of a surrogate pair, which is not text"
-                raise ClaraError(f"{place}: cannot be kept: {why}") from error
+                    why = "holds half of a surrogate pair, which is not text"
+                raise ClaraError(f"{place}: {why}") from error
         raise
     for name in schema.names:
         if name in arrays:

@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
-from clara_jax.places import Folder, Gone, is_remote, lance_at_work
+from clara_jax.native import Gone, lance_at_work
+from clara_jax.places import Folder, is_remote
 from clara_jax.search.codecs import code_type, decode, read_center
 from clara_jax.search.data_files import has_wrong_end, map_columns
 from clara_jax.search.rows import (
@@ -198,13 +199,17 @@ class Store:
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
-        return self._filtered(condition)
+        return np.sort(self._scan(condition)[0])
 
-    def _filtered(self, condition: Any) -> Int64[np.ndarray, "n"]:
+    def _scan(
+        self, condition: Any, columns: Sequence[str] = ()
+    ) -> tuple[np.ndarray, pa.Table]:
+        """Return ids and columns of the rows for which a condition holds."""
+
         def work() -> pa.Table:
             try:
                 return self.dataset.scanner(
-                    [], filter=condition, with_row_id=True
+                    list(columns), filter=condition, with_row_id=True
                 ).to_table()
             except ValueError as error:
                 _, sign, text = first_line(error).partition("Invalid user input: ")
@@ -216,7 +221,8 @@ class Store:
                     f"{', '.join(self.fields)}"
                 ) from error
 
-        return np.sort(to_numpy(self._again(work)["_rowid"]).astype(np.int64))
+        found = self._again(work)
+        return to_numpy(found["_rowid"]).astype(np.int64), found
 
     def vectors(self, ids: Ids) -> Float[np.ndarray, "k M D"]:
         """Read and decode the vectors of some rows, in the order asked for.
@@ -290,16 +296,20 @@ class Store:
 
         All texts are read for it.
         """
-        rows, found = self.matching("text", texts), {}
-        for row, text in zip(rows, self.strings(rows, "text"), strict=True):
-            found.setdefault(text, int(row))
+        wanted = pa.array(set(texts), pa.string())
+        ids, rows = self._scan(pc.field("text").isin(wanted), ["text"])
+        found: dict[str, int] = {}
+        for id, text in zip(ids.tolist(), rows["text"].to_pylist(), strict=True):
+            found[text] = min(id, found.get(text, id))
         return np.array([found.get(text, -1) for text in texts], np.int64)
 
     def contents(self) -> str:
         """Return what tells the rows of this store from those of every other."""
-        ids = self.ids
+        ids, found = self._again(
+            lambda: (self.ids, self._fixed(self.ids, ["checksum"]))
+        )
         digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
-        digest.update(self._fixed(ids, ["checksum"])["checksum"].tobytes())
+        digest.update(found["checksum"].tobytes())
         return digest.hexdigest()
 
     def known_ids(self) -> set[str]:
@@ -307,10 +317,10 @@ class Store:
         found = self._again(lambda: self.dataset.to_table(columns=["id"])["id"])
         return set(found.unique().to_pylist())
 
-    def matching(self, column: str, values: Sequence[str]) -> Int64[np.ndarray, "n"]:
-        """Return the ids of all rows with one of these values in a column of texts."""
-        wanted = pa.array(set(values), pa.string())
-        return self._filtered(pc.field(column).isin(wanted))
+    def matching(self, ids: Sequence[str]) -> Int64[np.ndarray, "n"]:
+        """Return the ids of all rows of documents with these ids, ascending."""
+        wanted = pa.array(set(ids), pa.string())
+        return np.sort(self._scan(pc.field("id").isin(wanted))[0])
 
     def places(self, ids: Ids) -> dict[int, Int64[np.ndarray, "_"]]:
         """Return fragments, and the places of some rows in each."""
@@ -403,7 +413,7 @@ def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.Lance
     """
     command = "`python -m clara_jax.compress`"
     if not is_remote(place) and Path(place).is_file():
-        raise ClaraError(f"{place}: is a file; a store is a folder")
+        raise ClaraError(f"{place}: is a file; give a folder")
     try:
         with lance_at_work(str(place)):
             newest = lance.dataset(str(place))

@@ -7,7 +7,7 @@ import numpy as np
 from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
 
 from clara_jax.errors import ClaraError
-from clara_jax.places import Conflict, Gone, lance_at_work
+from clara_jax.native import Conflict, Gone, lance_at_work
 from clara_jax.search.store import NoStore, Store
 
 Change = tuple[int, LanceOperation.BaseOperation]

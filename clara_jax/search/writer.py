@@ -26,7 +26,8 @@ from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
 from clara_jax.files import digest_of, json_bytes
-from clara_jax.places import Folder, lance_at_work
+from clara_jax.native import lance_at_work
+from clara_jax.places import Folder
 from clara_jax.search.rows import (
     RESERVED,
     StoreSettings,
@@ -327,7 +328,7 @@ class Job:
         ]
         if before is None:
             return 0, LanceOperation.Overwrite(self._schema, new)
-        old = before.matching("id", list(ids))
+        old = before.matching(list(ids))
         if self._mode == "add" and len(old):
             (piece,) = before.pieces(old[:1])
             raise ClaraError(

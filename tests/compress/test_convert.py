@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toy_store import toy_pieces, toy_settings, toy_vectors
 
-from clara_jax.compress.stores import find_model
 from clara_jax.documents import Document
+from clara_jax.loading import find_model
 from clara_jax.search import Job, Store, check
 from clara_jax.search.codecs import center_of
 from clara_jax.search.rows import encoded
@@ -76,7 +76,7 @@ def test_the_model_is_found_from_wherever_the_new_store_lies(tmp_path, capsys):
     (tmp_path / "model").mkdir()
     for new in (tmp_path / "new", tmp_path / "much" / "deeper" / "down" / "new"):
         assert run(capsys, "--store", new, "--convert", tmp_path / "old")[0] == 0
-        model, base = find_model(Store.open(new))
+        model, base = find_model(str(new), Store.open(new).settings)
         assert os.path.samefile(model, tmp_path / "model") and base == ""
 
 

@@ -7,7 +7,7 @@ import shutil
 from toy_folder import QUESTION
 
 from clara_jax.compress.__main__ import main
-from clara_jax.compress.stores import find_model, model_place
+from clara_jax.loading import find_model, model_place
 from clara_jax.search import Store
 
 
@@ -87,8 +87,9 @@ def test_a_store_names_its_model_by_the_way_there_if_that_is_short(tmp_path):
 
 
 def test_a_store_finds_its_model_again(whole, model, tmp_path, monkeypatch):
-    place, base = find_model(Store.open(whole))
-    assert Store.open(whole).settings.model.startswith("..")
-    assert (whole / Store.open(whole).settings.model).resolve() == model.resolve()
+    settings = Store.open(whole).settings
+    place, base = find_model(str(whole), settings)
+    assert settings.model.startswith("..")
+    assert (whole / settings.model).resolve() == model.resolve()
     monkeypatch.chdir(tmp_path)  # wherever one is
     assert os.path.samefile(place, model) and base == ""

@@ -66,21 +66,19 @@ def test_another_job_is_under_way(tmp_path, changes, said):
     path = tmp_path / "s"
     job = {"settings": toy_settings(), "shards": 3, "corpus": {"files": ["a", "b"]}}
     job["fields"] = {"number": "int"}
-    with Job.begin(path, **job) as begun:
-        begun.write(0, toy_vectors(1), toy_pieces(1))
+    begun = Job.begin(path, **job)
+    begun.write(0, toy_vectors(1), toy_pieces(1))
     before = tree(path)
     with pytest.raises(ClaraError, match=f"s: another job.*{said}.*remove the folder"):
         Job.begin(path, **{**job, **changes})
     assert tree(path) == before
     # The same goes on, also where the model is called otherwise.
     job["settings"] = toy_settings(model="/elsewhere/model")
-    with Job.begin(path, **job) as begun:
-        assert begun.missing() == [1, 2]
+    assert Job.begin(path, **job).missing() == [1, 2]
 
 
 def test_the_first_name_of_the_model_is_kept(tmp_path):
-    with Job.begin(tmp_path / "s", toy_settings(), 0, {}):
-        pass
+    Job.begin(tmp_path / "s", toy_settings(), 0, {})
     job = Job.begin(tmp_path / "s", toy_settings(model="/elsewhere"), 0, {})
     store = job.commit()
     assert store.settings.model == "../model"
@@ -155,7 +153,7 @@ def test_replace(tmp_path):
     assert contents(path)[:2] == before[6:]
     assert texts(path)[2:] == [f"other {i} of d" for i in range(6)]
     assert store.find(["text 2 of d", "other 2 of d"]).tolist() == [-1, 10]
-    assert store.matching("id", ["d2"]).tolist() == [10]
+    assert store.matching(["d2"]).tolist() == [10]
     # And again, with a document that is new.
     add(path, [Document("third", "d2"), Document("new", "n")], mode="replace")
     assert Store.open(path).ids.tolist() == [6, 7, 8, 9, 11, 12, 13, 14, 15]
@@ -379,11 +377,20 @@ def test_every_byte_of_a_note(tmp_path):
             assert found == {**json.loads(data), "checksum": found["checksum"]}
 
 
-def test_a_job_is_given_up_only_if_nothing_was_written(tmp_path):
-    job = Job.begin(tmp_path / "s", toy_settings(), 2, {"name": "d"})
-    job.write(1, toy_vectors(1), [Document("a")])
-    job.abandon()
-    assert job.missing() == [0]
-    other = Job.begin(tmp_path / "t", toy_settings(), 2, {"name": "d"})
-    other.abandon()
-    assert not [name for name in tree(tmp_path / "t") if name.endswith(".json")]
+def test_documents_that_are_refused_begin_no_job(tmp_path):
+    def refuse(store):
+        raise ClaraError(f"not into {store.place}")
+
+    path = tmp_path / "s"
+    given = toy_settings(), 1, {"name": "d"}
+    job = Job.begin(path, *given, refuse=refuse)  # of a new store nothing is asked
+    job.write(0, toy_vectors(1), [Document("a")])
+    job.commit()
+    before = tree(path)
+    with pytest.raises(ClaraError, match="not into"):
+        Job.begin(path, *given, "add", refuse=refuse)
+    assert tree(path) == before
+    job = Job.begin(path, *given, "add")
+    assert not Job.begin(path, *given, "add", refuse=refuse).finished  # it goes on
+    job.write(0, toy_vectors(1), [Document("b")])
+    assert len(job.commit()) == 2

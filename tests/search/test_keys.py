@@ -135,8 +135,8 @@ def test_few_documents_have_few_directions(tmp_path, count):
 
 def test_keys_are_kept(tmp_path):
     keys = learn_keys(make_toy(tmp_path / "s", 9), dims=3)
-    keys.save(tmp_path)
-    again = Keys.load(tmp_path)
+    keys.save(tmp_path / "keys.npz")
+    again = Keys.load(tmp_path / "keys.npz")
     for name in ("mean", "basis", "documents", "questions"):
         np.testing.assert_array_equal(getattr(keys, name), getattr(again, name))
 
