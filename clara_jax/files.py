@@ -61,9 +61,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; missing folders are made.
+    """Write a file whole or not at all, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
-    Several processes may write the same one.
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write, which takes the place of another once it is on the disk.
+
+    Missing folders are made. Several processes may write the same file.
 
     Raises:
       ClaraError: the disk is full, or the folder cannot be written.
@@ -72,18 +79,17 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(temporary, data)
+            yield temporary
+            sync(temporary)
             temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -8,11 +8,12 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from lance.file import LanceFileSession
 
-from clara_jax.files import replace_file, writing
+from clara_jax.files import replacing, writing
 from clara_jax.native import lance_at_work
 
 
@@ -34,64 +35,59 @@ class Folder:
     def __str__(self) -> str:
         return self.place
 
-    def child(self, name: str) -> "Folder":
-        """Return a folder below this one."""
-        return Folder(f"{self.place}/{name}")
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name."""
+        if self._path is not None:
+            return (self._path / name).is_file()
+        with lance_at_work(f"{self.place}/{name}"):
+            return self._session.contains(name)
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None: there is none."""
-        if self._path is not None:
-            try:
-                return (self._path / name).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        with (
-            lance_at_work(f"{self.place}/{name}"),
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            if not self._session.contains(name):
-                return None
-            self._session.download_file(name, f"{folder}/file")
-            return Path(folder, "file").read_bytes()
+        if not self.has(name):
+            return None
+        with self.fetch(name) as file, contextlib.suppress(FileNotFoundError):
+            return file.read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all.
+        """Write a file whole or not at all, see `put`."""
+        with self.put(name) as file:
+            file.write_bytes(data)
+
+    @contextlib.contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """Give a file to read: the one of this name, or a copy on this machine."""
+        if self._path is not None:
+            yield self._path / name
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "file")
+            with lance_at_work(f"{self.place}/{name}"), writing(file):
+                self._session.download_file(name, str(file))
+            yield file
+
+    @contextlib.contextmanager
+    def put(self, name: str) -> Iterator[Path]:
+        """Give a file to write, which then takes the place of the one of this name.
 
         Raises:
           ClaraError: the disk is full, or nothing can be written there.
         """
         if self._path is not None:
-            replace_file(self._path / name, data)
+            with replacing(self._path / name) as file:
+                yield file
             return
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "file").write_bytes(data)
-            self.upload(Path(folder, "file"), name)
-
-    def upload(self, file: Path, name: str) -> None:
-        """Copy a file of this machine into the folder."""
-        if self._path is not None:
-            with writing(self._path / name):
-                (self._path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, self._path / name)
-            return
-        with lance_at_work(f"{self.place}/{name}"):
-            self._session.upload_file(str(file), name)
-
-    def download(self, name: str, file: Path) -> None:
-        """Copy a file to this machine."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if self._path is not None:
+            file = Path(folder, "file")
             with writing(file):
-                shutil.copyfile(self._path / name, file)
-            return
-        with lance_at_work(f"{self.place}/{name}"), writing(file):
-            self._session.download_file(name, str(file))
+                yield file
+            with lance_at_work(f"{self.place}/{name}", "written"):
+                self._session.upload_file(str(file), name)
 
     def copy(self, other: "Folder", name: str) -> None:
         """Copy a file of another folder."""
-        with tempfile.TemporaryDirectory() as folder:
-            other.download(name, Path(folder, "file"))
-            self.upload(Path(folder, "file"), name)
+        with other.fetch(name) as old, self.put(name) as new:
+            shutil.copyfile(old, new)
 
     def names(self) -> list[str]:
         """Return the names of all files below the folder, sorted."""

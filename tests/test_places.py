@@ -15,7 +15,8 @@ def test_files_of_a_folder(tmp_path):
     assert folder.read("y/z") is None
     other = Folder(tmp_path / "other")
     other.copy(folder, "b/x")
-    assert other.read("b/x") == b"1" == other.child("b").read("x")
+    assert other.read("b/x") == b"1" == Folder(tmp_path / "other" / "b").read("x")
+    assert other.has("b/x") and not other.has("b") and not other.has("x")
     folder.remove("y")
     folder.remove("never")
     assert folder.names() == ["b/x"]

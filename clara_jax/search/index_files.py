@@ -1,11 +1,8 @@
-"""The folder of a search index, replaced whole or not at all; what ScaNN keeps in it.
+"""A ScaNN index in its file, which is replaced whole or not at all.
 
-STORE/index/meta.json    what is indexed, and checksums; names the folder in use
-STORE/index/NUMBER/      the files
+STORE/index.zip   a note, the keys' projection, an id for each place, ScaNN's own files
 
-A new index is written beside the old one, and is the index once ``meta.json`` is
-replaced. What a killed command left is removed by the next one. That of a store in an
-object store is copied into the user's cache before it is loaded.
+The checksums (CRC-32) of all that is in it are compared whenever it is read.
 """
 
 import contextlib
@@ -14,173 +11,116 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import (
-    cache_folder,
-    checksum,
-    digest_of,
-    json_bytes,
-    lock_file,
-    writing,
-)
+from clara_jax.files import first_line, json_bytes, writing
 from clara_jax.native import quiet, scann_at_work
-from clara_jax.places import Folder, is_remote
+from clara_jax.places import Folder
 from clara_jax.search.keys import DIMS, SAMPLE, Keys, Short
 from clara_jax.search.store import Store
 
-FORMAT, META, IDS, KEYS = 3, "meta.json", "ids.npy", "keys.npz"
+FORMAT, NAME = 3, "index.zip"
+_NOTE, _KEYS, _IDS = "note.json", "keys.npz", "ids.npy"
+
+
+class Index(NamedTuple):
+    """What an index holds.
+
+    The note: ``fingerprint`` of the store; ``documents``, how many are indexed;
+    ``settings``; ``held_out``, ids of rows that keys were not learnt from.
+    """
+
+    note: dict[str, Any]
+    keys: Keys
+    ids: Int[np.ndarray, "n"]  # of the row at each place in ScaNN's index
+    searcher: Any  # ScaNN's own
 
 
 def has_index(store: Store) -> bool:
     """Return whether a store has a ScaNN index, be it out of date."""
-    return IndexFolder(store).folder.read(META) is not None
+    return Folder(store.place).has(NAME)
 
 
-class IndexFolder:
-    """The folder of the ScaNN index of a store."""
+def read(store: Store) -> Index:
+    """Read the index of a store.
 
-    def __init__(self, store: Store):
-        self.store = store
-        self.folder = Folder(f"{store.place}/index")
-
-    def read(self) -> dict[str, Any]:
-        """Read the note of an index; refuse one that is damaged or of another format.
-
-        Returns:
-          ``fingerprint`` of the store; ``documents``, how many are indexed;
-          ``settings``; ``held_out``, ids of rows that keys were not learnt from;
-          ``folder`` and ``files`` in use, with sizes and checksums.
-        """
-        data = self.folder.read(META)
-        if data is None:
-            raise self.useless(self.store.place, "has no ScaNN index")
-        where = f"{self.folder}/{META}"
+    Raises:
+      ClaraError: there is none, it is damaged, or of other vectors.
+    """
+    where = f"{store.place}/{NAME}"
+    if not has_index(store):
+        raise _useless(store, store.place, "has no ScaNN index")
+    with Folder(store.place).fetch(NAME) as file, _room() as folder:
         try:
-            note = json.loads(data)
-            found, sum = note.pop("format"), note.pop("checksum")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise self.useless(where, "is damaged") from None
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+            note = json.loads((folder / _NOTE).read_bytes())
+            found = note.pop("format")
+            if found == FORMAT:
+                keys, ids = Keys.load(folder / _KEYS), np.load(folder / _IDS)
+        except OSError:  # no room
+            raise
+        except Exception as e:  # whatever damaged bytes lead to
+            raise _useless(store, where, f"is damaged ({first_line(e)})") from e
         if found != FORMAT:
             what = f"is not of format {FORMAT}, which this version of clara_jax reads"
-            raise self.useless(where, what)
-        if sum != digest_of(note):
-            raise self.useless(where, "is damaged (its checksum is wrong)")
-        return note
-
-    def open(self) -> tuple[dict[str, Any], Path]:
-        """Return the note of an index that fits the store, and the folder of files."""
-        note = self.read()
-        if note["fingerprint"] != self.store.fingerprint:
+            raise _useless(store, where, what)
+        if note["fingerprint"] != store.fingerprint:
             what = "was built for vectors of another model (fingerprint "
-            what += f"{note['fingerprint']}, the store's is {self.store.fingerprint})"
-            raise self.useless(str(self.folder), what)
-        return note, self._files(note)
+            what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
+            raise _useless(store, where, what)
+        return Index(note, keys, ids, _load(folder))
 
-    def _files(self, note: Mapping[str, Any]) -> Path:
-        """Return the folder of an index's files, compared with their checksums."""
-        if not is_remote(self.store.place):
-            path = Path(self.store.place, "index", note["folder"])
-            self._compare(path, note)
-            return path
-        path = cache_folder() / "indexes" / digest_of(note)
-        with contextlib.suppress(ClaraError):
-            self._compare(path, note)
-            return path
-        for name in note["files"]:
-            self.folder.download(f"{note['folder']}/{name}", path / name)
-        self._compare(path, note)
-        return path
 
-    def _compare(self, path: Path, note: Mapping[str, Any]) -> None:
-        for name, file in note["files"].items():
-            if not (path / name).is_file():
-                raise self.useless(str(path / name), "is missing")
-            if list(checksum(path / name)) != file:
-                raise self.useless(
-                    str(path / name), "is damaged (its checksum is wrong)"
-                )
+def write(store: Store, index: Index) -> None:
+    """Put an index in the place of the one that is there.
 
-    def useless(self, where: str, what: str) -> ClaraError:
-        """Return the error for an index that does not serve, with the remedy."""
-        return ClaraError(
-            f"{where}: {what}; build it with `python -m clara_jax.compress index "
-            f"--store {self.store.place}`, or search without it"
-        )
+    Raises:
+      ClaraError: the disk is full, and the old index stays.
+    """
+    here, note = Folder(store.place), {**index.note, "format": FORMAT}
+    for left in here.names():  # by a process that was killed
+        if left.startswith(f".{NAME}."):
+            here.remove(left)
+    with _room() as folder, here.put(NAME) as file:
+        index.keys.save(folder / _KEYS)
+        np.save(folder / _IDS, index.ids)
+        (folder / _NOTE).write_bytes(json_bytes(note))
+        with scann_at_work(folder, "write its files; is the disk full?"):
+            index.searcher.serialize(str(folder), relative_path=True)
+            size = _load(folder).size()
+        if size != len(index.ids):
+            raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(index.ids)} keys")
+        with zipfile.ZipFile(file, "w") as archive:
+            for each in sorted(folder.iterdir()):
+                archive.write(each, each.name)
 
-    @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Let nobody else on this file system build an index meanwhile."""
-        if is_remote(self.store.place):
-            yield
-            return
-        busy = f"{self.store.place}: another process is building its index; wait until "
-        path = Path(self.store.place, "index", ".lock")
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-        file = lock_file(path, f"{busy}it has ended")
-        with file or contextlib.nullcontext():
-            yield
 
-    def write(
-        self, write: Callable[[Path], None], note: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write a new index beside the old one, put it in its place, return its note.
+@contextlib.contextmanager
+def _room() -> Iterator[Path]:
+    """Give a folder for ScaNN's files, which knows no others."""
+    with tempfile.TemporaryDirectory() as folder, writing(folder):
+        yield Path(folder)
 
-        Call it inside `hold`. If it cannot be written, the old index stays. `write`
-        writes the files into a folder; `note` is what the kind of index has to say.
-        """
-        current = "0"
-        with contextlib.suppress(ClaraError):
-            current = self.read()["folder"]
-        number = str(int(current) + 1)
-        self._remove_all_but(current)
-        try:
-            with self._place(number) as path:
-                write(path)
-                files = {p.name: list(checksum(p)) for p in sorted(path.iterdir())}
-            whole = {
-                **note,
-                "fingerprint": self.store.fingerprint,
-                "folder": number,
-                "files": files,
-            }
-            values = {**whole, "checksum": digest_of(whole), "format": FORMAT}
-            self.folder.write(META, json_bytes(values))
-            current = number
-        finally:
-            self._remove_all_but(current)
-        return whole
 
-    @contextlib.contextmanager
-    def _place(self, number: str) -> Iterator[Path]:
-        """Give a folder to write files into, which get to the index's own."""
-        if not is_remote(self.store.place):
-            path = Path(self.store.place, "index", number)
-            with writing(path):
-                path.mkdir(parents=True, exist_ok=True)  # left empty by a kill
-                yield path
-                for file in path.iterdir():
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-            for file in Path(folder).iterdir():
-                self.folder.upload(file, f"{number}/{file.name}")
+def _load(folder: Path) -> Any:
+    with quiet():
+        return scann().load_searcher(str(folder))
 
-    def _remove_all_but(self, kept: str) -> None:
-        for name in {name.partition("/")[0] for name in self.folder.names()}:
-            if name.isdecimal() and name != kept:
-                self.folder.child(name).remove()
-            elif name.endswith(".tmp"):  # a note that a killed command did not end
-                self.folder.remove(name)
+
+def _useless(store: Store, where: str, what: str) -> ClaraError:
+    """Return the error for an index that does not serve, with the remedy."""
+    return ClaraError(
+        f"{where}: {what}; build it with `python -m clara_jax.compress index --store "
+        f"{store.place}`, or search without it"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,24 +159,6 @@ def build(where: str, keys: Short, settings: Settings) -> Any:
             # less where there is no tree, and saves little beside the vectors.
             builder.score_ah(1, anisotropic_quantization_threshold=0.2)
         return builder.build()
-
-
-def save(folder: Path, keys: Keys, ids: Int[np.ndarray, "n"], searcher: Any) -> None:
-    """Write the files of a ScaNN index, and see whether ScaNN can read them."""
-    keys.save(folder / KEYS)
-    np.save(folder / IDS, ids)
-    with scann_at_work(folder, "write its files; is the disk full?"):
-        searcher.serialize(str(folder), relative_path=True)
-        size = load(folder)[2].size()
-    if size != len(ids):
-        raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(ids)} documents")
-
-
-def load(folder: Path) -> tuple[Keys, Int[np.ndarray, "n"], Any]:
-    """Read the keys, the id of each place in a ScaNN index, and ScaNN's searcher."""
-    with quiet():
-        searcher = scann().load_searcher(str(folder))
-    return Keys.load(folder / KEYS), np.load(folder / IDS), searcher
 
 
 def scann() -> Any:

@@ -24,7 +24,7 @@ from clara_jax.search.exact import (
     meeting,
     nearest_of,
 )
-from clara_jax.search.index_files import IndexFolder, Settings, has_index
+from clara_jax.search.index_files import Index, Settings, has_index
 from clara_jax.search.keys import Keys, Short, keep_keys, learn_keys, unit_vectors
 from clara_jax.search.store import Progress, Store
 
@@ -72,9 +72,8 @@ class ScannSearcher:
 
     def _open(self, store: Store) -> None:
         self.store = store
-        self.note, folder = IndexFolder(store).open()
+        self.note, self._keys, self._rows, self._scann = index_files.read(store)
         self._settings = Settings(**self.note["settings"])
-        self._keys, self._rows, self._scann = index_files.load(folder)
         self._live = store.has(self._rows)
         self._others, others = None, np.setdiff1d(store.ids, self._rows, True)
         if len(others):
@@ -180,33 +179,33 @@ def build_index(
     be `given`, fields of `Settings`, see `choose`.
 
     Returns:
-      What the index holds, see `IndexFolder.read`.
+      What the index holds, see `Index`.
 
     Raises:
-      ClaraError: a setting makes no sense, the store is empty, another process builds
-        the index, the disk is full, or ScaNN is not installed.
+      ClaraError: a setting makes no sense, the store is empty, the disk is full, or
+        ScaNN is not installed.
     """
     index_files.scann()  # missing, it is missed before any work
-    index, ids = IndexFolder(store), store.ids
+    ids = store.ids
     if not len(ids):
         raise ClaraError(f"{store.place}: holds no documents to index")
     settings = choose(len(ids), **given)
-    with index.hold():
-        count = min(HELD_OUT, len(ids) // 10)
-        draw = np.random.default_rng(settings.seed)
-        held_out = np.sort(draw.choice(ids, count, replace=False))
-        sizes = {name: getattr(settings, name) for name in ("dims", "sample", "seed")}
-        keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
-        found = _document_keys(store, keys, ids, progress)
-        progress(f"ScaNN: {settings.method}, {len(ids):,} keys of {keys.dims}")
-        searcher = index_files.build(store.place, found, settings)
-        note = {
-            "documents": len(ids),
-            "settings": dataclasses.asdict(settings),
-            "held_out": held_out.tolist(),
-        }
-        note = index.write(lambda to: index_files.save(to, keys, ids, searcher), note)
-        keep_keys(store, ids, found)
+    count = min(HELD_OUT, len(ids) // 10)
+    draw = np.random.default_rng(settings.seed)
+    held_out = np.sort(draw.choice(ids, count, replace=False))
+    sizes = {name: getattr(settings, name) for name in ("dims", "sample", "seed")}
+    keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
+    found = _document_keys(store, keys, ids, progress)
+    progress(f"ScaNN: {settings.method}, {len(ids):,} keys of {keys.dims}")
+    searcher = index_files.build(store.place, found, settings)
+    note = {
+        "documents": len(ids),
+        "settings": dataclasses.asdict(settings),
+        "held_out": held_out.tolist(),
+        "fingerprint": store.fingerprint,
+    }
+    index_files.write(store, Index(note, keys, ids, searcher))
+    keep_keys(store, ids, found)
     return note
 
 

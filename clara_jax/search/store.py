@@ -2,7 +2,7 @@
 
 STORE/data, _versions, ...   Lance's own files
 STORE/_jobs/DIGEST/          only while something is being written, see ``writer``
-STORE/index/                 the ScaNN index, see ``index_files``
+STORE/index.zip              the ScaNN index, see ``index_files``
 
 Rows are known by Lance's stable row ids, which outlive additions, deletions and
 compaction: "ids" below, ascending in the order in which rows were added. Fixed-size

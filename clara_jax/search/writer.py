@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +26,9 @@ from clara_jax.config import parse
 from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
-from clara_jax.files import digest_of, json_bytes
+from clara_jax.files import digest_of, json_bytes, sync
 from clara_jax.native import lance_at_work
-from clara_jax.places import Folder
+from clara_jax.places import Folder, is_remote
 from clara_jax.search.rows import (
     RESERVED,
     StoreSettings,
@@ -197,6 +198,9 @@ class Job:
                     max_rows_per_file=1 << 30,
                     **LANCE,
                 )
+                for fragment in fragments if not is_remote(self.store) else ():
+                    for file in fragment.files:
+                        sync(Path(self.store, "data", file.path))
         ids: dict[str, Any] = {}
         for document in documents:
             if document.id:

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import resource
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from toy_store import tree
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store, check, compact, delete
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.index_files import IndexFolder, has_index
+from clara_jax.search.index_files import has_index, read
 from clara_jax.search.scann_index import (
     METHODS,
     ScannSearcher,
@@ -44,8 +45,8 @@ def recall(found, truth):
     return np.mean(found[0] >= truth[0][:, -1:] - 1e-6)
 
 
-def folder_of(store):
-    return Path(store.place, "index")
+def index_of(store):
+    return Path(store.place, "index.zip")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_settings_that_make_no_sense(given, says):
 )
 def test_finds_what_the_exact_search_finds(store, given):
     note = build_index(store, dims=20, candidates=100, **given)
-    assert note == IndexFolder(store).read()
+    assert note == read(store).note
     assert note["documents"] == N
     search, queries = ScannSearcher(store), questions(40)
     truth = ExactSearcher(store)(queries, 5)
@@ -210,7 +211,7 @@ def test_an_index_outlives_all_changes(store):
     assert set(found[1].ravel()) <= set(newest)
     assert recall(found, truth) > 0.97
     np.testing.assert_array_equal(found[1][-5:, 0], newest[-5:])
-    assert search.note == note == IndexFolder(search.store).read()
+    assert search.note == note == read(search.store).note
 
 
 def test_a_searcher_stays_at_its_version_until_renewed(store):
@@ -270,73 +271,70 @@ def test_kinds_of_search(store):
 
 
 def test_any_damage_is_one_clear_line(store):
-    note = build_index(store, method="tree", dims=5)
-    folder = folder_of(store) / note["folder"]
-    known = {"keys.npz", "ids.npy", "scann_config.pb"}
-    assert known <= set(note["files"]) == {path.name for path in folder.iterdir()}
-    for path in folder.iterdir():
-        whole = path.read_bytes()
-        flipped = bytearray(whole)
-        flipped[len(whole) // 2] ^= 1
-        for data, says in (
-            (whole[:-1], "is damaged"),
-            (whole + b"x", "is damaged"),
-            (bytes(flipped), "is damaged"),
-            (None, "is missing"),
-        ):
-            path.unlink() if data is None else path.write_bytes(data)
-            with pytest.raises(ClaraError) as error:
-                ScannSearcher(store)
-            said = str(error.value)
-            assert said.startswith(f"{path}: {says}") and "\n" not in said
+    build_index(store, method="tree", dims=5)
+    path = index_of(store)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert {"note.json", "keys.npz", "ids.npy"} < set(archive.namelist())
+        middles = [
+            each.header_offset + 60 + each.file_size // 2 for each in archive.filelist
+        ]
+        ends = [archive.start_dir + at for at in range(0, len(whole), 5)]
+    flips = []
+    for place in (*middles, *(end for end in ends if end < len(whole))):
+        flips.append(bytearray(whole))
+        flips[-1][place] ^= 1
+    for data in (b"", whole[:-1], whole[: len(whole) // 2], *map(bytes, flips)):
+        path.write_bytes(data)
+        try:
+            found = ScannSearcher(store)
+        except ClaraError as error:
+            said = str(error)
+            assert said.startswith(f"{path}: is damaged") and "\n" not in said
             assert "compress index --store" in said
-            path.write_bytes(whole)
-    path.unlink()
+        else:  # a date, say
+            assert data in map(bytes, flips[len(middles) :])
+            assert recall(found(questions(9), 3), ExactSearcher(store)(questions(9), 3))
     build_index(store)
     ScannSearcher(store)
 
 
-def test_a_damaged_note_is_said_and_built_over(store):
+def test_an_index_of_another_format(store):
     build_index(store, dims=5)
-    path = folder_of(store) / "meta.json"
-    note = json.loads(path.read_text())
-    for text, says in (
-        (json.dumps({**note, "format": 9}), "is not of format"),
-        (json.dumps({**note, "documents": 3}), r"is damaged \(its checksum is wrong"),
-        ("{", "is damaged"),
-        ("[]", "is damaged"),
-        ("", "is damaged"),
+    path = index_of(store)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    note = json.loads(parts["note.json"])
+    for changed, says in (
+        ({**note, "format": 9}, "is not of format 3"),
+        ([], "is dam"),
     ):
-        path.write_text(text)
-        with pytest.raises(ClaraError, match=rf"meta.json: {says}.* index --store"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in (parts | {"note.json": json.dumps(changed)}).items():
+                archive.writestr(name, data)
+        with pytest.raises(ClaraError, match=rf"index.zip: {says}.* index --store"):
             open_searcher(store)
-    build_index(store)
-    ScannSearcher(store)
 
 
-def test_without_its_folder_there_is_no_index(store):
-    note = build_index(store, dims=5)
-    for path in (folder_of(store) / note["folder"]).iterdir():
-        path.unlink()
-    with pytest.raises(ClaraError, match="is missing; build it with"):
-        open_searcher(store)
-    (folder_of(store) / "meta.json").unlink()
+def test_without_its_file_there_is_no_index(store):
+    build_index(store, dims=5)
+    index_of(store).unlink()
     assert not has_index(store)
     assert isinstance(open_searcher(store), ExactSearcher)
 
 
 def test_two_builders_at_once(store):
-    with (
-        IndexFolder(store).hold(),
-        pytest.raises(ClaraError, match="another process is building its"),
-    ):
-        build_index(store)
-    build_index(store, dims=5)
+    """Both end, or one says why not; there is a whole index."""
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(build_index, Store.open(store.place)) for _ in range(2)]
+    said = [each.exception() for each in both]
+    assert None in said and all(isinstance(e, ClaraError) for e in said if e)
+    assert ScannSearcher(store.newest()).note["documents"] == N
 
 
 def test_a_full_disk_leaves_the_old_index(store):
     note = build_index(store, dims=5)
-    before = tree(folder_of(store))
+    before = tree(Path(store.place))
     for limit in (100, 20_000):  # while keys are written, and ScaNN's own files
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -345,7 +343,7 @@ def test_a_full_disk_leaves_the_old_index(store):
                 build_index(store, dims=20)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert tree(folder_of(store)) == before
+        assert tree(Path(store.place)) == before
     assert ScannSearcher(store).note == note
 
 
@@ -362,9 +360,9 @@ def test_killed_at_any_step_an_index_stays_whole(tmp_path):
         assert check(store.place) == []
         step += 1
     assert step > 10
-    note = build_index(store.newest(), method="hashing")
-    left = {path.name for path in folder_of(store).iterdir()}
-    assert left == {"meta.json", note["folder"], ".lock"}
+    build_index(store.newest(), method="hashing")
+    left = {path.name for path in index_of(store).parent.glob("*index*")}
+    assert left == {"index.zip"}
 
 
 def test_nothing_is_said_on_the_standard_error(store, capfd):
