@@ -61,8 +61,10 @@ def read(store: Store) -> Index:
         try:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(folder)
-            note = json.loads((folder / _NOTE).read_bytes())
-            found = note.pop("format")
+                note = json.loads(archive.read(_NOTE))
+                found, files = note.pop("format"), note.pop("files")
+                if sorted(archive.namelist()) != files:
+                    raise ValueError("it is not whole")
             if found == FORMAT:
                 keys, ids = Keys.load(folder / _KEYS), np.load(folder / _IDS)
         except OSError:  # no room
@@ -92,15 +94,18 @@ def write(store: Store, index: Index) -> None:
     with _room() as folder, here.put(NAME) as file:
         index.keys.save(folder / _KEYS)
         np.save(folder / _IDS, index.ids)
-        (folder / _NOTE).write_bytes(json_bytes(note))
         with scann_at_work(folder, "write its files; is the disk full?"):
             index.searcher.serialize(str(folder), relative_path=True)
             size = _load(folder).size()
         if size != len(index.ids):
             raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(index.ids)} keys")
+        names = sorted(os.listdir(folder))
         with zipfile.ZipFile(file, "w") as archive:
-            for each in sorted(folder.iterdir()):
-                archive.write(each, each.name)
+            archive.writestr(
+                _NOTE, json_bytes({**note, "files": sorted([*names, _NOTE])})
+            )
+            for name in names:
+                archive.write(folder / name, name)
 
 
 @contextlib.contextmanager
