@@ -10,16 +10,17 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import Interrupt, model_options, parse_mesh
-from clara_jax.compress.shards import write_shards
 from clara_jax.compress.stores import megabytes, size_of
 from clara_jax.data import Corpus, ShardReader, find_files
-from clara_jax.distributed.sharing import own_part, parse_part
+from clara_jax.distributed.sharing import Part, own_part, parse_part
 from clara_jax.documents import fields_of
 from clara_jax.errors import ClaraError
+from clara_jax.files import read_ahead
 from clara_jax.generate import Clara, make_compressor
 from clara_jax.generate.batched import require_role
 from clara_jax.loading import load, model_place
@@ -109,7 +110,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         compress = compress or make()
         del clara, make  # and so the weights that were merged, and other adapters
         begin = time.perf_counter()
-        counts = write_shards(job, reader, compress, part, check)
+        counts = _write_shards(job, reader, compress, part, check)
         seconds = time.perf_counter() - begin
     store = job.commit()
     _report_counts(counts, seconds)
@@ -134,6 +135,52 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     else:
         reasoner = "no reasoner, which stage end_to_end trains"
         _note(f"this model has {reasoner}, to search the store with")
+
+
+def _write_shards(
+    job: Job,
+    reader: ShardReader,
+    compress: Callable[..., np.ndarray],
+    part: Part,
+    check: Callable[[int], object],
+) -> Counter[str]:
+    """Write the shards of a part that are missing; return the sums of their counts.
+
+    While one is compressed, a thread reads the next one.
+
+    After every batch `check` is called with the number of shards that are left; what it
+    raises ends the work, and the shard at hand is dropped.
+    """
+    missing = job.missing(*part)
+    total = int(reader.sizes[part.index :: part.count].sum())
+    there = total - int(reader.sizes[missing].sum())
+    counts, begin = Counter(), time.perf_counter()
+    with tqdm(desc="compress", total=total, initial=there, unit=reader.unit) as bar:
+        for done, texts in enumerate(read_ahead(reader.read, missing)):
+            still = partial(check, len(missing) - done)
+            size = int(reader.sizes[texts.shard])
+            tell = _meter(bar, size, len(texts.rows), still)
+            vectors = compress(texts.rows, tell)
+            job.write(texts.shard, vectors, texts.pieces)
+            counts.update(texts.counts)
+            seconds = time.perf_counter() - begin
+            bar.set_postfix_str(f"{counts['tokens'] / seconds:,.0f} tokens/s")
+    return counts
+
+
+def _meter(
+    bar: tqdm, entries: int, rows: int, check: Callable[[], object]
+) -> Callable[[int], None]:
+    """What moves a bar over the entries of a shard as its rows are done."""
+    begin, done = bar.n, 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        check()
+        done += more
+        bar.update(begin + entries * done // rows - bar.n)
+
+    return add
 
 
 def _settings(

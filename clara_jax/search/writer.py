@@ -29,6 +29,14 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import digest_of, json_bytes, sync
 from clara_jax.native import lance_at_work
 from clara_jax.places import Folder, is_remote
+from clara_jax.search.maintenance import (
+    JOB,
+    Change,
+    change,
+    changes,
+    exchange,
+    store_of,
+)
 from clara_jax.search.rows import (
     RESERVED,
     StoreSettings,
@@ -39,14 +47,6 @@ from clara_jax.search.rows import (
     to_table,
 )
 from clara_jax.search.store import JOBS, Store, open_dataset
-from clara_jax.search.transactions import (
-    JOB,
-    Change,
-    change,
-    changes,
-    exchange,
-    store_of,
-)
 
 FREE = ("model", "base", "center")
 """Settings in which a job that goes on may differ from what it began with, which is
