@@ -96,6 +96,11 @@ def parse_mesh(text: str, axes: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
+def note(text: str) -> None:
+    """Print a note on the standard error, beside the results."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 class Interrupted(Exception):
     """A signal ended the work early, and in order; its text is printed, if any.
 

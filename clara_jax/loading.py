@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from clara_jax.clara import Network
+from clara_jax.clara import Network, vector_fingerprint
 from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
@@ -101,6 +101,19 @@ def load(
         selection=settings.selection,
         config=config,
     )
+
+
+def store_settings(clara: Clara, **more: str) -> StoreSettings:
+    """Return the settings of a store of vectors that a model makes.
+
+    Args:
+      clara: the model.
+      more: further fields of them; by default no place of the model is named.
+    """
+    config = clara.network.model.config
+    given = {"model": "", "base": "", "compute": config.dtype, **more}
+    fingerprint = vector_fingerprint(clara.network)
+    return StoreSettings(fingerprint, memory=clara.memory, width=config.width, **given)
 
 
 def model_place(model: str | os.PathLike, store: str | os.PathLike) -> str:

@@ -27,6 +27,7 @@ from clara_jax.answer.session import (
     check_question,
 )
 from clara_jax.clara import vector_fingerprint
+from clara_jax.commands import note
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
@@ -115,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
     tell = functools.partial(print, end="", flush=True) if stream else None
     session = _stored(arguments) if arguments.store else _given(arguments)
     if not session.selects:
-        _note("this model has no reasoner; all documents are read in the order given")
+        note("this model has no reasoner; all documents are read in the order given")
     failed = 0
     bar = tqdm(asked, "questions", unit="q", delay=2, disable=not asked)
     for question, place in itertools.chain(bar, _questions(arguments.questions)):
@@ -132,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if stream:
             print()
         if session.unknown([question]):
-            _note(f"the question holds words {_UNKNOWN}")
+            note(f"the question holds words {_UNKNOWN}")
         if arguments.json:
             print(as_json(answer, session, arguments.explain))
         else:
@@ -160,9 +161,9 @@ def _given(arguments: argparse.Namespace) -> Session:
     clara = _load(arguments, arguments.model)
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
     if pieces := session.pieces - len(documents):
-        _note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
+        note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
     if session.cut_documents:
-        _note(
+        note(
             f"{session.cut_documents} of {len(documents)} documents are longer than "
             "the model reads; their ends are left out"
         )
@@ -170,7 +171,7 @@ def _given(arguments: argparse.Namespace) -> Session:
         seconds = session.seconds["compress"]
         print(f"compressed {len(documents)} documents in {seconds:.2f} s")
     if unknown := session.unknown([document.text for document in documents]):
-        _note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
+        note(f"{unknown} of {len(documents)} documents hold words {_UNKNOWN}")
     return session
 
 
@@ -224,10 +225,6 @@ def _questions(given: Sequence[str]) -> Iterator[tuple[str, str]]:
                 break
             if line.strip():
                 yield line.strip(), f"standard input, line {number}"
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

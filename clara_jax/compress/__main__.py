@@ -99,11 +99,9 @@ def _run(arguments: argparse.Namespace) -> int | None:
         if getattr(arguments, name):
             own = (name, "store", *(["keep"] if name == "compact" else []))
             plain = vars(parser().parse_args(["--store", arguments.store]))
-            more = [
-                n for n, v in vars(arguments).items() if n not in own and v != plain[n]
-            ]
-            if more:
-                names = " and ".join(f"--{name.replace('_', '-')}" for name in more)
+            given = [n for n, v in vars(arguments).items() if v != plain[n]]
+            if more := [n.replace("_", "-") for n in given if n not in own]:
+                names = " and ".join(f"--{n}" for n in more)
                 raise ClaraError(
                     f"--{name} takes a --store and no more; leave {names} out"
                 )

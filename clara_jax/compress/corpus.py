@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.clara import vector_fingerprint
-from clara_jax.commands import Interrupt, model_options, parse_mesh
+from clara_jax.commands import Interrupt, model_options, note, parse_mesh
 from clara_jax.compress.stores import megabytes, size_of
 from clara_jax.data import Corpus, ShardReader, find_files
 from clara_jax.distributed.sharing import Part, own_part, parse_part
@@ -23,7 +21,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_ahead
 from clara_jax.generate import Clara, make_compressor
 from clara_jax.generate.batched import require_role
-from clara_jax.loading import load, model_place
+from clara_jax.loading import load, model_place, store_settings
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import FLOATS, center_of
 from clara_jax.search.writer import missing_fields, open_place
@@ -32,9 +30,7 @@ from clara_jax.sharding import batch_parts, make_mesh
 Watched = Callable[[Iterable[Any]], Iterator[Any]]
 
 PER_DEVICE = 32  # documents that a device reads together by default
-
-SAMPLE = 64
-"""Documents that tell what all vectors have in common, see ``codecs.center_of``."""
+SAMPLE = 64  # documents that tell what all have in common, see ``codecs.center_of``
 
 
 def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
@@ -65,7 +61,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
         one = len(others) == 1
         what = "file is not a document" if one else "files are not documents"
-        _note(f"{len(others)} {what} and left out: {', '.join(names)}")
+        note(f"{len(others)} {what} and left out: {', '.join(names)}")
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     before = open_place(path, mode)
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
@@ -98,22 +94,20 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         "shard_size": shard_size,
         "whole": arguments.whole,
     }
-    counts, seconds = Counter(), 0.0
+    counts = Counter()
     searches = "reasoner" in clara.network.adapters
     refuse = partial(_refuse, corpus=corpus, watched=watched, ids=mode == "add")
     given = settings, len(reader.sizes), identity, mode, corpus.fields, refuse
     job = Job.begin(path, *given)
     if job.finished:
-        _note(f"{path}: is finished already; there is nothing to do")
+        note(f"{path}: is finished already; there is nothing to do")
     else:
         job.join(arguments.join)
         compress = compress or make()
         del clara, make  # and so the weights that were merged, and other adapters
-        begin = time.perf_counter()
         counts = _write_shards(job, reader, compress, part, check)
-        seconds = time.perf_counter() - begin
     store = job.commit()
-    _report_counts(counts, seconds)
+    _report_counts(counts)
     if store is None:
         rest = f"{path} is finished by the part that ends last"
         print(f"{part} is written; {rest}, so start the others, too")
@@ -134,7 +128,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         )
     else:
         reasoner = "no reasoner, which stage end_to_end trains"
-        _note(f"this model has {reasoner}, to search the store with")
+        note(f"this model has {reasoner}, to search the store with")
 
 
 def _write_shards(
@@ -163,8 +157,8 @@ def _write_shards(
             vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
-            seconds = time.perf_counter() - begin
-            bar.set_postfix_str(f"{counts['tokens'] / seconds:,.0f} tokens/s")
+            counts["seconds"] = time.perf_counter() - begin
+            bar.set_postfix_str(f"{counts['tokens'] / counts['seconds']:,.0f} tokens/s")
     return counts
 
 
@@ -187,22 +181,19 @@ def _settings(
     arguments: argparse.Namespace, clara: Clara, before: Store | None
 ) -> StoreSettings:
     """Settings of the store; refuses a store that another model has made."""
-    fingerprint, config = vector_fingerprint(clara.network), clara.network.model.config
-    codec, compute, path = arguments.codec, config.dtype, arguments.store
-    if before is not None:
-        before.require(fingerprint)
-        codec = codec or before.dtype
+    path, compute = arguments.store, clara.network.model.config.dtype
     if arguments.quantize != "none":
         compute += f", {arguments.quantize}"
-    return StoreSettings(
-        fingerprint=fingerprint,
+    settings = store_settings(
+        clara,
         model=model_place(arguments.model, path),
         base=model_place(arguments.base, path),
-        memory=clara.memory,
-        width=config.width,
-        dtype=codec or "bfloat16",
+        dtype=arguments.codec or (before.dtype if before else "bfloat16"),
         compute=compute,
     )
+    if before is not None:
+        before.require(settings.fingerprint)
+    return settings
 
 
 def _refuse(store: Store, corpus: Corpus, watched: Watched, ids: bool) -> None:
@@ -231,15 +222,15 @@ def _refuse(store: Store, corpus: Corpus, watched: Watched, ids: bool) -> None:
                 )
 
 
-def _report_counts(counts: Counter[str], seconds: float) -> None:
-    documents, pieces = counts["documents"], counts["pieces"]
+def _report_counts(counts: Counter[str]) -> None:
+    documents, pieces, seconds = (counts[n] for n in ("documents", "pieces", "seconds"))
     if counts["cut"]:
-        _note(
+        note(
             f"{counts['cut']:,} of {documents:,} documents are longer than the model "
             "reads; their ends are left out"
         )
     if counts["unknown"]:
-        _note(
+        note(
             f"{counts['unknown']:,} of {pieces:,} pieces hold words that the model's "
             "tokenizer does not know"
         )
@@ -249,7 +240,3 @@ def _report_counts(counts: Counter[str], seconds: float) -> None:
             f"{seconds:,.1f} s, {documents / seconds:,.1f} documents/s, "
             f"{counts['tokens'] / seconds:,.0f} tokens/s"
         )
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

@@ -1,13 +1,11 @@
 """What is done to a store that is there: delete, compact, check, index, convert."""
 
 import argparse
-import contextlib
 import dataclasses
 import datetime
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,11 @@ from clara_jax.generate import AnswerConfig
 from clara_jax.loading import find_model, load, model_place
 from clara_jax.search import Job, Store, StoreSettings, check, compact, delete, versions
 from clara_jax.search.hybrid import has_words, index_words
-from clara_jax.search.index_files import Settings
-from clara_jax.search.scann_index import METHODS, build_index
+from clara_jax.search.scann_index import METHODS, Settings, build_index
 from clara_jax.shapes import Float
+
+megabytes = partial(tqdm.format_sizeof, suffix="B")
+"""Write a number of bytes in the unit that suits it."""
 
 
 def delete_documents(arguments: argparse.Namespace) -> None:
@@ -54,8 +54,7 @@ def compact_store(arguments: argparse.Namespace) -> None:
 def check_store(arguments: argparse.Namespace) -> int:
     """Compare all rows with their checksums; return an exit status, 1 for damage."""
     store = arguments.store
-    with _bar("check", "piece") as progress:
-        findings = check(store, progress)
+    findings = check(store)
     for finding in findings:
         print(finding)
     if findings:
@@ -81,10 +80,8 @@ def convert_store(arguments: argparse.Namespace) -> None:
     settings = dataclasses.replace(settings, model=model, base=base)
     given = settings, old.shards, {"converted": old.digest}, "new", old.fields
     job = Job.begin(arguments.store, *given)
-    with _bar("convert", "shard") as bar:
-        for done, k in enumerate(job.missing(), 1):
-            job.write_rows(k, *old.read(k))
-            bar(done, old.shards)
+    for k in tqdm(job.missing(), "convert", unit="shard", delay=2):
+        job.write_rows(k, *old.read(k))
     store = job.commit()
     assert store is not None
     print(f"{arguments.store}: {len(store):,} pieces, {megabytes(size_of(store))}")
@@ -96,27 +93,6 @@ def size_of(store: Store) -> int:
     return sum(file.file_size_bytes or 0 for file in files)
 
 
-def megabytes(size: int | float) -> str:
-    """Write a number of bytes in the unit that suits it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-@contextlib.contextmanager
-def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that moves a bar: rows done, of how many; shown if slow."""
-    with tqdm(desc=name, unit=unit, delay=2) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def index_parser() -> argparse.ArgumentParser:
     """Return the arguments of ``index``."""
     parser = commands.Parser(
@@ -126,7 +102,7 @@ def index_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--store", required=True, metavar="PLACE", help="the store")
     add("--method", choices=METHODS, help="default: by the number of documents")
-    number = functools.partial(add, type=int, metavar="N")
+    number = partial(add, type=int, metavar="N")
     number("--dims", help="directions of a key (default 128)")
     number("--leaves", help="of a tree (default: the square root of the documents)")
     number("--leaves-to-search", help="of them, for a question (default: a fifth)")
@@ -162,13 +138,15 @@ def index_store(arguments: argparse.Namespace) -> None:
     queries = _queries(arguments, store) if arguments.questions else None
     if arguments.words or has_words(store):
         begin = time.perf_counter()
-        index_words(store, progress=_say)
+        _say(f"full-text index of {len(store):,} pieces")
+        index_words(store)
         seconds = time.perf_counter() - begin
         print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {n: v for n, v in vars(arguments).items() if n in names}
-    note = build_index(store, **given, progress=_say)
+    _say(f"ScaNN index of {len(store):,} pieces")
+    note = build_index(store, **given)
     seconds = time.perf_counter() - begin
     used = note["settings"]
     how = f"{used['method'].replace('_', ' ')}, {used['dims']} dims"

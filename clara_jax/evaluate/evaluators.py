@@ -282,8 +282,9 @@ class CorpusRetrieval(_Asked):
     def __post_init__(self) -> None:
         self.ks = sorted({k for k in self.ks if k <= len(self.store)})
         rows = [[q.documents[i] for i in q.positives] for q in self.questions]
-        found = [self.store.find(texts).tolist() for texts in rows]
-        self._gold = [[] if -1 in numbers else numbers for numbers in found]
+        numbers = iter(self.store.find([text for row in rows for text in row]).tolist())
+        found = [[next(numbers) for _ in row] for row in rows]
+        self._gold = [[] if -1 in row else row for row in found]
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``corpus/recall@k`` for each k and ``corpus/exact_match``, ``f1`` etc.
@@ -292,22 +293,24 @@ class CorpusRetrieval(_Asked):
         """
         clara, texts = self.clara.with_adapters(state.trainable), self.texts
         top_k = min(clara.selection.top_k, len(self.store))
-        chosen: list[list[int]] = []
-        answers: list[str] = []
+        wide = max([top_k, *self.ks])
+        rows, answers = [np.zeros((0, wide), np.int64)], []
         for start in range(0, len(texts), _AT_ONCE):
             asked = texts[start : start + _AT_ONCE]
             queries = clara.reason(asked).reshape(len(asked), -1).astype(np.float32)
-            found = self.search(queries, max([top_k, *self.ks]))[1]
-            # A corpus may have a text twice: the lowest row stands for all.
-            distinct, places = np.unique(found, return_inverse=True)
-            lowest = self.store.find(self.store.strings(distinct, "text"))
-            chosen += lowest[places.reshape(found.shape)].tolist()
+            found = self.search(queries, wide)[1]
+            rows.append(found)
             if self.decode:
                 best = found[:, :top_k]
                 shape = (*best.shape, self.store.num_memory, self.store.width)
                 vectors = self.store.vectors(best.ravel()).reshape(shape)
                 answers += clara.answer_from_vectors(asked, vectors)
         if any(self._gold):
+            # A corpus may have a text twice: the lowest row stands for all.
+            found = np.concatenate(rows)
+            distinct, places = np.unique(found, return_inverse=True)
+            lowest = self.store.find(self.store.strings(distinct, "text"))
+            chosen = lowest[places.reshape(found.shape)].tolist()
             recall = score_retrieval(self._gold, chosen, self.ks)
             yield from ((f"corpus/recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
         yield "corpus/left_out", float(sum(not gold for gold in self._gold))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
@@ -10,7 +11,6 @@ from clara_jax.errors import ClaraError
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher, Flat, Searcher, unit
 from clara_jax.search.scann_index import ScannSearcher
-from clara_jax.search.store import Progress
 
 OWN, OTHER, NOISE = 0.7, 0.3, 0.5
 MADE_UP = (
@@ -69,7 +69,7 @@ def compare(
     queries: Flat | None = None,
     k: int = 5,
     *,
-    progress: Progress = lambda _: None,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> IndexReport:
     """Compare the ScaNN index of a store with the exact search.
 

@@ -15,20 +15,14 @@ from jaxtyping import Float, Shaped
 
 from clara_jax.errors import ClaraError
 
-_KINDS = {
-    "float32": np.uint32,
-    "bfloat16": np.uint16,
-    "int8": np.int8,
-    "int4": np.uint8,
-}
-CODECS = tuple(_KINDS)  # from the widest to the narrowest
+_BITS = {"float32": np.uint32, "bfloat16": np.uint16, "int8": np.int8, "int4": np.uint8}
+CODECS = tuple(_BITS)  # from the widest to the narrowest
 FLOATS = ("float32", "bfloat16")  # which have no scales
 
+# Where int4 may cut a vector's numbers off, in parts of the largest of them.
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Where int4 may cut a vector's numbers off, in parts of the largest of them."""
-
+# Numbers quantized, and decoded, together: few enough for the caches.
 _AT_ONCE, _DECODED = 1 << 17, 1 << 18
-"""Numbers quantized, and decoded, together: few enough for the caches."""
 
 Codes = Shaped[np.ndarray, "*n W"]
 Scales = Float[np.ndarray, "*n"]
@@ -43,7 +37,7 @@ def code_type(dtype: str, width: int) -> tuple[np.dtype, int]:
     if dtype not in CODECS:
         what = f"there is no codec '{dtype}' for document vectors"
         raise ClaraError(f"{what}; give one of {', '.join(CODECS)}")
-    return np.dtype(_KINDS[dtype]), (width + 1) // 2 if dtype == "int4" else width
+    return np.dtype(_BITS[dtype]), (width + 1) // 2 if dtype == "int4" else width
 
 
 def center_of(vectors: Float[np.ndarray, "n M D"], dtype: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from lance.file import LanceFileReader
 
-from clara_jax.search.rows import to_numpy
+from clara_jax.search.rows import typed
 
 
 def map_columns(
@@ -39,7 +39,7 @@ def map_columns(
         found[name] = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
     if packed:
         table = LanceFileReader(str(path), columns=packed).read_all().to_table()
-        found |= {name: to_numpy(table[name]) for name in packed}
+        found |= {name: typed(table[name], kinds[name]) for name in packed}
     return found
 
 

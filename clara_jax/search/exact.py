@@ -24,13 +24,12 @@ from clara_jax.shapes import Array
 
 BLOCK = 256 << 20  # bytes of codes on all devices together: one call of the program
 LARGEST_BATCH = 256  # questions searched together; more go in several passes
-
+# Of ``approx_max_k`` within a tile, on TPUs only: few of the nearest lie in one.
 RECALL = 0.99
-"""Of ``approx_max_k`` within a tile, on TPUs only: few of the nearest lie in one."""
-
+# Bytes of a decoded tile: on CPUs it should stay in the cache.
 _CPU_TILE, _TILE = 4 << 20, 64 << 20
-"""Bytes of a decoded tile: on CPUs it should stay in the cache."""
-
+# Of rows that meet a condition, up to which they are read one by one and compared.
+_FEW_BYTES, _FEW = 4 << 20, 256
 _ROWS = PartitionSpec("rows")
 
 Flat = Float[np.ndarray, "n W"]  # flat vectors, ``W = M * D``
@@ -50,9 +49,6 @@ scales, see ``codecs``, and 1 / norm: 0 for a vector of zeros, -1 for no documen
 Best = tuple[Float[Array, "devices B k"], Int32[Array, "devices B k"]]
 """The best found so far, for each device its own: scores, descending, of equal ones
 that of the lower row first; and places, rows among those of the device."""
-
-_FEW_BYTES, _FEW = 4 << 20, 256
-"""Of rows that meet a condition, up to which they are read one by one and compared."""
 
 
 @runtime_checkable
@@ -155,9 +151,8 @@ class ExactSearcher:
         """Return cosines and ids of the `k` nearest documents."""
         del texts
         units = check_queries(queries, k, self.store)
-        allowed = None
-        if where is not None:
-            allowed = meeting(self.store, where)
+        allowed = None if where is None else meeting(self.store, where)
+        if allowed is not None:
             if self._among is not None:
                 allowed = np.intersect1d(allowed, self.ids, assume_unique=True)
             k = min(k, len(allowed))
@@ -240,12 +235,11 @@ def check_queries(queries: Flat, k: int, store: Store) -> Flat:
             f"{width} numbers, but the question vectors have {given}; encode "
             "questions with the model that made the store"
         )
-    if k < 1:
-        raise ClaraError(f"{k} documents per question were asked for; take 1 or more")
-    if k > len(store):
+    if not 1 <= k <= len(store):
+        what = "1 or more" if k < 1 else "fewer"
         raise ClaraError(
             f"{store.place}: holds {len(store)} documents, but {k} per question were "
-            "asked for; ask for fewer"
+            f"asked for; ask for {what}"
         )
     units = unit(queries)
     wrong = np.flatnonzero(~np.isfinite(units).all(1))

@@ -23,46 +23,34 @@ from clara_jax.search.exact import (
     rescore,
 )
 from clara_jax.search.rows import to_numpy
-from clara_jax.search.store import Progress, Store
+from clara_jax.search.store import Store
 from clara_jax.text.bm25 import TOKENIZER
 
 K0 = 60
-DEPTH = 100
-"""Documents of each ranking that are fused; at least twice as many as asked for."""
-
+DEPTH = 100  # documents of each ranking, or more: twice as many as asked for
 COLUMNS = ("text", "title")
 
 
-def index_words(store: Store, *, progress: Progress = lambda _: None) -> None:
-    """Build the full-text index of a store, or bring it up to date.
+def index_words(store: Store) -> None:
+    """Build the full-text index of a store, in place of the one that is there.
 
     Raises:
       ClaraError: the store is empty, or the disk is full.
     """
     if not len(store):
         raise ClaraError(f"{store.place}: holds no documents to index")
-    there = _indexed(store)
     with lance_at_work(store.place, "written"):
         for column in COLUMNS:
-            if column not in there:
-                progress(f"words of {len(store):,} documents: {column}")
-                store.dataset.create_scalar_index(
-                    column, "INVERTED", with_position=False, **TOKENIZER
-                )
-        if there:
-            progress(f"words of {len(store):,} documents: up to date")
-            store.dataset.optimize.optimize_indices()
+            store.dataset.create_scalar_index(
+                column, "INVERTED", replace=True, with_position=False, **TOKENIZER
+            )
 
 
 def has_words(store: Store) -> bool:
     """Return whether a store has a full-text index, be it out of date."""
-    return set(COLUMNS) <= _indexed(store)
-
-
-def _indexed(store: Store) -> set[str]:
     with lance_at_work(store.place):
         found = store.dataset.describe_indices()
-    return {name for index in found for name in index.field_names} & set(COLUMNS)
+    return set(COLUMNS) <= {name for index in found for name in index.field_names}
 
 
 class HybridSearcher:
@@ -97,9 +85,9 @@ class HybridSearcher:
 
         Cosines need not be descending, since the order is that of the fused ranks.
         """
-        if texts is None or len(texts) != len(queries):
-            count = 0 if texts is None else len(texts)
-            raise ClaraError(f"{len(queries)} question vectors, but {count} texts")
+        texts = texts or ()
+        if len(texts) != len(queries):
+            raise ClaraError(f"{len(queries)} question vectors, but {len(texts)} texts")
         units = check_queries(queries, k, self.store)
         if where is not None:
             k = min(k, len(meeting(self.store, where)))
@@ -116,8 +104,9 @@ class HybridSearcher:
     ) -> Int[np.ndarray, "_"]:
         """Return ids of rows that share a word with a text, best first."""
         query = MultiMatchQuery(text, list(COLUMNS))
-
-        def find(condition: str | None) -> tuple[np.ndarray, np.ndarray]:
+        ids, scores = np.empty(0, np.int64), np.empty(0)
+        # Lance's index keeps rows that a compaction dropped; a condition does not.
+        for condition in (where, where or "true"):
             with lance_at_work(self.store.place):
                 found = self.store.dataset.scanner(
                     columns=["_score"],
@@ -127,12 +116,10 @@ class HybridSearcher:
                     limit=count,
                     with_row_id=True,
                 ).to_table()
-            return to_numpy(found["_rowid"]).astype(np.int64), to_numpy(found["_score"])
-
-        ids, scores = find(where)
-        if not self.store.has(ids).all():
-            # Lance's index keeps rows that a compaction dropped; a condition does not.
-            ids, scores = find(where or "true")
+            ids = to_numpy(found["_rowid"]).astype(np.int64)
+            scores = to_numpy(found["_score"])
+            if self.store.has(ids).all():
+                break
         # Of equals the lower first.
         return ids[np.lexsort((ids, -scores))]
 

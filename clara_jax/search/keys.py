@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from clara_jax.native import lance_at_work
 from clara_jax.search.exact import Flat, unit
 from clara_jax.search.rows import to_numpy
-from clara_jax.search.store import Progress, Store
+from clara_jax.search.store import Store
 
 Short = Float[np.ndarray, "n Q"]  # keys of documents or questions
 
@@ -80,7 +81,6 @@ def learn_keys(
     sample: int = SAMPLE,
     seed: int = 0,
     leave_out: Int[np.ndarray, "h"] | tuple[()] = (),
-    progress: Progress = lambda _: None,
 ) -> Keys:
     """Learn keys from a sample of a store, by randomized subspace iteration.
 
@@ -93,16 +93,14 @@ def learn_keys(
       sample: rows that are read, at most.
       seed: of the sample, and of what is random besides.
       leave_out: ids of rows that are not read.
-      progress: see `Progress`.
     """
     rows = np.setdiff1d(store.ids, leave_out, assume_unique=True)
     draw = np.random.default_rng(seed)
     if len(rows) > sample:
         rows = np.sort(draw.choice(rows, sample, replace=False))
     width = store.num_memory * store.width
-    progress(f"mean of {len(rows):,} documents")
     total = np.zeros(width, np.float64)
-    for units in unit_vectors(store, rows):
+    for units in unit_vectors(store, rows, "mean of documents"):
         total += units.sum(0, dtype=np.float64)
     mean = (total / len(rows)).astype(np.float32)
     length = np.linalg.norm(mean)
@@ -112,14 +110,14 @@ def learn_keys(
     span = min(dims + _OVERSAMPLE, width - 1, len(rows) - 1)
     near = draw.standard_normal((width, span), np.float32)
     for number in range(PASSES):
-        progress(f"directions, pass {number + 1} of {PASSES}")
         # Orthonormal columns of the same span, at right angles to `first`.
         basis = np.linalg.qr(near - np.outer(first, first @ near))[0]
         both = np.concatenate([first[:, None], basis], 1)
         # The covariance matrix of the unit vectors times `both`, without making it.
         product = np.zeros_like(both)
         total, shift = np.zeros(both.shape[1], np.float32), mean @ both
-        for units in unit_vectors(store, rows):
+        what = f"directions, pass {number + 1} of {PASSES}"
+        for units in unit_vectors(store, rows, what):
             projected = units @ both - shift
             product += units.T @ projected
             total += projected.sum(0)
@@ -141,12 +139,14 @@ def learn_keys(
     return Keys(mean, basis, stretch[:, None] * turn, turn / stretch[:, None])
 
 
-def unit_vectors(store: Store, ids: Int[np.ndarray, "n"]) -> Iterator[Flat]:
-    """Read rows as flat vectors of length 1, 64 MB at a time."""
+def unit_vectors(store: Store, ids: Int[np.ndarray, "n"], what: str) -> Iterator[Flat]:
+    """Read rows as flat vectors of length 1, 64 MB at a time; show a bar if slow."""
     step = max(1, _AT_ONCE // (store.num_memory * store.width))
-    for begin in range(0, len(ids), step):
-        vectors = store.vectors(ids[begin : begin + step])
-        yield unit(vectors.reshape(len(vectors), -1))
+    with tqdm(total=len(ids), desc=what, unit="doc", delay=2) as bar:
+        for begin in range(0, len(ids), step):
+            vectors = store.vectors(ids[begin : begin + step])
+            yield unit(vectors.reshape(len(vectors), -1))
+            bar.update(len(vectors))
 
 
 def keep_keys(store: Store, ids: Int[np.ndarray, "n"], keys: Short) -> None:

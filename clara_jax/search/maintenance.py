@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
+from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
 from clara_jax.native import Conflict, Gone, lance_at_work, quiet
@@ -21,10 +22,11 @@ from clara_jax.search.data_files import has_wrong_end
 from clara_jax.search.rows import (
     checksums_of,
     checksums_of_vectors,
+    damaged,
     document_columns,
     to_numpy,
 )
-from clara_jax.search.store import FIXED, JOBS, NoStore, Store
+from clara_jax.search.store import JOBS, NoStore, Store
 
 Change = tuple[int, LanceOperation.BaseOperation]
 """What is done, and the version of the store that it was made for, 0 for none."""
@@ -188,27 +190,23 @@ def versions(place: str | os.PathLike) -> list[tuple[int, datetime.datetime, int
     ]
 
 
-def check(
-    place: str | os.PathLike, progress: Callable[[int, int], None] = lambda *_: None
-) -> list[str]:
+def check(place: str | os.PathLike) -> list[str]:
     """Compare every row with its checksum; return a line for each thing that is wrong.
 
-    After each file `progress` is called with the rows read, of how many. Search
-    indexes, which can be built again, are not looked at.
+    Search indexes, which can be built again, are not looked at. Shows a bar if slow.
 
     Raises:
       ClaraError: there is no store.
     """
     store = Store.open(place)
-    findings, done = [], 0
-    fragments = store.dataset.get_fragments()
+    findings, fragments = [], store.dataset.get_fragments()
     total = sum(fragment.physical_rows for fragment in fragments)
-    for fragment in fragments:
-        wrong = list(_wrong_sizes(store, fragment))
-        with quiet():
-            findings += wrong or _check_rows(store, fragment)
-        done += fragment.physical_rows
-        progress(done, total)
+    with tqdm(total=total, desc="check", unit="piece", delay=2) as bar:
+        for fragment in fragments:
+            wrong = list(_wrong_sizes(store, fragment))
+            with quiet():
+                findings += wrong or _check_rows(store, fragment)
+            bar.update(fragment.physical_rows)
     for name in Folder(place).names():
         if name.startswith(f"{JOBS}/") and name.endswith("/job.json"):
             findings.append(
@@ -234,10 +232,9 @@ def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
 
 def _check_rows(store: Store, fragment) -> list[str]:
     """Compare the rows of a fragment with their checksums."""
-    names = [name for name in FIXED if name in store.schema.names]
-    columns = document_columns(store.schema)
+    names, columns = store.kinds, document_columns(store.schema)
     mapped = not is_remote(store.place)  # as readers do
-    files = ", ".join(file.path for file in fragment.data_files())
+    files = f"{store.place}/data/" + ", ".join(f.path for f in fragment.data_files())
     findings = []
     try:
         with lance_at_work(store.place):
@@ -255,13 +252,8 @@ def _check_rows(store: Store, fragment) -> list[str]:
                     arrays = {name: to_numpy(table[name]) for name in names}
                 sums = checksums_of_vectors(arrays) << np.uint64(32)
                 sums |= checksums_of(table)
-                for i in np.flatnonzero(sums != arrays["checksum"]):
-                    id, part = table["id"][i].as_py(), table["part"][i].as_py()
-                    findings.append(
-                        f"{store.place}/data/{files}: part {part} of document {id!r} "
-                        "is damaged (its checksum is wrong); put it in again with "
-                        "--replace"
-                    )
+                wrong = np.flatnonzero(sums != arrays["checksum"])
+                findings += [str(damaged(files, table.slice(i, 1))) for i in wrong]
     except ClaraError as error:
-        findings.append(f"{store.place}/data/{files}: {error}")
+        findings.append(f"{files}: {error}")
     return findings

@@ -105,17 +105,14 @@ def read_settings(schema: pa.Schema, place: str) -> StoreSettings:
     """Read the settings of the store at `place`; refuse what is of another format."""
     try:
         note = json.loads((schema.metadata or {})[_META])
-        format = note.pop("format")
+        known = note.pop("format") == FORMAT
     except (KeyError, ValueError, AttributeError, TypeError):
+        note, known = {}, False
+    if not known:
         raise ClaraError(
-            f"{place}: is a Lance dataset, but not a store of document vectors; make "
-            "one with `python -m clara_jax.compress`"
-        ) from None
-    if format != FORMAT:
-        raise ClaraError(
-            f"{place}: is of format {format!r}, but this version of clara_jax reads "
-            f"format {FORMAT}; use the version that wrote it, or compress the "
-            "documents again"
+            f"{place}: is a Lance dataset, but not a store of document vectors of "
+            f"format {FORMAT}, which this version of clara_jax reads; make one with "
+            "`python -m clara_jax.compress`"
         )
     return parse(StoreSettings, note, place)
 
@@ -242,7 +239,7 @@ def damaged(place: str, table: pa.Table) -> ClaraError:
     id, part = table["id"][0].as_py(), table["part"][0].as_py()
     return ClaraError(
         f"{place}: part {part} of document {id!r} is damaged (its checksum is wrong); "
-        "put it in again with --replace; --check lists all"
+        "put it in again with --replace"
     )
 
 
@@ -269,13 +266,8 @@ def checksums_of_vectors(
         for name in VECTORS
         if name in arrays and count  # numpy makes nothing of 0 rows of -1 columns
     ]
-    found = np.empty(count, np.uint64)
-    for i in range(count):
-        crc = 0
-        for part in bits:
-            crc = zlib.crc32(part[i], crc)
-        found[i] = crc
-    return found
+    rows = np.concatenate(bits, axis=1) if count else ()
+    return np.fromiter(map(zlib.crc32, rows), np.uint64, count)
 
 
 def encoded(
@@ -308,12 +300,15 @@ def _to_arrow(array: np.ndarray, type: pa.DataType) -> pa.Array:
     return pa.array(array, type)
 
 
+def typed(column: pa.ChunkedArray, kind: np.dtype) -> Shaped[np.ndarray, "n ..."]:
+    """Turn a column of fixed size into an array of a row's type."""
+    return to_numpy(column).view(kind.base).reshape(-1, *kind.shape)
+
+
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> Shaped[np.ndarray, "n ..."]:
     """Turn a column without nulls into an array: numbers [n], lists [n, L], bytes."""
     array = column
     if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps one without chunks
         array = pa.concat_arrays(array.chunks or [pa.array([], array.type)])
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width

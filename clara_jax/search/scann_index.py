@@ -1,19 +1,33 @@
 """Approximate search: ScaNN over short keys, then exact cosines of the best few.
 
+STORE/index.zip   a note, the keys' projection, an id for each place, ScaNN's own files
+
+The file is replaced whole or not at all, and all checksums (CRC-32) of what is in it
+are compared whenever it is read.
+
 Documents that the index lacks, which were added since or are of an earlier version, are
 compared exactly beside it, and deleted ones are left out.
 """
 
+import contextlib
 import dataclasses
+import importlib
+import json
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from clara_jax.errors import ClaraError
-from clara_jax.search import index_files
+from clara_jax.files import first_line, json_bytes, writing
+from clara_jax.native import quiet, scann_at_work
+from clara_jax.places import Folder
 from clara_jax.search.exact import (
     ExactSearcher,
     Flat,
@@ -24,16 +38,58 @@ from clara_jax.search.exact import (
     meeting,
     nearest_of,
 )
-from clara_jax.search.index_files import Index, Settings, has_index
-from clara_jax.search.keys import Keys, Short, keep_keys, learn_keys, unit_vectors
-from clara_jax.search.store import Progress, Store
+from clara_jax.search.keys import (
+    DIMS,
+    SAMPLE,
+    Keys,
+    Short,
+    keep_keys,
+    learn_keys,
+    unit_vectors,
+)
+from clara_jax.search.store import Store
 
 SEARCHES = ("auto", "exact", "scann")
 METHODS = ("brute_force", "hashing", "tree")
+# ScaNN's rules of thumb: documents from which on the next method is worth it.
 BRUTE_FORCE_BELOW, HASHING_BELOW = 20_000, 100_000
-"""ScaNN's rules of thumb: documents from which on the next method is worth it."""
+
+FORMAT, NAME = 3, "index.zip"
+_NOTE, _KEYS, _IDS = "note.json", "keys.npz", "ids.npy"
 
 HELD_OUT = 200  # documents that keys are not learnt from, at most; a tenth of few
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a ScaNN index is made.
+
+    `method` ``brute_force`` compares all keys; ``hashing`` all hashed keys; ``tree``
+    hashed keys of the nearest leaves. With `soar` each key is put into a second leaf,
+    chosen to err otherwise than the first.
+    """
+
+    method: str
+    leaves: int  # of the tree
+    leaves_to_search: int  # of them, for a question
+    dims: int = DIMS  # principal directions of a key
+    soar: bool = True
+    candidates: int = 200  # that are rescored exactly, for a question
+    sample: int = SAMPLE  # documents that keys are learnt from, at most
+    seed: int = 0  # of that sample
+
+
+class Index(NamedTuple):
+    """What an index holds.
+
+    The note: ``fingerprint`` of the store; ``documents``, how many are indexed;
+    ``settings``; ``held_out``, ids of rows that keys were not learnt from.
+    """
+
+    note: dict[str, Any]
+    keys: Keys
+    ids: Int[np.ndarray, "n"]  # of the row at each place in ScaNN's index
+    searcher: Any  # ScaNN's own
 
 
 def open_searcher(
@@ -72,7 +128,7 @@ class ScannSearcher:
 
     def _open(self, store: Store) -> None:
         self.store = store
-        self.note, self._keys, self._rows, self._scann = index_files.read(store)
+        self.note, self._keys, self._rows, self._scann = read_index(store)
         self._settings = Settings(**self.note["settings"])
         self._live = store.has(self._rows)
         self._others, others = None, np.setdiff1d(store.ids, self._rows, True)
@@ -147,11 +203,9 @@ def choose(documents: int, **given: Any) -> Settings:
     searched, 20 at least.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    for name in ("dims", "candidates", "sample"):
-        if given.get(name, 1) < 1:
-            raise ClaraError(f"{name} {given[name]}: give 1 or more")
-    if given.get("seed", 0) < 0:
-        raise ClaraError(f"seed {given['seed']}: give 0 or more")
+    for name, least in {"dims": 1, "candidates": 1, "sample": 1, "seed": 0}.items():
+        if given.get(name, least) < least:
+            raise ClaraError(f"{name} {given[name]}: give {least} or more")
     method = "brute_force" if documents < BRUTE_FORCE_BELOW else "hashing"
     if "leaves" in given or documents >= HASHING_BELOW:
         method = "tree"
@@ -170,9 +224,7 @@ def choose(documents: int, **given: Any) -> Settings:
     return Settings(**given)
 
 
-def build_index(
-    store: Store, *, progress: Progress = lambda _: None, **given: Any
-) -> dict[str, Any]:
+def build_index(store: Store, **given: Any) -> dict[str, Any]:
     """Build the ScaNN index of a store, in place of the one that is there.
 
     In memory are the keys (4 bytes x 129 a document) and ScaNN's own copy. For what may
@@ -185,7 +237,7 @@ def build_index(
       ClaraError: a setting makes no sense, the store is empty, the disk is full, or
         ScaNN is not installed.
     """
-    index_files.scann()  # missing, it is missed before any work
+    scann()  # missing, it is missed before any work
     ids = store.ids
     if not len(ids):
         raise ClaraError(f"{store.place}: holds no documents to index")
@@ -194,30 +246,128 @@ def build_index(
     draw = np.random.default_rng(settings.seed)
     held_out = np.sort(draw.choice(ids, count, replace=False))
     sizes = {name: getattr(settings, name) for name in ("dims", "sample", "seed")}
-    keys = learn_keys(store, **sizes, leave_out=held_out, progress=progress)
-    found = _document_keys(store, keys, ids, progress)
-    progress(f"ScaNN: {settings.method}, {len(ids):,} keys of {keys.dims}")
-    searcher = index_files.build(store.place, found, settings)
+    keys = learn_keys(store, **sizes, leave_out=held_out)
+    parts = unit_vectors(store, ids, "keys of documents")
+    found = np.concatenate([keys.of_documents(units) for units in parts])
+    searcher = _build(store.place, found, settings)
     note = {
         "documents": len(ids),
         "settings": dataclasses.asdict(settings),
         "held_out": held_out.tolist(),
         "fingerprint": store.fingerprint,
     }
-    index_files.write(store, Index(note, keys, ids, searcher))
+    write_index(store, Index(note, keys, ids, searcher))
     keep_keys(store, ids, found)
     return note
 
 
-def _document_keys(
-    store: Store, keys: Keys, rows: np.ndarray, progress: Progress
-) -> Short:
-    """Return keys of some rows, read once; report every tenth of them."""
-    found = np.empty((len(rows), keys.dims), np.float32)
-    end = 0
-    for units in unit_vectors(store, rows):
-        begin, end = end, end + len(units)
-        found[begin:end] = keys.of_documents(units)
-        if end * 10 // len(rows) > begin * 10 // len(rows):
-            progress(f"keys: {end:,} of {len(rows):,} documents")
-    return found
+def has_index(store: Store) -> bool:
+    """Return whether a store has a ScaNN index, be it out of date."""
+    return Folder(store.place).has(NAME)
+
+
+def read_index(store: Store) -> Index:
+    """Read the index of a store.
+
+    Raises:
+      ClaraError: there is none, it is damaged, or of other vectors.
+    """
+    where = f"{store.place}/{NAME}"
+    if not has_index(store):
+        raise _useless(store, store.place, "has no ScaNN index")
+    with Folder(store.place).fetch(NAME) as file, _room() as folder:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+                note = json.loads(archive.read(_NOTE))
+                if note.pop("format") != FORMAT:
+                    raise ValueError(f"it is not of format {FORMAT}")
+                if sorted(archive.namelist()) != note.pop("files"):
+                    raise ValueError("it is not whole")
+            keys, ids = Keys.load(folder / _KEYS), np.load(folder / _IDS)
+        except OSError:  # no room
+            raise
+        except Exception as e:  # whatever damaged bytes lead to
+            raise _useless(store, where, f"cannot be read ({first_line(e)})") from e
+        if note["fingerprint"] != store.fingerprint:
+            what = "was built for vectors of another model (fingerprint "
+            what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
+            raise _useless(store, where, what)
+        return Index(note, keys, ids, _load(folder))
+
+
+def write_index(store: Store, index: Index) -> None:
+    """Put an index in the place of the one that is there.
+
+    Raises:
+      ClaraError: the disk is full, and the old index stays.
+    """
+    here, note = Folder(store.place), {**index.note, "format": FORMAT}
+    for left in here.names():  # by a process that was killed
+        if left.startswith(f".{NAME}."):
+            here.remove(left)
+    with _room() as folder, here.put(NAME) as file:
+        index.keys.save(folder / _KEYS)
+        np.save(folder / _IDS, index.ids)
+        with scann_at_work(folder, "write its files; is the disk full?"):
+            index.searcher.serialize(str(folder), relative_path=True)
+            size = _load(folder).size()
+        if size != len(index.ids):
+            raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(index.ids)} keys")
+        names = sorted(os.listdir(folder))
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(
+                _NOTE, json_bytes({**note, "files": sorted([*names, _NOTE])})
+            )
+            for name in names:
+                archive.write(folder / name, name)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[Path]:
+    """Give a folder for ScaNN's files, which knows no others."""
+    with tempfile.TemporaryDirectory() as folder, writing(folder):
+        yield Path(folder)
+
+
+def _load(folder: Path) -> Any:
+    with quiet():
+        return scann().load_searcher(str(folder))
+
+
+def _useless(store: Store, where: str, what: str) -> ClaraError:
+    """Return the error for an index that does not serve, with the remedy."""
+    return ClaraError(
+        f"{where}: {what}; build it with `python -m clara_jax.compress index --store "
+        f"{store.place}`, or search without it"
+    )
+
+
+def _build(where: str, keys: Short, settings: Settings) -> Any:
+    """Build ScaNN's searcher over keys of documents."""
+    with scann_at_work(where, "build an index"):
+        builder = scann().builder(keys, settings.candidates, "dot_product")
+        builder.set_n_training_threads(len(os.sched_getaffinity(0)))
+        if settings.method == "tree":
+            soar = {"soar_lambda": 1.5, "overretrieve_factor": 2.0}
+            more = soar if settings.soar else {}
+            builder.tree(settings.leaves, settings.leaves_to_search, **more)
+        # Hashing needs as many keys as a code has values.
+        if settings.method == "brute_force" or len(keys) < 16:
+            builder.score_brute_force()
+        else:
+            # Four bits for every number of a key. ScaNN's rule, for every two, finds
+            # less where there is no tree, and saves little beside the vectors.
+            builder.score_ah(1, anisotropic_quantization_threshold=0.2)
+        return builder.build()
+
+
+def scann() -> Any:
+    """Import ScaNN, or say how to install it."""
+    try:
+        return importlib.import_module("scann.scann_ops.py.scann_ops_pybind")
+    except ImportError as error:
+        raise ClaraError(
+            "this needs the package scann (wheels: Linux x86-64): pip install scann, "
+            "or search exactly"
+        ) from error

@@ -2,7 +2,7 @@
 
 STORE/data, _versions, ...   Lance's own files
 STORE/_jobs/DIGEST/          only while something is being written, see ``writer``
-STORE/index.zip              the ScaNN index, see ``index_files``
+STORE/index.zip              the ScaNN index, see ``scann_index``
 
 Rows are known by Lance's stable row ids, which outlive additions, deletions and
 compaction: "ids" below, ascending in the order in which rows were added. Fixed-size
@@ -32,7 +32,6 @@ from clara_jax.places import Folder, is_remote
 from clara_jax.search.codecs import code_type, decode, read_center
 from clara_jax.search.data_files import has_wrong_end, map_columns
 from clara_jax.search.rows import (
-    VECTORS,
     checksums_of_vectors,
     damaged,
     document_columns,
@@ -40,15 +39,13 @@ from clara_jax.search.rows import (
     read_settings,
     to_documents,
     to_numpy,
+    typed,
 )
 
 T = TypeVar("T")
 Ids = Sequence[Any] | Int[np.ndarray, "k"]  # row ids, in any order
 
-Progress = Callable[[str], None]  # called with a line for each step
-
 JOBS = "_jobs"
-FIXED = (*VECTORS, "checksum")
 OPEN_FILES = 4096  # that stay mapped; Linux allows a process about 65,000 maps
 _AT_ONCE = 1 << 16  # rows that one request fetches
 
@@ -68,6 +65,7 @@ class Store:
       settings: what all vectors have in common.
       num_memory, width: M vectors of D numbers per document.
       row_bytes: of the codes of a row.
+      kinds: types of a row of the columns of fixed size.
     """
 
     def __init__(self, place: str, dataset: lance.LanceDataset, pinned: bool = False):
@@ -79,15 +77,21 @@ class Store:
         self.width, self.dtype = self.settings.width, self.settings.dtype
         self.fingerprint = self.settings.fingerprint
         kind, length = code_type(self.dtype, self.width)
-        self._codes = np.dtype((kind, (self.num_memory, length)))
-        self.row_bytes = self._codes.itemsize
+        kinds = {
+            "codes": np.dtype((kind, (self.num_memory, length))),
+            "scales": np.dtype((np.float32, (self.num_memory,))),
+            "norm": np.dtype(np.float32),
+            "checksum": np.dtype(np.uint64),
+        }
+        self.kinds = {n: k for n, k in kinds.items() if n in self.schema.names}
+        self.row_bytes = kinds["codes"].itemsize
         self.center = read_center(self.settings.center, (self.num_memory, self.width))
 
     def _set(self, dataset: lance.LanceDataset) -> None:
         with lance_at_work(self.place):
             self.dataset, self.schema = dataset, dataset.schema
         self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
-        for name in ("_layout", "_fragments", "_ends"):
+        for name in ("_layout", "_hashes", "_fragments", "_ends"):
             self.__dict__.pop(name, None)
 
     @classmethod
@@ -199,17 +203,13 @@ class Store:
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
-        return np.sort(self._scan(condition)[0])
+        return self._filtered(condition)
 
-    def _scan(
-        self, condition: Any, columns: Sequence[str] = ()
-    ) -> tuple[np.ndarray, pa.Table]:
-        """Return ids and columns of the rows for which a condition holds."""
-
+    def _filtered(self, condition: Any) -> Int64[np.ndarray, "n"]:
         def work() -> pa.Table:
             try:
                 return self.dataset.scanner(
-                    list(columns), filter=condition, with_row_id=True
+                    [], filter=condition, with_row_id=True
                 ).to_table()
             except ValueError as error:
                 _, sign, text = first_line(error).partition("Invalid user input: ")
@@ -221,8 +221,7 @@ class Store:
                     f"{', '.join(self.fields)}"
                 ) from error
 
-        found = self._again(work)
-        return to_numpy(found["_rowid"]).astype(np.int64), found
+        return np.sort(to_numpy(self._again(work)["_rowid"]).astype(np.int64))
 
     def vectors(self, ids: Ids) -> Float[np.ndarray, "k M D"]:
         """Read and decode the vectors of some rows, in the order asked for.
@@ -241,12 +240,8 @@ class Store:
 
         With `check`, compare checksums.
         """
-        names = [n for n in VECTORS if n in self.schema.names]
-        names += ["checksum"] * check
+        names = [name for name in self.kinds if check or name != "checksum"]
         found = self._fixed(np.asarray(ids, np.int64), names)
-        shape = (len(ids), self.num_memory, self.row_bytes // self.num_memory)
-        codes = found["codes"].reshape(shape)
-        found["codes"] = codes.view(self._codes.base)
         if check:
             sums = found.pop("checksum") >> np.uint64(32)
             wrong = np.flatnonzero(sums != checksums_of_vectors(found))
@@ -294,14 +289,31 @@ class Store:
     def find(self, texts: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the lowest id of a row with each text, -1 where there is none.
 
-        All texts are read for it.
+        The first call reads all texts, and keeps 16 bytes of each.
         """
-        wanted = pa.array(set(texts), pa.string())
-        ids, rows = self._scan(pc.field("text").isin(wanted), ["text"])
+        hashes, ids = self._hashes
+        wanted = [hash(text) for text in texts]
+        ends = [np.searchsorted(hashes, wanted, side) for side in ("left", "right")]
+        parts = [ids[i:j] for i, j in zip(*ends, strict=True)]
+        likely = np.unique(np.concatenate([ids[:0], *parts]))
         found: dict[str, int] = {}
-        for id, text in zip(ids.tolist(), rows["text"].to_pylist(), strict=True):
-            found[text] = min(id, found.get(text, id))
+        for id, text in zip(likely.tolist(), self.strings(likely, "text"), strict=True):
+            found.setdefault(text, id)
         return np.array([found.get(text, -1) for text in texts], np.int64)
+
+    @functools.cached_property
+    def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of all texts, ascending, and the ids of their rows."""
+
+        def work() -> list[np.ndarray]:
+            scan = self.dataset.scanner(["text"], with_row_id=True).to_batches()
+            read = (b.to_pydict() for b in scan)
+            return [np.array([list(map(hash, b["text"])), b["_rowid"]]) for b in read]
+
+        found = [np.empty((2, 0), np.int64), *self._again(work)]
+        hashes, ids = np.concatenate(found, axis=1)
+        order = np.lexsort((ids, hashes))
+        return hashes[order], ids[order]
 
     def contents(self) -> str:
         """Return what tells the rows of this store from those of every other."""
@@ -320,7 +332,7 @@ class Store:
     def matching(self, ids: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the ids of all rows of documents with these ids, ascending."""
         wanted = pa.array(set(ids), pa.string())
-        return np.sort(self._scan(pc.field("id").isin(wanted))[0])
+        return self._filtered(pc.field("id").isin(wanted))
 
     def places(self, ids: Ids) -> dict[int, Int64[np.ndarray, "_"]]:
         """Return fragments, and the places of some rows in each."""
@@ -352,12 +364,12 @@ class Store:
         """Read columns of fixed size."""
         if is_remote(self.place):
             table = self.table(ids, names)
-            return {name: to_numpy(table[name]) for name in names}
+            return {name: typed(table[name], self.kinds[name]) for name in names}
         return self._again(lambda: self._mapped(ids, names))
 
     def _mapped(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         fragments, local = self._at(ids)
-        arrays = {name: np.empty(len(ids), self._kinds[name]) for name in names}
+        arrays = {name: np.empty(len(ids), self.kinds[name]) for name in names}
         order = np.argsort(fragments, kind="stable")
         cuts = np.flatnonzero(np.diff(fragments[order])) + 1
         for places in np.split(order, cuts) if len(ids) else ():
@@ -378,29 +390,13 @@ class Store:
         low = np.uint64(0xFFFFFFFF)
         return (found >> np.uint64(32)).astype(int), (found & low).astype(int)
 
-    @functools.cached_property
-    def _kinds(self) -> dict[str, np.dtype]:
-        """Types of a row of the columns of fixed size."""
-        found = {}
-        for name in FIXED:
-            type = self.schema.field(name).type if name in self.schema.names else None
-            if type is None:
-                continue
-            if pa.types.is_fixed_size_binary(type):
-                found[name] = np.dtype((np.uint8, (type.byte_width,)))
-            elif pa.types.is_fixed_size_list(type):
-                found[name] = np.dtype((np.float32, (type.list_size,)))
-            else:
-                found[name] = np.dtype(type.to_pandas_dtype())
-        return found
-
     def _read_columns(self, number: int) -> dict[str, np.ndarray]:
         """Map a fragment's columns of fixed size, or read them; deleted rows, too."""
         fragment, found = self._fragments[number], {}
         with lance_at_work(self.place):
             for file in fragment.data_files():
                 path = Path(self.place, "data", file.path)
-                found |= map_columns(path, fragment.physical_rows, self._kinds)
+                found |= map_columns(path, fragment.physical_rows, self.kinds)
         return found
 
 
@@ -426,10 +422,12 @@ def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.Lance
                 f"{', '.join(map(str, known[-20:]))}"
             ) from error
         names = Folder(place).names()
+        if "store.json" in names:
+            raise ClaraError(
+                f"{place}: is a store of the format before Lance; take it over with "
+                f"{command[:-1]} --convert {place} --store NEW`"
+            ) from error
         what = f"holds no store of document vectors; make one with {command}"
         if any(name.startswith(f"{JOBS}/") for name in names):
             what = f"is not finished; go on with the same {command}"
-        elif "store.json" in names:
-            what = "is a store of the format before Lance; take it over with "
-            what += f"{command[:-1]} --convert {place} --store NEW`"
         raise NoStore(f"{place}: {what}") from error

@@ -46,14 +46,10 @@ from clara_jax.search.rows import (
     own_fields,
     to_table,
 )
-from clara_jax.search.store import JOBS, Store, open_dataset
+from clara_jax.search.store import JOBS, Store
 
-FREE = ("model", "base", "center")
-"""Settings in which a job that goes on may differ from what it began with, which is
-kept: places, which hosts may spell differently, and what one of them measured."""
-
-SAME = ("fingerprint", "memory", "width", "dtype")
-"""Settings in which what is added to a store must agree with it."""
+FREE = ("model", "base", "center")  # may differ between the hosts of a job
+SAME = ("fingerprint", "memory", "width", "dtype")  # of a store and what is added
 
 LANCE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
 
@@ -105,7 +101,7 @@ class Job:
 
         Args:
           store: its folder, or a URL.
-          settings: what its vectors have in common; see also `FREE` and `SAME`.
+          settings: what its vectors have in common; of `FREE` the first are kept.
           shards: how many the corpus makes.
           corpus: a JSON object that says what is compressed.
           mode: ``new`` makes a store; ``add`` puts documents into one and refuses ids
@@ -210,7 +206,7 @@ class Job:
             "fragments": [fragment.to_json() for fragment in fragments],
             "rows": len(documents),
             "ids": ids,
-            "columns": self._numbers(),
+            "layout": self._layout(),
         }
         self._note(_name(k), note)
 
@@ -228,17 +224,15 @@ class Job:
         """Note what the job is, or that a shard is written."""
         self._notes.write(name, json_bytes({**note, "checksum": digest_of(note)}))
 
-    def _numbers(self) -> dict[str, int]:
-        """Return by which numbers fragments know the columns of a store that is there.
+    def _layout(self) -> dict[str, Any]:
+        """Return what the rows of fragments depend on: the centre, columns' numbers.
 
-        Those of a new one are numbered in the order of its schema.
+        The columns of a new store are numbered in the order of its schema.
         """
-        if self._target == self.store:
-            return {}
-        columns = self._target.lance_schema.fields()
-        return {
-            column.name(): column.id() for column in columns if column.name() != "key"
-        }
+        new = self._target == self.store
+        columns = () if new else self._target.lance_schema.fields()
+        numbers = {c.name(): c.id() for c in columns if c.name() != "key"}
+        return {"center": self._settings.center, "columns": numbers}
 
     def join(self, places: Sequence[str]) -> None:
         """Take over the shards that were written for this job at other places.
@@ -251,26 +245,20 @@ class Job:
             self._add_columns()
         for place in places:
             there, job = Folder(place), Job(place, self._values)
-            begun = job._read(_JOB)
-            if begun is None:
+            if job._read(_JOB) is None:
                 raise ClaraError(
                     f"{place}: holds no part of this job; write one there with the "
                     "same command, with --part and with this place as its --store"
                 )
-            if begun["settings"]["center"] != self._values["settings"]["center"]:
-                raise ClaraError(
-                    f"{place}: keeps vectors less another mean, as machines of another "
-                    "kind measure it; write all parts on machines of one kind, or with "
-                    "--codec bfloat16"
-                )
             for k in self.missing():
                 if (note := job._read(_name(k))) is None:
                     continue
-                if note["columns"] != self._numbers():
+                if note["layout"] != self._layout():
                     raise ClaraError(
-                        f"{place}: its columns are not those of {self.store}, which "
-                        "others have changed; copy that store there, and write the "
-                        "part again"
+                        f"{place}: its parts do not go with {self.store}, which others "
+                        "have changed, or whose vectors are kept less another mean; "
+                        "copy that store there, and write the part again on a machine "
+                        "of one kind with this, or with --codec bfloat16"
                     )
                 for fragment in note["fragments"]:
                     for file in fragment["files"]:
@@ -300,6 +288,8 @@ class Job:
                         f"{self.store}: another process has ended the job meanwhile; "
                         "start the command again"
                     )
+                if before is not None:
+                    _check_added(self.store, before, self._values)
                 return self._change(before, written) if len(written) == count else None
 
             change(self.store, make, {JOB: self.digest})
@@ -381,8 +371,6 @@ def open_place(place: str, mode: str) -> Store | None:
         raise ClaraError(
             f"{place}: is not a store yet, so nothing can be added; leave out --{mode}"
         )
-    if "store.json" in names:
-        open_dataset(place)  # says what to do with it
     begun = (f"{JOBS}/", "data/", "_transactions/", "_versions/", ".")
     if any(not name.startswith(begun) for name in names):
         raise ClaraError(

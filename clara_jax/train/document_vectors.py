@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.clara import vector_fingerprint
 from clara_jax.data import UniqueDocuments
 from clara_jax.distributed import first, is_first, report
 from clara_jax.documents import Document
 from clara_jax.files import writing
 from clara_jax.generate import Clara
-from clara_jax.search import Job, Store, StoreSettings
+from clara_jax.loading import store_settings
+from clara_jax.search import Job, Store
 from clara_jax.shapes import Float, Int
 from clara_jax.train.parts import Parts
 
@@ -54,16 +54,8 @@ def store_vectors(
     Raises:
       ClaraError: it cannot be written.
     """
-    network, config = clara.network, clara.network.model.config
-    settings = StoreSettings(
-        fingerprint=vector_fingerprint(network),
-        model="",
-        base="",
-        memory=clara.memory,
-        width=config.width,
-        dtype="bfloat16" if config.dtype == "bfloat16" else "float32",
-        compute=config.dtype,
-    )
+    narrow = clara.network.model.config.dtype == "bfloat16"
+    settings = store_settings(clara, dtype="bfloat16" if narrow else "float32")
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for text in documents:
         digest.update(text.encode() + b"\0")

@@ -27,7 +27,6 @@ from clara_jax.compress.stores import size_of
 from clara_jax.evaluate.index_report import made_up_queries, single_times
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.index_files import read
 from clara_jax.search.scann_index import ScannSearcher, build_index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +174,7 @@ STEPS = {
 
 def asked(store: Store, options) -> np.ndarray:
     """The questions: made up of documents that keys were not learnt from."""
-    held_out = read(store).note["held_out"]
+    held_out = read_index(store).note["held_out"]
     return made_up_queries(store, np.array(held_out[: options.count], np.int64))
 
 

@@ -22,7 +22,8 @@ from toy_store import (
 
 from clara_jax.documents import Document
 from clara_jax.errors import ClaraError
-from clara_jax.search import Job, Store, check, compact, delete
+from clara_jax.places import Folder
+from clara_jax.search import Job, Store, check, compact, delete, writer
 
 
 def texts(place):
@@ -340,6 +341,52 @@ def test_a_job_that_is_late_does_not_undo_what_came_after(tmp_path):
     with pytest.raises(ClaraError, match="has ended the job .*; start the command"):
         late.commit()
     assert contents(path) == before
+
+
+def test_two_jobs_that_make_one_store_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    jobs = []
+    monkeypatch.setattr(writer, "_refuse_other", lambda *_: None)  # neither saw it
+    for name in ("d", "e"):
+        jobs.append(Job.begin(path, toy_settings(), 1, {"name": name}))
+        jobs[-1].write(0, toy_vectors(2), [Document(name), Document(2 * name)])
+    jobs[0].commit()
+    before = contents(path)
+    with pytest.raises(ClaraError, match="holds a finished store of other documents"):
+        jobs[1].commit()
+    assert contents(path) == before
+
+
+def test_a_job_is_finished_after_a_compaction_too(tmp_path):
+    path = tmp_path / "s"
+    write_new(path)
+    write_added(path)
+    compact(path)
+    write_added(path)  # with documents that have ids, twice would be an error
+    before = contents(path)
+    delete(path, ["d1"])
+    compact(path)
+    with pytest.raises(ClaraError, match="already has a document"):
+        write_added(path)
+    assert len(contents(path)) == len(before) - 1
+
+
+def test_killed_before_its_notes_were_removed_a_job_is_finished(tmp_path, monkeypatch):
+    """Also where the history was compacted since."""
+    path = tmp_path / "s"
+    write_new(path)
+    pieces = [Document("without an id")]
+    given = path, toy_settings(), 1, {"name": "x"}, "add"
+    job = Job.begin(*given)
+    job.write(0, toy_vectors(1), pieces)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", lambda *_: None)
+        job.commit()
+    compact(path)
+    again = Job.begin(*given)
+    assert again.finished or again.missing() == []
+    assert len(again.commit()) == len(contents(path)) == 10
+    assert not list(path.glob("_jobs/*"))
 
 
 @pytest.mark.parametrize(

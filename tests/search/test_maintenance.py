@@ -182,10 +182,9 @@ def test_ids_outlive_all_changes(tmp_path):
 def test_a_whole_store(tmp_path, dtype):
     path = make_toy(tmp_path / "s", dtype=dtype).place
     delete(path, ["d2"])
-    before, said = tree(tmp_path), []
-    assert check(path, lambda *numbers: said.append(numbers)) == []
+    before = tree(tmp_path)
+    assert check(path) == []
     assert tree(tmp_path) == before
-    assert said == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_a_copy_is_whole(tmp_path):

@@ -22,13 +22,14 @@ from toy_store import tree
 from clara_jax.errors import ClaraError
 from clara_jax.search import Store, check, compact, delete
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.index_files import has_index, read
 from clara_jax.search.scann_index import (
     METHODS,
     ScannSearcher,
     build_index,
     choose,
+    has_index,
     open_searcher,
+    read_index,
 )
 
 pytest.importorskip("scann", reason="wheels for Linux x86-64 only")
@@ -99,7 +100,7 @@ def test_settings_that_make_no_sense(given, says):
 )
 def test_finds_what_the_exact_search_finds(store, given):
     note = build_index(store, dims=20, candidates=100, **given)
-    assert note == read(store).note
+    assert note == read_index(store).note
     assert note["documents"] == N
     search, queries = ScannSearcher(store), questions(40)
     truth = ExactSearcher(store)(queries, 5)
@@ -211,7 +212,7 @@ def test_an_index_outlives_all_changes(store):
     assert set(found[1].ravel()) <= set(newest)
     assert recall(found, truth) > 0.97
     np.testing.assert_array_equal(found[1][-5:, 0], newest[-5:])
-    assert search.note == note == read(search.store).note
+    assert search.note == note == read_index(search.store).note
 
 
 def test_a_searcher_stays_at_its_version_until_renewed(store):
@@ -290,7 +291,7 @@ def test_any_damage_is_one_clear_line(store):
             found = ScannSearcher(store)
         except ClaraError as error:
             said = str(error)
-            assert said.startswith(f"{path}: is damaged") and "\n" not in said
+            assert said.startswith(f"{path}: cannot be read (") and "\n" not in said
             assert "compress index --store" in said
         else:  # a date, say
             assert data in map(bytes, flips[len(middles) :])
@@ -306,8 +307,8 @@ def test_an_index_of_another_format(store):
         parts = {name: archive.read(name) for name in archive.namelist()}
     note = json.loads(parts["note.json"])
     for changed, says in (
-        ({**note, "format": 9}, "is not of format 3"),
-        ([], "is dam"),
+        ({**note, "format": 9}, "cannot be read .it is not of format 3"),
+        ([], "cannot"),
     ):
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in (parts | {"note.json": json.dumps(changed)}).items():

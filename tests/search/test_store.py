@@ -208,7 +208,7 @@ def test_another_format(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "FORMAT", 3)
     place = make_toy(tmp_path / "s").place
     monkeypatch.undo()
-    with pytest.raises(ClaraError, match="s: is of format 3.*clara_jax reads format 2"):
+    with pytest.raises(ClaraError, match="s: is a Lance dataset, but .* of format 2"):
         Store.open(place)
 
 
