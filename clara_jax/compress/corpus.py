@@ -94,7 +94,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         "shard_size": shard_size,
         "whole": arguments.whole,
     }
-    counts = Counter()
+    counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters
     refuse = partial(_refuse, corpus=corpus, watched=watched, ids=mode == "add")
     given = settings, len(reader.sizes), identity, mode, corpus.fields, refuse
@@ -105,9 +105,9 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         job.join(arguments.join)
         compress = compress or make()
         del clara, make  # and so the weights that were merged, and other adapters
-        counts = _write_shards(job, reader, compress, part, check)
+        counts, seconds = _write_shards(job, reader, compress, part, check)
     store = job.commit()
-    _report_counts(counts)
+    _report_counts(counts, seconds)
     if store is None:
         rest = f"{path} is finished by the part that ends last"
         print(f"{part} is written; {rest}, so start the others, too")
@@ -137,18 +137,17 @@ def _write_shards(
     compress: Callable[..., np.ndarray],
     part: Part,
     check: Callable[[int], object],
-) -> Counter[str]:
-    """Write the shards of a part that are missing; return the sums of their counts.
+) -> tuple[Counter[str], float]:
+    """Write the shards of a part that are missing; return their counts and the time.
 
-    While one is compressed, a thread reads the next one.
-
-    After every batch `check` is called with the number of shards that are left; what it
-    raises ends the work, and the shard at hand is dropped.
+    While one is compressed, a thread reads the next one. After every batch `check` is
+    called with the number of shards that are left; what it raises ends the work, and
+    the shard at hand is dropped.
     """
     missing = job.missing(*part)
     total = int(reader.sizes[part.index :: part.count].sum())
     there = total - int(reader.sizes[missing].sum())
-    counts, begin = Counter(), time.perf_counter()
+    counts, seconds, begin = Counter(), 0.0, time.perf_counter()
     with tqdm(desc="compress", total=total, initial=there, unit=reader.unit) as bar:
         for done, texts in enumerate(read_ahead(reader.read, missing)):
             still = partial(check, len(missing) - done)
@@ -157,9 +156,9 @@ def _write_shards(
             vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
-            counts["seconds"] = time.perf_counter() - begin
-            bar.set_postfix_str(f"{counts['tokens'] / counts['seconds']:,.0f} tokens/s")
-    return counts
+            seconds = time.perf_counter() - begin
+            bar.set_postfix_str(f"{counts['tokens'] / seconds:,.0f} tokens/s")
+    return counts, seconds
 
 
 def _meter(
@@ -222,8 +221,8 @@ def _refuse(store: Store, corpus: Corpus, watched: Watched, ids: bool) -> None:
                 )
 
 
-def _report_counts(counts: Counter[str]) -> None:
-    documents, pieces, seconds = (counts[n] for n in ("documents", "pieces", "seconds"))
+def _report_counts(counts: Counter[str], seconds: float) -> None:
+    documents, pieces = counts["documents"], counts["pieces"]
     if counts["cut"]:
         note(
             f"{counts['cut']:,} of {documents:,} documents are longer than the model "
