@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES

@@ -51,7 +51,11 @@ from clara_jax.search.store import JOBS, Store
 FREE = ("model", "base", "center")  # may differ between the hosts of a job
 SAME = ("fingerprint", "memory", "width", "dtype")  # of a store and what is added
 
-LANCE = {"data_storage_version": "2.2", "enable_stable_row_ids": True}
+LANCE = {
+    "data_storage_version": "2.2",
+    "enable_stable_row_ids": True,
+    "max_rows_per_file": 1 << 30,
+}
 
 _JOB = "job.json"
 
@@ -187,13 +191,7 @@ class Job:
         fragments = []
         if documents:
             with lance_at_work(self.store, "written"):
-                fragments = write_fragments(
-                    table,
-                    self._target,
-                    mode="append",
-                    max_rows_per_file=1 << 30,
-                    **LANCE,
-                )
+                fragments = write_fragments(table, self._target, mode="append", **LANCE)
                 for fragment in fragments if not is_remote(self.store) else ():
                     for file in fragment.files:
                         sync(Path(self.store, "data", file.path))
@@ -307,12 +305,11 @@ class Job:
         for note in notes:
             for id, (source, parts) in note["ids"].items():
                 if id in ids or len(set(parts)) < len(parts):
-                    one, other = (
-                        s or "an unnamed source" for s in (ids.get(id, source), source)
-                    )
+                    sources = dict.fromkeys((ids.get(id, source), source))
+                    names = " and ".join(filter(None, sources)) or "unnamed sources"
                     raise ClaraError(
-                        f"{self.store}: two documents have the id '{id}' (from {one} "
-                        f"and from {other}); give each its own id"
+                        f"{self.store}: two documents have the id '{id}' (from {names})"
+                        "; give each its own id"
                     )
                 ids[id] = source
         new = [

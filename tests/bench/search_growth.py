@@ -27,7 +27,7 @@ from clara_jax.compress.stores import size_of
 from clara_jax.evaluate.index_report import made_up_queries, single_times
 from clara_jax.search import Store
 from clara_jax.search.exact import ExactSearcher
-from clara_jax.search.scann_index import ScannSearcher, build_index
+from clara_jax.search.scann_index import NAME, ScannSearcher, build_index, read_index
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -122,7 +122,7 @@ def build_step(folder: Path, options) -> dict:
     return {
         "build_s": time.perf_counter() - begin,
         "build_peak_mb": peak(),
-        "index_bytes": sum(size for size, _ in note["files"].values()),
+        "index_bytes": Path(store.place, NAME).stat().st_size,
         "method": note["settings"]["method"],
     }
 

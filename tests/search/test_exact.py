@@ -249,7 +249,7 @@ def test_questions_that_do_not_fit(tmp_path, queries):
     search = ExactSearcher(make_toy(tmp_path / "s"))
     with pytest.raises(ClaraError, match="2 x 6 = 12 numbers, but .* have 11"):
         search(queries[:, 1:], 3)
-    with pytest.raises(ClaraError, match="0 documents per question"):
+    with pytest.raises(ClaraError, match="holds 7 documents, but 0 per question"):
         search(queries, 0)
     queries[3, 2] = np.nan
     with pytest.raises(ClaraError, match="question vector 3 holds numbers"):

@@ -180,7 +180,7 @@ def test_one_id_for_two_documents(tmp_path):
         Document("a", "d1", source="a.txt"),
         Document("b", "d1", source="e.txt"),
     )
-    said = "two documents.*'d1' .from a.txt and from e.txt.; give"
+    said = "two documents.*'d1' .from a.txt and e.txt.; give"
     with pytest.raises(ClaraError, match=said):
         write([one, Document("b", "y"), other], "apart")
     with pytest.raises(ClaraError, match="two documents have the id 'd1' .from a.txt"):

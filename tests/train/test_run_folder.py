@@ -80,11 +80,11 @@ def test_summary_has_the_last_values_and_the_middle_speed(begun):
 
 
 def test_a_full_disk_leaves_the_earlier_file(begun, monkeypatch):
-    def full(path, data):
+    def full(path):
         raise OSError(28, "No space left on device")
 
     before = begun.config.read_text()
-    monkeypatch.setattr("clara_jax.files.write_bytes", full)
+    monkeypatch.setattr("clara_jax.files.sync", full)
     with pytest.raises(ClaraError, match="disk is full"):
         write_json(begun.config, dataclasses.asdict(config(begun.path)))
     assert begun.config.read_text() == before
