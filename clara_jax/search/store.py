@@ -384,9 +384,11 @@ class Store:
         Raises:
           Gone: there is no such row.
         """
-        self._require(ids)
         own, addresses = self._layout
-        found = addresses[np.searchsorted(own, ids)]
+        places = np.searchsorted(own, ids)
+        if (places == len(own)).any() or (own[places] != ids).any():
+            self._require(ids)
+        found = addresses[places]
         low = np.uint64(0xFFFFFFFF)
         return (found >> np.uint64(32)).astype(int), (found & low).astype(int)
 
