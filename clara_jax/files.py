@@ -130,21 +130,6 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
             yield last.result()
 
 
-def reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes and take its room on the disk now.
-
-    Writing to a memory map on a full disk would kill the process.
-
-    Raises:
-      OSError: the disk is full, or the file cannot be written.
-    """
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
 def writable_folder(path: Path) -> None:
     """Make a folder unless it is there; find out now whether it takes files.
 

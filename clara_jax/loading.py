@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer, logical_axes, quantize_params
 from clara_jax.places import is_remote
-from clara_jax.search import StoreSettings
+from clara_jax.search import Store, StoreSettings
 from clara_jax.sharding import tree_shardings
 from clara_jax.text import ClaraTokenizer
 
@@ -101,6 +102,25 @@ def load(
         selection=settings.selection,
         config=config,
     )
+
+
+def load_for(store: Store, config: AnswerConfig, model: str = "", **how: Any) -> Clara:
+    """Load the model that made a store; refuse another.
+
+    Args:
+      store: names its model.
+      config: how answers are made.
+      model: where it lies now; empty: where the store says.
+      how: see `load`; without a ``base`` it is the one that the store names.
+
+    Raises:
+      ClaraError: it is not there, or did not make the store.
+    """
+    found, base = find_model(store.place, store.settings)
+    how["base"] = how.get("base") or ("" if model else base)
+    clara = load(model or found, config, **how)
+    store.require(vector_fingerprint(clara.network))
+    return clara
 
 
 def store_settings(clara: Clara, **more: str) -> StoreSettings:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lance.commit import CommitConflictError
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
+
+_ALONE = threading.RLock()
 
 # ScaNN's log, and what Rust says about an error that is raised, too.
 _CHATTER = re.compile(
@@ -53,7 +56,8 @@ def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
         gone = ("not found", "no such file", "not a directory")
         if any(sign in text.lower() for sign in gone):
             raise Gone(f"{place}: is not whole, or not there ({text})") from error
-        if isinstance(error, OSError) and "no space left" in str(error).lower():
+        full = ("no space left", "quota exceeded")
+        if isinstance(error, OSError) and any(s in str(error).lower() for s in full):
             raise write_error(place, error) from error
         remedy = "look at it with --check"
         if "://" in place:
@@ -74,14 +78,18 @@ def scann_at_work(where: str | Path, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep chatter off the standard error; all other lines are shown afterwards."""
-    sys.stderr.flush()
-    try:
-        shown = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    with tempfile.TemporaryFile() as caught:
+    """Keep chatter off the standard error; all other lines are shown afterwards.
+
+    Other threads wait, since there is one standard error.
+    """
+    with _ALONE, contextlib.ExitStack() as stack:
+        sys.stderr.flush()
+        try:
+            shown = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        caught = stack.enter_context(tempfile.TemporaryFile())
         os.dup2(caught.fileno(), 2)
         try:
             yield

@@ -14,7 +14,7 @@ from pathlib import Path
 from lance.file import LanceFileSession
 
 from clara_jax.files import replacing, writing
-from clara_jax.native import lance_at_work
+from clara_jax.native import Gone, lance_at_work
 
 
 def is_remote(place: str | os.PathLike) -> bool:
@@ -44,10 +44,11 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None: there is none."""
-        if not self.has(name):
+        try:
+            with self.fetch(name) as file:
+                return file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, Gone):
             return None
-        with self.fetch(name) as file, contextlib.suppress(FileNotFoundError):
-            return file.read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all, see `put`."""
@@ -86,6 +87,8 @@ class Folder:
 
     def copy(self, other: "Folder", name: str) -> None:
         """Copy a file of another folder."""
+        if not other.has(name):
+            raise Gone(f"{other}/{name}: is missing")
         with other.fetch(name) as old, self.put(name) as new:
             shutil.copyfile(old, new)
 
@@ -103,6 +106,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 (self._path / name).unlink() if name else shutil.rmtree(self._path)
             return
-        with lance_at_work(self.place):
-            for each in [name] if name else self.names():
+        for each in [name] if name else self.names():
+            # Another process may be removing it, too.
+            with contextlib.suppress(Gone), lance_at_work(self.place):
                 self._session.delete_file(each)

@@ -13,7 +13,8 @@ import functools
 import io
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from tqdm import tqdm
 
@@ -26,13 +27,12 @@ from clara_jax.answer.session import (
     as_tokens,
     check_question,
 )
-from clara_jax.clara import vector_fingerprint
 from clara_jax.commands import note
 from clara_jax.convert import named_folder
 from clara_jax.data import read_documents, read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara, Sampling
-from clara_jax.loading import find_model, load
+from clara_jax.loading import load, load_for
 from clara_jax.search.hybrid import HybridSearcher
 from clara_jax.search.scann_index import SEARCHES, open_searcher
 from clara_jax.search.store import Store
@@ -158,7 +158,7 @@ def _given(arguments: argparse.Namespace) -> Session:
             "file with --documents"
         )
     documents = read_documents(files)
-    clara = _load(arguments, arguments.model)
+    clara = _load(arguments, partial(load, arguments.model))
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
     if pieces := session.pieces - len(documents):
         note(f"long documents were cut: {pieces} pieces more, {len(documents)} given")
@@ -180,11 +180,7 @@ def _stored(arguments: argparse.Namespace) -> Session:
     if arguments.documents or arguments.whole:
         raise ClaraError("--store brings its own documents; leave --documents out")
     store = Store.open(arguments.store, at=arguments.at)
-    model, base = find_model(store.place, store.settings)
-    if arguments.model:
-        model, base = arguments.model, ""
-    clara = _load(arguments, model, base)
-    store.require(vector_fingerprint(clara.network))
+    clara = _load(arguments, partial(load_for, store, model=arguments.model or ""))
     searcher = open_searcher(store, arguments.search)
     if arguments.hybrid:
         searcher = HybridSearcher(store, searcher)
@@ -195,14 +191,14 @@ def _stored(arguments: argparse.Namespace) -> Session:
     return session
 
 
-def _load(arguments: argparse.Namespace, model: str, base: str = "") -> Clara:
+def _load(arguments: argparse.Namespace, load: Callable[..., Clara]) -> Clara:
+    """Load a model by a function that takes the settings of answers; look at it."""
     config = AnswerConfig(
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_p),
         seed=arguments.seed,
     )
-    options = commands.model_options(arguments)
-    clara = load(model, config, **{**options, "base": arguments.base or base})
+    clara = load(config=config, **commands.model_options(arguments))
     if arguments.explain and "reasoner" not in clara.network.adapters:
         raise ClaraError("--explain: this model has no reasoner to look at")
     for question in arguments.questions:

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--replace", help="as --add, but in place of documents with the same ids")
     how.add_argument("--delete", nargs="+", metavar="ID", help="take documents out")
     flag("--compact", help="give back the room of deleted documents")
-    text = "keep versions of the last so many days (default 0: only the newest)"
+    text = "keep versions of the last so many days, too"
     add("--keep", type=commands.count, default=0, metavar="DAYS", help=text)
     flag("--check", help="compare every row with its checksum")
     flag("--versions", help="list the versions that are kept")

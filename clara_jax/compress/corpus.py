@@ -58,10 +58,9 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     # Other hosts have work of their own: nothing is asked of their devices.
     mesh = make_mesh(**sizes, devices=jax.local_devices())
     if others := find_files(arguments.corpus)[1]:
-        names = [other.name for other in others[:3]] + ["..."] * (len(others) > 3)
-        one = len(others) == 1
-        what = "file is not a document" if one else "files are not documents"
-        note(f"{len(others)} {what} and left out: {', '.join(names)}")
+        names = ", ".join(other.name for other in others[:3])
+        more = f", ... ({len(others)} files)" * (len(others) > 3)
+        note(f"left out, since not documents: {names}{more}")
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     before = open_place(path, mode)
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
@@ -208,11 +207,12 @@ def _refuse(store: Store, corpus: Corpus, watched: Watched, ids: bool) -> None:
     except ClaraError:
         pass
     for i in watched(range(len(corpus))):
+        documents = corpus[i]
         try:
-            missing_fields(store, fields_of(corpus[i]))
+            missing_fields(store, fields_of(documents))
         except ClaraError as error:
             raise ClaraError(f"{corpus.place(i)}: {error}") from error
-        for document in corpus[i]:
+        for document in documents:
             if document.id in known:
                 raise ClaraError(
                     f"{corpus.place(i)}: the store already has a document with the id "

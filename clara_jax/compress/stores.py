@@ -12,14 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax import commands
-from clara_jax.clara import vector_fingerprint
 from clara_jax.config import parse
 from clara_jax.convert.array_store import ArrayStore
 from clara_jax.data import read_questions
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.index_report import compare
 from clara_jax.generate import AnswerConfig
-from clara_jax.loading import find_model, load, model_place
+from clara_jax.loading import find_model, load_for, model_place
 from clara_jax.search import Job, Store, StoreSettings, check, compact, delete, versions
 from clara_jax.search.hybrid import has_words, index_words
 from clara_jax.search.scann_index import METHODS, Settings, build_index
@@ -43,7 +42,9 @@ def delete_documents(arguments: argparse.Namespace) -> None:
 def compact_store(arguments: argparse.Namespace) -> None:
     """Give back the room of deleted documents and of earlier versions."""
     before = size_of(Store.open(arguments.store))
-    freed = compact(arguments.store, datetime.timedelta(days=arguments.keep))
+    freed = compact(
+        arguments.store, datetime.timedelta(days=min(arguments.keep, 999_999))
+    )
     opened = Store.open(arguments.store)
     print(
         f"gave back {megabytes(freed)}; {len(opened):,} pieces are left in "
@@ -97,7 +98,7 @@ def index_parser() -> argparse.ArgumentParser:
     """Return the arguments of ``index``."""
     parser = commands.Parser(
         prog="python -m clara_jax.compress index",
-        description="Build or update the index of a store, and measure it.",
+        description="Build the index of a store, and measure it.",
     )
     add = parser.add_argument
     add("--store", required=True, metavar="PLACE", help="the store")
@@ -114,7 +115,9 @@ def index_parser() -> argparse.ArgumentParser:
     add("--no-soar", dest="soar", action="store_const", const=False, help=text)
     add("--words", action="store_true", help="index the words, too, for --hybrid")
     add("--no-report", action="store_true", help="do not compare with exact search")
-    add("--top-k", type=int, default=5, help="documents compared (default 5)")
+    add(
+        "--top-k", type=commands.count, default=5, help="documents compared (default 5)"
+    )
     text = "compare with these (.txt: one a line; JSONL: question), read by the "
     text += "store's model; else with questions made up from documents"
     add("--questions", default="", metavar="FILE", help=text)
@@ -124,7 +127,7 @@ def index_parser() -> argparse.ArgumentParser:
 
 
 def index_store(arguments: argparse.Namespace) -> None:
-    """Build or update the indexes of a store, and measure them.
+    """Build the indexes of a store, and measure them.
 
     Raises:
       ClaraError: there is no store, a setting makes no sense, or see
@@ -136,25 +139,23 @@ def index_store(arguments: argparse.Namespace) -> None:
         raise ClaraError("--model reads questions; give some with --questions FILE")
     store = Store.open(arguments.store)
     queries = _queries(arguments, store) if arguments.questions else None
-    if arguments.words or has_words(store):
-        begin = time.perf_counter()
-        _say(f"full-text index of {len(store):,} pieces")
-        index_words(store)
-        seconds = time.perf_counter() - begin
-        print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
     begin = time.perf_counter()
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {n: v for n, v in vars(arguments).items() if n in names}
     _say(f"ScaNN index of {len(store):,} pieces")
     note = build_index(store, **given)
     seconds = time.perf_counter() - begin
-    used = note["settings"]
-    how = f"{used['method'].replace('_', ' ')}, {used['dims']} dims"
-    if used["leaves"]:
-        how += f", {used['leaves_to_search']} of {used['leaves']} leaves"
-    how += f", {used['candidates']} candidates"
+    how = ", ".join(f"{name} {value}" for name, value in note["settings"].items())
     print(f"ScaNN index of {note['documents']:,} pieces ({how}): {seconds:.1f} s")
-    if not arguments.no_report:
+    if arguments.words or has_words(store):
+        begin = time.perf_counter()
+        _say(f"full-text index of {len(store):,} pieces")
+        index_words(store)
+        seconds = time.perf_counter() - begin
+        print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
+    if queries is None and not note["held_out"]:
+        commands.note("there are too few documents to make questions of: no report")
+    elif not arguments.no_report:
         found = compare(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
 
@@ -162,12 +163,9 @@ def index_store(arguments: argparse.Namespace) -> None:
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:
     """Encode a file of questions by the model that made the store."""
     questions = [question for question, _ in read_questions(arguments.questions)]
-    model, base = find_model(store.place, store.settings)
     config = AnswerConfig(batch_size=32, too_long="cut")
     options = commands.model_options(arguments)
-    options["base"] = arguments.base or ("" if arguments.model else base)
-    clara = load(arguments.model or model, config, **options)
-    store.require(vector_fingerprint(clara.network))
+    clara = load_for(store, config, arguments.model, **options)
     _say(f"vectors of {len(questions):,} questions")
     found = clara.reason(questions).astype(np.float32)
     return found.reshape(len(questions), -1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from lance.file import LanceFileReader
+from lance.fragment import DataFile
 
 from clara_jax.search.rows import typed
 
@@ -43,16 +44,18 @@ def map_columns(
     return found
 
 
-def has_wrong_end(path: Path) -> bool:
-    """Return whether the last 40 bytes of a data file cannot be right.
+def what_is_wrong(path: Path, file: DataFile) -> str:
+    """Return what is wrong with the size or the end of a data file, if anything.
 
-    Lance takes as much memory as they say: damaged, they end the process.
+    Lance takes as much memory as the last 40 bytes say: damaged, they end the process.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 40, 0))
-        end = file.read()
-    if len(end) < 40:
-        return True
+    with path.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - 40, 0))
+        end = opened.read()
+    if (known := file.file_size_bytes or size) != size or len(end) < 40:
+        what = "has grown" if size > known else "is truncated"
+        return f"{what} ({size} bytes, not {known})"
     *places, buffers, columns, _, _, name = struct.unpack("<QQQIIHH4s", end)
-    return name != b"LANC" or max(*places, 16 * buffers, 16 * columns) > size
+    wrong = name != b"LANC" or max(*places, 16 * buffers, 16 * columns) > size
+    return "is damaged at its end" if wrong else ""

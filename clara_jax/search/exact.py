@@ -75,7 +75,7 @@ class Searcher(Protocol):
         ...
 
     def renew(self) -> None:
-        """Go on with the newest version of the store."""
+        """Go on with the newest version of the store; not while others search."""
 
 
 class Scan(NamedTuple):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clara_jax.errors import ClaraError
 from clara_jax.native import Conflict, Gone, lance_at_work, quiet
 from clara_jax.places import Folder, is_remote
-from clara_jax.search.data_files import has_wrong_end
+from clara_jax.search.data_files import what_is_wrong
 from clara_jax.search.rows import (
     checksums_of,
     checksums_of_vectors,
@@ -77,6 +77,7 @@ def change(
     Raises:
       ClaraError: it cannot be written, or others keep coming first.
     """
+    last: ClaraError | None = None
     for _ in range(_TRIES):
         try:
             made = make()
@@ -94,8 +95,10 @@ def change(
                     enable_stable_row_ids=True,
                 )
             return
-        except (Conflict, Gone):  # or compacted meanwhile
-            continue
+        except (Conflict, Gone) as error:  # or compacted meanwhile
+            last = error
+    if isinstance(last, Gone):
+        raise last
     raise ClaraError(
         f"{place}: other processes keep changing the store; start the command again"
     )
@@ -105,19 +108,20 @@ def exchange(
     store: Store, old: Sequence[int] | np.ndarray, new: Sequence[FragmentMetadata]
 ) -> Change:
     """Return what takes some rows out of a store and puts fragments in."""
-    fragments = {f.fragment_id: f for f in store.dataset.get_fragments()}
+    fragments = store.fragments
     removed, updated = [], {}
     with lance_at_work(store.place, "written"):
-        for number, places in store.places(old).items():
-            left = fragments[number].delete_rows(places.tolist())
+        numbers, places = store.locate(np.asarray(old, np.int64))
+        for number in np.unique(numbers).tolist():
+            left = fragments[number].delete_rows(places[numbers == number].tolist())
             if left is None:
                 removed.append(number)
             else:
                 updated[number] = left
-    # One at least, so that of two commits of one job the second is refused.
+    # Always the first, too, so that of two at once the second is refused and made anew.
     first = next((n for n in fragments if n not in removed), None)
-    if not removed and not updated and first is not None:
-        updated[first] = fragments[first].metadata
+    if first is not None:
+        updated.setdefault(first, fragments[first].metadata)
     return store.version, LanceOperation.Update(
         removed_fragment_ids=removed,
         updated_fragments=list(updated.values()),
@@ -179,14 +183,10 @@ def versions(place: str | os.PathLike) -> list[tuple[int, datetime.datetime, int
     store = Store.open(place)
     with lance_at_work(store.place):
         found: list[Any] = store.dataset.versions()
-    # Lance gives local times that do not say so.
+    utc = datetime.UTC  # Lance gives local times that do not say so
     return [
-        (
-            version["version"],
-            version["timestamp"].astimezone(datetime.UTC),
-            int(version["metadata"]["total_rows"]),
-        )
-        for version in found
+        (v["version"], v["timestamp"].astimezone(utc), int(v["metadata"]["total_rows"]))
+        for v in found
     ]
 
 
@@ -199,7 +199,7 @@ def check(place: str | os.PathLike) -> list[str]:
       ClaraError: there is no store.
     """
     store = Store.open(place)
-    findings, fragments = [], store.dataset.get_fragments()
+    findings, fragments = [], store.fragments.values()
     total = sum(fragment.physical_rows for fragment in fragments)
     with tqdm(total=total, desc="check", unit="piece", delay=2) as bar:
         for fragment in fragments:
@@ -207,6 +207,8 @@ def check(place: str | os.PathLike) -> list[str]:
             with quiet():
                 findings += wrong or _check_rows(store, fragment)
             bar.update(fragment.physical_rows)
+    if findings and store.newest().version != store.version:
+        return check(place)  # a compaction may have taken away what was read
     for name in Folder(place).names():
         if name.startswith(f"{JOBS}/") and name.endswith("/job.json"):
             findings.append(
@@ -222,34 +224,28 @@ def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
         path = Path(store.place, "data", file.path)
         if not path.exists():
             yield f"{path}: is missing"
-        elif file.file_size_bytes and path.stat().st_size != file.file_size_bytes:
-            found = path.stat().st_size
-            what = "is truncated" if found < file.file_size_bytes else "has grown"
-            yield f"{path}: {what} ({found} bytes, not {file.file_size_bytes})"
-        elif has_wrong_end(path):
-            yield f"{path}: is damaged at its end"
+        elif wrong := what_is_wrong(path, file):
+            yield f"{path}: {wrong}"
 
 
 def _check_rows(store: Store, fragment) -> list[str]:
     """Compare the rows of a fragment with their checksums."""
     names, columns = store.kinds, document_columns(store.schema)
-    mapped = not is_remote(store.place)  # as readers do
     files = f"{store.place}/data/" + ", ".join(f.path for f in fragment.data_files())
     findings = []
     try:
         with lance_at_work(store.place):
             for batch in fragment.to_batches(
-                columns=columns if mapped else list({*names, *columns}),
+                columns=list({*names, *columns}),
                 with_row_address=True,
                 batch_size=_ROWS,
             ):
                 table = pa.Table.from_batches([batch])
-                if mapped:
+                arrays = {name: to_numpy(table[name]) for name in names}
+                if not is_remote(store.place):  # mapped, as readers do
                     places = to_numpy(table["_rowaddr"]) & np.uint64(0xFFFFFFFF)
                     found = store.columns(fragment.fragment_id)
                     arrays = {name: found[name][places] for name in names}
-                else:
-                    arrays = {name: to_numpy(table[name]) for name in names}
                 sums = checksums_of_vectors(arrays) << np.uint64(32)
                 sums |= checksums_of(table)
                 wrong = np.flatnonzero(sums != arrays["checksum"])

@@ -9,7 +9,6 @@ Documents that the index lacks, which were added since or are of an earlier vers
 compared exactly beside it, and deleted ones are left out.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -17,7 +16,7 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,7 +274,8 @@ def read_index(store: Store) -> Index:
     where = f"{store.place}/{NAME}"
     if not has_index(store):
         raise _useless(store, store.place, "has no ScaNN index")
-    with Folder(store.place).fetch(NAME) as file, _room() as folder:
+    with Folder(store.place).fetch(NAME) as file, tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         try:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(folder)
@@ -293,7 +293,8 @@ def read_index(store: Store) -> Index:
             what = "was built for vectors of another model (fingerprint "
             what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
             raise _useless(store, where, what)
-        return Index(note, keys, ids, _load(folder))
+        with scann_at_work(where, "load it; build it again"):
+            return Index(note, keys, ids, _load(folder))
 
 
 def write_index(store: Store, index: Index) -> None:
@@ -303,10 +304,8 @@ def write_index(store: Store, index: Index) -> None:
       ClaraError: the disk is full, and the old index stays.
     """
     here, note = Folder(store.place), {**index.note, "format": FORMAT}
-    for left in here.names():  # by a process that was killed
-        if left.startswith(f".{NAME}."):
-            here.remove(left)
-    with _room() as folder, here.put(NAME) as file:
+    with tempfile.TemporaryDirectory() as made, writing(made):
+        folder = Path(made)
         index.keys.save(folder / _KEYS)
         np.save(folder / _IDS, index.ids)
         with scann_at_work(folder, "write its files; is the disk full?"):
@@ -315,19 +314,15 @@ def write_index(store: Store, index: Index) -> None:
         if size != len(index.ids):
             raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(index.ids)} keys")
         names = sorted(os.listdir(folder))
-        with zipfile.ZipFile(file, "w") as archive:
+        for left in here.names():  # by a process that was killed
+            if left.startswith(f".{NAME}."):
+                here.remove(left)
+        with here.put(NAME) as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr(
                 _NOTE, json_bytes({**note, "files": sorted([*names, _NOTE])})
             )
             for name in names:
                 archive.write(folder / name, name)
-
-
-@contextlib.contextmanager
-def _room() -> Iterator[Path]:
-    """Give a folder for ScaNN's files, which knows no others."""
-    with tempfile.TemporaryDirectory() as folder, writing(folder):
-        yield Path(folder)
 
 
 def _load(folder: Path) -> Any:

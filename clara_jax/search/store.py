@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 
-from clara_jax.documents import Document
+from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 from clara_jax.native import Gone, lance_at_work
 from clara_jax.places import Folder, is_remote
 from clara_jax.search.codecs import code_type, decode, read_center
-from clara_jax.search.data_files import has_wrong_end, map_columns
+from clara_jax.search.data_files import map_columns, what_is_wrong
 from clara_jax.search.rows import (
     checksums_of_vectors,
     damaged,
@@ -91,7 +91,7 @@ class Store:
         with lance_at_work(self.place):
             self.dataset, self.schema = dataset, dataset.schema
         self.columns = functools.lru_cache(OPEN_FILES)(self._read_columns)
-        for name in ("_layout", "_hashes", "_fragments", "_ends"):
+        for name in ("_layout", "_hashes", "fragments", "_ends"):
             self.__dict__.pop(name, None)
 
     @classmethod
@@ -160,31 +160,32 @@ class Store:
         return ids[order], addresses[order]
 
     @functools.cached_property
-    def _fragments(self) -> dict[int, Any]:
+    def fragments(self) -> dict[int, Any]:
+        """Lance's fragments by number."""
         return {f.fragment_id: f for f in self.dataset.get_fragments()}
 
     @functools.cached_property
     def _ends(self) -> None:
         """Refuse files with damaged ends, once, before Lance reads them."""
-        for fragment in self._fragments.values() if not is_remote(self.place) else ():
+        for fragment in self.fragments.values() if not is_remote(self.place) else ():
             for file in fragment.data_files():
                 path = Path(self.place, "data", file.path)
-                if path.is_file() and has_wrong_end(path):
-                    raise ClaraError(f"{path}: is damaged at its end; see --check")
+                if path.is_file() and (wrong := what_is_wrong(path, file)):
+                    raise ClaraError(f"{path}: {wrong}; see --check")
 
     def newest(self) -> "Store":
-        """Open the same store at its newest version."""
-        return Store(self.place, open_dataset(self.place))
-
-    def refresh(self) -> None:
-        """Go on at the newest version; what was deleted since is `Gone`."""
+        """Open the same store at its newest version; refuse a pinned one."""
         if self._pinned:
             raise ClaraError(
                 f"{self.place}: version {self.version} is no longer whole, as after a "
                 "compaction; leave out --at, or give a version of --versions"
             )
+        return Store(self.place, open_dataset(self.place))
+
+    def refresh(self) -> None:
+        """Go on at the newest version; what was deleted since is `Gone`."""
         with self._lock:
-            self._set(open_dataset(self.place))
+            self._set(self.newest().dataset)
 
     def has(self, ids: Ids) -> Bool[np.ndarray, "k"]:
         """Return whether there are rows of these ids."""
@@ -193,19 +194,17 @@ class Store:
             return np.zeros(len(numbers), bool)
         return own[np.minimum(np.searchsorted(own, numbers), len(own) - 1)] == numbers
 
-    def where(self, condition: str) -> Int64[np.ndarray, "n"]:
+    def where(self, condition: str | pc.Expression) -> Int64[np.ndarray, "n"]:
         """Return the ids of rows for which a condition holds, ascending.
 
         Args:
           condition: in Lance's filter language, SQL:
-            ``year >= 2020 and team = 'legal'``.
+            ``year >= 2020 and team = 'legal'``; or an expression of pyarrow's.
 
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
-        return self._filtered(condition)
 
-    def _filtered(self, condition: Any) -> Int64[np.ndarray, "n"]:
         def work() -> pa.Table:
             try:
                 return self.dataset.scanner(
@@ -331,13 +330,8 @@ class Store:
 
     def matching(self, ids: Sequence[str]) -> Int64[np.ndarray, "n"]:
         """Return the ids of all rows of documents with these ids, ascending."""
-        wanted = pa.array(set(ids), pa.string())
-        return self._filtered(pc.field("id").isin(wanted))
-
-    def places(self, ids: Ids) -> dict[int, Int64[np.ndarray, "_"]]:
-        """Return fragments, and the places of some rows in each."""
-        fragments, local = self._at(np.asarray(ids, np.int64))
-        return {int(f): local[fragments == f] for f in np.unique(fragments)}
+        wanted = pa.array(set(filter(is_unicode, ids)), pa.string())
+        return self.where(pc.field("id").isin(wanted))
 
     def _require(self, ids: np.ndarray) -> None:
         wrong = ids[~self.has(ids)]
@@ -368,7 +362,7 @@ class Store:
         return self._again(lambda: self._mapped(ids, names))
 
     def _mapped(self, ids: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        fragments, local = self._at(ids)
+        fragments, local = self.locate(ids)
         arrays = {name: np.empty(len(ids), self.kinds[name]) for name in names}
         order = np.argsort(fragments, kind="stable")
         cuts = np.flatnonzero(np.diff(fragments[order])) + 1
@@ -378,7 +372,7 @@ class Store:
                 array[places] = columns[name][local[places]]
         return arrays
 
-    def _at(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the fragments of rows, and their places in them.
 
         Raises:
@@ -394,7 +388,9 @@ class Store:
 
     def _read_columns(self, number: int) -> dict[str, np.ndarray]:
         """Map a fragment's columns of fixed size, or read them; deleted rows, too."""
-        fragment, found = self._fragments[number], {}
+        fragment, found = self.fragments.get(number), {}
+        if fragment is None:  # another thread has refreshed the store
+            raise Gone(f"{self.place}: has other files now")
         with lance_at_work(self.place):
             for file in fragment.data_files():
                 path = Path(self.place, "data", file.path)

@@ -27,7 +27,7 @@ from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
 from clara_jax.files import digest_of, json_bytes, sync
-from clara_jax.native import lance_at_work
+from clara_jax.native import Conflict, lance_at_work
 from clara_jax.places import Folder, is_remote
 from clara_jax.search.maintenance import (
     JOB,
@@ -50,14 +50,9 @@ from clara_jax.search.store import JOBS, Store
 
 FREE = ("model", "base", "center")  # may differ between the hosts of a job
 SAME = ("fingerprint", "memory", "width", "dtype")  # of a store and what is added
-
-LANCE = {
-    "data_storage_version": "2.2",
-    "enable_stable_row_ids": True,
-    "max_rows_per_file": 1 << 30,
-}
-
-_JOB = "job.json"
+LANCE: Any = {"mode": "append", "max_rows_per_file": 1 << 30}
+LANCE |= {"data_storage_version": "2.2", "enable_stable_row_ids": True}
+_JOB, _name = "job.json", "{:06d}.json".format
 
 
 class Job:
@@ -82,9 +77,6 @@ class Job:
         self.store, self.finished, self._values = store, False, values
         self.shards: int = values["shards"]
         self.digest = digest_of(_identity(values))
-        self._mode: str = values["mode"]
-        self._version: int = values["version"]
-        self._kinds: dict[str, str] = values["fields"]
         self._settings = parse(StoreSettings, values["settings"], f"{store}: {_JOB}")
         self._notes = Folder(f"{store}/{JOBS}/{self.digest}")
         self._target: Any = store  # what fragments are written for
@@ -145,7 +137,7 @@ class Job:
             _check_added(place, before, values)
             if begun is None:
                 refuse(before)
-            missing_fields(before, job._kinds)
+            missing_fields(before, job._values["fields"])
             job._target, job._schema = before.dataset, before.schema
         else:
             _refuse_other(place, values)
@@ -191,7 +183,7 @@ class Job:
         fragments = []
         if documents:
             with lance_at_work(self.store, "written"):
-                fragments = write_fragments(table, self._target, mode="append", **LANCE)
+                fragments = write_fragments(table, self._target, **LANCE)
                 for fragment in fragments if not is_remote(self.store) else ():
                     for file in fragment.files:
                         sync(Path(self.store, "data", file.path))
@@ -202,7 +194,6 @@ class Job:
                 parts.append(document.part)
         note = {
             "fragments": [fragment.to_json() for fragment in fragments],
-            "rows": len(documents),
             "ids": ids,
             "layout": self._layout(),
         }
@@ -210,13 +201,17 @@ class Job:
 
     def _add_columns(self) -> None:
         """Give the store columns for new fields; only its schema changes."""
-        if kinds := missing_fields(Store(self.store, self._target), self._kinds):
-            store = Store.open(self.store)
+        store = Store(self.store, self._target)
+        while kinds := missing_fields(store, self._values["fields"]):
+            store = store.newest()
             if kinds := missing_fields(store, kinds):
                 new = own_fields(kinds, (*RESERVED, *store.schema.names))
-                with lance_at_work(self.store, "written"):
+                with (
+                    contextlib.suppress(Conflict),
+                    lance_at_work(store.place, "written"),
+                ):
                     store.dataset.add_columns(pa.schema(new))
-            self._target, self._schema = store.dataset, store.dataset.schema
+        self._target, self._schema = store.dataset, store.dataset.schema
 
     def _note(self, name: str, note: Mapping[str, Any]) -> None:
         """Note what the job is, or that a shard is written."""
@@ -276,6 +271,7 @@ class Job:
             count = self.shards if shards is None else shards
             notes = [self._read(_name(k)) for k in range(count)]
             written = [note for note in notes if note is not None]
+            self._refuse_stale(notes)
 
             def make() -> Change | None:
                 before = store_of(self.store)
@@ -296,6 +292,25 @@ class Job:
                 return None
             self._notes.remove()
         return Store.open(self.store)
+
+    def _refuse_stale(self, notes: Sequence[Mapping[str, Any] | None]) -> None:
+        """Refuse shards whose files are gone, as a compaction removes old ones.
+
+        Or which were kept less another mean, by a host that began at the same moment.
+        """
+        there, stale = set(Folder(f"{self.store}/data").names()), 0
+        for k, note in enumerate(notes):
+            parts = note["fragments"] if note else ()
+            files = {file["path"] for part in parts for file in part["files"]}
+            mean = note["layout"]["center"] if note else self._settings.center
+            if not files <= there or mean != self._settings.center:
+                self._notes.remove(_name(k))
+                stale += 1
+        if stale:
+            raise ClaraError(
+                f"{self.store}: {stale} of the shards no longer serve; start the same "
+                "command again, which writes them anew"
+            )
 
     def _change(
         self, before: Store | None, notes: Sequence[Mapping[str, Any]]
@@ -320,7 +335,7 @@ class Job:
         if before is None:
             return 0, LanceOperation.Overwrite(self._schema, new)
         old = before.matching(list(ids))
-        if self._mode == "add" and len(old):
+        if self._values["mode"] == "add" and len(old):
             (piece,) = before.pieces(old[:1])
             raise ClaraError(
                 f"{self.store}: already has a document with the id '{piece.id}' (from "
@@ -335,7 +350,7 @@ class Job:
         With `last`, only if no documents were changed after it.
         """
         for version, job in changes(store):
-            before = 0 < version <= self._version
+            before = 0 < version <= self._values["version"]
             if job == self.digest and (last or not before):
                 return True
             if last or before:
@@ -384,7 +399,7 @@ def _refuse_other(place: str, values: Mapping[str, Any]) -> None:
         digest, _, file = name.partition("/")
         if file != _JOB or digest == own:
             continue
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
             begun = json.loads(folder.read(name) or b"")
             changed = _differences(_identity(begun), _identity(values))
             raise ClaraError(
@@ -420,10 +435,6 @@ def missing_fields(store: Store, kinds: Mapping[str, str]) -> dict[str, str]:
                 f"have {kind}; change them, or compress all into another --store"
             )
     return {name: kind for name, kind in kinds.items() if name not in own}
-
-
-def _name(k: int) -> str:
-    return f"{k:06d}.json"
 
 
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_says_what_it_did_and_what_comes_next(model, corpus, tmp_path, capsys):
     assert "tokens/s" in out and "a piece)" in out
     assert f"clara_jax.answer --store {store}" in out
     assert f"clara_jax.compress index --store {store}" in out
-    assert "note: 1 file is not a document and left out: picture.png" in err
+    assert "note: left out, since not documents: picture.png" in err
     assert "22/22" in err and "record" in err
     assert "1 of 39 pieces hold words that the model's tokenizer does not know" in err
     status, out, err = run(capsys, *command)

@@ -28,7 +28,7 @@ def test_built_measured_and_built_anew(copy, model, tmp_path, capsys):
     rows = len(Store.open(copy))
     status, out, _ = run(capsys, "--store", copy)
     assert status == 0
-    assert f"ScaNN index of {rows} pieces (brute force, " in out
+    assert f"ScaNN index of {rows} pieces (method brute_force, " in out
     assert "recall@5 of scann: " in out and "made up: 0.7 of a document" in out
     assert "time per question: exact " in out
     (tmp_path / "new.txt").write_text("Ada Bell")
@@ -39,7 +39,7 @@ def test_built_measured_and_built_anew(copy, model, tmp_path, capsys):
     assert status == 0 and f"ScaNN index of {rows + 1} pieces" in out
     assert err == f"ScaNN index of {rows + 1} pieces ...\n" and "recall" not in out
     status, out, _ = run(capsys, "--store", copy, "--no-report", "--dims", 3)
-    assert status == 0 and ", 3 dims, " in out
+    assert status == 0 and ", dims 3, " in out
     assert main(["--store", str(copy), "--check"]) == 0
 
 
