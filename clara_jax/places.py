@@ -63,7 +63,7 @@ class Folder:
             return
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "file")
-            with lance_at_work(f"{self.place}/{name}"), writing(file):
+            with lance_at_work(f"{self.place}/{name}"):
                 self._session.download_file(name, str(file))
             yield file
 
