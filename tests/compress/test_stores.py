@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 
+import pytest
 from toy_folder import QUESTION
 
 from clara_jax.compress.__main__ import main
 from clara_jax.loading import find_model, model_place
 from clara_jax.search import Store
+from clara_jax.search.scann_index import METHODS
 
 
 def run(capsys, *arguments):
@@ -41,6 +43,18 @@ def test_built_measured_and_built_anew(copy, model, tmp_path, capsys):
     status, out, _ = run(capsys, "--store", copy, "--no-report", "--dims", 3)
     assert status == 0 and ", dims 3, " in out
     assert main(["--store", str(copy), "--check"]) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_index_of_few_documents(model, tmp_path, capsys, count, method):
+    (tmp_path / "few.jsonl").write_text(count * '{"text": "Ada Bell"}\n')
+    words = ("--model", model, "--corpus", tmp_path / "few.jsonl")
+    assert main([str(w) for w in (*words, "--store", tmp_path / "s")]) == 0
+    capsys.readouterr()
+    status, out, err = run(capsys, "--store", tmp_path / "s", "--method", method)
+    assert status == 0 and f"ScaNN index of {count} pieces (method {method}, " in out
+    assert "note: there are too few documents to make questions of" in err
 
 
 def test_measured_with_questions_that_the_stores_model_reads(copy, tmp_path, capsys):
