@@ -15,6 +15,7 @@ FLOORS = {
     "config": 0,
     "documents": 1,
     "files": 1,
+    "lance_files": 2,
     "native": 2,
     "places": 3,
     "commands": 2,

@@ -24,6 +24,7 @@ from clara_jax.generate.batched import require_role
 from clara_jax.loading import load, model_place, store_settings
 from clara_jax.search import Job, Store, StoreSettings
 from clara_jax.search.codecs import FLOATS, center_of
+from clara_jax.search.rows import own_columns
 from clara_jax.search.writer import missing_fields, open_place
 from clara_jax.sharding import batch_parts, make_mesh
 
@@ -106,6 +107,11 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         del clara, make  # and so the weights that were merged, and other adapters
         counts, seconds = _write_shards(job, reader, compress, part, check)
     store = job.commit()
+    if store is not None:
+        renamed = own_columns(store.schema).items()
+        names = [f"{column} for '{n}'" for n, (column, _) in renamed if n != column]
+        if names:
+            note(f"names of fields in conditions: {', '.join(names)}")
     _report_counts(counts, seconds)
     if store is None:
         rest = f"{path} is finished by the part that ends last"

@@ -41,14 +41,13 @@ def delete_documents(arguments: argparse.Namespace) -> None:
 
 def compact_store(arguments: argparse.Namespace) -> None:
     """Give back the room of deleted documents and of earlier versions."""
-    before = size_of(Store.open(arguments.store))
     freed = compact(
         arguments.store, datetime.timedelta(days=min(arguments.keep, 999_999))
     )
     opened = Store.open(arguments.store)
     print(
         f"gave back {megabytes(freed)}; {len(opened):,} pieces are left in "
-        f"{megabytes(size_of(opened))}, before {megabytes(before)}"
+        f"{megabytes(size_of(opened))}"
     )
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from lance.query import MultiMatchQuery
 
 from clara_jax.errors import ClaraError
+from clara_jax.lance_files import to_numpy
 from clara_jax.native import lance_at_work
 from clara_jax.search.exact import (
     Flat,
@@ -22,7 +23,6 @@ from clara_jax.search.exact import (
     meeting,
     rescore,
 )
-from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Store
 from clara_jax.text.bm25 import TOKENIZER
 

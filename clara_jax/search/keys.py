@@ -20,9 +20,9 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from clara_jax.lance_files import to_numpy
 from clara_jax.native import lance_at_work
 from clara_jax.search.exact import Flat, unit
-from clara_jax.search.rows import to_numpy
 from clara_jax.search.store import Store
 
 Short = Float[np.ndarray, "n Q"]  # keys of documents or questions

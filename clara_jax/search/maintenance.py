@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
+from clara_jax.lance_files import to_numpy, wrong_files
 from clara_jax.native import Conflict, Gone, lance_at_work, quiet
 from clara_jax.places import Folder, is_remote
-from clara_jax.search.data_files import what_is_wrong
 from clara_jax.search.rows import (
     checksums_of,
     checksums_of_vectors,
     damaged,
     document_columns,
-    to_numpy,
 )
 from clara_jax.search.store import JOBS, NoStore, Store
 
@@ -165,10 +163,12 @@ def compact(place: str | os.PathLike, keep: datetime.timedelta | None = None) ->
     younger than `keep`; who has one of them open goes on at the newest.
 
     Raises:
-      ClaraError: another process is changing the store, or the disk is full: new files
-        need room beside the old ones.
+      ClaraError: the store is damaged, another process is changing it, or the disk is
+        full: new files need room beside the old ones.
     """
     store = Store.open(place)
+    if found := damage(store):
+        raise ClaraError(f"{found[0]}; nothing is dropped from a store that is damaged")
     with lance_at_work(store.place, "written"):
         keep_job(store)
         store.dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
@@ -191,41 +191,40 @@ def versions(place: str | os.PathLike) -> list[tuple[int, datetime.datetime, int
 
 
 def check(place: str | os.PathLike) -> list[str]:
-    """Compare every row with its checksum; return a line for each thing that is wrong.
-
-    Search indexes, which can be built again, are not looked at. Shows a bar if slow.
+    """Return a line for each thing that is wrong, or was not finished; see `damage`.
 
     Raises:
       ClaraError: there is no store.
     """
     store = Store.open(place)
-    findings, fragments = [], store.fragments.values()
-    total = sum(fragment.physical_rows for fragment in fragments)
-    with tqdm(total=total, desc="check", unit="piece", delay=2) as bar:
-        for fragment in fragments:
-            wrong = list(_wrong_sizes(store, fragment))
-            with quiet():
-                findings += wrong or _check_rows(store, fragment)
-            bar.update(fragment.physical_rows)
+    findings = damage(store)
     if findings and store.newest().version != store.version:
         return check(place)  # a compaction may have taken away what was read
     for name in Folder(place).names():
         if name.startswith(f"{JOBS}/") and name.endswith("/job.json"):
             findings.append(
                 f"{place}/{name}: documents are still being put in; finish that with "
-                "the command that began it, or remove the folder to give it up"
+                f"the command that began it, or remove {JOBS}/ to give it up"
             )
     return findings
 
 
-def _wrong_sizes(store: Store, fragment) -> Iterator[str]:
-    """Look at the sizes and ends of a fragment's files on this machine."""
-    for file in [] if is_remote(store.place) else fragment.data_files():
-        path = Path(store.place, "data", file.path)
-        if not path.exists():
-            yield f"{path}: is missing"
-        elif wrong := what_is_wrong(path, file):
-            yield f"{path}: {wrong}"
+def damage(store: Store) -> list[str]:
+    """Compare every row with its checksum; return a line for each that is wrong.
+
+    Search indexes, which can be built again, are not looked at. Shows a bar if slow.
+    """
+    findings, fragments = [], store.fragments.values()
+    total = sum(fragment.physical_rows for fragment in fragments)
+    with tqdm(total=total, desc="check", unit="piece", delay=2) as bar:
+        for fragment in fragments:
+            wrong = [
+                f"{path}: {what}" for path, what in wrong_files(store.place, fragment)
+            ]
+            with quiet():
+                findings += wrong or _check_rows(store, fragment)
+            bar.update(fragment.physical_rows)
+    return findings
 
 
 def _check_rows(store: Store, fragment) -> list[str]:
@@ -251,5 +250,5 @@ def _check_rows(store: Store, fragment) -> list[str]:
                 wrong = np.flatnonzero(sums != arrays["checksum"])
                 findings += [str(damaged(files, table.slice(i, 1))) for i in wrong]
     except ClaraError as error:
-        findings.append(f"{files}: {error}")
+        findings.append(f"{files}: {str(error).partition('; look at')[0]}")
     return findings

@@ -298,23 +298,3 @@ def _to_arrow(array: np.ndarray, type: pa.DataType) -> pa.Array:
         values = pa.array(array.reshape(-1), type.value_type)
         return pa.FixedSizeListArray.from_arrays(values, type=type)
     return pa.array(array, type)
-
-
-def typed(column: pa.ChunkedArray, kind: np.dtype) -> Shaped[np.ndarray, "n ..."]:
-    """Turn a column of fixed size into an array of a row's type."""
-    return to_numpy(column).view(kind.base).reshape(-1, *kind.shape)
-
-
-def to_numpy(column: pa.ChunkedArray | pa.Array) -> Shaped[np.ndarray, "n ..."]:
-    """Turn a column without nulls into an array: numbers [n], lists [n, L], bytes."""
-    array = column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks or [pa.array([], array.type)])
-    if pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        raw = np.frombuffer(array.buffers()[1], np.uint8)
-        raw = raw[array.offset * width : (array.offset + len(array)) * width]
-        return raw.reshape(len(array), width)
-    if pa.types.is_fixed_size_list(array.type):
-        return to_numpy(array.flatten()).reshape(len(array), -1)
-    return array.to_numpy(zero_copy_only=False)

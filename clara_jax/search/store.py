@@ -11,6 +11,7 @@ columns of local files are mapped into memory; in an object store, rows are fetc
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -27,10 +28,10 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
+from clara_jax.lance_files import map_columns, to_numpy, typed, wrong_files
 from clara_jax.native import Gone, lance_at_work
 from clara_jax.places import Folder, is_remote
 from clara_jax.search.codecs import code_type, decode, read_center
-from clara_jax.search.data_files import map_columns, what_is_wrong
 from clara_jax.search.rows import (
     checksums_of_vectors,
     damaged,
@@ -38,8 +39,6 @@ from clara_jax.search.rows import (
     own_columns,
     read_settings,
     to_documents,
-    to_numpy,
-    typed,
 )
 
 T = TypeVar("T")
@@ -167,10 +166,9 @@ class Store:
     @functools.cached_property
     def _ends(self) -> None:
         """Refuse files with damaged ends, once, before Lance reads them."""
-        for fragment in self.fragments.values() if not is_remote(self.place) else ():
-            for file in fragment.data_files():
-                path = Path(self.place, "data", file.path)
-                if path.is_file() and (wrong := what_is_wrong(path, file)):
+        for fragment in self.fragments.values():
+            for path, wrong in wrong_files(self.place, fragment):
+                if path.is_file():
                     raise ClaraError(f"{path}: {wrong}; see --check")
 
     def newest(self) -> "Store":
@@ -204,15 +202,21 @@ class Store:
         Raises:
           ClaraError: it is not a condition, or names fields that there are not.
         """
+        filter = condition
+        if isinstance(condition, str):
+            outside = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", condition)
+            depths = itertools.accumulate((c == "(") - (c == ")") for c in outside)
+            # Lance reads no further than a whole condition, unless it is in brackets.
+            filter = f"({condition})" if min(depths, default=0) >= 0 else ")"
 
         def work() -> pa.Table:
             try:
                 return self.dataset.scanner(
-                    [], filter=condition, with_row_id=True
+                    [], filter=filter, with_row_id=True
                 ).to_table()
             except ValueError as error:
-                _, sign, text = first_line(error).partition("Invalid user input: ")
-                if not sign:
+                text = first_line(error).removeprefix("Invalid user input: ")
+                if re.search("Not found: [^,]*/(data|_deletions)/|corrupt", text):
                     raise
                 text = re.split(r", /|\. Valid fields", text)[0]
                 raise ClaraError(
@@ -410,8 +414,7 @@ def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.Lance
         raise ClaraError(f"{place}: is a file; give a folder")
     try:
         with lance_at_work(str(place)):
-            newest = lance.dataset(str(place))
-            return newest if at is None else newest.checkout_version(at)
+            return lance.dataset(str(place), version=at)
     except Gone as error:
         if at is not None:
             known = [v["version"] for v in open_dataset(place).versions()]

@@ -104,8 +104,8 @@ class Job:
             that it has; ``replace`` takes out documents with the same ids.
           fields: of the documents' metadata, with their kinds, see
             ``documents.kind_of``; documents without metadata need none.
-          refuse: called with the store that is there when a job on it begins; may raise
-            if the documents do not go with it.
+          refuse: called with the store that is there, if any; may raise if the
+            documents do not go with it.
 
         Raises:
           ClaraError: another job is making the store, there is a store already (or none
@@ -135,8 +135,7 @@ class Job:
                 job._notes.remove()
                 return job
             _check_added(place, before, values)
-            if begun is None:
-                refuse(before)
+            refuse(before)
             missing_fields(before, job._values["fields"])
             job._target, job._schema = before.dataset, before.schema
         else:
@@ -239,6 +238,9 @@ class Job:
         for place in places:
             there, job = Folder(place), Job(place, self._values)
             if job._read(_JOB) is None:
+                if self._notes.names() == [_JOB]:
+                    self._notes.remove()
+                _refuse_other(place, self._values)
                 raise ClaraError(
                     f"{place}: holds no part of this job; write one there with the "
                     "same command, with --part and with this place as its --store"
@@ -404,8 +406,8 @@ def _refuse_other(place: str, values: Mapping[str, Any]) -> None:
             changed = _differences(_identity(begun), _identity(values))
             raise ClaraError(
                 f"{place}: another job is under way here; it differs in {changed}; "
-                "finish it with the command that began it, or remove the folder to "
-                "give it up"
+                f"finish it with the command that began it, or remove {JOBS}/{digest} "
+                "there to give it up"
             )
 
 

@@ -116,6 +116,7 @@ class Trial:
         process.kill()
         process.communicate()
         if process.returncode != -signal.SIGKILL:
+            assert content(store) == self.after
             return "it had ended"
         found = content(store)
         left = "as before" if found == self.before else "as after"
@@ -154,13 +155,13 @@ def main() -> int:
     shutil.copytree(folder / "new-whole", base)
     for action in ACTIONS:
         trial = trials.get(action) or Trial(action, folder, base)
-        if action == "delete":  # what is compacted and indexed has deleted rows
-            shutil.rmtree(base)
-            shutil.copytree(folder / "delete-whole", base)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             left = collections.Counter(threads.map(trial.kill, range(arguments.kills)))
         said = ", ".join(f"{count} {what}" for what, count in sorted(left.items()))
         print(f"{action}, {trial.seconds:.2f} s: {said}", flush=True)
+        if action == "delete":  # what is compacted and indexed has deleted rows
+            shutil.rmtree(base)
+            shutil.copytree(folder / "delete-whole", base)
         status |= any("WRONG" in what for what in left)
     return status
 

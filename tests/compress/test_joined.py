@@ -84,8 +84,16 @@ def test_parts_of_another_job_are_not_joined(
     before = content_of_folder(store)
     for place in (other, copy, tmp_path / "nowhere"):
         said = error(capsys, *command(store, "--part", "1/2", "--join", place))
-        assert f"{place}: holds no part of this job" in said
+        known = "holds no part of this job"
+        assert (
+            f"{place}: {'another job is under way' if place == other else known}"
+            in said
+        )
     assert content_of_folder(store) == before
+    # Where nothing was written, a refused one leaves nothing that is in the way.
+    new = tmp_path / "new"
+    assert "holds no part" in error(capsys, *command(new, "--join", tmp_path / "no"))
+    assert not list(new.glob("_jobs/*"))
 
 
 def test_a_file_missing_where_it_was_written_is_not_taken_for_there(

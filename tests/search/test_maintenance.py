@@ -329,8 +329,7 @@ def test_every_bit_of_the_vectors(tmp_path):
     assert [row[1].text for row in contents(path)] == ["text 0", "text 2", "new"]
 
 
-def test_damage_survives_compaction(tmp_path):
-    """Rows are copied with their checksums: none is given to what is damaged."""
+def test_nothing_is_dropped_from_a_damaged_store(tmp_path):
     path = tmp_path / "s"
     file, expected = tiny(path)
     vector = Store.open(path).arrays([1])["codes"].tobytes()
@@ -339,10 +338,14 @@ def test_damage_survives_compaction(tmp_path):
     changed[data.index(vector)] ^= 1
     file.write_bytes(changed)
     delete(path, ["d0"])
-    compact(path)
-    (finding,) = check(path)
-    assert "part 1 of document 'd1' is damaged" in finding
+    before = tree(path)
+    with pytest.raises(ClaraError, match="'d1' is damaged .*; nothing is dropped from"):
+        compact(path)
+    assert tree(path) == before
     assert read_or_refuse(path, expected[1:]) == 1
+    delete(path, ["d1"])  # the remedy, or --replace
+    compact(path)
+    assert check(path) == []
 
 
 def test_a_missing_file_of_deleted_rows(tmp_path):

@@ -288,6 +288,26 @@ def test_a_version_that_was_asked_for_is_not_exchanged_for_another(tmp_path):
         assert not isinstance(e.value, Gone)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "number = 1 garbage",
+        "number >= 0; drop table x",
+        "number >= 0 limit 1",
+        "number = 1) or (true",
+        "number / 0 = 1",
+        "cast(id as int) = 1",
+        "regexp_match(text, '[')",
+        "count(*) > 1",
+    ],
+)
+def test_conditions_are_read_to_their_end(tmp_path, condition):
+    store = make_toy(tmp_path / "s")
+    with pytest.raises(ClaraError, match="^where .*the fields are id, title"):
+        store.where(condition)
+    assert store.where("(number = 1) or id = ')' or id = 'x('").tolist() == [1]
+
+
 def test_where(tmp_path):
     pieces = [
         Document(

@@ -1,15 +1,15 @@
-"""A data file of Lance on this machine: columns mapped into memory, and its end."""
+"""Data files of Lance on this machine: columns mapped into memory, and damage."""
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Shaped
 from lance.file import LanceFileReader
-from lance.fragment import DataFile
-
-from clara_jax.search.rows import typed
+from lance.fragment import DataFile, LanceFragment
 
 
 def map_columns(
@@ -44,11 +44,24 @@ def map_columns(
     return found
 
 
-def what_is_wrong(path: Path, file: DataFile) -> str:
-    """Return what is wrong with the size or the end of a data file, if anything.
+def wrong_files(place: str, fragment: LanceFragment) -> Iterator[tuple[Path, str]]:
+    """Yield files of a fragment of the dataset at a place with what is wrong with each.
+
+    Of those in an object store nothing is known.
+    """
+    for file in () if "://" in place else fragment.data_files():
+        path = Path(place, "data", file.path)
+        if wrong := _what_is_wrong(path, file):
+            yield path, wrong
+
+
+def _what_is_wrong(path: Path, file: DataFile) -> str:
+    """Return what is wrong with a data file, its size or its end, if anything.
 
     Lance takes as much memory as the last 40 bytes say: damaged, they end the process.
     """
+    if not path.is_file():
+        return "is missing"
     with path.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
         opened.seek(max(size - 40, 0))
@@ -59,3 +72,23 @@ def what_is_wrong(path: Path, file: DataFile) -> str:
     *places, buffers, columns, _, _, name = struct.unpack("<QQQIIHH4s", end)
     wrong = name != b"LANC" or max(*places, 16 * buffers, 16 * columns) > size
     return "is damaged at its end" if wrong else ""
+
+
+def typed(column: pa.ChunkedArray, kind: np.dtype) -> Shaped[np.ndarray, "n ..."]:
+    """Turn a column of fixed size into an array of a row's type."""
+    return to_numpy(column).view(kind.base).reshape(-1, *kind.shape)
+
+
+def to_numpy(column: pa.ChunkedArray | pa.Array) -> Shaped[np.ndarray, "n ..."]:
+    """Turn a column without nulls into an array: numbers [n], lists [n, L], bytes."""
+    array = column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks or [pa.array([], array.type)])
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        raw = np.frombuffer(array.buffers()[1], np.uint8)
+        raw = raw[array.offset * width : (array.offset + len(array)) * width]
+        return raw.reshape(len(array), width)
+    if pa.types.is_fixed_size_list(array.type):
+        return to_numpy(array.flatten()).reshape(len(array), -1)
+    return array.to_numpy(zero_copy_only=False)
