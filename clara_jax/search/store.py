@@ -432,3 +432,7 @@ def open_dataset(place: str | os.PathLike, at: int | None = None) -> lance.Lance
         if any(name.startswith(f"{JOBS}/") for name in names):
             what = f"is not finished; go on with the same {command}"
         raise NoStore(f"{place}: {what}") from error
+    except ClaraError as error:
+        hint = "an earlier version may be whole: answer --at N"
+        said = str(error).replace("look at it with --check", hint)
+        raise ClaraError(said) from error

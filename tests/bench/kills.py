@@ -140,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=ACTIONS)
     arguments = parser.parse_args()
     folder, status = arguments.output, 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def main() -> int:
     trials = {"new": Trial("new", folder, None)}
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(folder / "new-whole", base)
-    for action in ACTIONS:
+    for action in arguments.actions:
         trial = trials.get(action) or Trial(action, folder, base)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             left = collections.Counter(threads.map(trial.kill, range(arguments.kills)))

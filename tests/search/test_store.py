@@ -288,6 +288,18 @@ def test_a_version_that_was_asked_for_is_not_exchanged_for_another(tmp_path):
         assert not isinstance(e.value, Gone)
 
 
+def test_a_damaged_manifest_leaves_the_earlier_versions(tmp_path):
+    path = tmp_path / "s"
+    make_toy(path, 7)
+    delete(path, ["d1"])
+    newest = min((path / "_versions").glob("*.manifest"))  # Lance counts down
+    newest.write_bytes(newest.read_bytes()[:100])
+    for at in (None, 2):
+        with pytest.raises(ClaraError, match="cannot be read.*earlier .*answer --at N"):
+            Store.open(path, at=at)
+    assert len(Store.open(path, at=1)) == 7
+
+
 @pytest.mark.parametrize(
     "condition",
     [
