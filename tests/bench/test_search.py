@@ -71,7 +71,7 @@ def test_conditions_are_a_table(capsys):
 @pytest.mark.slow
 def test_growth_is_a_table_a_file_and_a_picture(tmp_path, capsys):
     search_growth.main(
-        f"--output {tmp_path} --sizes 300 --shape 2 8 --count 10".split()
+        f"--output {tmp_path} --sizes 300 --shape 2 8 --count 10 --repeat 1".split()
     )
     told = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in told[2:]] == ["300"]

@@ -293,14 +293,15 @@ def test_a_flipped_byte_here_and_there(tmp_path, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
-def test_a_flipped_byte_anywhere(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "every"), [("bfloat16", 1), ("int4", 3)])
+def test_a_flipped_byte_anywhere(tmp_path, dtype, every):
     path = tmp_path / "s"
     file, expected = tiny(path, dtype)
     size = file.stat().st_size
-    found, harmless = flipped(path, file, range(size), expected)
+    places = range(0, size, every)
+    found, harmless = flipped(path, file, places, expected)
     print(f"{dtype}: {size} bytes, {found} found, {harmless} make no difference")
-    assert found > size / 3
+    assert found > len(places) / 3
 
 
 def test_every_bit_of_the_vectors(tmp_path):
