@@ -170,6 +170,11 @@ def lock_file(path: Path, busy: str) -> IO[bytes] | None:
     return file
 
 
+def is_remote(place: str | os.PathLike) -> bool:
+    """Return whether a place is in an object store."""
+    return "://" in str(place)
+
+
 def cache_folder() -> Path:
     """Return the user's folder for what this package can fetch or make again."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -11,6 +11,8 @@ from jaxtyping import Shaped
 from lance.file import LanceFileReader
 from lance.fragment import DataFile, LanceFragment
 
+from clara_jax.files import is_remote
+
 
 def map_columns(
     path: Path, rows: int, kinds: Mapping[str, np.dtype]
@@ -49,7 +51,7 @@ def wrong_files(place: str, fragment: LanceFragment) -> Iterator[tuple[Path, str
 
     Of those in an object store nothing is known.
     """
-    for file in () if "://" in place else fragment.data_files():
+    for file in () if is_remote(place) else fragment.data_files():
         path = Path(place, "data", file.path)
         if wrong := _what_is_wrong(path, file):
             yield path, wrong

@@ -13,9 +13,9 @@ from clara_jax.clara import Network, vector_fingerprint
 from clara_jax.config import DTYPES, QUANTIZATIONS
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
+from clara_jax.files import is_remote
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.model import Transformer, logical_axes, quantize_params
-from clara_jax.places import is_remote
 from clara_jax.search import Store, StoreSettings
 from clara_jax.sharding import tree_shardings
 from clara_jax.text import ClaraTokenizer

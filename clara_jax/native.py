@@ -12,7 +12,7 @@ from pathlib import Path
 from lance.commit import CommitConflictError
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, write_error
+from clara_jax.files import first_line, is_remote, write_error
 
 _ALONE = threading.RLock()
 
@@ -60,7 +60,7 @@ def lance_at_work(place: str, doing: str = "read") -> Iterator[None]:
         if isinstance(error, OSError) and any(s in str(error).lower() for s in full):
             raise write_error(place, error) from error
         remedy = "look at it with --check"
-        if "://" in place:
+        if is_remote(place):
             remedy = "look at the address, and at the credentials in the environment"
         raise ClaraError(f"{place}: cannot be {doing} ({text}); {remedy}") from error
 

@@ -13,13 +13,8 @@ from pathlib import Path
 
 from lance.file import LanceFileSession
 
-from clara_jax.files import replacing, writing
+from clara_jax.files import is_remote, replacing, writing
 from clara_jax.native import Gone, lance_at_work
-
-
-def is_remote(place: str | os.PathLike) -> bool:
-    """Return whether a place is in an object store."""
-    return "://" in str(place)
 
 
 class Folder:

@@ -21,6 +21,7 @@ from clara_jax.native import Conflict, Gone, lance_at_work, quiet
         (OSError("LanceError(IO): No such file, /a/b.rs:3"), Gone, r"\(No such file\)"),
         (OSError(errno.ENOSPC, "No space left on device"), ClaraError, "disk is full"),
         (OSError("LanceError(IO): No space left on device"), ClaraError, "is full"),
+        (OSError("LanceError(IO): Disk quota exceeded"), ClaraError, "is full"),
         (CommitConflictError("x"), Conflict, "another process has changed"),
         (
             RuntimeError("odd\nthing"),

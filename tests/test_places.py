@@ -2,7 +2,8 @@
 
 import pytest
 
-from clara_jax.places import Folder, is_remote
+from clara_jax.files import is_remote
+from clara_jax.places import Folder
 
 
 def test_files_of_a_folder(tmp_path):

@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 from lance import LanceDataset
-from lance.dataset import DatasetOptimizer
 from toy_store import (
     STEPS,
     before_step,
@@ -85,7 +84,6 @@ INDEX_STEPS = (
     *(step for step in STEPS if step[1] != "fsync"),
     (LanceDataset, "drop_columns"),
     (LanceDataset, "create_scalar_index"),
-    (DatasetOptimizer, "optimize_indices"),
 )
 
 

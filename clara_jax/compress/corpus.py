@@ -108,8 +108,10 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         counts, seconds = _write_shards(job, reader, compress, part, check)
     store = job.commit()
     if store is not None:
-        renamed = own_columns(store.schema).items()
-        names = [f"{column} for '{n}'" for n, (column, _) in renamed if n != column]
+        own = own_columns(store.schema).items()
+        names = [
+            f"{column} for '{name}'" for name, (column, _) in own if name != column
+        ]
         if names:
             note(f"names of fields in conditions: {', '.join(names)}")
     _report_counts(counts, seconds)

@@ -152,9 +152,11 @@ def index_store(arguments: argparse.Namespace) -> None:
         index_words(store)
         seconds = time.perf_counter() - begin
         print(f"full-text index of {len(store):,} pieces: {seconds:.1f} s")
+    if arguments.no_report:
+        return
     if queries is None and not note["held_out"]:
         commands.note("there are too few documents to make questions of: no report")
-    elif not arguments.no_report:
+    else:
         found = compare(store, queries, arguments.top_k, progress=_say)
         print("\n".join(found.lines()))
 

@@ -103,25 +103,26 @@ class HybridSearcher:
         self, text: str, count: int, where: str | None = None
     ) -> Int[np.ndarray, "_"]:
         """Return ids of rows that share a word with a text, best first."""
-        query = MultiMatchQuery(text, list(COLUMNS))
-        ids, scores = np.empty(0, np.int64), np.empty(0)
-        # Lance's index keeps rows that a compaction dropped; a condition does not.
-        for condition in (where, where or "true"):
-            with lance_at_work(self.store.place):
-                found = self.store.dataset.scanner(
-                    columns=["_score"],
-                    full_text_query=query,
-                    filter=condition,
-                    prefilter=True,
-                    limit=count,
-                    with_row_id=True,
-                ).to_table()
-            ids = to_numpy(found["_rowid"]).astype(np.int64)
-            scores = to_numpy(found["_score"])
-            if self.store.has(ids).all():
-                break
+        ids, scores = self._by_words(text, count, where)
+        if not self.store.has(ids).all():
+            # Lance's index keeps rows that a compaction dropped; a condition does not.
+            ids, scores = self._by_words(text, count, where or "true")
         # Of equals the lower first.
         return ids[np.lexsort((ids, -scores))]
+
+    def _by_words(
+        self, text: str, count: int, where: str | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with lance_at_work(self.store.place):
+            found = self.store.dataset.scanner(
+                columns=["_score"],
+                full_text_query=MultiMatchQuery(text, list(COLUMNS)),
+                filter=where,
+                prefilter=True,
+                limit=count,
+                with_row_id=True,
+            ).to_table()
+        return to_numpy(found["_rowid"]).astype(np.int64), to_numpy(found["_score"])
 
 
 def _fused(*rankings: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:

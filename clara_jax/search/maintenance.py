@@ -15,9 +15,10 @@ from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import is_remote
 from clara_jax.lance_files import to_numpy, wrong_files
 from clara_jax.native import Conflict, Gone, lance_at_work, quiet
-from clara_jax.places import Folder, is_remote
+from clara_jax.places import Folder
 from clara_jax.search.rows import (
     checksums_of,
     checksums_of_vectors,
@@ -200,11 +201,12 @@ def check(place: str | os.PathLike) -> list[str]:
     findings = damage(store)
     if findings and store.newest().version != store.version:
         return check(place)  # a compaction may have taken away what was read
-    for name in Folder(place).names():
-        if name.startswith(f"{JOBS}/") and name.endswith("/job.json"):
+    for name in Folder(f"{place}/{JOBS}").names():
+        job, _, file = name.partition("/")
+        if file == "job.json":
             findings.append(
-                f"{place}/{name}: documents are still being put in; finish that with "
-                f"the command that began it, or remove {JOBS}/ to give it up"
+                f"{place}/{JOBS}/{name}: documents are still being put in; finish that "
+                f"with the command that began it, or remove {JOBS}/{job} to give it up"
             )
     return findings
 
@@ -229,22 +231,25 @@ def damage(store: Store) -> list[str]:
 
 def _check_rows(store: Store, fragment) -> list[str]:
     """Compare the rows of a fragment with their checksums."""
-    names, columns = store.kinds, document_columns(store.schema)
+    # On this machine vectors are mapped, as readers do.
+    names, mapped = store.kinds, not is_remote(store.place)
+    columns = {*document_columns(store.schema), *(() if mapped else names)}
     files = f"{store.place}/data/" + ", ".join(f.path for f in fragment.data_files())
     findings = []
     try:
         with lance_at_work(store.place):
             for batch in fragment.to_batches(
-                columns=list({*names, *columns}),
+                columns=list(columns),
                 with_row_address=True,
                 batch_size=_ROWS,
             ):
                 table = pa.Table.from_batches([batch])
-                arrays = {name: to_numpy(table[name]) for name in names}
-                if not is_remote(store.place):  # mapped, as readers do
+                if mapped:
                     places = to_numpy(table["_rowaddr"]) & np.uint64(0xFFFFFFFF)
                     found = store.columns(fragment.fragment_id)
                     arrays = {name: found[name][places] for name in names}
+                else:
+                    arrays = {name: to_numpy(table[name]) for name in names}
                 sums = checksums_of_vectors(arrays) << np.uint64(32)
                 sums |= checksums_of(table)
                 wrong = np.flatnonzero(sums != arrays["checksum"])

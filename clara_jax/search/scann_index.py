@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, json_bytes, writing
-from clara_jax.native import quiet, scann_at_work
+from clara_jax.native import scann_at_work
 from clara_jax.places import Folder
 from clara_jax.search.exact import (
     ExactSearcher,
@@ -294,7 +294,7 @@ def read_index(store: Store) -> Index:
             what += f"{note['fingerprint']}, the store's is {store.fingerprint})"
             raise _useless(store, where, what)
         with scann_at_work(where, "load it; build it again"):
-            return Index(note, keys, ids, _load(folder))
+            return Index(note, keys, ids, scann().load_searcher(str(folder)))
 
 
 def write_index(store: Store, index: Index) -> None:
@@ -310,7 +310,7 @@ def write_index(store: Store, index: Index) -> None:
         np.save(folder / _IDS, index.ids)
         with scann_at_work(folder, "write its files; is the disk full?"):
             index.searcher.serialize(str(folder), relative_path=True)
-            size = _load(folder).size()
+            size = scann().load_searcher(str(folder)).size()
         if size != len(index.ids):
             raise ClaraError(f"{folder}: ScaNN wrote {size} of {len(index.ids)} keys")
         names = sorted(os.listdir(folder))
@@ -323,11 +323,6 @@ def write_index(store: Store, index: Index) -> None:
             )
             for name in names:
                 archive.write(folder / name, name)
-
-
-def _load(folder: Path) -> Any:
-    with quiet():
-        return scann().load_searcher(str(folder))
 
 
 def _useless(store: Store, where: str, what: str) -> ClaraError:

@@ -27,10 +27,10 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line
+from clara_jax.files import first_line, is_remote
 from clara_jax.lance_files import map_columns, to_numpy, typed, wrong_files
 from clara_jax.native import Gone, lance_at_work
-from clara_jax.places import Folder, is_remote
+from clara_jax.places import Folder
 from clara_jax.search.codecs import code_type, decode, read_center
 from clara_jax.search.rows import (
     checksums_of_vectors,
@@ -206,8 +206,10 @@ class Store:
         if isinstance(condition, str):
             outside = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", condition)
             depths = itertools.accumulate((c == "(") - (c == ")") for c in outside)
+            if min(depths, default=0) < 0:
+                raise ClaraError(f"where {condition!r}: a ')' closes no '('")
             # Lance reads no further than a whole condition, unless it is in brackets.
-            filter = f"({condition})" if min(depths, default=0) >= 0 else ")"
+            filter = f"({condition})"
 
         def work() -> pa.Table:
             try:

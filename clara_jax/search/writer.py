@@ -26,9 +26,9 @@ from clara_jax.config import parse
 from clara_jax.config.parsing import flatten
 from clara_jax.documents import Document, widest
 from clara_jax.errors import ClaraError
-from clara_jax.files import digest_of, json_bytes, sync
+from clara_jax.files import digest_of, is_remote, json_bytes, sync
 from clara_jax.native import Conflict, lance_at_work
-from clara_jax.places import Folder, is_remote
+from clara_jax.places import Folder
 from clara_jax.search.maintenance import (
     JOB,
     Change,
@@ -50,9 +50,8 @@ from clara_jax.search.store import JOBS, Store
 
 FREE = ("model", "base", "center")  # may differ between the hosts of a job
 SAME = ("fingerprint", "memory", "width", "dtype")  # of a store and what is added
-LANCE: Any = {"mode": "append", "max_rows_per_file": 1 << 30}
-LANCE |= {"data_storage_version": "2.2", "enable_stable_row_ids": True}
-_JOB, _name = "job.json", "{:06d}.json".format
+
+_JOB = "job.json"
 
 
 class Job:
@@ -182,7 +181,14 @@ class Job:
         fragments = []
         if documents:
             with lance_at_work(self.store, "written"):
-                fragments = write_fragments(table, self._target, **LANCE)
+                fragments = write_fragments(
+                    table,
+                    self._target,
+                    mode="append",
+                    max_rows_per_file=1 << 30,  # one file
+                    data_storage_version="2.2",
+                    enable_stable_row_ids=True,
+                )
                 for fragment in fragments if not is_remote(self.store) else ():
                     for file in fragment.files:
                         sync(Path(self.store, "data", file.path))
@@ -437,6 +443,10 @@ def missing_fields(store: Store, kinds: Mapping[str, str]) -> dict[str, str]:
                 f"have {kind}; change them, or compress all into another --store"
             )
     return {name: kind for name, kind in kinds.items() if name not in own}
+
+
+def _name(k: int) -> str:
+    return f"{k:06d}.json"
 
 
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:

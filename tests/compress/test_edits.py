@@ -183,3 +183,22 @@ def test_options_of_one_edit_are_refused_with_others(copy, capsys):
     for edit in ("--versions", "--compact", "--check"):
         said = error(capsys, "--store", copy.parent / "nowhere", edit)
         assert "nowhere: holds no store" in said
+
+
+def test_fields_that_go_by_other_names_are_noted(copy, model, tmp_path, capsys):
+    new = {"text": "Ada Bell", "id": "new", "source": "x", "a.b": 1}
+    (tmp_path / "new.jsonl").write_text(json.dumps(new))
+    how = ("--model", model, "--corpus", tmp_path / "new.jsonl", "--add")
+    status, _, err = run(capsys, "--store", copy, *how)
+    assert status == 0
+    assert (
+        "note: names of fields in conditions: own_source for 'source', a_b for" in err
+    )
+    assert len(Store.open(copy).where("own_source = 'x' and a_b = 1")) == 1
+
+
+def test_more_days_than_there_were_are_all_kept(copy, capsys):
+    before = {number for number, *_ in versions(copy)}
+    assert run(capsys, "--store", copy, "--delete", "d1")[0] == 0
+    assert run(capsys, "--store", copy, "--compact", "--keep", 10**9)[0] == 0
+    assert before < {number for number, *_ in versions(copy)}

@@ -295,7 +295,8 @@ def test_any_damage_is_one_clear_line(store):
             assert "compress index --store" in said
         else:  # a date, say
             assert data in map(bytes, flips[len(middles) :])
-            assert recall(found(questions(9), 3), ExactSearcher(store)(questions(9), 3))
+            truth = ExactSearcher(store)(questions(9), 3)
+            assert recall(found(questions(9), 3), truth) > 0.9
     build_index(store)
     ScannSearcher(store)
 
