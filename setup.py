@@ -42,6 +42,7 @@ REQUIRES = [
     "safetensors>=0.5",
     "huggingface_hub>=0.34",
     "gguf>=0.17",
+    "charset-normalizer>=3.3",
     "scann>=1.4; sys_platform == 'linux' and platform_machine == 'x86_64' "
     "and python_version < '3.14'",
     "ml-collections>=1.0",

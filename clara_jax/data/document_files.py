@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clara_jax.data.records import passage
-from clara_jax.data.sources import JsonFile, locate
+from clara_jax.data.row_files import open_rows
+from clara_jax.data.sources import locate
 from clara_jax.documents import Document, is_unicode, kind_of, text_digest, widest
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum
@@ -108,7 +109,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
         if file.is_text:
             found.append(_text_document(file.path))
         else:
-            for values, source in JsonFile(file.path):
+            for values, source in open_rows(file.path):
                 found += _documents_of(values, source)
     if not found:
         raise ClaraError("there are no documents; give a file with --documents")
@@ -130,7 +131,7 @@ def read_questions(path: str | Path) -> list[tuple[str, str]]:
         lines = enumerate(_read_text(file.path).splitlines(), 1)
         found = [(line.strip(), f"{path}:{i}") for i, line in lines if line.strip()]
     else:
-        for values, source in JsonFile(path):
+        for values, source in open_rows(path):
             if isinstance(values, dict):
                 values = values.get("question")
             if not isinstance(values, str):
@@ -180,7 +181,7 @@ class Corpus:
         self.files = files = find_files(paths)[0]
         if not files:
             raise ClaraError("there are no documents; give files or folders of them")
-        self._json = functools.lru_cache(OPEN)(lambda i: JsonFile(files[i].path))
+        self._json = functools.lru_cache(OPEN)(lambda i: open_rows(files[i].path))
         digest = hashlib.blake2b(digest_size=16)
         self.size = 0
         counts = []

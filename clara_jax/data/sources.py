@@ -1,16 +1,11 @@
 """Records by index, out of JSON files and TFDS folders; TFDS folders out of records."""
 
-import array
 import bisect
 import contextlib
 import io
 import itertools
-import json
-import mmap
-import os
 import re
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,110 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
+from clara_jax.data.row_files import RowFile, open_rows
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line, write_error
-
-_BOM = b"\xef\xbb\xbf"
-# Strings are skipped whole, so that brackets within them do not count.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-_BRACKETS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
-_SPACE, _COMMA = re.compile(rb"\s*"), re.compile(rb"\s*,\s*")
-
-
-class JsonFile:
-    """The objects of a UTF-8 file: one a line (JSONL), or the items of one JSON array.
-
-    Indexing gives an object and where it stands: ``file:line`` in JSONL (blank lines
-    are skipped, but counted), ``file: record N`` in an array, where N counts from 1.
-    Only places are kept (24 bytes each); an object is read when it is asked for, by any
-    number of threads at once.
-
-    Raises:
-      ClaraError: the file cannot be read, holds nothing, or is an array that ends
-        early; on indexing, an object that is not JSON.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = str(path)
-        places = array.array("q")
-        try:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-            head = os.pread(self._descriptor, 4096, 0).removeprefix(_BOM).lstrip()
-            self._is_array = head.startswith(b"[")
-            for place in self._scan_array() if self._is_array else self._scan_lines():
-                places.extend(place)
-        except OSError as error:
-            raise ClaraError(f"{self.path}: {error.strerror or error}") from error
-        if not places:
-            raise ClaraError(f"{self.path}: holds no records")
-        self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
-
-    def _scan_lines(self) -> Iterator[tuple[int, int, int]]:
-        """Where each line starts and stops, and its number."""
-        stop = 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                start, stop = stop, stop + len(line)
-                if line.strip():
-                    yield start, stop, number
-
-    def _scan_array(self) -> Iterator[tuple[int, int, int]]:
-        """Where each item starts and stops, and its number."""
-        data = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-        count, start, end, depth = 0, 0, data.find(b"[") + 1, 1
-        for match in _TOKEN.finditer(data, end):
-            step = _BRACKETS.get(match.group(), 0)
-            if depth == 1:
-                start = match.start()
-                gap = _COMMA if count and step >= 0 else _SPACE
-                if not gap.fullmatch(data, end, start):
-                    raise ClaraError(
-                        f"{self.path}: after record {count} stands something that is "
-                        "not an object, text or single comma"
-                    )
-            depth += step
-            if depth < 2:
-                end = match.end()
-            if depth == 1:
-                count += 1
-                yield start, end, count
-            elif depth == 0:
-                break
-        if depth:
-            raise ClaraError(f"{self.path}: ends in the middle, after record {count}")
-        if not _SPACE.fullmatch(data, end):
-            raise ClaraError(
-                f"{self.path}: something follows the end of its JSON array"
-            )
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def number(self, index: int) -> int:
-        """Return the line of object `index`, or its place in the array, from 1 on."""
-        return int(self._places[index][2])
-
-    def place(self, index: int) -> str:
-        """Return where object `index` stands, for messages."""
-        kind = ": record " if self._is_array else ":"
-        return f"{self.path}{kind}{self.number(index)}"
-
-    def __getitem__(self, index: int) -> tuple[Any, str]:
-        start, end, _ = self._places[index]
-        where = self.place(index)
-        data = os.pread(self._descriptor, int(end - start), int(start))
-        try:
-            return json.loads(data.removeprefix(_BOM).decode("utf-8")), where
-        except UnicodeDecodeError as error:
-            raise ClaraError(f"{where}: is not UTF-8 (byte {error.start})") from error
-        except json.JSONDecodeError as error:
-            text = f"is not JSON: {error.msg} (column {error.colno})"
-            raise ClaraError(f"{where}: {text}") from error
-        except RecursionError as error:
-            raise ClaraError(f"{where}: is nested too deeply") from error
-        except ValueError as error:
-            raise ClaraError(f"{where}: is not JSON: {first_line(error)}") from error
 
 
 class Records:
@@ -133,7 +27,7 @@ class Records:
     """
 
     def __init__(
-        self, parts: Sequence[tuple["JsonFile | TfdsRows", Reader]], limit: int = 0
+        self, parts: Sequence[tuple["RowFile | TfdsRows", Reader]], limit: int = 0
     ):
         self.paths = [rows.path for rows, _ in parts]
         self._parts = parts
@@ -185,13 +79,13 @@ def open_records(
         )
     if not paths:
         raise ClaraError("data: no files of records are named")
-    parts: list[tuple[JsonFile | TfdsRows, Reader]] = []
+    parts: list[tuple[RowFile | TfdsRows, Reader]] = []
     for path in map(str, paths):
         folder, _, split = path.partition("#")
         if Path(folder).is_dir():
             rows = TfdsRows(folder, split)
         elif Path(path).exists():
-            rows = JsonFile(path)
+            rows = open_rows(path)
         else:
             raise ClaraError(f"{path}: no such file or folder")
         name = detect_format(*rows[0]) if format == "auto" else format
