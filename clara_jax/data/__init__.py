@@ -3,12 +3,9 @@
 from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
 from clara_jax.data.corpus_shards import ShardReader
-from clara_jax.data.document_files import (
-    Corpus,
-    find_files,
-    read_documents,
-    read_questions,
-)
+from clara_jax.data.document_corpus import Corpus, read_documents
+from clara_jax.data.document_fields import Reading
+from clara_jax.data.document_files import find_files
 from clara_jax.data.examples import (
     Dialogue,
     Draw,
@@ -19,6 +16,7 @@ from clara_jax.data.examples import (
     pick,
 )
 from clara_jax.data.mix import is_mixed, mix
+from clara_jax.data.questions import read_questions
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records, write_tfds
@@ -32,6 +30,7 @@ __all__ = [
     "Example",
     "ExampleMaker",
     "Part",
+    "Reading",
     "Reads",
     "Record",
     "Records",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clara_jax.commands import Parser, count, run, start
 from clara_jax.convert import load_base_tokenizer
 from clara_jax.data.candidates import Searched, find_candidates
-from clara_jax.data.document_files import Corpus
+from clara_jax.data.document_corpus import Corpus
 from clara_jax.data.mix import is_mixed, mix, table
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.sources import open_records, write_tfds

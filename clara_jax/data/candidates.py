@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from clara_jax.data.document_files import Corpus
+from clara_jax.data.document_corpus import Corpus
 from clara_jax.data.records import Record, clara_fields
 from clara_jax.data.sources import Records
 from clara_jax.data.work import Progress, Work, checksums, open_work, silent

@@ -6,7 +6,7 @@ import numpy as np
 
 from clara_jax.config import MemoryConfig
 from clara_jax.data.chunking import split_documents
-from clara_jax.data.document_files import Corpus
+from clara_jax.data.document_corpus import Corpus
 from clara_jax.documents import Document
 from clara_jax.shapes import Int
 from clara_jax.text import ClaraTokenizer

@@ -1,84 +1,119 @@
-"""Documents in text and JSON files, and in folders of them.
+"""Files of documents: which of those in a folder are taken, and what kind each is."""
 
-An entry is a text file, or one object of a JSON file, and makes one document or, with
-``docs``, several.
-"""
-
-import array
 import dataclasses
 import functools
-import hashlib
-import itertools
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
-import numpy as np
+from clara_jax.data.office_files import OFFICE_SUFFIXES
+from clara_jax.data.plain_files import open_plain, plain_ending
+from clara_jax.data.row_files import ROW_SUFFIXES
+from clara_jax.documents import is_unicode
 
-from clara_jax.data.records import passage
-from clara_jax.data.row_files import open_rows
-from clara_jax.data.sources import locate
-from clara_jax.documents import Document, is_unicode, kind_of, text_digest, widest
-from clara_jax.errors import ClaraError
-from clara_jax.files import checksum
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".mdx", ".rst", ".adoc")
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES)
 
-TEXT_SUFFIXES = (".txt", ".md")
-JSON_SUFFIXES = (".jsonl", ".json")
-
-OPEN = 32
-"""JSON files kept open with the places of their objects."""
+_OBJECTS = (b"{", b"[", b'"')
+"""Beginnings of files of JSON, by which those without a known ending are told."""
 
 
-class DocumentFile(NamedTuple):
-    """A file of documents; its name is its path below the folder that was given."""
+@dataclasses.dataclass(frozen=True)
+class DocumentFile:
+    """A file of documents.
+
+    Attributes:
+      path: where it lies.
+      name: its path below the folder that was given.
+      given: whether it was given itself, and not a folder above it.
+    """
 
     path: Path
     name: str
+    given: bool = False
 
-    @property
-    def is_text(self) -> bool:
-        """Whether it is one document."""
-        return self.path.suffix.lower() in TEXT_SUFFIXES
+    @functools.cached_property
+    def ending(self) -> str:
+        """What the name ends with, in lower case, without that of a compressed file."""
+        return plain_ending(self.path)
+
+    @functools.cached_property
+    def kind(self) -> Literal["text", "rows", "office"]:
+        """How it is read: as one text, as objects, or by a converter.
+
+        Raises:
+          ClaraError: neither its ending says so, nor can it be looked at.
+        """
+        if self.ending in OFFICE_SUFFIXES:
+            return "office"
+        if self.ending in ROW_SUFFIXES:
+            return "rows"
+        if self.ending in TEXT_SUFFIXES:
+            return "text"
+        with open_plain(self.path) as file:
+            head = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+        return "rows" if head.startswith(_OBJECTS) else "text"
 
 
-def find_files(paths: Sequence[str | Path]) -> tuple[list[DocumentFile], list[Path]]:
+@dataclasses.dataclass
+class FoundFiles:
+    """What was found.
+
+    Attributes:
+      files: of documents, in the order in which they were given, and of their names.
+      others: files that lie beside them and are not taken.
+      problems: what could not be looked at, a line each.
+    """
+
+    files: list[DocumentFile] = dataclasses.field(default_factory=list)
+    others: list[Path] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def find_files(paths: Sequence[str | Path]) -> FoundFiles:
     """Find the files of documents in folders, and the others that lie beside them.
 
-    Args:
-      paths: files, which are taken whatever they are called, and folders. In a folder
-        and the folders below it ``.txt``, ``.md``, ``.jsonl`` and ``.json`` files are
-        taken, in the order of their names; hidden files and folders are not looked at.
+    In a folder, and those below it, the files are taken that end as in `SUFFIXES`,
+    compressed or not, in the order of their names. Hidden files and folders are not
+    looked at. Of a BEIR data set (``corpus.jsonl`` beside ``queries.jsonl`` or
+    ``qrels``) the corpus is taken.
 
-    Raises:
-      ClaraError: there is no such file, or a folder holds none or cannot be read.
+    Where names agree, of files of several folders, they are those that were given; a
+    file that is given twice is taken once.
+
+    Args:
+      paths: files, which are taken whatever they are called, and folders.
     """
-    found: list[DocumentFile] = []
-    others: list[Path] = []
-    kinds = TEXT_SUFFIXES + JSON_SUFFIXES
+    found = FoundFiles()
     for path in map(Path, paths):
         if not path.is_dir():
-            if not path.exists():
-                raise ClaraError(f"{path}: no such file or folder")
-            found.append(DocumentFile(path, path.name))
+            if path.exists():
+                found.files.append(DocumentFile(path, path.name, True))
+            else:
+                found.problems.append(f"{path}: no such file or folder")
             continue
-        inside = sorted(_walk(path), key=lambda file: Path(file.name).parts)
-        own = [file for file in inside if file.path.suffix.lower() in kinds]
-        if not own:
-            raise ClaraError(
-                f"{path}: the folder holds no files of documents ({', '.join(kinds)})"
+        problems = len(found.problems)
+        inside = sorted(_walk(path, found.problems), key=lambda f: Path(f.name).parts)
+        questions = _beir_questions(inside)
+        own = [f for f in inside if f.ending in SUFFIXES and f.path not in questions]
+        if not own and problems == len(found.problems):
+            endings = ", ".join(SUFFIXES)
+            found.problems.append(
+                f"{path}: the folder holds no files of documents ({endings})"
             )
-        found += own
-        others += [f.path for f in inside if f.path.suffix.lower() not in kinds]
-    return found, others
+        found.files += own
+        taken = {file.path for file in own}
+        found.others += [file.path for file in inside if file.path not in taken]
+    found.files = _named_apart(found.files)
+    return found
 
 
-def _walk(folder: Path) -> Iterator[DocumentFile]:
+def _walk(folder: Path, problems: list[str]) -> Iterator[DocumentFile]:
     """All files below a folder; links are followed, but not in a circle."""
 
     def refuse(error: OSError) -> None:
-        raise ClaraError(f"{error.filename}: {error.strerror}") from error
+        problems.append(f"{error.filename}: {error.strerror}")
 
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -87,228 +122,39 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
         folders[:] = [n for n in shown if os.path.realpath(f"{place}/{n}") not in seen]
         for name in files:
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
-                if not is_unicode(str(path)):
-                    raise ClaraError(f"{str(path)!r}: the file's name is no UTF-8")
+            if name.startswith("."):
+                continue
+            if not is_unicode(str(path)):
+                problems.append(f"{str(path)!r}: the file's name is no UTF-8")
+            elif path.is_file():
                 yield DocumentFile(path, path.relative_to(folder).as_posix())
+            elif path.is_symlink():
+                problems.append(f"{path}: is a link to a file that is not there")
 
 
-def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """Read files and folders of documents, in the order of files and lines.
+def _beir_questions(files: Sequence[DocumentFile]) -> set[Path]:
+    """The files of BEIR data sets that are not their corpus."""
 
-    ``.txt`` and ``.md`` files are one document each; other files hold JSON objects, one
-    a line or in an array, with ``text`` (and ``title``, ``id``) for one document or
-    ``docs`` for several. For folders see `find_files`.
+    def stem(file: DocumentFile) -> str:
+        return file.path.name.lower().partition(".")[0]
 
-    Raises:
-      ClaraError: a file cannot be read or holds nothing, an object has neither field,
-        or a document is blank.
-    """
-    found: list[Document] = []
-    for file in find_files(paths)[0]:
-        if file.is_text:
-            found.append(_text_document(file.path))
-        else:
-            for values, source in open_rows(file.path):
-                found += _documents_of(values, source)
-    if not found:
-        raise ClaraError("there are no documents; give a file with --documents")
-    return found
+    corpora = {f.path.parent for f in files if stem(f) == "corpus"}
+    return {
+        file.path
+        for file in files
+        if (file.path.parent in corpora and stem(file) == "queries")
+        or (file.path.parent.parent in corpora and file.path.parent.name == "qrels")
+    }
 
 
-def read_questions(path: str | Path) -> list[tuple[str, str]]:
-    """Read a file of questions, each with where it stands, ``file:line``.
-
-    ``.txt`` and ``.md`` files hold one a line; other files JSON objects with
-    ``question``, or texts, one a line or in an array.
-
-    Raises:
-      ClaraError: the file cannot be read, or holds none.
-    """
-    file = DocumentFile(Path(path), "")
-    found: list[tuple[str, str]] = []
-    if file.is_text:
-        lines = enumerate(_read_text(file.path).splitlines(), 1)
-        found = [(line.strip(), f"{path}:{i}") for i, line in lines if line.strip()]
-    else:
-        for values, source in open_rows(path):
-            if isinstance(values, dict):
-                values = values.get("question")
-            if not isinstance(values, str):
-                raise ClaraError(f"{source}: has no 'question' that is one text")
-            found.append((values, source))
-    if not found:
-        raise ClaraError(f"{path}: holds no questions")
-    return found
-
-
-class Corpus:
-    """Documents by entry, all of which are read once and checked before work begins.
-
-    Memory is 40 bytes an entry and, while the check lasts, 8 bytes a document. Every
-    document has an id: its own, or else one made of its file's name and line, such as
-    ``notes.md``, ``passages.jsonl:17``, or ``passages.jsonl:17#2`` for the second of an
-    object's ``docs``. Its source is the file's name with the line. Names are those
-    below the folder that was given, so that neither depends on where it lies.
-
-    `progress` wraps the loop that checks all entries, for a progress bar.
-
-    Attributes:
-      files: that entries come from.
-      documents: how many documents the entries make.
-      lengths: characters in the texts of each entry.
-      size: bytes of all files.
-      digest: checksum of the files' names, sizes and contents.
-      fields: of the documents' metadata, with the kind that holds all values, see
-        ``documents.kind_of``.
-
-    Raises:
-      ClaraError: a file cannot be read, an entry is not a document (names file and
-        line), or two documents have one id.
-
-    Example::
-
-      corpus = Corpus(["papers/"])
-      for i in range(len(corpus)):
-          print(corpus[i][0].label)
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    ):
-        self.files = files = find_files(paths)[0]
-        if not files:
-            raise ClaraError("there are no documents; give files or folders of them")
-        self._json = functools.lru_cache(OPEN)(lambda i: open_rows(files[i].path))
-        digest = hashlib.blake2b(digest_size=16)
-        self.size = 0
-        counts = []
-        for number, file in enumerate(files):
-            size, content = checksum(file.path)
-            digest.update(f"{file.name}\0{size}\0{content}\n".encode())
-            self.size += size
-            counts.append(1 if file.is_text else len(self._json(number)))
-        self.digest = digest.hexdigest()
-        self._ends = list(itertools.accumulate(counts))
-        self.lengths = np.zeros(len(self), np.int64)
-        self._numbers = np.zeros(len(self), np.int64)  # documents up to an entry's end
-        hashes = array.array("Q")
-        self.fields: dict[str, str] = {}
-        for i in progress(range(len(self))):
-            for document in self[i]:
-                hashes.append(_hash(document.id))
-                for name, value in document.metadata.items():
-                    kinds = [self.fields.get(name, ""), kind_of(value)]
-                    self.fields[name] = widest(kinds)
-                self.lengths[i] += len(document.text)
-            self._numbers[i] = len(hashes)
-        self.documents = len(hashes)
-        ordered = np.sort(np.frombuffer(hashes, np.uint64))
-        twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-        seen: dict[str, str] = {}
-        # Hashes may agree by chance.
-        for i in range(len(self)) if twice else ():
-            for name in [document.id for document in self[i]]:
-                if name in seen:
-                    raise ClaraError(
-                        f"{self.place(i)}: has the id '{name}', as has {seen[name]}; "
-                        "every document needs an id of its own, and files without ids "
-                        "different names below the folder that is given"
-                    )
-                if _hash(name) in twice:
-                    seen[name] = self.place(i)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> list[Document]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number, line = locate(self._ends, index)
-        file = self.files[number]
-        if file.is_text:
-            document = _text_document(file.path)
-            return [dataclasses.replace(document, id=file.name, source=file.name)]
-        objects = self._json(number)
-        values, place = objects[line]
-        found = _documents_of(values, place)
-        name = f"{file.name}:{objects.number(line)}"
-        many = len(found) > 1
-        return [
-            dataclasses.replace(
-                document,
-                id=document.id or (f"{name}#{i}" if many else name),
-                source=f"{file.name}{place.removeprefix(objects.path)}",
-            )
-            for i, document in enumerate(found, 1)
-        ]
-
-    def texts(self, begin: int, end: int) -> list[str]:
-        """Return the texts of documents `begin` to `end`, counted over all entries."""
-        entry, skip = locate(self._numbers, begin)
-        entries = (self[i] for i in range(entry, len(self)))
-        documents = itertools.chain.from_iterable(entries)
-        return [d.text for d in itertools.islice(documents, skip, skip + end - begin)]
-
-    def place(self, index: int) -> str:
-        """Return where an entry stands, for messages."""
-        number, line = locate(self._ends, index)
-        file = self.files[number]
-        return str(file.path) if file.is_text else self._json(number).place(line)
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(text_digest(name, 8), "little")
-
-
-def _text_document(path: Path) -> Document:
-    return _document(_read_text(path), str(path), title=path.name)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ClaraError(f"{path}: is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise ClaraError(f"{path}: {error.strerror or error}") from error
-
-
-def _documents_of(values: Any, source: str) -> list[Document]:
-    """The documents of one JSON value: a text, or an object as of `read_documents`."""
-    if isinstance(values, str):
-        values = {"text": values}
-    if not isinstance(values, dict) or not ("text" in values or "docs" in values):
-        raise ClaraError(f"{source}: has neither 'text' nor 'docs'")
-    if "text" not in values:
-        texts = values["docs"]
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ClaraError(f"{source}: 'docs' must be a list of strings")
-        return [_document(text, source) for text in texts]
-    title, text = values.get("title") or "", values["text"]
-    if not isinstance(title, str) or not isinstance(text, str):
-        raise ClaraError(f"{source}: 'text' and 'title' must be strings")
-    name = values.get("id", values.get("_id"))
-    if isinstance(name, bool | dict | list):
-        raise ClaraError(f"{source}: 'id' must be a string or a number")
-    known = ("text", "title", "id", "_id")
-    return [
-        _document(
-            passage(title, text) if text.strip() else "",
-            source,
-            id="" if name is None else str(name),
-            title=title.strip(),
-            metadata={k: v for k, v in values.items() if k not in known},
-        )
-    ]
-
-
-def _document(text: str, source: str, **fields: Any) -> Document:
-    every = json.dumps([text, fields], ensure_ascii=False)
-    if not is_unicode(every):
-        raise ClaraError(f"{source}: holds half of a surrogate pair, which is not text")
-    if not text.strip():
-        raise ClaraError(f"{source}: the document is empty or blank")
-    return Document(text, source=source, **fields)
+def _named_apart(files: Sequence[DocumentFile]) -> list[DocumentFile]:
+    """Give files of the same name the paths that they were found by."""
+    same: dict[str, set[str]] = {}
+    for file in files:
+        same.setdefault(file.name, set()).add(os.path.realpath(file.path))
+    found: dict[str, DocumentFile] = {}
+    for file in files:
+        alone = len(same[file.name]) == 1
+        name = file.name if alone else file.path.as_posix()
+        found.setdefault(name, dataclasses.replace(file, name=name))
+    return list(found.values())

@@ -6,6 +6,7 @@ from typing import IO
 
 import charset_normalizer
 
+from clara_jax.data.plain_files import open_plain
 from clara_jax.errors import ClaraError
 
 _MARKS = (
@@ -103,14 +104,12 @@ def read_text(path: Path | str, encoding: str = "") -> tuple[str, str]:
     Raises:
       ClaraError: the file cannot be read, or is not in this encoding.
     """
+    with open_plain(path) as file:
+        name = encoding or find_encoding(file, str(path))
+        file.seek(0)
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            name = encoding or find_encoding(file, str(path))
-            file.seek(0)
-            data = file.read()
         text = data.decode(name)
-    except OSError as error:
-        raise ClaraError(f"{path}: {error.strerror or error}") from error
     except UnicodeError as error:
         start = getattr(error, "start", 0)
         raise ClaraError(f"{path}: is not {name} (byte {start}); {_REMEDY}") from error

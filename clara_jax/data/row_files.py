@@ -5,7 +5,6 @@ as such, once, to a temporary file without a name.
 """
 
 import array
-import contextlib
 import csv
 import datetime
 import decimal
@@ -16,7 +15,6 @@ import mmap
 import os
 import re
 import sys
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,11 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from clara_jax.data.encodings import find_encoding, require_encoding
+from clara_jax.data.plain_files import open_plain, plain_ending, scratch
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, writing
-
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-"""Endings of compressed files, and the codecs that read them."""
+from clara_jax.files import first_line
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 """Endings of files that hold objects."""
@@ -106,7 +102,7 @@ class RowFile:
           kind: between the file's name and the number in messages.
         """
         numbers, faults = array.array("q"), {}
-        with _scratch() as file:
+        with scratch() as file:
             for number, value, fault in rows:
                 if fault:
                     faults[len(numbers)] = fault
@@ -222,16 +218,8 @@ def open_rows(path: str | Path, encoding: str = "") -> RowFile:
     """
     require_encoding(encoding)
     path = str(path)
-    whole, ending = os.path.splitext(path.lower())
-    try:
-        with open(path, "rb") as file:
-            if codec := COMPRESSED.get(ending):
-                with _scratch() as plain:
-                    _unpack(path, file, codec, plain)
-                    return _open(path, plain, os.path.splitext(whole)[1], encoding)
-            return _open(path, file, ending, encoding)
-    except OSError as error:
-        raise ClaraError(f"{path}: {error.strerror or error}") from error
+    with open_plain(path) as file:
+        return _open(path, file, plain_ending(path), encoding)
 
 
 def _open(path: str, file: IO[bytes], ending: str, encoding: str) -> RowFile:
@@ -244,32 +232,11 @@ def _open(path: str, file: IO[bytes], ending: str, encoding: str) -> RowFile:
     wide = file.read(4).startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     if not encoding and not wide:
         return RowFile(path, file)
-    with _scratch() as plain:
+    with scratch() as plain:
         for text in _decoded(path, file, encoding or find_encoding(file, path)):
             plain.write(text.encode("utf-8", "surrogatepass"))
         plain.flush()
         return RowFile(path, plain)
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[IO[bytes]]:
-    """Give a file without a name, which is gone when nobody has it open."""
-    with writing(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
-        yield file
-
-
-def _unpack(path: str, file: IO[bytes], codec: str, plain: IO[bytes]) -> None:
-    """Write what a compressed file holds."""
-    try:
-        with pa.CompressedInputStream(file, codec) as stream:
-            while block := stream.read(1 << 20):
-                plain.write(block)
-    except (OSError, pa.ArrowException) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        line = first_line(error)
-        raise ClaraError(f"{path}: is not a whole {codec} file ({line})") from error
-    plain.flush()
 
 
 def _decoded(path: str, file: IO[bytes], encoding: str) -> Iterator[str]:

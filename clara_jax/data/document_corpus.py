@@ -1,0 +1,357 @@
+"""A corpus of documents, read whole and checked before work on it begins."""
+
+import array
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara_jax.data.document_fields import (
+    Reading,
+    blocks_of,
+    has_text,
+    read_object,
+    read_pages,
+    read_plain,
+)
+from clara_jax.data.document_files import find_files
+from clara_jax.data.encodings import read_text
+from clara_jax.data.office_files import convert_file, refuse_old
+from clara_jax.data.row_files import RowFile, open_rows
+from clara_jax.data.sources import locate
+from clara_jax.documents import Document, kind_of, text_digest, widest
+from clara_jax.errors import ClaraError
+from clara_jax.files import checksum
+from clara_jax.shapes import Int
+
+OPEN = 32
+"""Files of objects kept open with the places of their objects."""
+
+BLOCK = 1 << 20
+"""Characters of an entry; longer ones are cut, see ``blocks_of``."""
+
+LISTED = 1000
+"""Problems that are listed; of more, their number is given."""
+
+SHOWN = 5
+"""Files that are named in a note."""
+
+_CERTAIN = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+"""Encodings that are not guessed."""
+
+
+class Corpus:
+    """Documents by entry, all of which are read once and checked before work begins.
+
+    An entry is a text file, or one object of another file, and makes one document or
+    several; what is longer than a million characters makes several entries. Memory is
+    40 bytes an entry and, while the check lasts, 8 bytes a document.
+
+    Every document has an id: its own, or else one made of its file's name and line,
+    such as ``notes.md``, ``passages.jsonl:17``, or ``passages.jsonl:17#2`` for the
+    second of an object's ``docs``. Its source is the file's name with the line or page.
+    Names are those below the folder that was given, so that neither depends on where it
+    lies. Blank documents are left out.
+
+    Args:
+      paths: files and folders, see ``find_files``.
+      progress: wraps the loop that checks all entries, for a progress bar.
+      reading: how documents are read.
+
+    Attributes:
+      files: that entries come from.
+      documents: how many documents the entries make.
+      lengths: characters in the texts of each entry.
+      size: bytes of all files.
+      digest: checksum of the files' names, sizes and contents, and of `reading`.
+      fields: of the documents' metadata, with the kind that holds all values, see
+        ``documents.kind_of``.
+
+    Raises:
+      ClaraError: there are no documents. Or, unless `reading` skips them, files that
+        cannot be read, entries that are not documents, and documents that have an id
+        which another has: all of them, each with file and line.
+
+    Example::
+
+      corpus = Corpus(["papers/"])
+      for i in range(len(corpus)):
+          print(corpus[i][0].label)
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+        reading: Reading | None = None,
+    ):
+        self._reading = reading = reading or Reading()
+        found = find_files(paths)
+        self.files = files = found.files
+        self._others, self._problems = found.others, found.problems
+        self._blank: list[str] = []
+        self._guessed: dict[str, str] = {}  # encodings, by file
+        self._rows = functools.lru_cache(OPEN)(self._open_rows)
+        self._long = functools.lru_cache(1)(self._read)
+        self._states: list[tuple[int, int]] = []
+        self._contents: list[str] = []
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr(dataclasses.replace(reading, skip=False)).encode())
+        self.size = 0
+        counts = []
+        for number, file in enumerate(files):
+            counts.append(0)
+            try:
+                self._states.append(_state(file.path))
+                size, content = checksum(file.path)
+                self._contents.append(content)
+                digest.update(f"{file.name}\0{size}\0{content}\n".encode())
+                self.size += size
+                counts[number] = self._count(number)
+            except ClaraError as error:
+                self._problems.append(str(error))
+                self._states[number:] = [(0, 0)]
+                self._contents[number:] = [""]
+        self.digest = digest.hexdigest()
+        self._ends = list(itertools.accumulate(counts))
+        self._check(progress)
+        if self._problems and not reading.skip:
+            several = "leave them out" if len(self._problems) > 1 else "leave it out"
+            raise ClaraError(
+                f"{_listed(self._problems)}\nnothing was done; mend this, or {several} "
+                "with --on-error skip"
+            )
+        if not self.documents:
+            # What was left out says why.
+            none = "there are no documents; give files or folders of them"
+            raise ClaraError("\n".join([none, *self.notes]))
+
+    def _count(self, number: int) -> int:
+        """How many entries a file has, before they are read."""
+        file = self.files[number]
+        refuse_old(file.path)
+        if file.kind != "rows":
+            return 1
+        rows = self._rows(number)
+        values, place = rows[0]
+        if not has_text(values, self._reading):
+            # Settings and tables that lie among documents.
+            lone = file.ending == ".json" and len(rows) == 1
+            if not file.given and (lone or file.ending in (".csv", ".tsv")):
+                self._others.append(file.path)
+                return 0
+            read_object(values, place, self._reading)
+        return len(rows)
+
+    def _check(self, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+        """Read all entries, and keep the places of those that are documents."""
+        entries, sizes = array.array("q"), array.array("q")
+        hashes, owners = array.array("q"), array.array("q")
+        self.fields: dict[str, str] = {}
+        for i in progress(range(self._ends[-1] if self._ends else 0)):
+            number, row = locate(self._ends, i)
+            try:
+                documents = self._read(number, row, checks=True)
+            except ClaraError as error:
+                self._problems.append(str(error))
+                continue
+            for name in {document.id for document in documents}:
+                hashes.append(_hash(name))
+                owners.append(i)
+            for document in documents:
+                for name, value in document.metadata.items():
+                    kinds = [self.fields.get(name, ""), kind_of(value)]
+                    self.fields[name] = widest(kinds)
+            parts = _entries_of(documents)
+            for block, part in enumerate(parts):
+                entries.extend((number, row, block if len(parts) > 1 else -1, i))
+                sizes.extend((len(part), sum(len(document.text) for document in part)))
+        doubles = self._doubles(np.array(hashes, np.int64), np.array(owners, np.int64))
+        table = np.array(entries, np.int64).reshape(-1, 4)
+        kept = ~np.isin(table[:, 3], doubles)
+        self._entries = table[kept, :3]
+        counts, self.lengths = np.array(sizes, np.int64).reshape(-1, 2)[kept].T
+        self._numbers = np.cumsum(counts)  # documents up to an entry's end
+        self.documents = int(counts.sum())
+
+    def _doubles(
+        self, hashes: Int[np.ndarray, " n"], owners: Int[np.ndarray, " n"]
+    ) -> list[int]:
+        """Entries with an id that an earlier one has; each is a problem."""
+        order = np.argsort(hashes, kind="stable")
+        same = hashes[order][1:] == hashes[order][:-1]
+        twice = np.unique([owners[order[1:]][same], owners[order[:-1]][same]])
+        seen: dict[str, str] = {}
+        found = []
+        # Hashes may agree by chance.
+        for i in twice.tolist():
+            number, row = locate(self._ends, i)
+            place = self._place(number, row)
+            names = {document.id for document in self._read(number, row)}
+            if known := sorted(names & seen.keys()):
+                found.append(i)
+                self._problems.append(
+                    f"{place}: has the id '{known[0]}', as has {seen[known[0]]}; every "
+                    "document needs an id of its own"
+                )
+            for name in names:
+                seen.setdefault(name, place)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what was left out or guessed, a line each, for the user."""
+        found = []
+        if self._others:
+            names = _some([path.name for path in self._others], "files")
+            found.append(f"left out, since not documents: {names}")
+        if self._blank:
+            names = _some(self._blank, "of them")
+            found.append(f"left out, since blank: {names}")
+        by_name: dict[str, list[str]] = {}
+        for name, encoding in self._guessed.items():
+            by_name.setdefault(encoding, []).append(name)
+        for encoding, names in by_name.items():
+            guess = f"read as {encoding}, since not UTF-8: {_some(names, 'files')}"
+            found.append(f"{guess}; if this is wrong, name it with --encoding")
+        if self._problems and self._reading.skip:
+            found.append(f"left out, with problems: {_listed(self._problems)}")
+        return found
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> list[Document]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number, row, block = map(int, self._entries[index])
+        if block < 0:
+            return self._read(number, row)
+        return _entries_of(self._long(number, row))[block]
+
+    def texts(self, begin: int, end: int) -> list[str]:
+        """Return the texts of documents `begin` to `end`, counted over all entries."""
+        entry, skip = locate(self._numbers, begin)
+        entries = (self[i] for i in range(entry, len(self)))
+        documents = itertools.chain.from_iterable(entries)
+        return [d.text for d in itertools.islice(documents, skip, skip + end - begin)]
+
+    def place(self, index: int) -> str:
+        """Return where an entry stands, for messages."""
+        number, row, _ = map(int, self._entries[index])
+        return self._place(number, row)
+
+    def _place(self, number: int, row: int) -> str:
+        file = self.files[number]
+        if file.kind == "rows":
+            return self._rows(number).place(row)
+        return str(file.path)
+
+    def _open_rows(self, number: int) -> RowFile:
+        return open_rows(self.files[number].path, self._reading.encoding)
+
+    def _read(self, number: int, row: int, checks: bool = False) -> list[Document]:
+        """Read the documents of an entry that are not blank.
+
+        What is blank, and encodings that are guessed, are noted where it `checks`.
+        """
+        file = self.files[number]
+        if _state(file.path) != self._states[number]:
+            raise ClaraError(
+                f"{file.path}: has changed since work on it began; start again"
+            )
+        if file.kind == "office":
+            found = self._office(number)
+        elif file.kind == "text":
+            text, encoding = read_text(file.path, self._reading.encoding)
+            if checks and encoding not in _CERTAIN and not self._reading.encoding:
+                self._guessed[file.name] = encoding
+            document = read_plain(text, str(file.path), file.path.name)
+            found = [dataclasses.replace(document, id=file.name, source=file.name)]
+        else:
+            found = self._objects(number, row)
+        if checks:
+            self._blank += [d.source for d in found if not d.text.strip()]
+        return [document for document in found if document.text.strip()]
+
+    def _office(self, number: int) -> list[Document]:
+        file = self.files[number]
+        converted = convert_file(file.path, self._contents[number])
+        title = converted.title or file.path.name
+        pages = read_pages(converted.pages, converted.numbered, title, file.name)
+        return [dataclasses.replace(page, id=file.name) for page in pages]
+
+    def _objects(self, number: int, row: int) -> list[Document]:
+        file, objects = self.files[number], self._rows(number)
+        values, place = objects[row]
+        found = read_object(values, place, self._reading)
+        name = f"{file.name}:{objects.number(row)}"
+        many = len(found) > 1
+        return [
+            dataclasses.replace(
+                document,
+                id=document.id or (f"{name}#{i}" if many else name),
+                source=f"{file.name}{place.removeprefix(objects.path)}",
+            )
+            for i, document in enumerate(found, 1)
+        ]
+
+
+def _entries_of(documents: Sequence[Document]) -> list[list[Document]]:
+    """Group documents, cut where they are long, into entries of a block at most."""
+    found: list[list[Document]] = []
+    size = BLOCK
+    for part in itertools.chain.from_iterable(blocks_of(d, BLOCK) for d in documents):
+        size += len(part.text)
+        if size > BLOCK:
+            found.append([])
+            size = len(part.text)
+        found[-1].append(part)
+    return found
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return what changes where a file is written."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise ClaraError(f"{path}: {error.strerror or error}") from error
+    return state.st_size, state.st_mtime_ns
+
+
+def _some(names: Sequence[str], unit: str) -> str:
+    """Name the first of many."""
+    more = f", ... ({len(names):,} {unit})" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """Say each problem on a line of its own."""
+    if len(problems) == 1:
+        return problems[0]
+    more = len(problems) - LISTED
+    rest = [f"  and {more:,} more"] if more > 0 else []
+    lines = [f"  {problem}" for problem in problems[:LISTED]]
+    return "\n".join([f"{len(problems):,} problems", *lines, *rest])
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(text_digest(name, 8), "little", signed=True)
+
+
+def read_documents(
+    paths: Sequence[str | Path], reading: Reading | None = None
+) -> list[Document]:
+    """Read files and folders of documents, in the order of files and lines.
+
+    Raises:
+      ClaraError: as of `Corpus`.
+    """
+    corpus = Corpus(paths, reading=reading)
+    return [document for i in range(len(corpus)) for document in corpus[i]]
