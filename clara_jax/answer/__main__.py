@@ -29,7 +29,7 @@ from clara_jax.answer.session import (
 )
 from clara_jax.commands import note
 from clara_jax.convert import named_folder
-from clara_jax.data import read_documents, read_questions
+from clara_jax.data import Corpus, add_reading_options, read_questions, reading_of
 from clara_jax.errors import ClaraError
 from clara_jax.generate import AnswerConfig, Clara, Sampling
 from clara_jax.loading import load, load_for
@@ -64,17 +64,18 @@ def parser() -> argparse.ArgumentParser:
         help="a version of the store; default: newest",
     )
     texts = (
-        ".txt or .md file (one document), or JSONL with text (and title, id) or docs; "
-        f"may be repeated; default: {DOCUMENTS} in the model's folder"
+        "text, PDF, Word, PowerPoint or HTML file; JSONL, Parquet or CSV with text "
+        "(and title, id); or a folder of such files; may be repeated; default: "
+        f"{DOCUMENTS} in the model's folder"
     )
-    add("--documents", action="append", help=texts)
+    add("--documents", action="append", metavar="PATH", help=texts)
     add("--top-k", type=int, help="documents to answer from; default: as trained")
     add("--max-new-tokens", type=int, default=64, help="longest answer")
     add("--temperature", type=float, default=0.0, help="0 takes the best token")
     add("--top-p", type=float, default=1.0, help="share of probability to draw from")
     add("--seed", type=int, default=0, help="of the draws")
     add("--json", action="store_true", help="print one JSON object per question")
-    file = ".txt or .md file with one question a line, or JSONL with question"
+    file = "text file with one question a line, or JSONL, CSV, ... with question"
     add("--questions", dest="file", help=file)
     stream = "print answers as they are decoded; default: on a terminal"
     add("--stream", action=argparse.BooleanOptionalAction, help=stream)
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         help="print the N tokens nearest to each of the reasoner's vectors "
         "(default %(const)s)",
     )
+    add_reading_options(parser)
     commands.add_model_options(parser)
     whole = "leave out the ends of long documents instead of cutting them in pieces"
     add("--whole", action="store_true", help=whole)
@@ -112,7 +114,11 @@ def _run(arguments: argparse.Namespace) -> int:
     stream = arguments.stream
     if stream is None:
         stream = sys.stdout.isatty() and not arguments.json
-    asked = [] if arguments.file is None else read_questions(arguments.file)
+    asked = (
+        []
+        if arguments.file is None
+        else read_questions(arguments.file, arguments.encoding)
+    )
     tell = functools.partial(print, end="", flush=True) if stream else None
     session = _stored(arguments) if arguments.store else _given(arguments)
     if not session.selects:
@@ -157,7 +163,10 @@ def _given(arguments: argparse.Namespace) -> Session:
             f"there are no documents: {arguments.model} holds no {DOCUMENTS}; give a "
             "file with --documents"
         )
-    documents = read_documents(files)
+    corpus = Corpus(files, reading=reading_of(arguments))
+    for line in corpus.notes:
+        note(line)
+    documents = corpus.all()
     clara = _load(arguments, partial(load, arguments.model))
     session = Session(clara, documents, arguments.top_k, split=not arguments.whole)
     if pieces := session.pieces - len(documents):

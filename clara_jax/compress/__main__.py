@@ -7,9 +7,10 @@
 
 A store is a folder, or a URL such as s3://bucket/store.
 
-The corpus is text files, JSONL files and folders of them. Interrupted in whatever way,
-the same command goes on where it was. Started on several hosts, each with its --part
-(or in a job of SLURM or Open MPI), they write one store; the last to end finishes it.
+The corpus is texts, documents of offices, rows of JSON, Parquet or CSV, and folders of
+them. Interrupted in whatever way, the same command goes on where it was. Started on
+several hosts, each with its --part (or in a job of SLURM or Open MPI), they write one
+store; the last to end finishes it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from clara_jax.compress.stores import (
     index_store,
     list_versions,
 )
+from clara_jax.data import add_reading_options
 from clara_jax.errors import ClaraError
 from clara_jax.search import CODECS
 
@@ -44,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("--store", required=True, metavar="PLACE", help="folder, or URL")
     add("--model", default="", metavar="DIR", help=commands.MODEL)
     files = {"nargs": "+", "action": "extend", "default": [], "metavar": "PATH"}
-    text = ".txt or .md file (one document), JSONL with text (and title, id, fields "
-    text += "of your own) or docs, or a folder of such files"
+    text = "text, PDF, Word, PowerPoint or HTML file; JSONL, Parquet or CSV with text "
+    text += "(and title, id, fields of your own); or a folder of such files"
     add("--corpus", **files, help=text)
     how = parser.add_mutually_exclusive_group()
     flag = functools.partial(how.add_argument, action="store_true")
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--part", default="", metavar="I/N", help="one of N that write this store")
     text = "take over the parts that were written into these stores"
     add("--join", nargs="+", default=[], metavar="DIR", help=text)
+    add_reading_options(parser)
     commands.add_model_options(parser)
     text = "do not put the adapter into the weights: less memory, less speed"
     add("--no-merge", action="store_true", help=text)

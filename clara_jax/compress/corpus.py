@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clara_jax.commands import Interrupt, model_options, note, parse_mesh
 from clara_jax.compress.stores import megabytes, size_of
-from clara_jax.data import Corpus, ShardReader, find_files
+from clara_jax.data import Corpus, ShardReader, reading_of
 from clara_jax.distributed.sharing import Part, own_part, parse_part
 from clara_jax.documents import fields_of
 from clara_jax.errors import ClaraError
@@ -58,17 +58,15 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     sizes = parse_mesh(arguments.mesh, ("data", "fsdp", "tensor"))
     # Other hosts have work of their own: nothing is asked of their devices.
     mesh = make_mesh(**sizes, devices=jax.local_devices())
-    if others := find_files(arguments.corpus)[1]:
-        names = ", ".join(other.name for other in others[:3])
-        more = f", ... ({len(others)} files)" * (len(others) > 3)
-        note(f"left out, since not documents: {names}{more}")
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     before = open_place(path, mode)
+    corpus = Corpus(arguments.corpus, watched, reading_of(arguments))
+    for line in corpus.notes:
+        note(line)
     clara = load(arguments.model, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")
     settings = _settings(arguments, clara, before)
     check()
-    corpus = Corpus(arguments.corpus, watched)
     split, shard_size = not arguments.whole, arguments.shard_size
     reader = ShardReader(corpus, clara.tokenizer, clara.memory, shard_size, split=split)
     make = partial(

@@ -4,7 +4,6 @@ from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
 from clara_jax.data.corpus_shards import ShardReader
 from clara_jax.data.document_corpus import Corpus, read_documents
-from clara_jax.data.document_fields import Reading
 from clara_jax.data.document_files import find_files
 from clara_jax.data.examples import (
     Dialogue,
@@ -17,6 +16,7 @@ from clara_jax.data.examples import (
 )
 from clara_jax.data.mix import is_mixed, mix
 from clara_jax.data.questions import read_questions
+from clara_jax.data.reading import Reading, add_reading_options, reading_of
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.records import Record
 from clara_jax.data.sources import Records, open_records, write_tfds
@@ -36,6 +36,7 @@ __all__ = [
     "Records",
     "ShardReader",
     "UniqueDocuments",
+    "add_reading_options",
     "check_records",
     "find_files",
     "is_mixed",
@@ -46,6 +47,7 @@ __all__ = [
     "read_documents",
     "read_questions",
     "read_recipe",
+    "reading_of",
     "split_documents",
     "write_tfds",
 ]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data.document_fields import (
-    Reading,
     blocks_of,
     has_text,
     read_object,
@@ -23,6 +22,7 @@ from clara_jax.data.document_fields import (
 from clara_jax.data.document_files import find_files
 from clara_jax.data.encodings import read_text
 from clara_jax.data.office_files import convert_file, refuse_old
+from clara_jax.data.reading import Reading
 from clara_jax.data.row_files import RowFile, open_rows
 from clara_jax.data.sources import locate
 from clara_jax.documents import Document, kind_of, text_digest, widest
@@ -122,15 +122,13 @@ class Corpus:
         self._ends = list(itertools.accumulate(counts))
         self._check(progress)
         if self._problems and not reading.skip:
-            several = "leave them out" if len(self._problems) > 1 else "leave it out"
             raise ClaraError(
-                f"{_listed(self._problems)}\nnothing was done; mend this, or {several} "
-                "with --on-error skip"
+                _listed(self._problems, " (--on-error skip leaves {} out)")
             )
         if not self.documents:
             # What was left out says why.
-            none = "there are no documents; give files or folders of them"
-            raise ClaraError("\n".join([none, *self.notes]))
+            why = "; ".join(self.notes) or "give files or folders of them"
+            raise ClaraError(f"there are no documents; {why}")
 
     def _count(self, number: int) -> int:
         """How many entries a file has, before they are read."""
@@ -235,6 +233,10 @@ class Corpus:
             return self._read(number, row)
         return _entries_of(self._long(number, row))[block]
 
+    def all(self) -> list[Document]:
+        """Return all documents, in the order of files and lines."""
+        return [document for i in range(len(self)) for document in self[i]]
+
     def texts(self, begin: int, end: int) -> list[str]:
         """Return the texts of documents `begin` to `end`, counted over all entries."""
         entry, skip = locate(self._numbers, begin)
@@ -331,14 +333,15 @@ def _some(names: Sequence[str], unit: str) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _listed(problems: Sequence[str]) -> str:
+def _listed(problems: Sequence[str], remedy: str = "") -> str:
     """Say each problem on a line of its own."""
     if len(problems) == 1:
-        return problems[0]
+        return problems[0] + remedy.format("it")
     more = len(problems) - LISTED
     rest = [f"  and {more:,} more"] if more > 0 else []
     lines = [f"  {problem}" for problem in problems[:LISTED]]
-    return "\n".join([f"{len(problems):,} problems", *lines, *rest])
+    head = f"{len(problems):,} problems{remedy.format('them')}:"
+    return "\n".join([head, *lines, *rest])
 
 
 def _hash(name: str) -> int:
@@ -353,5 +356,4 @@ def read_documents(
     Raises:
       ClaraError: as of `Corpus`.
     """
-    corpus = Corpus(paths, reading=reading)
-    return [document for i in range(len(corpus)) for document in corpus[i]]
+    return Corpus(paths, reading=reading).all()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from clara_jax.data.encodings import require_encoding
+from clara_jax.data.reading import Reading
 from clara_jax.data.records import passage
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
@@ -30,27 +30,6 @@ _HEAD = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?)^(?:\1|\.\.\.)[ \t]*$\n?", re.S | 
 _HEADING = re.compile(r"\s*#[ \t]+(.*)")
 _BINARY = 0.02
 """Share of NUL bytes above which a file is no text."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How documents are read.
-
-    Attributes:
-      text, title, id: fields of objects that hold them; empty takes the first that is
-        there of `TEXTS`, `TITLES` and `IDS`.
-      encoding: of text files and tables; empty finds it, see ``find_encoding``.
-      skip: leave out what cannot be read, instead of refusing it all.
-    """
-
-    text: str = ""
-    title: str = ""
-    id: str = ""
-    encoding: str = ""
-    skip: bool = False
-
-    def __post_init__(self) -> None:
-        require_encoding(self.encoding)
 
 
 def has_text(values: Any, reading: Reading) -> bool:

@@ -20,6 +20,9 @@ _BLOCK = 1 << 20
 _SAMPLE = 1 << 17
 """Bytes, from the block where UTF-8 ends on, by which an encoding is recognised."""
 
+_WIDE = 0.3
+"""Share of NUL bytes at every other place above which text is in UTF-16."""
+
 _WESTERN = "cp1252"
 """What is taken where it fits a text as well as any other: the most common."""
 
@@ -58,9 +61,9 @@ def find_encoding(file: IO[bytes], path: str) -> str:
     for mark, encoding in _MARKS:
         if block.startswith(mark):
             return encoding
-    wide = len(block) // 8
-    if block[::2].count(0) > wide or block[1::2].count(0) > wide:
-        return "utf-16-be" if block[:1] == b"\0" else "utf-16-le"
+    first, second = (block[i::2].count(0) / max(len(block), 1) for i in (0, 1))
+    if abs(first - second) > _WIDE:
+        return "utf-16-be" if first > second else "utf-16-le"
     while True:
         pending = len(decoder.getstate()[0])
         try:

@@ -12,8 +12,9 @@ import importlib.metadata
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from clara_jax.data.encodings import find_encoding
 from clara_jax.errors import ClaraError
 from clara_jax.files import cache_folder, first_line, replace_file
 
@@ -33,6 +34,7 @@ _OLD = {".doc": ".docx", ".ppt": ".pptx", ".xls": ".xlsx", ".rtf": ".docx"}
 _OLD |= {".odt": ".docx", ".odp": ".pptx", ".ods": ".xlsx", ".pages": ".docx"}
 """Formats that are not read, and what to save them as."""
 
+_HTML = dict.fromkeys((".html", ".htm", ".xhtml"), "HtmlConverter")
 _SLIDE = re.compile(r"\n*<!-- Slide number: \d+ -->\n")
 _FORM = 1
 """Changes where the same file would be converted otherwise."""
@@ -99,24 +101,41 @@ def _version(path: Path) -> str:
 
 
 def _converted(path: Path) -> Converted:
+    kind = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".pdf":
-            return _pdf(path)
-        from markitdown import MarkItDown
-
-        found: Any = MarkItDown(enable_plugins=False).convert_local(str(path))
+        return _pdf(path) if kind == ".pdf" else _marked_down(path, kind)
     except OSError as error:
         raise ClaraError(f"{path}: {error.strerror or first_line(error)}") from error
     except Exception as error:
-        kind = path.suffix.lower()
         raise ClaraError(
             f"{path}: cannot be read as {kind} ({first_line(error)}); open it and save "
             "it again"
         ) from error
-    title, text = (found.title or "").strip(), found.markdown
-    if path.suffix.lower() != ".pptx":
+
+
+def _marked_down(path: Path, kind: str) -> Converted:
+    """Read a file as what its name says; MarkItDown by itself takes it for others."""
+    from markitdown import StreamInfo, converters
+
+    web = _HTML.get(kind)
+    name = web or f"{kind[1:].capitalize()}Converter"
+    with path.open("rb") as file:
+        charset = _charset(file, str(path)) if web else None
+        file.seek(0)
+        info = StreamInfo(extension=kind, charset=charset)
+        found: Any = getattr(converters, name)().convert(file, info)
+    title, text = (found.title or "").strip(), found.markdown.strip()
+    if kind != ".pptx":
         return Converted(title, [text], False)
-    return Converted(title, _SLIDE.split(text)[1:], True)
+    return Converted(title, _SLIDE.split(f"\n{text}")[1:], True)
+
+
+def _charset(file: IO[bytes], path: str) -> str:
+    """The encoding that a page declares, else the one that is found."""
+    from bs4.dammit import EncodingDetector
+
+    declared = EncodingDetector.find_declared_encoding(file.read(4096), is_html=True)
+    return declared or find_encoding(file, path)
 
 
 def _pdf(path: Path) -> Converted:

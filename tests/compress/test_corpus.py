@@ -236,8 +236,14 @@ def test_bad_input(model, corpus, tmp_path, capsys):
         (tmp_path / name).write_text(text)
         return ("--model", model, *at, "--corpus", tmp_path / name, *more)
 
-    assert "a.jsonl:2: the document is empty" in error(
-        capsys, *given("a.jsonl", '{"text": "fine"}\n{"text": " "}')
+    assert "a.jsonl:2: 'text' must be a string (--on-error skip" in error(
+        capsys, *given("a.jsonl", '{"text": "fine"}\n{"text": true}')
+    )
+    assert "no documents; left out, since blank: a.txt" in error(
+        capsys, *given("a.txt", " ")
+    )
+    assert "d.jsonl:1: has no field 'body' (fields: text); name" in error(
+        capsys, *given("d.jsonl", '{"text": "a"}', "--text-field", "body")
     )
     assert "b.jsonl:2: has the id 'x'" in error(
         capsys, *given("b.jsonl", '{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}')

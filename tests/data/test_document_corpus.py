@@ -1,6 +1,7 @@
 """A corpus: documents by entry, checked whole before work on it begins."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -113,17 +114,13 @@ def test_hashes_that_agree_by_chance_are_no_ids_that_agree(papers, monkeypatch):
 
 def test_every_entry_is_checked_at_once(papers):
     (papers / "lines.jsonl").write_text('{"text": "fine"}\n{"docs": 1}\n{"text": {}}')
-    (papers / "raw.md").write_bytes(bytes(range(256)))
+    (papers / "raw.md").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     with pytest.raises(ClaraError) as caught:
         Corpus([papers])
-    first, *lines, last = str(caught.value).split("\n")
-    assert first == "3 problems"
-    assert [line.partition(": ")[0].rpartition("/")[2] for line in lines] == [
-        "raw.md",
-        "lines.jsonl:2",
-        "lines.jsonl:3",
-    ] or len(lines) == 3
-    assert "--on-error skip" in last
+    first, *lines = str(caught.value).split("\n")
+    assert first == "3 problems (--on-error skip leaves them out):"
+    starts = ["lines.jsonl:2: 'docs' must", "lines.jsonl:3: 'text'", "raw.md: is not"]
+    assert all(start in line for start, line in zip(starts, lines, strict=True))
 
 
 def test_many_files_are_not_all_kept_open(tmp_path, monkeypatch):
@@ -146,3 +143,154 @@ def test_checking_shows_its_progress(papers):
 
     Corpus([papers], progress)
     assert seen == [0, 1, 2, 3, 4]
+
+
+def read(path, **reading):
+    """The documents of a corpus, as (id, title, text), and its notes."""
+    corpus = Corpus([path], reading=Reading(**reading))
+    return [(d.id, d.title, d.text) for d in corpus.all()], corpus.notes
+
+
+def lay(root, **files):
+    """Write files, whose names have _ for a dot and __ for a slash."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = content if isinstance(content, bytes) else content.encode()
+        path.write_bytes(raw)
+    return root
+
+
+def test_a_folder_as_it_lies(tmp_path):
+    """Blank pages and settings are left out and named, encodings are recognised."""
+    lay(tmp_path, old_txt="Où est l’été? Là-bas.".encode("cp1252"), empty_md=" \n")
+    lay(tmp_path, x_md="---\ntitle: Leave\ntags: [a, b]\n---\n{% note %} Take it.\n")
+    (tmp_path / "_category_.json").write_text('{"label": "x"}')
+    (tmp_path / "settings.json").write_text('{\n  "label": "x"\n}')
+    lay(tmp_path, costs_csv="year,cost\n2020,7\n")
+    found, notes = read(tmp_path)
+    assert found == [
+        ("old.txt", "old.txt", "Où est l’été? Là-bas."),
+        ("x.md", "Leave", "Leave\n{% note %} Take it."),
+    ]
+    assert notes == [
+        "left out, since not documents: _category_.json, costs.csv, settings.json",
+        "left out, since blank: empty.md",
+        "read as cp1252, since not UTF-8: old.txt; if this is wrong, name it with "
+        "--encoding",
+    ]
+    corpus = Corpus([tmp_path])
+    assert corpus[1][0].metadata == {"tags": ["a", "b"]}
+    # Given by its name, a file is meant.
+    with pytest.raises(ClaraError, match=r"fields: label\); name .* --text-field"):
+        Corpus([tmp_path / "_category_.json"])
+    assert read(tmp_path / "old.txt", encoding="cp1250")[0][0][2] != "Où"
+
+
+BLANK = '{"_id":"2","title":"Only a title","text":""}\n{"text":" "}\n{"docs":["a",""]}'
+
+
+def test_blank_documents_are_counted_and_a_title_is_a_document(tmp_path):
+    found, notes = read(lay(tmp_path, a_jsonl=BLANK))
+    assert found == [("2", "Only a title", "Only a title"), ("a.jsonl:3#1", "", "a")]
+    assert notes == ["left out, since blank: a.jsonl:2, a.jsonl:3"]
+
+
+ROWS = {
+    "beir": {"_id": 7, "title": "T", "text": "t", "metadata": {}},
+    "pyserini": {"id": 7, "title": "T", "contents": "t"},
+    "flashrag": {"id": 7, "contents": '"T"\nt'},
+    "dpr": {"id": 7, "text": "t", "title": "T"},
+    "kilt": {"_id": "7", "wikipedia_title": "T", "text": ["t", " \n"]},
+    "docid": {"docid": "7", "title": "T", "body": "t"},
+}
+
+
+@pytest.mark.parametrize("layout", ROWS)
+def test_fields_of_known_layouts(tmp_path, layout):
+    found, _ = read(lay(tmp_path, a_jsonl=json.dumps(ROWS[layout])))
+    assert found == [("7", "T", "T\nt")]
+    corpus = Corpus([tmp_path])
+    assert not corpus.fields, "names of fields are not taken for metadata"
+
+
+def test_fields_of_other_layouts_are_named(tmp_path):
+    lay(tmp_path, a_csv="nr,name,abstract,text,year\n7,T,t,x,2020\n8,,u,y,2021\n")
+    how = {"text": "abstract", "title": "name", "id": "nr"}
+    assert read(tmp_path, **how)[0] == [("7", "T", "T\nt"), ("8", "", "u")]
+    assert Corpus([tmp_path], reading=Reading(**how)).fields["year"] == "int"
+    assert (
+        Corpus([tmp_path]).digest != Corpus([tmp_path], reading=Reading(**how)).digest
+    )
+
+
+def test_texts_as_they_come(tmp_path):
+    lay(tmp_path, crlf_txt=b"\xef\xbb\xbfone\r\ntwo\rthree", nul_txt="a\0b" + "c" * 99)
+    lay(tmp_path, rtl_txt="שלום עולם", wide_txt="été".encode("utf-16"))
+    texts = [text for _, _, text in read(tmp_path)[0]]
+    assert texts == ["one\ntwo\nthree", "a b" + "c" * 99, "שלום עולם", "été"]
+    lay(tmp_path, raw_txt=b"ab\0\1" * 50)
+    with pytest.raises(ClaraError, match=r"raw.txt: holds NUL bytes"):
+        Corpus([tmp_path])
+
+
+HEADS = [
+    ("---\ntitle: A\n---\n# A\nx", "A", "# A\nx", {}),
+    ("---\ntitle: A\n---\n# B\nx", "A", "A\n# B\nx", {}),
+    ("---\ntitle: A\ndate: 2024-02-29\n---\n", "A", "A", {"date": "2024-02-29"}),
+    ('+++\ntitle = "A"\nn = 1\n+++\nx', "A", "A\nx", {"n": 1}),
+    ("---\n: {{ x }}: [\n---\nx", "a.md", "---\n: {{ x }}: [\n---\nx", {}),
+    ("---\nno fields\n---\nx", "a.md", "---\nno fields\n---\nx", {}),
+    ("---\n\nA rule, and no end", "a.md", "---\n\nA rule, and no end", {}),
+]
+
+
+@pytest.mark.parametrize(("text", "title", "whole", "metadata"), HEADS)
+def test_front_matter(tmp_path, text, title, whole, metadata):
+    (found,) = read_documents([lay(tmp_path, a_md=text) / "a.md"])
+    assert (found.title, found.text, found.metadata) == (title, whole, metadata)
+
+
+def test_long_documents_make_several_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_corpus, "BLOCK", 40)
+    words = "".join(f"word{i} " for i in range(30))
+    lay(tmp_path, a_txt=words, b_jsonl=json.dumps({"text": "x" * 100, "id": "x"}))
+    corpus = Corpus([tmp_path])
+    assert len(corpus) == 9 and corpus.documents == 9
+    entries = [corpus[i] for i in (8, 0, 3, 1, 2, 4, 5, 6, 7)]
+    documents = sorted((d for e in entries for d in e), key=lambda d: (d.id, d.start))
+    assert "".join(d.text for d in documents) == words + "x" * 100
+    assert all(d.stop - d.start == len(d.text) <= 40 for d in documents)
+    assert documents[1].label == f"a.txt, characters {documents[1].start + 1} to 74"
+    assert {d.id for d in documents} == {"a.txt", "x"}
+    assert [corpus.texts(i, i + 1)[0] for i in range(9)] == [d.text for d in documents]
+
+
+def test_files_that_change_or_vanish_meanwhile(tmp_path):
+    lay(tmp_path, a_txt="one", b_jsonl='{"text": "two"}', c_txt="three")
+    corpus = Corpus([tmp_path])
+    (tmp_path / "a.txt").write_text("other")
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(ClaraError, match=r"a.txt: has changed since work on it began"):
+        corpus[0]
+    with pytest.raises(ClaraError, match=r"b.jsonl: No such file"):
+        corpus[1]
+    assert corpus[2][0].text == "three"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_right_to_read(tmp_path):
+    lay(tmp_path, a_txt="one", sub__b_txt="two")
+    (tmp_path / "a.txt").chmod(0)
+    (tmp_path / "sub").chmod(0)
+    with pytest.raises(ClaraError) as caught:
+        Corpus([tmp_path])
+    (tmp_path / "sub").chmod(0o700)
+    assert str(caught.value).count("Permission denied") == 2
+
+
+def test_a_row_that_is_wrong_is_left_out_alone(tmp_path):
+    lay(tmp_path, a_jsonl='{"text": "a"}\n{"text": \n{"text": "b"}')
+    found, notes = read(tmp_path, skip=True)
+    assert [text for *_, text in found] == ["a", "b"]
+    assert len(notes) == 1 and "a.jsonl:2: is not JSON" in notes[0]
