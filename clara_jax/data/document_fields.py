@@ -189,11 +189,12 @@ def blocks_of(document: Document, size: int) -> list[Document]:
         start = stop
     if len(found) < 2:
         return [document]
+    name = document.label
     return [
         dataclasses.replace(
             document,
             text=text[start:stop],
-            title=f"{document.label}, characters {start + 1:,} to {stop:,}",
+            title=f"{name}, characters {start + 1:,} to {stop:,}",
             start=document.start + start,
             stop=document.start + stop,
         )
