@@ -54,7 +54,8 @@ class Found:
     """What was found: `count` documents for each of the questions.
 
     Of `known` the right documents are known: for `complete` of them all were found, for
-    `some` at least one.
+    `some` at least one. Those of `untold` have right documents whose text their records
+    lack, which are in no corpus for certain and count as not found.
     """
 
     questions: int
@@ -62,6 +63,7 @@ class Found:
     known: int = 0
     complete: int = 0
     some: int = 0
+    untold: int = 0
 
     def __str__(self) -> str:
         text = f"{self.count} candidates for each of {self.questions:,} questions"
@@ -71,10 +73,16 @@ class Found:
             f"{number:,} ({100 * number / self.known:.1f}%)"
             for number in (self.complete, self.some)
         )
-        return (
-            f"{text}; of {self.known:,} with known right documents, all of them were "
+        text += (
+            f"; of {self.known:,} with known right documents, all of them were "
             f"found for {complete}, some for {some}"
         )
+        if self.untold:
+            text += (
+                f"; the records of {self.untold:,} lack right documents, which count "
+                "as not found"
+            )
+        return text
 
 
 def find_candidates(
@@ -96,7 +104,8 @@ def find_candidates(
         `count` that share a word with a question, the first of the corpus fill the row.
       count: documents a question.
       out: JSONL file that ``open_records`` reads; appears whole. ``pos_index`` are the
-        record's right documents (in its ``pos_index``; its only one), known by words.
+        record's right documents (in its ``pos_index``; its only one), known by words,
+        and ``missing`` is how many of them are not there.
       oracle: put right documents that were not found in place of the last others.
       progress: makes bars, as ``tqdm`` does.
 
@@ -166,20 +175,24 @@ def _fields(
     record: Record, place: int, texts: list[str], oracle: bool, found: Found
 ) -> dict[str, Any]:
     """Return the line of a question, and count it in `found`."""
-    right = record.positives or ((0,) if len(record.documents) == 1 else ())
+    only = len(record.documents) == 1 and not record.missing
+    right = record.positives or ((0,) if only else ())
     wanted = {_words(record.documents[i]): record.documents[i] for i in right}
     keys = [_words(text) for text in texts]
     missing = [key for key in wanted if key not in keys]
-    if wanted:
+    if wanted or record.missing:
         found.known += 1
-        found.complete += not missing
+        found.untold += record.missing > 0
+        found.complete += not missing and not record.missing
         found.some += len(missing) < len(wanted)
     if oracle and missing:
         others = [i for i, key in enumerate(keys) if key not in wanted]
         for i, key in zip(others[-len(missing) :], missing, strict=False):
             texts[i], keys[i] = wanted[key], key
     places = [i for i, key in enumerate(keys) if key in wanted]
-    return clara_fields(texts, *record.pair(place), places)
+    lost = record.missing + len(wanted.keys() - set(keys))
+    name = record.question_id(place)
+    return clara_fields(texts, *record.pair(place), places, missing=lost, id=name)
 
 
 def _words(text: str) -> bytes:

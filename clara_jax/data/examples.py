@@ -166,12 +166,22 @@ class ExampleMaker:
         )
 
     def require_question(self, record: Record) -> None:
-        """Raise `misfit` unless a record has questions with answers."""
+        """Raise `misfit` unless a record has questions; refuse one without answers."""
         if record.kind in ("text", "paraphrase"):
             raise self.misfit(record)
+        self.require_answer(record)
+
+    def require_answer(self, record: Record) -> None:
+        """Refuse a question of a test set, whose answer is not known."""
+        if record.kind == "qa" and not record.answers:
+            raise ClaraError(
+                f"{record.source}: has no answer, as in a test set, but losses need "
+                "one; leave it to clara_jax.evaluate, which writes predictions"
+            )
 
     def pair(self, record: Record, draw: Draw | None) -> tuple[str, str]:
         """Draw one of a record's questions, and return it with its answer."""
+        self.require_answer(record)
         question, answer, _ = record.pair(pick(draw, len(record.questions)))
         return question, answer
 

@@ -9,7 +9,14 @@ from clara_jax.documents import is_unicode
 from clara_jax.errors import ClaraError
 
 KINDS = ("qa", "paraphrase", "text")
-CLARA_FIELDS = "docs question answer answers data_type pos_index gold_answer id _id"
+CLARA_FIELDS = (
+    "docs question answer answers data_type pos_index gold_answer id _id missing "
+    "answerable"
+)
+NO_ANSWER = "noanswer"
+"""What is to be answered where the documents hold no answer; HotpotQA's word."""
+UNANSWERABLE = (NO_ANSWER, "")
+"""What counts as right then."""
 _LISTS = (list, tuple)
 _STRINGS = "a string or a list of strings"
 
@@ -22,11 +29,16 @@ class Record:
       documents: at least one; never blank.
       questions: as many as `answers`, or one question with several accepted answers;
         empty for kinds ``paraphrase`` and ``text``.
-      answers: targets; of a paraphrase, the text to give back.
+      answers: targets; of a paraphrase, the text to give back. Empty, as `gold` then
+        is, where they are not known: in a test set. No loss reads such a record.
       kind: one of `KINDS`; ``text`` is documents and nothing else.
       positives: indices of the documents that hold the answer; empty when unknown.
       gold: answers that count as right in evaluation, the first being the main one.
       source: where it was read, ``file:line``.
+      missing: number of documents that hold the answer and are not among `documents`.
+      answerable: whether the documents hold an answer. If not, `NO_ANSWER` is the
+        target and counts as right, as does to say nothing, whatever else is given.
+      id: the question's name in its data set, for files of a leaderboard.
     """
 
     documents: tuple[str, ...]
@@ -36,8 +48,15 @@ class Record:
     positives: tuple[int, ...] = ()
     gold: tuple[str, ...] = ()
     source: str = ""
+    missing: int = 0
+    answerable: bool = True
+    id: str = ""
 
     def __post_init__(self) -> None:
+        if self.kind == "qa" and not self.answerable:
+            targets = (NO_ANSWER,) * len(self.questions)
+            object.__setattr__(self, "answers", targets)
+            object.__setattr__(self, "gold", UNANSWERABLE)
         if fault := self._fault():
             raise ClaraError(f"{self.source}: {fault}")
 
@@ -55,7 +74,11 @@ class Record:
             return ""
         if not questions or not all(q.strip() for q in self.questions):
             return "a question is empty or blank"
-        if 1 < questions != len(self.answers):
+        if self.missing < 0:
+            return f"has {self.missing} missing documents, but must have 0 or more"
+        if self.gold and not self.answers:
+            return "has answers that count as right, but no target"
+        if self.answers and 1 < questions != len(self.answers):
             return f"has {questions} questions, but {len(self.answers)} answers"
         for i in self.positives:
             if not 0 <= i < count:
@@ -64,12 +87,22 @@ class Record:
         return ""
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
-        """Return question `index`, its target, and the answers that count as right."""
-        if len(self.questions) > 1:
-            answer = self.answers[index]
-            return self.questions[index], answer, (answer,)
-        question = next(iter(self.questions), "")
-        return question, self.answers[0], self.gold or self.answers
+        """Return question `index`, its target, and the answers that count as right.
+
+        Where answers are not known, the target is empty and none counts as right.
+        """
+        question = self.questions[index] if self.questions else ""
+        if not self.answers:
+            return question, "", ()
+        answer = self.answers[index]
+        if len(self.questions) > 1 and self.answerable:
+            return question, answer, (answer,)
+        return question, answer, self.gold or self.answers
+
+    def question_id(self, index: int) -> str:
+        """Return the `id` of question `index`: of several, with its place in them."""
+        several = self.id and len(self.questions) > 1
+        return f"{self.id}_{index}" if several else self.id
 
 
 @runtime_checkable
@@ -137,18 +170,35 @@ class _Fields:
                 raise self.wrong(name, wanted)
         return tuple(items)
 
+    def name(self, *fields: str) -> str:
+        """Return the record's name, in the first of the fields that is there."""
+        for field in fields:
+            if field in self:
+                return str(self.get(field, (str, int), "a string or a number"))
+        return ""
+
     def question(
-        self, documents: Sequence[str], positives: Sequence[int], aliases: Any = ()
+        self, documents: Sequence[str], positives: Sequence[int], **fields: Any
     ) -> Record:
-        """Make a record of one question with its documents."""
-        answer = self.text("answer")
+        """Make a record of one question with its documents.
+
+        An answer that is absent, null or blank, as in test sets, is not known.
+
+        Args:
+          documents, positives: of the record.
+          **fields: other fields of `Record`; `gold` adds to the answer.
+        """
+        answer = self.text("answer", "")
+        known, aliases = bool(answer.strip()), fields.pop("gold", ())
         return Record(
             tuple(documents),
             questions=(self.text("question"),),
-            answers=(answer,),
+            answers=(answer,) * known,
             positives=tuple(positives),
-            gold=(answer, *aliases),
+            gold=(answer, *aliases) * known,
             source=self.source,
+            id=self.name("_id", "id"),
+            **fields,
         )
 
 
@@ -158,8 +208,8 @@ def read_clara(values: Any, source: str) -> Record:
     Fields are ``docs`` (strings), ``question`` (a string or several), ``answer`` or
     ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`, ``qa`` by
     default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
-    when the target is a model's own), ``id``.
-
+    when the target is a model's own), ``id``, ``missing``, ``answerable``. A question
+    without answers is one of a test set.
 
     Raises:
       ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
@@ -177,14 +227,24 @@ def read_clara(values: Any, source: str) -> Record:
     if "answer" in fields and "answers" in fields:
         raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
     name = "answers" if "answers" in fields else "answer"
-    answers = fields.several(name, gold or None)
-    if not answers:
+    answers = fields.several(name, gold or (() if kind == "qa" else None))
+    if not answers and kind != "qa":
         raise ClaraError(f"{source}: the list of answers is empty")
     questions = fields.several("question") if kind == "qa" else ()
     places = fields.several("pos_index", (), int, "a list of integers")
     positives = tuple(dict.fromkeys(places))
-    gold = gold or answers
-    return Record(documents, questions, answers, kind, positives, gold, source)
+    return Record(
+        documents,
+        questions,
+        answers,
+        kind,
+        positives,
+        gold or answers,
+        source,
+        missing=fields.get("missing", int, "a number", 0),
+        answerable=fields.get("answerable", bool, "true or false", True),
+        id=fields.name("id", "_id"),
+    )
 
 
 def clara_fields(
@@ -193,20 +253,33 @@ def clara_fields(
     target: str,
     gold: Sequence[str],
     positives: Sequence[int],
+    missing: int = 0,
+    id: str = "",
 ) -> dict[str, Any]:
-    """Return a question with its documents as `read_clara` reads it."""
-    answers = {"answers": [target], "gold_answer": list(gold)}
-    if gold and gold[0] == target:
+    """Return a question with its documents as `read_clara` reads it.
+
+    One whose right answer is `NO_ANSWER` is not answerable; without `gold`, its answer
+    is not known.
+    """
+    answers: dict[str, Any] = {"answers": [target], "gold_answer": list(gold)}
+    if not gold:
+        answers = {}
+    elif gold[0] == target:
         answers = {"answers": list(gold)}
+    if tuple(gold) == UNANSWERABLE:
+        answers = {"answerable": False}
     fields = {"docs": list(documents), "question": question, **answers}
-    return {**fields, "data_type": "qa", "pos_index": list(positives)}
+    fields |= {"data_type": "qa", "pos_index": list(positives)}
+    known = {"missing": missing, "id": id}
+    return fields | {name: value for name, value in known.items() if value}
 
 
 def read_hotpotqa(values: Any, source: str) -> Record:
     """Read HotpotQA or 2WikiMultihopQA as published.
 
-    Fields are ``question``, ``answer``, ``context`` as [title, [sentence]] pairs, and
-    ``supporting_facts`` as [title, sentence index] pairs; others are ignored.
+    Fields are ``_id``, ``question``, ``answer``, ``context`` as [title, [sentence]]
+    pairs, and ``supporting_facts`` as [title, sentence index] pairs; others are
+    ignored. Test sets have no answers and no supporting facts.
     """
     fields = _Fields(values, source)
     documents, titles = [], []
@@ -219,32 +292,37 @@ def read_hotpotqa(values: Any, source: str) -> Record:
                 documents.append(passage(title, " ".join(s.strip() for s in sentences)))
             case _:
                 raise fields.wrong("context", "a list of [title, [sentences]] pairs")
-    facts = fields.get("supporting_facts", _LISTS, "a list")
+    known = None if "answer" in fields else ()
+    facts = fields.get("supporting_facts", _LISTS, "a list", known)
     try:
         gold_titles = {fact[0] for fact in facts}
     except (TypeError, IndexError, KeyError):
         wanted = "a list of [title, sentence index] pairs"
         raise fields.wrong("supporting_facts", wanted) from None
     positives = [i for i, title in enumerate(titles) if title in gold_titles]
-    return fields.question(documents, positives)
+    missing = len(gold_titles.difference(titles))
+    return fields.question(documents, positives, missing=missing)
 
 
 def read_musique(values: Any, source: str) -> Record:
     """Read MuSiQue as published.
 
-    Fields are ``question``, ``answer``, ``answer_aliases``, and ``paragraphs`` with
-    ``title``, ``paragraph_text``, ``is_supporting``; others are ignored.
+    Fields are ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, and
+    ``paragraphs`` with ``title``, ``paragraph_text``, ``is_supporting``; others are
+    ignored. Test sets have no answers and do not say what is supporting.
     """
     fields = _Fields(values, source)
+    answerable = fields.get("answerable", bool, "true or false", True)
+    known = None if "answer" in fields else False
     documents, positives = [], []
     for i, value in enumerate(fields.get("paragraphs", _LISTS, "a list")):
         paragraph = _Fields(value, f"{source}: paragraph {i}")
         title, text = paragraph.text("title"), paragraph.text("paragraph_text")
         documents.append(passage(title, text))
-        if paragraph.get("is_supporting", object, "true or false"):
+        if paragraph.get("is_supporting", object, "true or false", known):
             positives.append(i)
     aliases = fields.several("answer_aliases", ())
-    return fields.question(documents, positives, aliases)
+    return fields.question(documents, positives, gold=aliases, answerable=answerable)
 
 
 def read_text(values: Any, source: str) -> Record:

@@ -155,6 +155,9 @@ _OWN = {
     "data_type": "kind",
     "pos_index": "positives",
     "gold_answer": "gold",
+    "missing": "missing",
+    "answerable": "answerable",
+    "id": "id",
 }
 """Features of a TFDS folder, and the fields of a `Record` that they hold."""
 
@@ -201,7 +204,13 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
 
 def _writer(tfds: Any, folder: Path) -> Any:
     features = tfds.features
-    kinds = {"data_type": features.Text(), "pos_index": features.Sequence(np.int32)}
+    kinds = {
+        "data_type": features.Text(),
+        "pos_index": features.Sequence(np.int32),
+        "missing": np.int32,
+        "answerable": np.bool_,
+        "id": features.Text(),
+    }
     texts = features.Sequence(features.Text())
     identity = tfds.core.dataset_info.DatasetIdentity(
         name="clara_records",

@@ -45,7 +45,8 @@ class LanguageModelling(Stage):
         return Example(prompt=row, labels=row, source=record.source)
 
     def check_record(self, make: ExampleMaker, record: Record) -> None:
-        """Accept records of every kind."""
+        """Accept records of every kind, but for a question without an answer."""
+        make.require_answer(record)
 
     def loss(self, config: RunConfig) -> Loss:
         """Return the cross-entropy of every token."""

@@ -35,6 +35,7 @@ class Pretraining(Stage):
                 f"{record.source}: has {len(record.documents)} documents, but stage "
                 "scp takes one; use stage instruct"
             )
+        make.require_answer(record)
         background = make.slots(1)
         if record.kind == "paraphrase":
             prompt = paraphrase_prompt(background, pick(draw, len(PARAPHRASES)))

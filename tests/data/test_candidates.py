@@ -129,6 +129,22 @@ def test_with_an_oracle(world):
     assert "not in the corpus" in rows(helped)[-1]["docs"]
 
 
+def test_right_documents_that_are_not_there_are_counted(world):
+    folder, texts = world
+    record = {"docs": [texts[1], texts[2]], "question": "Of name1?", "id": "7"}
+    record |= {"pos_index": [0, 1], "missing": 1}
+    write(folder / "asked.jsonl", [record])
+    asked = open_records(folder / "asked.jsonl")
+    for oracle, missing in ((False, 2), (True, 1)):
+        out = folder / f"{oracle}.jsonl"
+        found = find_candidates(asked, corpus(folder), 2, out, oracle=oracle)
+        assert (found.known, found.some, found.complete) == (1, 1, 0)
+        assert "the records of 1 lack right documents" in str(found)
+        (row,) = rows(out)
+        assert row["missing"] == missing and row["id"] == "7"
+        assert "answers" not in row
+
+
 @pytest.mark.parametrize("block", [1, 7, 41])
 def test_blocks_make_no_difference(world, monkeypatch, block):
     folder, _ = world

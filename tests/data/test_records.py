@@ -3,6 +3,7 @@ import pytest
 from clara_jax.data.records import (
     FORMATS,
     Record,
+    clara_fields,
     detect_format,
     passage,
     read_clara,
@@ -14,6 +15,7 @@ from clara_jax.errors import ClaraError
 
 QA = {"docs": ["a", "b"], "question": "q?", "answer": "x", "pos_index": [1]}
 HOTPOT = {
+    "_id": "5a8b",
     "question": "q?",
     "answer": "yes",
     "context": [["A", ["One.", " Two."]], ["B", []], ["C", ["Three."]]],
@@ -23,6 +25,7 @@ HOTPOT = {
 MUSIQUE = {
     "question": "q?",
     "answer": "x",
+    "id": "2hop__1",
     "answer_aliases": ["y"],
     "paragraphs": [
         {"title": "A", "paragraph_text": "One.", "is_supporting": False},
@@ -34,7 +37,8 @@ MUSIQUE = {
 
 def test_stage_format():
     record = read_clara({**QA, "gold_answer": ["x", "y"], "id": "7"}, "f:3")
-    assert record == Record(("a", "b"), ("q?",), ("x",), "qa", (1,), ("x", "y"), "f:3")
+    same = Record(("a", "b"), ("q?",), ("x",), "qa", (1,), ("x", "y"), "f:3", id="7")
+    assert record == same
     assert record.pair() == ("q?", "x", ("x", "y"))
 
 
@@ -60,15 +64,66 @@ def test_paraphrase_needs_no_question():
 def test_hotpotqa():
     record = read_hotpotqa(HOTPOT, "f: record 1")
     assert record.documents == ("A\nOne. Two.", "B", "C\nThree.")
-    assert record.positives == (0, 2)
+    assert record.positives == (0, 2) and record.missing == 1
+    assert record.id == "5a8b"
     assert record.pair() == ("q?", "yes", ("yes",))
 
 
 def test_musique():
     record = read_musique(MUSIQUE, "f:1")
     assert record.documents == ("A\nOne.", "B\nTwo.")
-    assert record.positives == (1,)
+    assert record.positives == (1,) and record.id == "2hop__1"
     assert record.pair() == ("q?", "x", ("x", "y"))
+
+
+def test_questions_of_test_sets_have_no_answers():
+    hotpot = {n: HOTPOT[n] for n in ("_id", "question", "context")}
+    first = {"title": "A", "paragraph_text": "One."}
+    musique = {"id": "2", "question": "q?", "paragraphs": [first]}
+    for read, values in (
+        (read_hotpotqa, hotpot),
+        (read_hotpotqa, {**hotpot, "answer": "", "supporting_facts": []}),
+        (read_musique, musique),
+        (read_clara, {"docs": ["a"], "question": "q?"}),
+        (read_clara, {"docs": ["a"], "question": "q?", "answers": []}),
+        (read_clara, {"docs": ["a"], "question": ["p?", "q?"]}),
+    ):
+        record = read(values, "f:1")
+        assert record.answers == record.gold == record.positives == ()
+        assert record.pair() == (record.questions[0], "", ())
+        assert record.answerable and not record.missing
+    with pytest.raises(ClaraError, match="f:1: paragraph 0: field 'is_supporting' is"):
+        read_musique({**musique, "answer": "x"}, "f:1")
+
+
+def test_unanswerable_questions_have_an_answer_of_their_own():
+    musique = read_musique({**MUSIQUE, "answerable": False}, "f:1")
+    own = read_clara({**QA, "answerable": False}, "f:1")
+    bare = read_clara({"docs": "a", "question": "q?", "answerable": False}, "f:1")
+    for record in (musique, own, bare):
+        assert not record.answerable
+        assert record.pair() == ("q?", "noanswer", ("noanswer", ""))
+    several = {"docs": "a", "question": ["p?", "q?"], "answerable": False}
+    assert read_clara(several, "f").pair(1) == ("q?", "noanswer", ("noanswer", ""))
+
+
+def test_a_question_is_written_as_it_is_read():
+    for values in (
+        {**QA, "id": "7", "missing": 2},
+        {**QA, "answerable": False},
+        {"docs": ["a", "b"], "question": "q?"},
+        {**QA, "gold_answer": ["y", "z"]},
+    ):
+        record = read_clara(values, "f")
+        told = record.documents, *record.pair(), record.positives
+        assert read_clara(clara_fields(*told, record.missing, record.id), "f") == record
+
+
+def test_several_questions_share_an_id():
+    values = {"docs": ["a"], "question": ["p?", "q?"], "answers": ["x", "y"], "id": 3}
+    assert read_clara(values, "f").question_id(1) == "3_1"
+    assert read_clara({**QA, "id": "3"}, "f").question_id(0) == "3"
+    assert read_clara(QA, "f").question_id(0) == ""
 
 
 def test_text():
@@ -99,7 +154,7 @@ def test_unknown_format(values):
         ({"zzz": 1}, "f:9: unknown field 'zzz'; known are docs"),
         ({"docs": None}, "f:9: field 'docs' is missing"),
         ({"question": None}, "f:9: field 'question' is missing"),
-        ({"answer": None}, "f:9: field 'answer' is missing"),
+        ({"data_type": "paraphrase", "answer": None}, "field 'answer' is missing"),
         ({"answers": "x"}, "both 'answer' and 'answers'"),
         ({"docs": []}, "f:9: has no documents"),
         ({"docs": ["a", " \n"]}, "f:9: document 1 is empty or blank"),
@@ -108,7 +163,10 @@ def test_unknown_format(values):
         ({"question": " "}, "f:9: a question is empty or blank"),
         ({"question": []}, "f:9: a question is empty or blank"),
         ({"question": ["a", "b"]}, "has 2 questions, but 1 answers"),
-        ({"answer": []}, "list of answers is empty"),
+        ({"data_type": "paraphrase", "answer": []}, "list of answers is empty"),
+        ({"answerable": "no"}, "field 'answerable' is a string, not true or false"),
+        ({"missing": -1}, "has -1 missing documents"),
+        ({"id": [1]}, "field 'id' is a list, not a string or a number"),
         ({"pos_index": [2]}, "positive document 2, but there are only 2"),
         ({"pos_index": [-1]}, "positive document -1"),
         ({"pos_index": "1"}, "field 'pos_index' is a string, not a list of integers"),
@@ -130,7 +188,7 @@ def test_bad_stage_records_are_named(changes, message):
         (read_hotpotqa, {"context": [["A"]]}, "list of [title, [sentences]] pairs"),
         (read_hotpotqa, {"context": "A"}, "field 'context' is a string, not a list"),
         (read_hotpotqa, {"supporting_facts": [3]}, "[title, sentence index]"),
-        (read_hotpotqa, {"answer": None}, "field 'answer' is missing"),
+        (read_hotpotqa, {"supporting_facts": None}, "'supporting_facts' is missing"),
         (read_hotpotqa, {"context": []}, "has no documents"),
         (read_musique, {"paragraphs": [{"title": "A"}]}, "paragraph 0: field 'parag"),
         (read_musique, {"paragraphs": [3]}, "paragraph 0: is int 3, but must be"),

@@ -70,6 +70,8 @@ def test_tfds_folder_reads_back(tmp_path):
         Record(("d",), (), ("d",), "paraphrase", (), ("d",)),
         Record(("d",), ("p?", "q?"), ("a", "b"), "qa", (), ("a", "b")),
         Record(("t",), kind="text"),
+        Record(("d",), ("q?",), positives=(0,), missing=1, id="7"),
+        Record(("d",), ("q?",), answerable=False),
     ]
     folder = write_tfds({"train": train, "test": other}, tmp_path / "new" / "set")
     assert sorted(path.name for path in folder.parent.iterdir()) == ["set"]
@@ -82,7 +84,12 @@ def test_tfds_folder_reads_back(tmp_path):
         "paraphrase",
         "qa",
         "text",
+        "qa",
+        "qa",
     ]
+    for i in (3, 4):
+        again = open_records(f"{folder}#test")[i]
+        assert again.__dict__ | {"source": ""} == other[i].__dict__
     assert open_records(f"{folder}#test")[1].pair(1) == ("q?", "b", ("b",))
     with pytest.raises(ClaraError, match="has no split 'dev', only train, test"):
         open_records(f"{folder}#dev")

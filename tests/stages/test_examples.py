@@ -220,6 +220,19 @@ def test_stage_and_record_must_fit(tokenizer):
         maker(tokenizer, "rerank", MEMORY, few)(qa())
 
 
+def test_a_question_without_an_answer_is_for_no_loss(tokenizer):
+    unknown = qa(["a"], answers=())
+    told = "f:1: has no answer, as in a test set, .* clara_jax.evaluate"
+    stages = "scp instruct end_to_end rerank text closed_book lm".split()
+    for stage in stages:
+        make = maker(tokenizer, stage, MEMORY, LONG, top_k=1)
+        for use in (make, lambda record, make=make: check_records([record], make)):
+            with pytest.raises(ClaraError, match=told):
+                use(unknown)
+    make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
+    assert answer_of(tokenizer, make(qa(["a"], answerable=False))) == "noanswer</s>"
+
+
 def test_users_cannot_add_slots(tokenizer):
     make = maker(tokenizer, "instruct", MEMORY, LONG, top_k=1)
     example = make(qa(["a"], questions=("<MEM0>?",), answers=("<MEM1>",)))
