@@ -1,49 +1,99 @@
-"""Answer and retrieval scores, string by string as the original computes them.
+"""Scores of answers and of retrieval, as the original or a data set's script has them.
 
-The normalisation is SQuAD's with one addition: the exact strings ``True`` and ``False``
-count as ``yes`` and ``no``.
+All normalise answers as SQuAD does, and differ in what they do with answers of which
+nothing is left by that, with verdicts and with ``True`` (`Rules`).
 """
 
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+
+from clara_jax.data.records import NO_ANSWER, UNANSWERABLE
+
+Rules = Literal["original", "squad", "squad2", "hotpotqa", "musique"]
+"""Whose script is followed: the original's, or that of SQuAD 1.1, 2.0, HotpotQA or
+MuSiQue (answers)."""
+
+RULES: tuple[str, ...] = get_args(Rules)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _BOOLEANS = {"True": "yes", "False": "no"}
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_VERDICTS = ("yes", "no", "noanswer")
+_VERDICTS = ("yes", "no", NO_ANSWER)
+# Han with its marks, kana, bopomofo, Hangul.
+_CHARACTER = re.compile(
+    "([\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff])"
+)
+_SIGNS = "\u2212\u2044"
+"""Minus and fraction slash, which Unicode does not count as punctuation."""
 
 
-def normalize_answer(text: str) -> str:
+def normalize_answer(
+    text: str, *, rules: Rules = "original", unicode: bool = False
+) -> str:
     """Bring an answer into the form in which answers are compared.
 
-    In this order: ``True``/``False`` become ``yes``/``no``; lower case; ASCII
-    punctuation is deleted, not replaced by spaces; the words a, an, the go; white space
-    collapses.
+    In this order: lower case; ASCII punctuation is deleted, not replaced by spaces; the
+    words a, an, the go; white space collapses. Of the original, ``True`` and ``False``
+    become ``yes`` and ``no`` first.
+
+    Args:
+      text: an answer.
+      rules: whose.
+      unicode: delete all of Unicode's punctuation, dashes and invisible characters; do
+        not tell forms of a character apart that NFKC joins (composed or not, full or
+        half width); make each Chinese, Japanese or Korean character a word of its own.
     """
-    text = _BOOLEANS.get(text, text).lower().translate(_DELETE_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    if rules == "original":
+        text = _BOOLEANS.get(text, text)
+    if unicode:
+        # Before, as an accent that stands alone would join the letter in front of it;
+        # after, as some forms have brackets.
+        text = _without_marks(unicodedata.normalize("NFKC", _without_marks(text)))
+    text = _ARTICLES.sub(" ", text.lower().translate(_DELETE_PUNCTUATION))
+    return " ".join((_CHARACTER.sub(r" \1 ", text) if unicode else text).split())
 
 
-def exact_match(prediction: str, answer: str) -> float:
+def _without_marks(text: str) -> str:
+    """Delete punctuation, accents that stand alone, and what is invisible."""
+
+    def stays(character: str) -> bool:
+        kind = unicodedata.category(character)
+        return kind[0] != "P" and kind not in ("Sk", "Cf") and character not in _SIGNS
+
+    return "".join(filter(stays, text))
+
+
+def exact_match(
+    prediction: str, answer: str, *, rules: Rules = "original", unicode: bool = False
+) -> float:
     """Return 1.0 if both strings normalise to the same string, else 0.0."""
-    return float(normalize_answer(prediction) == normalize_answer(answer))
+    found, gold = _both(prediction, answer, rules, unicode)
+    return float(found == gold)
 
 
-def f1(prediction: str, answer: str) -> float:
+def f1(
+    prediction: str, answer: str, *, rules: Rules = "original", unicode: bool = False
+) -> float:
     """Return the harmonic mean of token precision and recall; repeated tokens count.
 
-    Where either side is yes, no or noanswer and they differ, the score is 0: half a
-    verdict is no verdict. Two empty strings score 0 as well.
+    By the rules of the original and of HotpotQA it is 0 where either side is yes, no or
+    noanswer and they differ: half a verdict is no verdict. Where nothing is left of a
+    side, it is 0; by those of SQuAD 2.0 and MuSiQue, 1 if nothing is left of both.
     """
-    found, gold = normalize_answer(prediction), normalize_answer(answer)
-    if found != gold and (found in _VERDICTS or gold in _VERDICTS):
+    found, gold = _both(prediction, answer, rules, unicode)
+    verdicts = _VERDICTS if rules in ("original", "hotpotqa") else ()
+    if found != gold and (found in verdicts or gold in verdicts):
         return 0.0
     found_tokens, gold_tokens = found.split(), gold.split()
+    if rules in ("squad2", "musique") and not (found_tokens and gold_tokens):
+        return float(found_tokens == gold_tokens)
     common = collections.Counter(found_tokens) & collections.Counter(gold_tokens)
     same = sum(common.values())
     if same == 0:
@@ -52,16 +102,26 @@ def f1(prediction: str, answer: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def cover_exact_match(prediction: str, answer: str) -> float:
+def cover_exact_match(
+    prediction: str, answer: str, *, rules: Rules = "original", unicode: bool = False
+) -> float:
     """Return 1.0 if the prediction holds every token of the answer, else 0.0.
 
-    Neither order nor multiplicity counts, and an empty answer is always covered.
+    Neither order nor multiplicity counts. An answer of which nothing is left is covered
+    by a prediction of which nothing is left; by the original's rules, by any.
     """
-    found = set(normalize_answer(prediction).split())
-    return float(found.issuperset(normalize_answer(answer).split()))
+    found, gold = (set(s.split()) for s in _both(prediction, answer, rules, unicode))
+    if not gold and rules != "original":
+        return float(not found)
+    return float(found >= gold)
 
 
-ANSWER_METRICS: Mapping[str, Callable[[str, str], float]] = {
+def _both(prediction: str, answer: str, rules: Rules, unicode: bool) -> tuple[str, str]:
+    found = normalize_answer(prediction, rules=rules, unicode=unicode)
+    return found, normalize_answer(answer, rules=rules, unicode=unicode)
+
+
+ANSWER_METRICS: Mapping[str, Callable[..., float]] = {
     "exact_match": exact_match,
     "f1": f1,
     "cover_em": cover_exact_match,
@@ -69,26 +129,66 @@ ANSWER_METRICS: Mapping[str, Callable[[str, str], float]] = {
 
 
 def best_scores(
-    metric: str, predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
+    metric: str,
+    predictions: Sequence[str],
+    answers: Sequence[str | Sequence[str]],
+    *,
+    rules: Rules = "original",
+    unicode: bool = False,
 ) -> list[float]:
     """Return one of `ANSWER_METRICS` for each row; see `score_answers`."""
-    score = ANSWER_METRICS[metric]
-    rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
+    score, how = ANSWER_METRICS[metric], {"rules": rules, "unicode": unicode}
+    rows = [[gold] if isinstance(gold, str) else list(gold) for gold in answers]
+    if rules == "squad2":
+        rows = [_left_of(gold, unicode) for gold in rows]
     return [
-        max((score(prediction, answer) for answer in gold), default=0.0)
+        max((score(prediction, answer, **how) for answer in gold), default=0.0)
         for prediction, gold in zip(predictions, rows, strict=True)
     ]
 
 
+def _left_of(gold: list[str], unicode: bool) -> list[str]:
+    """Return the answers of which something is left, else the empty one (SQuAD 2.0)."""
+    if tuple(gold) == UNANSWERABLE:
+        return gold
+    how = {"rules": "squad2", "unicode": unicode}
+    return [answer for answer in gold if normalize_answer(answer, **how)] or [""]
+
+
+def empty_answers(
+    answers: Sequence[Sequence[str]],
+    *,
+    rules: Rules = "original",
+    unicode: bool = False,
+) -> list[str]:
+    """Return the gold answers of which nothing is left when they are normalised.
+
+    That to say nothing is right of a question without an answer does not count.
+    """
+    return [
+        answer
+        for gold in answers
+        for answer in (() if tuple(gold) == UNANSWERABLE else gold)
+        if not normalize_answer(answer, rules=rules, unicode=unicode)
+    ]
+
+
 def score_answers(
-    predictions: Sequence[str], answers: Sequence[str | Sequence[str]]
+    predictions: Sequence[str],
+    answers: Sequence[str | Sequence[str]],
+    *,
+    rules: Rules = "original",
+    unicode: bool = False,
 ) -> dict[str, float]:
     """Return the mean of every answer metric, each row by its best gold answer.
 
     Args:
       predictions: one string per row.
       answers: per row one gold answer, or several that are equally good; without any a
-        row scores 0.
+        row scores 0. By SQuAD 2.0's rules, answers of which nothing is left are not
+        counted beside others, and a row without any wants an empty prediction.
+      rules: whose metrics: the original's, or those of a data set's own script.
+      unicode: compare texts of any script; see ``normalize_answer``.
 
     Returns:
       ``exact_match``, ``f1``, ``cover_em`` and ``output_length``, the mean number of
@@ -97,7 +197,10 @@ def score_answers(
     Raises:
       ValueError: the two sequences differ in length.
     """
-    each = {name: best_scores(name, predictions, answers) for name in ANSWER_METRICS}
+    each = {
+        name: best_scores(name, predictions, answers, rules=rules, unicode=unicode)
+        for name in ANSWER_METRICS
+    }
     each["output_length"] = [float(len(text.split())) for text in predictions]
     return {name: sum(row) / len(row) for name, row in each.items() if row}
 
@@ -108,11 +211,12 @@ def score_retrieval(
     ks: Sequence[int] = (1, 3, 5),
     *,
     rows_without_gold: Literal["skip", "zero"] = "skip",
+    missing: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Return recall and precision of the first k chosen documents.
 
-    Recall divides by the number of distinct gold documents, precision by k even where
-    fewer than k were chosen.
+    Recall divides by the number of distinct gold documents, `missing` ones included,
+    precision by k even where fewer than k were chosen.
 
     Args:
       gold: indices of the relevant candidates per row; repeats count once.
@@ -120,6 +224,8 @@ def score_retrieval(
       ks: cut-offs.
       rows_without_gold: ``skip`` leaves such rows out of the mean, as the original's
         trainer does; ``zero`` counts them as 0, as its evaluation script does.
+      missing: number of relevant documents per row that are not among the candidates,
+        and so cannot be chosen; by default none.
 
     Returns:
       ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
@@ -127,16 +233,27 @@ def score_retrieval(
     Raises:
       ValueError: the two sequences differ in length.
     """
-    rows = [(set(g), list(c)) for g, c in zip(gold, chosen, strict=True)]
+    rows = _found(gold, chosen, missing)
     if rows_without_gold == "skip":
-        rows = [row for row in rows if row[0]]
+        rows = [row for row in rows if row[2]]
     count = max(len(rows), 1)
     scores = {}
     for k in ks:
-        hits = [(len(g.intersection(c[:k])), len(g)) for g, c in rows]
+        hits = [(len(g.intersection(c[:k])), of) for g, c, of in rows]
         scores[f"recall@{k}"] = sum(h / max(of, 1) for h, of in hits) / count
         scores[f"precision@{k}"] = sum(h / k for h, _ in hits) / count
     return scores
+
+
+def _found(
+    gold: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    missing: Sequence[int] | None,
+) -> list[tuple[set[int], list[int], int]]:
+    """Return each row's gold and chosen documents, and the number to be found."""
+    lost = [0] * len(gold) if missing is None else missing
+    rows = zip(gold, chosen, lost, strict=True)
+    return [(set(g), list(c), len(set(g)) + m) for g, c, m in rows]
 
 
 def bootstrap(
@@ -159,10 +276,11 @@ def recall_of(
     chosen: Sequence[Sequence[int]],
     ks: Sequence[int],
     seed: int = 0,
+    missing: Sequence[int] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return `score_retrieval`'s ``recall@k`` with intervals as of `bootstrap`."""
-    rows = [(set(g), list(c)) for g, c in zip(positives, chosen, strict=True) if g]
+    rows = [row for row in _found(positives, chosen, missing) if row[2]]
     return {
-        f"recall@{k}": bootstrap([len(g & set(c[:k])) / len(g) for g, c in rows], seed)
+        f"recall@{k}": bootstrap([len(g & set(c[:k])) / of for g, c, of in rows], seed)
         for k in (ks if rows else ())
     }

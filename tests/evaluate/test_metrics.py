@@ -56,3 +56,15 @@ def test_retrieval_variants_differ_on_rows_without_gold():
     )
     assert zero["recall@3"] == 0.5
     assert set(metrics.score_retrieval([[]], [[1]]).values()) == {0.0}
+
+
+def test_right_documents_that_are_not_there_count_in_recall():
+    gold, chosen = [[1], [], []], [[1, 0], [0, 1], [0, 1]]
+    found = metrics.score_retrieval(gold, chosen, (1, 2), missing=[1, 2, 0])
+    # The second row can have nothing right, the third is not known.
+    assert found == pytest.approx(
+        {"recall@1": 0.25, "precision@1": 0.5, "recall@2": 0.25, "precision@2": 0.25}
+    )
+    with_intervals = metrics.recall_of(gold, chosen, (1,), missing=[1, 2, 0])
+    assert with_intervals["recall@1"]["mean"] == 0.25
+    assert metrics.score_retrieval(gold, chosen, (1,))["recall@1"] == 1.0
