@@ -347,6 +347,8 @@ def detect_format(values: Any, source: str) -> str:
     """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
     signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
+    if {"context", "evidences"}.issubset(fields):
+        return "2wikimultihopqa"
     for sign, name in {**signs, "text": "text"}.items():
         if sign in fields:
             return name

@@ -24,11 +24,16 @@ class Records:
 
     Attributes:
       paths: the files and folders.
+      formats: of each of them, keys of `FORMATS`.
     """
 
     def __init__(
-        self, parts: Sequence[tuple["RowFile | TfdsRows", Reader]], limit: int = 0
+        self,
+        parts: Sequence[tuple["RowFile | TfdsRows", Reader]],
+        limit: int = 0,
+        formats: Sequence[str] = (),
     ):
+        self.formats = tuple(formats)
         self.paths = [rows.path for rows, _ in parts]
         self._parts = parts
         self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
@@ -39,7 +44,7 @@ class Records:
 
     def first(self, count: int) -> "Records":
         """Return the first `count` (1 or more) records; all if there are fewer."""
-        return Records(self._parts, min(count, len(self)))
+        return Records(self._parts, min(count, len(self)), self.formats)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -80,6 +85,7 @@ def open_records(
     if not paths:
         raise ClaraError("data: no files of records are named")
     parts: list[tuple[RowFile | TfdsRows, Reader]] = []
+    formats = []
     for path in map(str, paths):
         folder, _, split = path.partition("#")
         if Path(folder).is_dir():
@@ -90,7 +96,8 @@ def open_records(
             raise ClaraError(f"{path}: no such file or folder")
         name = detect_format(*rows[0]) if format == "auto" else format
         parts.append((rows, FORMATS[name]))
-    return Records(parts, limit)
+        formats.append(name)
+    return Records(parts, limit, formats)
 
 
 class TfdsRows:

@@ -5,12 +5,12 @@
 
 Beside the model's own scores: the same questions with the gold documents' vectors, with
 none, and with another question's (how much comes from the memory?), and baselines. Into
---out go predictions.jsonl, scores.json and scores.md; started again, it goes on.
+--out go predictions.jsonl, scores.json, scores.md, and the answers as the data set's
+leaderboard takes them; started again, it goes on.
 """
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,10 @@ from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import examine, paraphrases
 from clara_jax.evaluate.evaluators import questions_of, refuse_top_k
+from clara_jax.evaluate.leaderboard import write_leaderboard
+from clara_jax.evaluate.metrics import RULES
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
+from clara_jax.evaluate.scores import markdown, remarks, scores_of
 from clara_jax.files import write_json, write_text
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.loading import load
@@ -54,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, default=0, help=longest)
     add("--batch-size", type=int, default=8, help="rows read together")
     add("--seed", type=int, default=0, help="of the bootstrap")
+    script = (
+        "whose rules scores follow: the original's, or those of a data set's script"
+    )
+    add("--rules", choices=RULES, default="original", help=script)
+    scripts = "compare answers of any script; see the documentation"
+    add("--unicode", action="store_true", help=scripts)
     add(
         "--out",
         help="folder for the results; default: DIR/evaluation/DATA_SETTING, or for a "
@@ -74,9 +84,10 @@ class _Work(NamedTuple):
     clara: Clara
     texts: Sequence[Any]
     settings: dict[str, Any]
-    predict: Callable[[int], Iterator[list[examine.Prediction]]]
-    scores: Callable[[list[examine.Prediction]], dict[str, Any]]
+    predict: Callable[[int], Iterator[list[Prediction]]]
+    scores: Callable[[list[Prediction]], dict[str, Any]]
     table: Callable[[dict[str, Any], str], str]
+    formats: Sequence[str] = ()
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -112,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     if arguments.quantize != "none":  # older files say nothing of whole weights
         settings["quantize"] = arguments.quantize
-    file = examine.PredictionFile(out / "predictions.jsonl", settings)
+    file = PredictionFile(out / "predictions.jsonl", settings)
     done = file.done
     with tqdm(desc=f"{unit}s", total=count, initial=len(done), unit=unit) as bar:
         for predictions in work.predict(len(done)):
@@ -123,6 +134,10 @@ def _run(arguments: argparse.Namespace) -> None:
     text = work.table(scores, f"{named.name} on {names}")
     write_json(out / "scores.json", {"settings": settings, **scores})
     write_text(out / "scores.md", text)
+    if not arguments.paraphrase:
+        told = write_leaderboard(out, done, work.formats, work.settings["top_k"])
+        for remark in (*remarks(scores), *told):
+            commands.note(remark)
     print(f"{text}\nwritten to {out}")
 
 
@@ -138,13 +153,15 @@ def _answers(arguments: argparse.Namespace) -> _Work:
     if arguments.setting == "normal":
         refuse_top_k(top_k, questions)
     exam = examine.Exam(arguments.setting, top_k, conditions)
+    how: Any = {"rules": arguments.rules, "unicode": arguments.unicode}
     return _Work(
         clara,
         questions,
         {"top_k": top_k, "conditions": conditions},
         predict=lambda start: examine.examine(clara, questions, exam, start),
-        scores=lambda done: examine.scores_of(done, top_k, arguments.seed),
-        table=examine.markdown,
+        scores=lambda done: scores_of(done, top_k, arguments.seed, **how),
+        table=markdown,
+        formats=records.formats,
     )
 
 
@@ -161,10 +178,9 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
     count_tokens = clara.tokenizer.document_length
     cut = sum(any(count_tokens(t) > limit for t in p.documents) for p in passages)
     if cut:
-        print(
-            f"note: {cut} of {len(passages)} passages are longer than the {limit} "
-            "tokens that the model reads; what it cannot read counts as lost",
-            file=sys.stderr,
+        commands.note(
+            f"{cut} of {len(passages)} passages are longer than the {limit} tokens "
+            "that the model reads; what it cannot read counts as lost"
         )
     return _Work(
         clara,

@@ -103,33 +103,43 @@ class Question:
     """One held-out question.
 
     Attributes:
-      gold: answers that count as right.
+      gold: answers that count as right; empty when unknown, as in a test set.
       documents: candidates.
       positives: indices of those that hold the answer; empty when unknown.
+      missing: number of documents that hold the answer and are not candidates.
+      id: its name in the data set.
     """
 
     question: str
     gold: tuple[str, ...]
     documents: tuple[str, ...]
     positives: tuple[int, ...] = ()
+    missing: int = 0
+    id: str = ""
 
     @property
     def gold_documents(self) -> tuple[str, ...]:
-        """Return the documents that hold the answer; all where that is unknown."""
+        """Return the documents that hold the answer; all where none is known to."""
         return tuple(self.documents[i] for i in self.positives) or self.documents
+
+    @property
+    def gold_unknown(self) -> bool:
+        """Whether there are several documents, and none is known to hold the answer."""
+        return not self.positives and (len(self.documents) != 1 or self.missing > 0)
 
 
 def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
     """Return the first questions of records, each with its own answers; 0 takes all."""
-    pairs = (
-        (record, record.pair(i))
+    questions = (
+        Question(
+            *(question, gold, record.documents, record.positives, record.missing),
+            id=record.question_id(i),
+        )
         for record in records
         for i in range(len(record.questions) if record.kind == "qa" else 0)
+        for question, _, gold in [record.pair(i)]
     )
-    return [
-        Question(question, gold, record.documents, record.positives)
-        for record, (question, _, gold) in itertools.islice(pairs, limit or None)
-    ]
+    return list(itertools.islice(questions, limit or None))
 
 
 @dataclasses.dataclass
@@ -158,9 +168,21 @@ class _Asked:
         return self._kept
 
     def scores(self, prefix: str, answers: Sequence[str]) -> Iterator[Result]:
-        """Yield the scores of answers as ``prefix/name``."""
-        scores = score_answers(answers, [q.gold for q in self.questions])
+        """Yield the scores of answers as ``prefix/name``, where right ones are known.
+
+        ``prefix/left_out`` is the number of other questions, if there are any.
+        """
+        pairs = zip(answers, self.questions, strict=True)
+        known = [(answer, q.gold) for answer, q in pairs if q.gold]
+        scores = score_answers([a for a, _ in known], [gold for _, gold in known])
         yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
+        if left_out := len(answers) - len(known):
+            yield f"{prefix}/left_out", float(left_out)
+
+    def unknown(self, prefix: str) -> Iterator[Result]:
+        """Yield for how many questions all documents stand for gold ones, if any."""
+        if count := sum(q.gold_unknown for q in self.questions):
+            yield f"{prefix}/unknown_documents", float(count)
 
 
 @dataclasses.dataclass
@@ -168,10 +190,15 @@ class CompressedAnswers(_Asked):
     """Answers decoded from the vectors of the gold documents."""
 
     def run(self, state: Trained) -> Iterator[Result]:
-        """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``."""
+        """Yield ``gold/exact_match``, ``gold/f1``, ``gold/cover_em``.
+
+        ``gold/unknown_documents`` is the number of questions whose gold documents are
+        not known, if there are any: they are answered from all.
+        """
         clara = self.clara.with_adapters(state.trainable)
         vectors = self.gather(clara, self.gold, state)
         yield from self.scores("gold", clara.answer_from_vectors(self.texts, *vectors))
+        yield from self.unknown("gold")
 
 
 @dataclasses.dataclass
@@ -192,16 +219,22 @@ class SelectedAnswers(_Asked):
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``recall@k`` for each k and ``selected/exact_match``, ``f1`` etc.
 
-        Recall is measured on questions with known positives, and left out without any.
+        Recall is measured on questions with known gold documents, and left out without
+        any. Those that are not among the candidates count as not found;
+        ``missing_documents`` is their number, if there are any.
         """
         clara, texts = self.clara.with_adapters(state.trainable), self.texts
         rows = [question.documents for question in self.questions]
         vectors, mask = self.gather(clara, rows, state)
         ranked, chosen = choose(clara, texts, vectors, mask, clara.selection.top_k)
         positives = [question.positives for question in self.questions]
-        if any(positives):
-            recall = score_retrieval(positives, ranked.tolist(), self.ks)
+        missing = [question.missing for question in self.questions]
+        if any(positives) or any(missing):
+            rows = ranked.tolist()
+            recall = score_retrieval(positives, rows, self.ks, missing=missing)
             yield from ((f"recall@{k}", recall[f"recall@{k}"]) for k in self.ks)
+        if any(missing):
+            yield "missing_documents", float(sum(missing))
         if self.decode:
             best = ranked[:, : chosen.shape[1]]
             picked = vectors[np.arange(len(texts))[:, None], best]
@@ -220,10 +253,11 @@ class TextAnswers(_Asked):
     role: str | None = None
 
     def run(self, state: Trained) -> Iterator[Result]:
-        """Yield ``text/exact_match``, ``text/f1``, ``text/cover_em``."""
+        """Yield ``text/exact_match`` etc., as `CompressedAnswers` does with vectors."""
         clara = self.clara.with_adapters(state.trainable)
         answers = clara.answer_from_text(self.texts, self.gold, self.role)
         yield from self.scores("text", answers)
+        yield from self.unknown("text")
 
 
 def choose(
@@ -265,7 +299,8 @@ class CorpusRetrieval(_Asked):
     """What the reasoner finds in a whole store, and the answers from the best of it.
 
     A question's right documents are known in the store by their text. Questions of
-    which one is not there, or not known, do not count for recall.
+    which one is not there, or not known, do not count for recall, nor do those with
+    right documents that are not among their own, whose text is not known.
 
     Attributes:
       store: the corpus, made by the model's compressor.
@@ -284,7 +319,10 @@ class CorpusRetrieval(_Asked):
         rows = [[q.documents[i] for i in q.positives] for q in self.questions]
         numbers = iter(self.store.find([text for row in rows for text in row]).tolist())
         found = [[next(numbers) for _ in row] for row in rows]
-        self._gold = [[] if -1 in row else row for row in found]
+        self._gold = [
+            [] if -1 in row or question.missing else row
+            for row, question in zip(found, self.questions, strict=True)
+        ]
 
     def run(self, state: Trained) -> Iterator[Result]:
         """Yield ``corpus/recall@k`` for each k and ``corpus/exact_match``, ``f1`` etc.

@@ -1,4 +1,4 @@
-"""The same questions under several conditions, and the table of their scores.
+"""The same questions under several conditions.
 
 The generator answers from vectors: of the documents that were chosen (``model``; an
 oracle: the right ones), of the right ones (``gold``), of none (``none``), of those of
@@ -9,99 +9,18 @@ the next question that shares none (``shuffled``), and of what BM25 ranks first
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question, choose
-from clara_jax.evaluate.metrics import (
-    ANSWER_METRICS,
-    best_scores,
-    bootstrap,
-    score_retrieval,
-)
-from clara_jax.files import write_text, writing
+from clara_jax.evaluate.predictions import Prediction
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import number_texts
 from clara_jax.shapes import Bool, Float
 from clara_jax.text.bm25 import Bm25
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What was said to one `Question`, by its number.
-
-    Attributes:
-      answers: condition to answer.
-      chosen: ranking (``model``, ``bm25``) to the candidates taken, best first.
-    """
-
-    index: int
-    question: str
-    gold: tuple[str, ...]
-    positives: tuple[int, ...]
-    answers: dict[str, str]
-    chosen: dict[str, list[int]]
-
-
-class PredictionFile:
-    """Predictions as JSONL, written as they come, so that a killed run goes on.
-
-    Args:
-      path: made if absent; a torn last line is dropped.
-      settings: of the evaluation; a file made with others is refused.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path = path
-        self.done: list[Prediction] = []
-        head = json.dumps({"settings": settings}, ensure_ascii=False, sort_keys=True)
-        try:
-            with writing(path):
-                before = path.read_text(encoding="utf-8") if path.exists() else ""
-        except UnicodeDecodeError as error:
-            raise ClaraError(
-                f"{path}: is not a file of predictions; give another --out"
-            ) from error
-        # Not splitlines: texts may hold other line breaks, which JSON leaves alone.
-        first, *lines = before.split("\n")
-        if before and first != head:
-            try:
-                old, now = (json.loads(line)["settings"] for line in (first, head))
-                changed = sorted(n for n in {**old, **now} if old.get(n) != now.get(n))
-            except (ValueError, KeyError, TypeError):
-                changed = []
-            names = ", ".join(changed) or "everything"
-            raise ClaraError(
-                f"{path}: holds predictions made otherwise ({names} changed); give "
-                "another --out"
-            )
-        kept = [head]
-        for line in lines:
-            try:
-                values = json.loads(line)
-                values |= {name: tuple(values[name]) for name in ("gold", "positives")}
-                self.done.append(Prediction(**values))
-            except (ValueError, KeyError, TypeError):
-                break
-            kept.append(line)
-        whole = "\n".join(kept) + "\n"
-        if whole != before:
-            write_text(path, whole)
-
-    def add(self, predictions: Sequence[Prediction]) -> None:
-        """Append predictions and flush them."""
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            for prediction in predictions:
-                values = dataclasses.asdict(prediction)
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self.done.extend(predictions)
-
 
 DIAGNOSTICS = ("gold", "none", "shuffled")
 BASELINES = ("bm25", "text", "closed_book")
@@ -190,6 +109,9 @@ def examine(
                 positives=question.positives,
                 answers={name: answers[name][row] for name in exam.conditions},
                 chosen={name: rows[row] for name, rows in chosen.items()},
+                id=question.id,
+                documents=len(question.documents),
+                missing=question.missing,
             )
             for row, (i, question) in enumerate(zip(numbers, chunk, strict=True))
         ]
@@ -276,100 +198,3 @@ def _stacked(
     if not distinct:
         return np.zeros((len(rows), 0, *example.shape), example.dtype), mask
     return np.stack([known[text] for text in distinct])[places], mask
-
-
-LABELS = {
-    "model": "the model",
-    "gold": "gold documents' vectors",
-    "none": "no documents",
-    "shuffled": "another question's vectors",
-    "bm25": "BM25 chooses",
-    "text": "frozen backbone, full text",
-    "closed_book": "frozen backbone, closed book",
-}
-SHOWN = {"exact_match": "EM", "f1": "F1", "cover_em": "cover-EM"}
-
-
-def scores_of(
-    predictions: Sequence[Prediction], top_k: int, seed: int = 0
-) -> dict[str, Any]:
-    """Score every condition, and every ranking, cut at J and those of 1, 3, 5 below.
-
-    Returns:
-      ``answers``: condition to metric to ``mean``, ``low``, ``high``; ``retrieval``:
-      ranking to ``recall@k`` and ``precision@k`` of the questions with known positives;
-      ``memory``: what gold vectors add to none and to shuffled ones.
-    """
-    answers: dict[str, Any] = {}
-    golds = [p.gold for p in predictions]
-    for condition in predictions[0].answers:
-        said = [p.answers[condition] for p in predictions]
-        length = fmean(len(text.split()) for text in said)
-        each = {name: best_scores(name, said, golds) for name in ANSWER_METRICS}
-        own = {name: bootstrap(scores, seed) for name, scores in each.items()}
-        answers[condition] = {"output_length": {"mean": length}, **own}
-    positives = [p.positives for p in predictions]
-    ks = sorted({k for k in (1, 3, 5, top_k) if k <= top_k})
-    retrieval = {
-        name: score_retrieval(positives, [p.chosen[name] for p in predictions], ks)
-        for name in (predictions[0].chosen if any(positives) else ())
-    }
-    gold = answers.get("gold", answers["model"])
-    memory = {
-        f"{name} over {other}": gold[name]["mean"] - answers[other][name]["mean"]
-        for other in ("none", "shuffled")
-        for name in SHOWN
-    }
-    found = {"answers": answers, "retrieval": retrieval, "memory": memory}
-    return {"questions": len(predictions), **found}
-
-
-def markdown(scores: Mapping[str, Any], title: str) -> str:
-    """Return what `scores_of` gives as Markdown, means with their 95% intervals."""
-    added = [
-        [f"gold vectors over: {LABELS[other]}"]
-        + [f"{scores['memory'][f'{name} over {other}']:+.3f}" for name in SHOWN]
-        for other in ("none", "shuffled")
-    ]
-    lines = [
-        f"# {title}",
-        "",
-        f"{scores['questions']} questions; 95% intervals by bootstrap over questions.",
-        *answers_table("answers", scores, LABELS),
-        *markdown_table(["what the memory adds", *SHOWN.values()], added),
-    ]
-    if scores["retrieval"]:
-        columns = list(next(iter(scores["retrieval"].values())))
-        ranked = [
-            [LABELS[ranking], *(f"{values[c]:.3f}" for c in columns)]
-            for ranking, values in scores["retrieval"].items()
-        ]
-        lines += markdown_table(["ranking", *columns], ranked)
-    return "\n".join(lines) + "\n"
-
-
-def answers_table(
-    title: str,
-    scores: Mapping[str, Any],
-    labels: Mapping[str, str],
-    shown: Mapping[str, str] = SHOWN,
-) -> list[str]:
-    """Return the table of a score's ``answers``: conditions down, metrics across."""
-    rows = [
-        [labels[condition], *(values[name] for name in shown)]
-        for condition, values in scores["answers"].items()
-    ]
-    return markdown_table([title, *shown.values()], rows)
-
-
-def markdown_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Mapping[str, float]]]
-) -> list[str]:
-    """Return the lines of a table, an empty one first; values of `bootstrap` whole."""
-
-    def cell(value: str | Mapping[str, float]) -> str:
-        whole = "{mean:.3f} ({low:.3f}-{high:.3f})"
-        return value if isinstance(value, str) else whole.format(**value)
-
-    lines = [columns, ["---"] * len(columns), *(map(cell, row) for row in rows)]
-    return ["", *(f"| {' | '.join(line)} |" for line in lines)]

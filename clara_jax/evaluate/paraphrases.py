@@ -16,6 +16,8 @@ from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import examine
 from clara_jax.evaluate.metrics import bootstrap
+from clara_jax.evaluate.predictions import Prediction
+from clara_jax.evaluate.scores import answers_table
 from clara_jax.files import first_line
 from clara_jax.generate import Clara
 from clara_jax.generate.batched import draw_instructions
@@ -64,7 +66,7 @@ def passages_of(records: Iterable[Record], limit: int = 0) -> list[Passage]:
 
 def paraphrase_all(
     clara: Clara, passages: Sequence[Passage], start: int = 0
-) -> Iterator[list[examine.Prediction]]:
+) -> Iterator[list[Prediction]]:
     """Paraphrase every passage under every condition, as `examine` does questions.
 
     A prediction's question is the passage, its gold answer the text to give back.
@@ -80,7 +82,7 @@ def paraphrase_all(
         asked = [instructions[i] for i in numbers]
         said = {name: clara.paraphrase(texts, asked) for name, texts in read.items()}
         yield [
-            examine.Prediction(
+            Prediction(
                 index=i,
                 question=passages[i].text,
                 gold=(passages[i].reference,),
@@ -151,7 +153,7 @@ def entities_kept(
 
 
 def paraphrase_scores(
-    predictions: Sequence[examine.Prediction], find: FindEntities | None, seed: int = 0
+    predictions: Sequence[Prediction], find: FindEntities | None, seed: int = 0
 ) -> dict[str, Any]:
     """Score every condition; entities are counted if `find` (`entity_finder`) is given.
 
@@ -181,7 +183,7 @@ def paraphrase_markdown(scores: Mapping[str, Any], title: str) -> str:
         f"# {title}",
         "",
         f"{scores['passages']} passages; 95% intervals by bootstrap over passages.",
-        *examine.answers_table("paraphrases from", scores, _LABELS, shown),
+        *answers_table("paraphrases from", scores, _LABELS, shown),
     ]
     named = scores["with_entities"]
     if named is None:

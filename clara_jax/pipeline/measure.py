@@ -25,6 +25,7 @@ from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Question, examine, questions_of
 from clara_jax.evaluate.metrics import recall_of
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
 from clara_jax.generate import AnswerConfig, Clara
 from clara_jax.generate.batched import AnyArray
 from clara_jax.loading import load
@@ -174,7 +175,7 @@ def answer_all(
     folder: Path,
     seconds: float | None,
     stop: Callable[[], object],
-) -> list[examine.Prediction]:
+) -> list[Prediction]:
     """Answer the first questions under every condition, all where time suffices.
 
     Args:
@@ -192,19 +193,18 @@ def answer_all(
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(clara.network.adapters):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    texts = repr([(q.question, q.gold, q.documents, q.positives) for q in questions])
     settings = {
-        "content": text_digest(texts).hex(),
+        "content": text_digest(repr(list(questions))).hex(),
         "conditions": models.conditions,
         "max_new_tokens": clara.config.max_new_tokens,
         "adapters": digest.hexdigest(),
     }
     path = folder / "predictions.jsonl"
     try:
-        file = examine.PredictionFile(path, settings)
+        file = PredictionFile(path, settings)
     except ClaraError:
         path.unlink()
-        file = examine.PredictionFile(path, settings)
+        file = PredictionFile(path, settings)
     exam = examine.Exam(
         setting="normal",
         top_k=clara.selection.top_k,
@@ -233,10 +233,15 @@ def corpus_recall(
 
     Returns:
       ``rankings`` to ``recall@k`` with its interval, and the numbers of ``passages``
-      searched, ``of`` so many, and of ``questions``, whose gold documents are all among
-      them; None where there are none.
+      searched, ``of`` so many, and of ``questions``, whose gold documents are known and
+      all among them; None where there are none.
     """
-    counted = [q for q in questions if known.places.keys() >= {*q.gold_documents}]
+    counted = [
+        q
+        for q in questions
+        if not (q.gold_unknown or q.missing)
+        and known.places.keys() >= {*q.gold_documents}
+    ]
     if not counted:
         return None
     asked = [q.question for q in counted]

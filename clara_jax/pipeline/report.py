@@ -16,8 +16,17 @@ from clara_jax.commands import Interrupt, Interrupted
 from clara_jax.config import RunConfig, parse
 from clara_jax.convert import load_model
 from clara_jax.errors import ClaraError
-from clara_jax.evaluate import examine, plots
+from clara_jax.evaluate import plots
 from clara_jax.evaluate.metrics import best_scores, bootstrap, recall_of
+from clara_jax.evaluate.predictions import Prediction
+from clara_jax.evaluate.scores import (
+    LABELS,
+    SHOWN,
+    answers_table,
+    markdown_table,
+    remarks,
+    scores_of,
+)
 from clara_jax.files import read_json, write_json, write_text
 from clara_jax.pipeline import measure
 from clara_jax.pipeline.before import ReportSettings, card
@@ -135,7 +144,7 @@ def _measure(
     some = questions[: len(answered)]
     recall = measure.corpus_recall(models, some, known, settings.seed)
     stop()
-    by_source: dict[str, list[examine.Prediction]] = {}
+    by_source: dict[str, list[Prediction]] = {}
     for prediction, source in zip(answered, sources, strict=False):
         by_source.setdefault(source, []).append(prediction)
     best, clara = product_rate(runs[0].dtype), models.clara
@@ -163,12 +172,15 @@ def _measure(
     }
 
 
-def _scores(predictions: list[examine.Prediction], seed: int) -> dict[str, Any]:
+def _scores(predictions: list[Prediction], seed: int) -> dict[str, Any]:
     """Return scores of `scores_of`, and differences of F1 with their intervals."""
-    found, ks = examine.scores_of(predictions, max(measure.KS), seed), measure.KS
+    found, ks = scores_of(predictions, max(measure.KS), seed), measure.KS
     positives = [p.positives for p in predictions]
+    missing = [p.missing for p in predictions]
     found["retrieval"] = {
-        name: recall_of(positives, [p.chosen[name] for p in predictions], ks, seed)
+        name: recall_of(
+            positives, [p.chosen[name] for p in predictions], ks, seed, missing
+        )
         for name in found["retrieval"]
     }
     gold = [p.gold for p in predictions]
@@ -225,7 +237,7 @@ def product_rate(dtype: str) -> float:
 
 
 NAMES = {
-    **examine.LABELS,
+    **LABELS,
     "model": "CLaRa: vectors of what the reasoner chooses",
     "gold": "CLaRa: vectors of the gold documents",
     "none": "the same generator, no documents",
@@ -269,12 +281,13 @@ def to_markdown(facts: Mapping[str, Any]) -> str:
         f"vectors a passage, the best {facts['top_k']} of {facts['candidates']} "
         "candidates in the prompt; answers decoded in full; 95% intervals by bootstrap "
         "over questions.",
-        *examine.answers_table("answers", facts["all"], NAMES),
+        *(line for text in remarks(facts["all"]) for line in ("", f"Note: {text}.")),
+        *answers_table("answers", facts["all"], NAMES),
         *_by_source_table(facts),
-        *examine.markdown_table(["this", "over that", "F1"], differences),
+        *markdown_table(["this", "over that", "F1"], differences),
         *_retrieval_table(facts),
         *_training_table(facts),
-        *examine.markdown_table(columns, data),
+        *markdown_table(columns, data),
     ]
     return "\n".join(lines) + "\n"
 
@@ -287,7 +300,7 @@ def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
         return [_joined(", ", (f[m]["mean"] for m in metrics if f)) for f in found]
 
     rows = [
-        [NAMES[name], *cells("answers", name, examine.SHOWN)]
+        [NAMES[name], *cells("answers", name, SHOWN)]
         for name in facts["all"]["answers"]
     ]
     recalls = [f"recall@{k}" for k in measure.KS]
@@ -298,7 +311,7 @@ def _by_source_table(facts: Mapping[str, Any]) -> list[str]:
     ]
     columns = [f"{name} ({s['questions']})" for name, s in facts["sources"].items()]
     title = "EM, F1, cover-EM by source (questions)"
-    return examine.markdown_table([title, *columns], rows)
+    return markdown_table([title, *columns], rows)
 
 
 def _joined(between: str, numbers: Iterable[float]) -> str:
@@ -324,7 +337,7 @@ def _retrieval_table(facts: Mapping[str, Any]) -> list[str]:
         note = f"Over the corpus: {count}, whose gold documents are in it"
         if whole["passages"] < whole["of"]:
             note += f"; of its {whole['of']:,} passages there was time for the first"
-    return [*examine.markdown_table(columns, rows), "", f"{note}."]
+    return [*markdown_table(columns, rows), "", f"{note}."]
 
 
 def _training_table(facts: Mapping[str, Any]) -> list[str]:
@@ -353,4 +366,4 @@ def _training_table(facts: Mapping[str, Any]) -> list[str]:
         "compilation and evaluations."
     )
     values = [list(row.values()) for row in rows]
-    return [*examine.markdown_table(list(rows[0]), values), "", note]
+    return [*markdown_table(list(rows[0]), values), "", note]

@@ -134,7 +134,13 @@ def test_text():
 
 @pytest.mark.parametrize(
     ("values", "name"),
-    [(QA, "clara"), (HOTPOT, "hotpotqa"), (MUSIQUE, "musique"), ({"text": ""}, "text")],
+    [
+        (QA, "clara"),
+        (HOTPOT, "hotpotqa"),
+        ({**HOTPOT, "evidences": []}, "2wikimultihopqa"),
+        (MUSIQUE, "musique"),
+        ({"text": ""}, "text"),
+    ],
 )
 def test_formats_are_told_apart(values, name):
     assert detect_format(values, "f") == name

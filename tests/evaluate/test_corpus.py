@@ -73,6 +73,9 @@ def test_questions_without_known_documents_do_not_count(corpus):
         "corpus/recall@2": 1.0,
         "corpus/left_out": 2.0,
     }
+    lost = dataclasses.replace(second, missing=1)
+    some = CorpusRetrieval(clara, [first, lost], store, search, (2,), False)
+    assert dict(some.run(state)) == {"corpus/recall@2": 1.0, "corpus/left_out": 1.0}
     none = CorpusRetrieval(clara, [unknown], store, search, (1,), False)
     assert dict(none.run(state)) == {"corpus/left_out": 1.0}
 

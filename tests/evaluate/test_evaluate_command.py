@@ -64,6 +64,57 @@ def test_bad_input_is_one_line(model, data, tmp_path, capsys):
         assert status == 1 and last.startswith("error: ") and message in last
 
 
+def test_a_test_set_gets_predictions(model, tmp_path, capsys):
+    context = [["Ada", ["Ada Bell was born", "in Corin"]], ["Edo", ["Edo Falk"]]]
+    rows = [
+        {"_id": f"5a{i}", "question": "Where was Ada Bell born", "context": context}
+        for i in range(2)
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    arguments = ("--model", model, "--data", tmp_path / "test.json", "--top-k", 1)
+    status, out, err = _run(capsys, *arguments, "--out", tmp_path)
+    assert status == 0 and "2 of 2 questions have no known answer" in out
+    assert "note: 2 of 2 questions have no known answer" in err
+    board = json.loads((tmp_path / "leaderboard.json").read_text())
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()[1:]
+    said = {p["id"]: p["answers"]["model"] for p in map(json.loads, lines)}
+    assert board == {"answer": said, "sp": {"5a0": [], "5a1": []}}
+    assert json.loads((tmp_path / "scores.json").read_text())["retrieval"] == {}
+
+
+def test_gold_documents_that_are_not_there_are_told(model, tmp_path, capsys):
+    context = [["Ada", ["Ada Bell was born in Corin"]], ["Edo", ["Edo Falk"]]]
+    row = {"question": "Where was Ada Bell born", "context": context, "answer": "The"}
+    facts = [["Ada", 0], ["Corin", 1]]
+    rows = [{**row, "supporting_facts": facts}, {**row, "supporting_facts": []}]
+    (tmp_path / "dev.json").write_text(json.dumps(rows))
+    given = ("--model", model, "--data", tmp_path / "dev.json", "--top-k", 2)
+    given = (*given, "--baselines", "", "--out", tmp_path)
+    status, _, err = _run(capsys, *given)
+    assert status == 0
+    told = [
+        "note: 2 gold answers are empty after normalisation ('The')",
+        "note: 1 gold documents of 1 questions are not among the questions' documents",
+        "note: of 1 of 2 questions no document is known to hold the answer",
+        "note: 2 of 2 questions have no id",
+    ]
+    assert all(part in err for part in told)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["retrieval"]["model"]["recall@2"] == 0.5
+    assert scores["answers"]["model"]["cover_em"]["mean"] == 1.0
+    # Other rules need no new predictions.
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    assert _run(capsys, *given, "--rules", "squad2", "--unicode")[0] == 0
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["rules"], scores["unicode"]) == ("squad2", True)
+    given = (*given[:-1], tmp_path / "oracle", "--setting", "oracle")
+    assert _run(capsys, *given)[0] == 0
+    scores = json.loads((tmp_path / "oracle" / "scores.json").read_text())
+    assert scores["unknown_documents"] == 1
+    assert "given all their documents" in (tmp_path / "oracle/scores.md").read_text()
+
+
 def test_paraphrases_by_the_same_command(model, data, tmp_path, capsys):
     arguments = ("--model", model, "--data", data, "--paraphrase", "--out", tmp_path)
     status, out, _ = _run(capsys, *arguments)

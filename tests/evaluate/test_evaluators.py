@@ -180,3 +180,29 @@ def test_what_the_memory_is_worth_is_told_beside_the_loss():
     expected = sum(float(sums[n] / weights[n]) for n in sums)
     assert shuffled["shuffled/loss"] == pytest.approx(expected, abs=1e-5)
     assert shuffled["shuffled/loss/answer"] != pytest.approx(plain["loss/answer"])
+
+
+def test_what_is_not_known_is_counted():
+    clara, state = split("reasoner", "generator")
+    first, second = questions_of(RECORDS)
+    lost = dataclasses.replace(first, missing=1)
+    bare = dataclasses.replace(second, positives=(), gold=())
+    results = dict(SelectedAnswers(clara, [lost, bare], ks=(3,)).run(state))
+    assert results["recall@3"] == 0.5 and results["missing_documents"] == 1.0
+    assert results["selected/left_out"] == 1.0
+    one = dict(SelectedAnswers(clara, [first], ks=(3,)).run(state))
+    assert "missing_documents" not in one and one["recall@3"] == 1.0
+    for name in ("exact_match", "f1"):
+        assert results[f"selected/{name}"] == one[f"selected/{name}"]
+    gold = dict(CompressedAnswers(clara, [first, bare]).run(state))
+    assert gold["gold/unknown_documents"] == gold["gold/left_out"] == 1.0
+    text = dict(TextAnswers(clara, [first, second], "generator").run(state))
+    assert not [name for name in text if name.endswith(("left_out", "documents"))]
+
+
+def test_questions_carry_what_records_say():
+    record = Record(DOCUMENTS, ("p", "q"), id="7", missing=2)
+    first, second = questions_of([record])
+    assert (first.gold, first.missing, second.id) == ((), 2, "7_1")
+    assert first.gold_unknown and not questions_of(RECORDS)[0].gold_unknown
+    assert not questions_of([SEVERAL])[0].gold_unknown  # its only document

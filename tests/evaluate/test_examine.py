@@ -12,13 +12,12 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluate.evaluators import Question, choose
 from clara_jax.evaluate.examine import (
     Exam,
-    Prediction,
-    PredictionFile,
     Reader,
     conditions_of,
     examine,
     other_documents,
 )
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
 from clara_jax.text.bm25 import Bm25
 
 DOCUMENTS = (

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from clara_jax.evaluate.examine import Prediction, markdown, scores_of
 from clara_jax.evaluate.metrics import bootstrap, recall_of
+from clara_jax.evaluate.predictions import Prediction
+from clara_jax.evaluate.scores import markdown, remarks, scores_of
 
 
 def _prediction(index, answers, positives=(0,), chosen=None):
@@ -68,3 +71,55 @@ def test_recall_has_an_interval_and_counts_known_positives_only():
     assert found["recall@2"]["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
     assert found["recall@2"]["low"] < found["recall@2"]["mean"]
     assert recall_of([()], [[0]], (1,)) == {}
+
+
+def test_what_scores_are_of_is_told():
+    said = {"model": "Corin", "none": "x", "shuffled": "x"}
+    chosen = {"model": [0]}
+    found = [
+        _prediction(0, said, (0,), chosen),
+        _prediction(1, said, (), chosen),
+        _prediction(2, said, (0, 1), chosen),
+    ]
+    found[0] = dataclasses.replace(found[0], missing=1, documents=2)
+    found[1] = dataclasses.replace(found[1], gold=(), documents=3)
+    found[2] = dataclasses.replace(found[2], gold=("The The", "Corin"), documents=2)
+    scores = scores_of(found, top_k=1)
+    assert scores["answers"]["model"]["exact_match"]["mean"] == 1.0  # of two
+    assert scores["retrieval"]["model"]["recall@1"] == 0.5
+    assert scores["missing_documents"] == {"documents": 1, "questions": 1}
+    assert scores["unknown_documents"] == scores["without_answers"] == 1
+    assert scores["empty_answers"] == ["The The"]
+    told = remarks(scores)
+    for part in (
+        "1 of 3 questions have no known answer, as in a test set: scores are over the "
+        "other 2",
+        "1 gold answers are empty after normalisation ('The The')",
+        "1 gold documents of 1 questions are not among",
+        "of 1 of 3 questions no document is known to hold the answer",
+    ):
+        assert sum(remark.startswith(part) for remark in told) == 1
+    text = markdown(scores, "t")
+    assert all(f"\nNote: {remark}.\n" in text for remark in told)
+    other = scores_of(found, top_k=1, rules="squad2")
+    assert other["answers"]["none"]["cover_em"]["mean"] == 0.0
+    assert scores["answers"]["none"]["cover_em"]["mean"] == 0.5
+    assert "; rules of squad2." in markdown(other, "t")
+
+
+def test_nothing_is_told_of_a_plain_data_set():
+    said = {"model": "Corin", "none": "x", "shuffled": "x"}
+    assert remarks(scores_of([_prediction(0, said)], top_k=1)) == []
+    alone = dataclasses.replace(_prediction(0, said, ()), documents=1)
+    assert remarks(scores_of([alone], top_k=1)) == []
+
+
+def test_a_test_set_has_predictions_and_no_scores():
+    said = {"model": "x y", "none": "x", "shuffled": "x"}
+    unknown = dataclasses.replace(_prediction(0, said, ()), gold=(), documents=1)
+    scores = scores_of([unknown], top_k=1)
+    assert scores["answers"]["model"] == {"output_length": {"mean": 2.0}}
+    assert scores["memory"] == {}
+    (told,) = remarks(scores)
+    assert told.endswith("there are predictions, but no scores of answers")
+    assert "|" not in markdown(scores, "t") and told in markdown(scores, "t")
