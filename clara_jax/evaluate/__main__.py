@@ -58,12 +58,10 @@ def parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, default=0, help=longest)
     add("--batch-size", type=int, default=8, help="rows read together")
     add("--seed", type=int, default=0, help="of the bootstrap")
-    script = (
-        "whose rules scores follow: the original's, or those of a data set's script"
-    )
+    script = "metrics of the original, or of a data set's own script"
     add("--rules", choices=RULES, default="original", help=script)
-    scripts = "compare answers of any script; see the documentation"
-    add("--unicode", action="store_true", help=scripts)
+    letters = "drop all scripts' punctuation; compare Chinese etc. by characters"
+    add("--unicode", action="store_true", help=letters)
     add(
         "--out",
         help="folder for the results; default: DIR/evaluation/DATA_SETTING, or for a "

@@ -9,7 +9,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -137,22 +137,27 @@ def best_scores(
     unicode: bool = False,
 ) -> list[float]:
     """Return one of `ANSWER_METRICS` for each row; see `score_answers`."""
-    score, how = ANSWER_METRICS[metric], {"rules": rules, "unicode": unicode}
-    rows = [[gold] if isinstance(gold, str) else list(gold) for gold in answers]
-    if rules == "squad2":
-        rows = [_left_of(gold, unicode) for gold in rows]
-    return [
-        max((score(prediction, answer, **how) for answer in gold), default=0.0)
-        for prediction, gold in zip(predictions, rows, strict=True)
-    ]
+    if rules not in RULES:
+        raise ValueError(f"rules '{rules}' are unknown; there are {', '.join(RULES)}")
+    how: Any = {"rules": rules, "unicode": unicode}
+
+    def best(prediction: str, gold: Sequence[str]) -> float:
+        if tuple(gold) == UNANSWERABLE:
+            return _refusal(metric, normalize_answer(prediction, **how))
+        if rules == "squad2":
+            gold = [text for text in gold if normalize_answer(text, **how)] or [""]
+        scores = (ANSWER_METRICS[metric](prediction, text, **how) for text in gold)
+        return max(scores, default=0.0)
+
+    rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
+    return [best(*row) for row in zip(predictions, rows, strict=True)]
 
 
-def _left_of(gold: list[str], unicode: bool) -> list[str]:
-    """Return the answers of which something is left, else the empty one (SQuAD 2.0)."""
-    if tuple(gold) == UNANSWERABLE:
-        return gold
-    how = {"rules": "squad2", "unicode": unicode}
-    return [answer for answer in gold if normalize_answer(answer, **how)] or [""]
+def _refusal(metric: str, found: str) -> float:
+    """Score an answer to a question that has none: right if it says so, or nothing."""
+    words = found.split()
+    covers = metric == "cover_em" and NO_ANSWER in words
+    return float(covers or words in ([], [NO_ANSWER]))
 
 
 def empty_answers(
@@ -186,7 +191,9 @@ def score_answers(
       predictions: one string per row.
       answers: per row one gold answer, or several that are equally good; without any a
         row scores 0. By SQuAD 2.0's rules, answers of which nothing is left are not
-        counted beside others, and a row without any wants an empty prediction.
+        counted beside others, and a row without any wants an empty prediction. To
+        ``("noanswer", "")``, of a question that has no answer, either of the two is
+        right by all rules, and has an F1 of 1.
       rules: whose metrics: the original's, or those of a data set's own script.
       unicode: compare texts of any script; see ``normalize_answer``.
 
@@ -195,7 +202,7 @@ def score_answers(
       words in a prediction. Empty input gives an empty dict.
 
     Raises:
-      ValueError: the two sequences differ in length.
+      ValueError: the two sequences differ in length, or the rules are unknown.
     """
     each = {
         name: best_scores(name, predictions, answers, rules=rules, unicode=unicode)

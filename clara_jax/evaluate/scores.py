@@ -116,12 +116,13 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
     lost = scores["missing_documents"]
     if lost["questions"]:
         found.append(
-            f"{lost['documents']} gold documents of {lost['questions']} questions are "
-            "not among the questions' documents: they count as not found"
+            "gold documents that are not among their question's documents: "
+            f"{lost['documents']}, of {lost['questions']} of {questions} questions; "
+            "they count as not found"
         )
     if unknown := scores["unknown_documents"]:
         found.append(
-            f"of {unknown} of {questions} questions no document is known to hold the "
+            f"for {unknown} of {questions} questions no document is known to hold the "
             "answer: they are given all their documents where gold ones are asked for"
         )
     return found

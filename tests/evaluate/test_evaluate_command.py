@@ -94,8 +94,8 @@ def test_gold_documents_that_are_not_there_are_told(model, tmp_path, capsys):
     assert status == 0
     told = [
         "note: 2 gold answers are empty after normalisation ('The')",
-        "note: 1 gold documents of 1 questions are not among the questions' documents",
-        "note: of 1 of 2 questions no document is known to hold the answer",
+        "documents that are not among their question's documents: 1, of 1 of 2 quest",
+        "note: for 1 of 2 questions no document is known to hold the answer",
         "note: 2 of 2 questions have no id",
     ]
     assert all(part in err for part in told)

@@ -4,6 +4,7 @@ The scripts' rules stand here once more, written for themselves: nothing of the 
 is used in them.
 """
 
+import inspect
 import random
 
 import pytest
@@ -117,12 +118,18 @@ def test_scripts_differ_where_nothing_is_left():
 
 
 def test_a_question_without_an_answer_takes_the_word_or_nothing():
-    gold = [("noanswer", "")] * 3
+    said = ["noanswer", "", "Paris", "noanswer here"]
+    gold = [("noanswer", "")] * 4
     for script in ("original", *SCRIPTS):
-        found = best_scores(
-            "exact_match", ["noanswer", "", "Paris"], gold, rules=script
-        )
-        assert found == [1.0, 1.0, 0.0]
+        for metric, last in (("exact_match", 0.0), ("f1", 0.0), ("cover_em", 1.0)):
+            found = best_scores(metric, said, gold, rules=script)
+            assert found == [1.0, 1.0, 0.0, last]
+
+
+def test_unknown_rules_are_refused():
+    unchecked = inspect.unwrap(best_scores)  # as in use, without the tests' types
+    with pytest.raises(ValueError, match="'trivia' are unknown; there are original"):
+        unchecked("f1", [], [], rules="trivia")
 
 
 def test_only_the_original_reads_true_as_yes():

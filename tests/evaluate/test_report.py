@@ -95,8 +95,8 @@ def test_what_scores_are_of_is_told():
         "1 of 3 questions have no known answer, as in a test set: scores are over the "
         "other 2",
         "1 gold answers are empty after normalisation ('The The')",
-        "1 gold documents of 1 questions are not among",
-        "of 1 of 3 questions no document is known to hold the answer",
+        "gold documents that are not among their question's documents: 1, of 1 of 3",
+        "for 1 of 3 questions no document is known to hold the answer",
     ):
         assert sum(remark.startswith(part) for remark in told) == 1
     text = markdown(scores, "t")
