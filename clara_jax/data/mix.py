@@ -42,8 +42,9 @@ DROPPED = (
     "near_duplicates split_conflicts unanswerable repeated_questions without_gold "
     "long_paraphrases lost_distractors"
 ).split()
-"""What is counted as left out: records; of `unanswerable` and `repeated_questions`,
-questions; of `lost_distractors`, documents of records that stay."""
+"""What is counted as left out: records; of `unanswerable`, whose answer a cut goes
+through or is not known, and `repeated_questions`, questions; of `lost_distractors`,
+documents of records that stay."""
 
 _SIDES = ("train", "held_out")
 

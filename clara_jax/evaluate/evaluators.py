@@ -170,14 +170,14 @@ class _Asked:
     def scores(self, prefix: str, answers: Sequence[str]) -> Iterator[Result]:
         """Yield the scores of answers as ``prefix/name``, where right ones are known.
 
-        ``prefix/left_out`` is the number of other questions, if there are any.
+        ``prefix/without_answers`` is the number of others, if there are any.
         """
         pairs = zip(answers, self.questions, strict=True)
         known = [(answer, q.gold) for answer, q in pairs if q.gold]
         scores = score_answers([a for a, _ in known], [gold for _, gold in known])
         yield from ((f"{prefix}/{name}", value) for name, value in scores.items())
-        if left_out := len(answers) - len(known):
-            yield f"{prefix}/left_out", float(left_out)
+        if others := len(answers) - len(known):
+            yield f"{prefix}/without_answers", float(others)
 
     def unknown(self, prefix: str) -> Iterator[Result]:
         """Yield for how many questions all documents stand for gold ones, if any."""

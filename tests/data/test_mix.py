@@ -280,6 +280,25 @@ def test_an_answer_that_a_cut_goes_through_is_dropped(tmp_path):
     assert sum(manifest["sources"]["a"]["questions"].values()) == 22
 
 
+def test_questions_without_an_answer(tmp_path):
+    random = np.random.default_rng(1)
+    rows_ = [
+        {"docs": [passage(random, i)], "question": f"q{i}?", "answer": "a"}
+        for i in range(20)
+    ]
+    rows_ += [
+        {"docs": [passage(random, 20)], "question": "Of a test set?"},
+        {"docs": [passage(random, 21)], "question": "None?", "answerable": False},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows_)
+    manifest = make(tmp_path, tmp_path / "mix", source("a", "a.jsonl"))
+    assert manifest["sources"]["a"]["dropped"]["unanswerable"] == 1
+    names = ("end_to_end.jsonl", "held_out/a.jsonl")
+    found = [row for name in names for row in rows(tmp_path / "mix" / name)]
+    assert [r["answerable"] for r in found if r["question"] == "None?"] == [False]
+    assert len(found) == 21
+
+
 def test_near_duplicates_are_found():
     random = np.random.default_rng(2)
     near = NearDuplicates(0.8)

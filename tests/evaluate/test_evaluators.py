@@ -189,15 +189,15 @@ def test_what_is_not_known_is_counted():
     bare = dataclasses.replace(second, positives=(), gold=())
     results = dict(SelectedAnswers(clara, [lost, bare], ks=(3,)).run(state))
     assert results["recall@3"] == 0.5 and results["missing_documents"] == 1.0
-    assert results["selected/left_out"] == 1.0
+    assert results["selected/without_answers"] == 1.0
     one = dict(SelectedAnswers(clara, [first], ks=(3,)).run(state))
     assert "missing_documents" not in one and one["recall@3"] == 1.0
     for name in ("exact_match", "f1"):
         assert results[f"selected/{name}"] == one[f"selected/{name}"]
     gold = dict(CompressedAnswers(clara, [first, bare]).run(state))
-    assert gold["gold/unknown_documents"] == gold["gold/left_out"] == 1.0
+    assert gold["gold/unknown_documents"] == gold["gold/without_answers"] == 1.0
     text = dict(TextAnswers(clara, [first, second], "generator").run(state))
-    assert not [name for name in text if name.endswith(("left_out", "documents"))]
+    assert not [name for name in text if name.endswith(("answers", "documents"))]
 
 
 def test_questions_carry_what_records_say():
