@@ -53,9 +53,10 @@ def normalize_answer(
     if rules == "original":
         text = _BOOLEANS.get(text, text)
     if unicode:
-        # Before, as an accent that stands alone would join the letter in front of it;
-        # after, as some forms have brackets.
-        text = _without_marks(unicodedata.normalize("NFKC", _without_marks(text)))
+        # Before NFKC, as it joins an accent that stands alone to the letter in front;
+        # after it, as it makes brackets.
+        text = _without_marks(unicodedata.normalize("NFC", text))
+        text = _without_marks(unicodedata.normalize("NFKC", text))
     text = _ARTICLES.sub(" ", text.lower().translate(_DELETE_PUNCTUATION))
     return " ".join((_CHARACTER.sub(r" \1 ", text) if unicode else text).split())
 

@@ -1,10 +1,14 @@
 """Answers in scripts other than Latin, and in other spellings of the same."""
 
+import random
 import unicodedata
 
 import pytest
 
 from clara_jax.evaluate import metrics
+
+FURTHER = (*range(0x1E00, 0x2000), *range(0x3041, 0x3100), *range(0xAC00, 0xAD00))
+"""Composed Latin and Greek, kana, Hangul."""
 
 
 def scores(prediction, *gold, unicode=True):
@@ -33,6 +37,7 @@ def scores(prediction, *gold, unicode=True):
         ("½", "1/2"),
         ("한국", unicodedata.normalize("NFD", "한국")),
         ("the Übung", "u\u0308bung"),
+        ("L´Étoile", "L'étoile"),  # an accent for an apostrophe
     ],
 )
 def test_the_same_in_other_characters(one, other):
@@ -74,3 +79,13 @@ def test_answers_of_which_nothing_is_left():
     gold = [("The The", "Paris"), ("!?",), ("noanswer", ""), ("…",)]
     assert metrics.empty_answers(gold) == ["The The", "!?"]
     assert metrics.empty_answers(gold, unicode=True) == ["The The", "!?", "…"]
+
+
+def test_composed_and_decomposed_texts_are_the_same():
+    letters = [chr(i) for i in (*range(32, 0x250), *range(0x370, 0x3D0), *FURTHER)]
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(letters, k=8))
+        forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+        one, other = (metrics.normalize_answer(form, unicode=True) for form in forms)
+        assert one == other == metrics.normalize_answer(one, unicode=True), ascii(text)
