@@ -67,7 +67,7 @@ class Record:
         for i, text in enumerate(self.documents):
             if not text.strip():
                 return f"document {i} is empty or blank"
-        texts = (*self.documents, *self.questions, *self.answers, *self.gold)
+        texts = (*self.documents, *self.questions, *self.answers, *self.gold, self.id)
         if not all(map(is_unicode, texts)):
             return "holds half of a surrogate pair, which is not text"
         if self.kind != "qa":

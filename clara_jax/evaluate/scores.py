@@ -109,6 +109,8 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
             right += ", and has an F1 of 0"
         if scores["rules"] == "original":
             right += "; every answer covers them"
+        if scores["rules"] == "squad2":
+            right += ", and beside others they do not count"
         found.append(
             f"{len(empty)} gold answers are empty after normalisation ({shown}): "
             f"{right}"

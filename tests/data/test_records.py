@@ -178,6 +178,7 @@ def test_unknown_format(values):
         ({"pos_index": "1"}, "field 'pos_index' is a string, not a list of integers"),
         ({"pos_index": [True]}, "not a list of integers"),
         ({"question": "a\ud800"}, "f:9: holds half of a surrogate pair"),
+        ({"id": "\udc00"}, "f:9: holds half of a surrogate pair"),
         ({"data_type": "poem"}, "data_type is 'poem', but must be one of qa"),
     ],
 )
