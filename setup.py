@@ -27,7 +27,7 @@ REQUIRES = [
     f"jax{JAX}",
     "flax>=0.12",
     "optax>=0.2.5",
-    "orbax-checkpoint>=0.11.30",
+    "orbax-checkpoint>=0.12.3",
     "grain>=0.2.12",
     # Wheels exist for Linux and macOS only.
     "array_record>=0.8; sys_platform != 'win32'",

@@ -24,6 +24,12 @@ from clara_jax.sharding import placed
 WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 """What Orbax and the system raise when a write fails; see `write_error`."""
 
+BY_NAME = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
+"""A folder with its final name is whole, on every disk.
+
+Left to choose, Orbax wants a file ``commit_success.txt`` in what it takes for a bucket,
+and removes folders without one: those that its versions before 0.12.3 renamed.
+"""
 
 # Orbax also logs the errors that it raises, with tracebacks; asyncio and Python print
 # more of the reads and writes that are given up then. OCDBT is the files' format.
@@ -66,7 +72,9 @@ def write_tree(path: Path, tree: Params) -> None:
     handler = ocp.PyTreeCheckpointHandler(
         save_concurrent_gb=1 + largest // 10**9, multiprocessing_options=alone
     )
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    with ocp.Checkpointer(
+        handler, multiprocessing_options=alone, atomicity_options=BY_NAME
+    ) as checkpointer:
         checkpointer.save(path, args=ocp.args.PyTreeSave(jax.tree.map(_lent, tree)))
 
 
@@ -96,7 +104,7 @@ def load_tree(
         raise ClaraError(f"{path}: there is no saved tree; check the path")
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, atomicity_options=BY_NAME) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError("its metadata are missing")

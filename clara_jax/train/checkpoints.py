@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from clara_jax.checkpoint import WRITE_ERRORS, remove_folder
+from clara_jax.checkpoint import BY_NAME, WRITE_ERRORS, remove_folder
 from clara_jax.clara import Network
 from clara_jax.clara.fingerprint import backbone_shape, named_leaves
 from clara_jax.distributed import first, gather, report, to_host
@@ -118,6 +118,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             create=True,
             cleanup_tmp_directories=True,
+            atomicity_options=BY_NAME,
         )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
