@@ -31,6 +31,7 @@ Left to choose, Orbax wants a file ``commit_success.txt`` in what it takes for a
 and removes folders without one: those that its versions before 0.12.3 renamed.
 """
 
+
 # Orbax also logs the errors that it raises, with tracebacks; asyncio and Python print
 # more of the reads and writes that are given up then. OCDBT is the files' format.
 def _is_of_others(record: logging.LogRecord) -> bool:

@@ -134,6 +134,8 @@ class HooksConfig:
       keep: how many checkpoints stay.
       max_new_tokens: longest answer an evaluator decodes.
       tensorboard, wandb: where scalars go besides ``metrics.jsonl``.
+      wandb_project: of Weights & Biases; empty takes the environment's
+        ``WANDB_PROJECT``, or ``clara_jax``.
       profile_steps: write a profiler trace of so many steps after the tenth.
     """
 
@@ -147,6 +149,7 @@ class HooksConfig:
     max_new_tokens: int = 32
     tensorboard: bool = True
     wandb: bool = False
+    wandb_project: str = ""
     profile_steps: int = 0
 
     def __post_init__(self) -> None:

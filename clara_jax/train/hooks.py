@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import Evaluator
-from clara_jax.files import write_text, writing
+from clara_jax.files import first_line, write_text, writing
 from clara_jax.train.checkpoints import Checkpoints
 from clara_jax.train.loop import NotFinite, Run
 from clara_jax.train.state import TrainState
@@ -145,28 +146,70 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases (the extra ``wandb``); `folder` keeps its id."""
+    """Scalars to Weights & Biases (the extra ``wandb``), each step once.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    `folder` keeps the run's id, so that a restart goes on with the same run. Steps that
+    it has already are not sent again, for it refuses them. Those of the `lines` of
+    ``metrics.jsonl`` that it has not are sent first. All values of a step go together
+    when the next one begins: a step that a kill cuts off is absent, never half there.
+
+    Args:
+      folder: the run's.
+      config: shown beside the run.
+      project: empty takes ``WANDB_PROJECT``, or ``clara_jax``.
+      lines: of the steps that are not done again, as of `read_lines`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        project: str = "",
+        lines: Sequence[Mapping[str, Any]] = (),
+    ):
         module = _need("wandb", "hooks.wandb", "pip install 'clara_jax[wandb]'")
         name = folder / "wandb_id"
         if not name.exists():
-            name.write_text(secrets.token_hex(8))
-        self._run = module.init(
-            project="clara_jax",
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            resume="allow",
-            id=name.read_text().strip(),
-        )
+            write_text(name, secrets.token_hex(8))
+        try:
+            self._run = module.init(
+                project=project or os.environ.get("WANDB_PROJECT") or "clara_jax",
+                name=os.environ.get("WANDB_NAME") or folder.name,
+                dir=os.environ.get("WANDB_DIR") or str(folder),
+                config=dict(config),
+                allow_val_change=True,
+                resume="allow",
+                id=name.read_text(encoding="utf-8").strip(),
+            )
+        except Exception as error:  # of many kinds, such as without a key or network
+            raise ClaraError(
+                f"Weights & Biases does not start ({first_line(error)}); run "
+                "'wandb login', or set WANDB_MODE=offline or --config.hooks.wandb=False"
+            ) from error
+        self._next = int(self._run.starting_step)
+        self._held: tuple[int, dict[str, float]] | None = None
+        for line in lines:
+            values = {k: math.nan if v is None else v for k, v in line.items()}
+            self.write(int(values.pop("step")), values)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the scalars."""
-        self._run.log(dict(values), step=step)
+        """Send the step before; hold these scalars until the next one begins."""
+        if self._held is not None and self._held[0] == step:
+            self._held[1].update(values)
+            return
+        self._send()
+        self._held = step, dict(values)
+
+    def _send(self) -> None:
+        if self._held is not None and self._held[0] >= self._next:
+            step, values = self._held
+            self._run.log(values, step=step, commit=True)
+            self._next = step + 1
+        self._held = None
 
     def close(self) -> None:
-        """Finish the run."""
+        """Send the last step and finish the run."""
+        self._send()
         self._run.finish()
 
 

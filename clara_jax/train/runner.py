@@ -290,7 +290,12 @@ def _writers(
     if config.hooks.tensorboard:
         writers.append(hooks.TensorBoard(folder.path / "tensorboard", newest))
     if config.hooks.wandb:
-        writers.append(hooks.WeightsAndBiases(folder.path, to_dict(config)))
+        # The lines that are left of the steps up to the newest checkpoint.
+        lines = hooks.read_lines(folder.metrics)
+        project = config.hooks.wandb_project
+        writers.append(
+            hooks.WeightsAndBiases(folder.path, to_dict(config), project, lines)
+        )
     return writers
 
 

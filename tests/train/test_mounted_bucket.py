@@ -105,8 +105,8 @@ async def die(self):
 
 with mock.patch(this.DETECTION, lambda path: True):
     this.save(Path(sys.argv[1]), 1, 2)
-    for kind in (atomicity.AtomicRenameTemporaryPath, atomicity.CommitFileTemporaryPath):
-        kind.finalize = die
+    atomicity.AtomicRenameTemporaryPath.finalize = die
+    atomicity.CommitFileTemporaryPath.finalize = die
     this.save(Path(sys.argv[1]), 3)
 """
 
