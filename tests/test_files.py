@@ -8,6 +8,7 @@ from clara_jax import files
 from clara_jax.errors import ClaraError
 from clara_jax.files import (
     first_line,
+    json_line,
     read_ahead,
     read_json,
     told,
@@ -114,3 +115,10 @@ def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place():
         for number in read_ahead(read, range(9)):
             found.append(number)
     assert found == [0, 1, 2]
+
+
+def test_json_lines_are_lines_for_every_reader():
+    value = {"text": "a\x85b\u2028c\u2029d\ne\x0cf\x1cgé", "\u2028": [1]}
+    line = json_line(value)
+    assert line.splitlines() == [line] and json.loads(line) == value
+    assert "é" in line

@@ -6,7 +6,6 @@ Both number them, search, and give vectors and texts by number.
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from clara_jax.data import split_documents
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
+from clara_jax.files import json_line
 from clara_jax.generate import Clara, Spoken
 from clara_jax.generate.batched import AnyArray, refuse_long
 from clara_jax.native import Gone
@@ -317,4 +317,4 @@ def as_json(answer: Answer, session: Session, explain: int = 0) -> str:
     if explain:
         slots = session.explain(answer.question, explain)
         values["reasoner"] = [[list(token) for token in slot] for slot in slots]
-    return json.dumps(values, ensure_ascii=False)
+    return json_line(values)

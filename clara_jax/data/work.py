@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import checksum, first_line, read_json, writable_folder
+from clara_jax.files import checksum, first_line, json_line, read_json, writable_folder
 
 Progress = Callable[..., Any]
 """Makes a progress bar as tqdm does; `silent` makes one that shows nothing."""
@@ -168,8 +168,7 @@ class Work(sqlite3.Connection):
 
             def step(begin: int, end: int) -> None:
                 for line in lines(begin, end):
-                    text = json.dumps(line, ensure_ascii=False)
-                    file.write(f"{text}\n".encode())
+                    file.write(f"{json_line(line)}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
                 self.set_note(f"size of {name}", file.tell())

@@ -41,7 +41,7 @@ def write_leaderboard(
             _musique(name, prediction, top_k)
             for name, prediction in zip(names, predictions, strict=True)
         )
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json_line(row) + "\n" for row in rows)
         write_text(folder / "leaderboard.jsonl", "".join(lines))
     else:
         write_json(folder / "leaderboard.json", _layout(kind, said))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import write_text, writing
+from clara_jax.files import json_line, write_text, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,5 +88,5 @@ class PredictionFile:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             for prediction in predictions:
                 values = dataclasses.asdict(prediction)
-                file.write(json.dumps(values, ensure_ascii=False) + "\n")
+                file.write(json_line(values) + "\n")
         self.done.extend(predictions)

@@ -148,6 +148,8 @@ def test_other_line_breaks_lose_nothing(tmp_path):
     written = path.read_bytes()
     assert PredictionFile(path, {"model": "a\u2028b"}).done == said
     assert path.read_bytes() == written
+    lines = written.decode().split("\n", 1)[1]
+    assert len(lines.splitlines()) == len(said)
     with pytest.raises(ClaraError, match=r"otherwise \(model changed\)"):
         PredictionFile(path, {"model": "c"})
     path.write_bytes(b"\xff\xfe")
