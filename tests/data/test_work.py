@@ -69,3 +69,12 @@ def test_what_is_known_is_not_read(tmp_path, monkeypatch):
     changed, _ = checksums(paths, recorded, [known])
     assert changed[0] != first[0] and changed[1] == first[1]
     assert [bar.total for bar in bars] == [7]
+
+
+def test_a_file_of_lines_is_one_for_every_reader(tmp_path):
+    values = [{"text": "one\u2028two"}, {"text": "three\x85four"}]
+    path = tmp_path / "out.jsonl"
+    with work.open_work(tmp_path / "work") as opened:
+        opened.write_lines(path, "write", 2, 1, lambda begin, end: values[begin:end])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == values
