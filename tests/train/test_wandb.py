@@ -6,8 +6,10 @@ import types
 
 import pytest
 
+from clara_jax.config import HooksConfig, RunConfig
 from clara_jax.errors import ClaraError
-from clara_jax.train.hooks import JsonLines, WeightsAndBiases, read_lines
+from clara_jax.train.run_folder import RunFolder
+from clara_jax.train.runner import _writers as make_writers
 
 
 class Service(types.ModuleType):
@@ -61,14 +63,15 @@ def service(monkeypatch):
 @pytest.fixture
 def start(tmp_path):
     """Return a function that begins or goes on, as the runner does."""
-    path = tmp_path / "metrics.jsonl"
     with contextlib.ExitStack() as stack:
 
         def start(newest=None, project=""):
-            lines = JsonLines(path, newest)
-            stack.callback(lines.close)
-            kept = read_lines(path)
-            return [lines, WeightsAndBiases(tmp_path, {"seed": 0}, project, kept)]
+            settings = HooksConfig(tensorboard=False, wandb=True, wandb_project=project)
+            config = RunConfig("scp", str(tmp_path), "b", hooks=settings)
+            bar, *rest = make_writers(config, RunFolder(tmp_path), newest, 8)
+            bar.close()
+            stack.callback(rest[0].close)
+            return rest
 
         yield start
 
