@@ -63,7 +63,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda13]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],
-    "wandb": ["wandb>=0.17"],
+    "wandb": ["wandb>=0.18"],
     "eval": EVAL,
     "documents": DOCUMENTS,  # PDF, Word, PowerPoint, Excel, HTML, EPUB
     # Only its GGUF file is used (98 MB). With it come the program llm and its 30
