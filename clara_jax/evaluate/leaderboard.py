@@ -1,6 +1,5 @@
 """Answers in the files that data sets' leaderboards take."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from clara_jax.data.records import NO_ANSWER
 from clara_jax.evaluate.metrics import normalize_answer
 from clara_jax.evaluate.predictions import Prediction
-from clara_jax.files import write_json, write_text
+from clara_jax.files import json_line, write_json, write_text
 
 
 def write_leaderboard(
