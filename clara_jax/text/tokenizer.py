@@ -1,6 +1,8 @@
 """A Hugging Face tokenizer with CLaRa's special tokens and prompt rules."""
 
 import copy
+import datetime
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +18,15 @@ from clara_jax.text.prompts import Prompt, mark, marker_names, plain, readable
 NAME_KEY = "clara_name"
 """Where a tokenizer keeps the name of its base model (``init_kwargs``, config)."""
 
-_NO_SYSTEM = "System role not supported"
+_DAY = datetime.date(2024, 7, 26)
+_TODAY = "".join(
+    f" | replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in "aAbBdmyYjHIMSp"
+)
+_PINNED = f"{{% macro strftime_now(form) %}}{{{{ form{_TODAY} }}}}{{% endmacro %}}\n"
+"""Put before a template that asks for today's date, so that it gets `_DAY`. It is the
+one that Llama's templates name where they cannot ask."""
+
+_PROBE = Prompt("Sonnets", "Madrigals")
 
 
 class ClaraTokenizer:
@@ -175,9 +185,13 @@ class ClaraTokenizer:
     def chat(self, system: str, user: str, assistant: str | None = None) -> str:
         """Render a conversation with the tokenizer's chat template.
 
+        A template that asks for today's date is given a fixed one, so that a prompt is
+        the same on every day.
+
         Args:
-          system: system text; may be empty. Templates without a system role get it
-            before the user text, with a newline between.
+          system: system text; may be empty. It goes before the user text, with a
+            newline between, where the template refuses a system message or leaves it
+            out.
           user: user text, in which `slots` may stand. Make it with the functions of
             `clara_jax.text.prompts`, or run users' words through ``plain``.
           assistant: the answer; None ends the text where it begins.
@@ -190,23 +204,43 @@ class ClaraTokenizer:
         if not self.base.chat_template:
             head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
             return head if answer is None else head + answer + self.eos
+        if system and not self._takes_system:
+            system, user = "", f"{system}\n{user}"
+        try:
+            return self._render(system, user, answer)
+        except Exception as error:
+            raise ClaraError(
+                f"the chat template of tokenizer {self.name} failed: {_line(error)}"
+            ) from error
+
+    def _render(self, system: str, user: str, answer: str | None) -> str:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
+        template = self.base.get_chat_template()
+        if "strftime_now" in template:
+            template = _PINNED + template
+        return self.base.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            enable_thinking=False,
+        )
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes a system message, with and without an answer.
+
+        The original asks for an error that says so. Other templates refuse in other
+        words, or leave the message out, some of them only where an answer follows.
+        """
         try:
-            return self.base.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=answer is None,
-                enable_thinking=False,
-            )
-        except Exception as error:
-            if system and _NO_SYSTEM in str(error):
-                return self.chat("", f"{system}\n{user}", answer)
-            raise ClaraError(
-                f"the chat template of tokenizer {self.name} failed: {_line(error)}"
-            ) from error
+            said = [self._render(*_PROBE, answer) for answer in (None, "Odes")]
+        except Exception:  # a template may raise anything
+            return False
+        return all(_PROBE.system in text for text in said)
 
     def encode_chat(
         self, prompt: Prompt, assistant: str | None = None
