@@ -16,6 +16,10 @@ from clara_jax.errors import ClaraError
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+ESCAPE = "\ufdd2"
+"""A noncharacter put into users' words that spell control tokens; see
+`clara_jax.text.control_tokens`."""
+
 _FORBIDDEN = str.maketrans("", "", _OPEN + _CLOSE)
 
 
@@ -31,7 +35,7 @@ def plain(text: str) -> str:
 
 def readable(text: str) -> str:
     """Spell special tokens the way the original does: ``<MEM0>``, ``<SEP>``."""
-    return _MARK.sub(r"<\1>", text)
+    return _MARK.sub(r"<\1>", text).replace(ESCAPE, "")
 
 
 def marker_names(num_memory: int) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ import transformers
 
 from clara_jax.config import ROW_MARKS
 from clara_jax.errors import ClaraError
-from clara_jax.text.prompts import Prompt, mark, marker_names, plain, readable
+from clara_jax.text.control_tokens import ControlTokens
+from clara_jax.text.prompts import ESCAPE, Prompt, mark, marker_names, plain, readable
 
 NAME_KEY = "clara_name"
 """Where a tokenizer keeps the name of its base model (``init_kwargs``, config)."""
@@ -49,6 +50,9 @@ class ClaraTokenizer:
       num_memory: M, memory tokens per document.
       name: hub name or path of the base model, for the rule above; when empty, the
         name that `save` stored, else the tokenizer's own.
+      control_tokens: whether a text that spells a special token of the base tokenizer,
+        such as ``</s>``, means it, as in the original; else its characters are text
+        like others.
 
     Attributes:
       text_vocab: n, tokens before the special ones.
@@ -61,7 +65,14 @@ class ClaraTokenizer:
         ids after the text vocabulary.
     """
 
-    def __init__(self, tokenizer: Any, num_memory: int, name: str = ""):
+    def __init__(
+        self,
+        tokenizer: Any,
+        num_memory: int,
+        name: str = "",
+        *,
+        control_tokens: bool = True,
+    ):
         if num_memory < 1:
             raise ClaraError(f"num_memory must be at least 1, not {num_memory}")
         if getattr(tokenizer, "backend_tokenizer", None) is None:
@@ -98,6 +109,7 @@ class ClaraTokenizer:
                 f"tokenizer {self.name} has {first} tokens, but its next free id is "
                 f"{ids[0]}; its ids must be without gaps"
             )
+        self._controls = None if control_tokens else ControlTokens(backend, first)
         self.memory_ids = tuple(ids[:num_memory])
         self.ae_id, self.enc_id, self.sep_id = ids[num_memory:]
         base = self.base
@@ -138,7 +150,11 @@ class ClaraTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turn a string into ids; bos and eos only where the string spells them."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._ids(text, self._backend.encode(text, add_special_tokens=False))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Turn users' words into ids, without bos and eos."""
+        return self.encode(self._words(text))
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special: bool = True) -> str:
         """Turn ids below n + E into a string, special tokens left out or ``<MEM0>``."""
@@ -171,16 +187,35 @@ class ClaraTokenizer:
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         start = mark("ENC") + self.bos
-        strings = [start + plain(text) + self.eos for text in texts]
-        rows = self._backend.encode_batch(strings, add_special_tokens=False)
-        return [row.ids for row in rows]
+        strings = [start + self._words(text) + self.eos for text in texts]
+        found = self._backend.encode_batch(strings, add_special_tokens=False)
+        return [self._ids(*pair) for pair in zip(strings, found, strict=True)]
+
+    def _ids(self, text: str, found: tokenizers.Encoding) -> list[int]:
+        if self._controls is None or ESCAPE not in text:
+            return found.ids
+        return self._controls.encode(text, found)
+
+    def _words(self, text: str) -> str:
+        """Take from users' words what would spell special tokens; see `plain`."""
+        return self._escape(plain(text))
+
+    def _escape(self, text: str) -> str:
+        return text if self._controls is None else self._controls.escape(text)
 
     def shorten(self, text: str, max_length: int) -> str:
         """Return the first tokens of a text, as many as `encode_document` keeps."""
-        offsets = self._backend.encode(plain(text), add_special_tokens=False).offsets
-        if len(offsets) <= max_length:
-            return text
-        return plain(text)[: offsets[max_length - 1][1]]
+        words = plain(text)
+        spans = self.spans(words)
+        return text if len(spans) <= max_length else words[: spans[max_length - 1][1]]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where each token of users' words begins and ends, in characters."""
+        if self._controls is not None and self._controls.spelled(text):
+            return self._controls.spans(text)
+        return self.base(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
 
     def chat(self, system: str, user: str, assistant: str | None = None) -> str:
         """Render a conversation with the tokenizer's chat template.
@@ -193,14 +228,15 @@ class ClaraTokenizer:
             newline between, where the template refuses a system message or leaves it
             out.
           user: user text, in which `slots` may stand. Make it with the functions of
-            `clara_jax.text.prompts`, or run users' words through ``plain``.
+            `clara_jax.text.prompts`, or run users' words through ``plain``. Control
+            tokens are the template's alone, unless ``control_tokens``.
           assistant: the answer; None ends the text where it begins.
 
         Raises:
           ClaraError: the template refuses the conversation.
         """
-        system = plain(system)
-        answer = None if assistant is None else plain(assistant)
+        system, user = self._words(system), self._escape(user)
+        answer = None if assistant is None else self._words(assistant)
         if not self.base.chat_template:
             head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
             return head if answer is None else head + answer + self.eos
