@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--base``, ``--dtype`` and ``--quantize``; see `model_options`."""
+    """Add ``--base``, ``--dtype`` and others; see `model_options`."""
     add = parser.add_argument
     add("--base", default="", help="base model in place of the one the folder names")
     add("--dtype", default="", choices=DTYPES, help="compute type; see clara_jax.load")
@@ -53,11 +53,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=QUANTIZATIONS,
         help="keep the frozen layers' matrices in int8 or nf4 (4 bits)",
     )
+    text = "let texts that spell control tokens, such as </s>, mean them"
+    add("--control-tokens", action="store_true", help=text)
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_model_options` added, as arguments of `clara_jax.load`."""
-    return {name: getattr(arguments, name) for name in ("base", "dtype", "quantize")}
+    names = ("base", "dtype", "quantize", "control_tokens")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def count(text: str) -> int:

@@ -30,6 +30,7 @@ def load(
     base: str = "",
     dtype: str = "",
     quantize: str = "none",
+    control_tokens: bool = False,
     mesh: Mesh | None = None,
 ) -> Clara:
     """Load a model that can answer, and put its weights on the device.
@@ -44,6 +45,9 @@ def load(
         as many documents in bfloat16.
       quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
         ``int8``, or ``nf4`` (4 bits).
+      control_tokens: whether a document or question that spells a control token of the
+        tokenizer, such as ``</s>``, means it, as in the original; else its characters
+        are text like others.
       mesh: devices to lay the weights out over, as the table in `clara_jax.sharding`
         says; then use the model under ``jax.set_mesh(mesh)``. None takes one device.
 
@@ -97,7 +101,11 @@ def load(
     model = Transformer(shape, settings.text_vocab, lora=settings.lora)
     return Clara(
         network=Network(model, *arrays),
-        tokenizer=ClaraTokenizer(folder.tokenizer, settings.memory.num_memory),
+        tokenizer=ClaraTokenizer(
+            folder.tokenizer,
+            settings.memory.num_memory,
+            control_tokens=control_tokens,
+        ),
         memory=settings.memory,
         selection=settings.selection,
         config=config,

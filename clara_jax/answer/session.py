@@ -211,11 +211,11 @@ class Session:
 
     def unknown(self, texts: Sequence[str]) -> int:
         """Return how many texts hold words that the tokenizer has no token for."""
-        base = self._clara.tokenizer.base
-        if base.unk_token_id is None:
+        tokenizer = self._clara.tokenizer
+        unknown = tokenizer.base.unk_token_id
+        if unknown is None:
             return 0
-        rows = (base(text, add_special_tokens=False)["input_ids"] for text in texts)
-        return sum(base.unk_token_id in row for row in rows)
+        return sum(unknown in tokenizer.encode_text(text) for text in texts)
 
     def explain(self, question: str, count: int = 10) -> list[list[Spoken]]:
         """Return what the reasoner makes of a question; see `Clara.explain`."""

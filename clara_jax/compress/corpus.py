@@ -91,6 +91,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         "digest": corpus.digest,
         "shard_size": shard_size,
         "whole": arguments.whole,
+        **({"control_tokens": True} if arguments.control_tokens else {}),
     }
     counts, seconds = Counter(), 0.0
     searches = "reasoner" in clara.network.adapters

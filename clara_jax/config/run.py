@@ -48,6 +48,9 @@ class DataConfig:
       cache_vectors: end_to_end: compress every document once, before training.
       workers: threads that prepare batches.
       too_long: what to do with a question longer than its limit: ``error`` or ``cut``.
+      control_tokens: whether a text that spells a control token of the tokenizer, such
+        as ``</s>``, means it, as in the original; else its characters are text like
+        others, as they are for ``clara_jax.load``.
     """
 
     train: tuple[str, ...] = ()
@@ -66,6 +69,7 @@ class DataConfig:
     cache_vectors: bool = False
     workers: int = 2
     too_long: Literal["error", "cut"] = "error"
+    control_tokens: bool = True
 
     def __post_init__(self) -> None:
         positive("data", self, "batch_size", "prompt_max_length", "window")

@@ -124,10 +124,7 @@ class _Cuts:
     """
 
     def __init__(self, text: str, tokenizer: ClaraTokenizer):
-        found = tokenizer.base(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        spans = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+        spans = np.asarray(tokenizer.spans(text), np.int64).reshape(-1, 2)
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         places = np.flatnonzero(~np.isin(codes, _SPACES))  # of solid characters
         solid = np.zeros(len(text) + 1, np.int64)  # how many stand before a place

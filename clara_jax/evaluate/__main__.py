@@ -121,6 +121,8 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     if arguments.quantize != "none":  # older files say nothing of whole weights
         settings["quantize"] = arguments.quantize
+    if arguments.control_tokens:
+        settings["control_tokens"] = True
     file = PredictionFile(out / "predictions.jsonl", settings)
     done = file.done
     with tqdm(desc=f"{unit}s", total=count, initial=len(done), unit=unit) as bar:

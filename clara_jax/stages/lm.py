@@ -34,9 +34,10 @@ class LanguageModelling(Stage):
         tokenizer, text = make.tokenizer, "\n\n".join(record.documents)
         if record.kind == "qa":
             question, answer = make.pair(record, draw)
-            ids, _ = tokenizer.encode_chat(answer_prompt(text, question), answer)
+            prompt = answer_prompt(plain(text), question)
+            ids, _ = tokenizer.encode_chat(prompt, answer)
         else:
-            ids = tokenizer.encode(plain(text))
+            ids = tokenizer.encode_text(text)
             if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
                 ids = [tokenizer.bos_id, *ids]
             if ids[-1:] != [tokenizer.eos_id]:

@@ -220,7 +220,11 @@ def assemble(config: RunConfig) -> Parts:
         few = f"is {count}, but {config.store} holds {len(store)} documents; lower it"
         enough = config.candidates != "corpus" or len(store) >= count
         require(enough, "data.candidates", few)
-    tokenizer = ClaraTokenizer(start.tokenizer, config.memory.num_memory)
+    tokenizer = ClaraTokenizer(
+        start.tokenizer,
+        config.memory.num_memory,
+        control_tokens=config.data.control_tokens,
+    )
     make = ExampleMaker(stage, tokenizer, config)
     for some in (train, records):
         check_records(some, make)
