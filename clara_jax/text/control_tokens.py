@@ -6,6 +6,7 @@ may be kept from it. `escape` marks the latter with a noncharacter. Only strings
 such a mark take another way than before, so the ids of all others stay as they are.
 """
 
+import collections
 import functools
 import json
 import re
@@ -19,7 +20,8 @@ from clara_jax.text.prompts import ESCAPE, mark
 class ControlTokens:
     """The control tokens of a tokenizer, and the same tokenizer without them.
 
-    A token of one character cannot be kept apart, and stays as it is.
+    A token of one character cannot be kept apart, and stays as it is; so does white
+    space.
 
     Args:
       backend: which is not changed.
@@ -29,24 +31,22 @@ class ControlTokens:
     def __init__(self, backend: tokenizers.Tokenizer, count: int):
         added = backend.get_added_tokens_decoder().items()
         names = {i: t.content for i, t in added if t.special and i < count}
-        self._names = {i: name for i, name in names.items() if len(name) > 1}
+        self._names = {i: name for i, name in names.items() if len(name.strip()) > 1}
         self._backend = backend
-        longest = sorted(self._names.values(), key=len, reverse=True)
-        spelled = "|".join(map(re.escape, longest)) or "(?!)"
-        self._spelled = re.compile(spelled)
-        # Spellings may overlap: each is broken behind its own first character.
-        self._begins = re.compile(f"(?={spelled}).", re.DOTALL)
+        # Finds the first character of each, so that spellings may overlap.
+        ends = collections.defaultdict(list)
+        for name in self._names.values():
+            ends[re.escape(name[0])].append(re.escape(name[1:]))
+        begins = [f"{first}(?={'|'.join(rest)})" for first, rest in ends.items()]
+        self._begins = re.compile("|".join(begins) or "(?!)")
 
     def spelled(self, text: str) -> bool:
         """Return whether a text spells a control token."""
-        return self._spelled.search(text) is not None
+        return self._begins.search(text) is not None
 
     def escape(self, text: str) -> str:
         """Mark control tokens that users' words spell as no more than words."""
-        text = text.replace(ESCAPE, "")
-        if not self.spelled(text):
-            return text
-        return self._begins.sub(rf"\g<0>{ESCAPE}", text)
+        return self._begins.sub(rf"\g<0>{ESCAPE}", text.replace(ESCAPE, ""))
 
     def encode(self, text: str, found: tokenizers.Encoding) -> list[int]:
         """Return the ids of a string, what is marked as ordinary text.
@@ -60,7 +60,7 @@ class ControlTokens:
             name = self._names.get(i)
             # Unknown words have the id of <unk>, but are none; white space may belong
             # to a token.
-            if name is not None and text[start:stop].strip() == name:
+            if name is not None and text[start:stop].strip() == name.strip():
                 start = text.index(name, start)
                 parts += [text[end:start], _spelling(name)]
                 end = start + len(name)

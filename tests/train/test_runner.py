@@ -203,6 +203,14 @@ def test_bad_input_is_one_line_and_status_one(tmp_path, capsys, overrides, messa
     assert not (tmp_path / "r" / "config.json").exists()
 
 
+@pytest.mark.parametrize("acts", [True, False])
+def test_control_tokens_in_texts_are_a_choice(tmp_path, acts):
+    given = [] if acts else ["--config.data.control_tokens=False"]
+    parts = runner.assemble(read("scp", f"--config.workdir={tmp_path}", *given))
+    found = parts.tokenizer.encode_text(f"a {parts.tokenizer.eos} b")
+    assert (parts.tokenizer.eos_id in found) == acts
+
+
 def test_a_folder_of_another_run_is_refused(scp, capsys):
     before = (scp / "config.json").read_text()
     command = [f"--config={CONFIG}:scp", f"--config.workdir={scp}", "--config.seed=3"]
