@@ -135,7 +135,7 @@ def test_pieces_do_not_join_to_control_tokens(kind: str):
         frame = tokenizer.encode_document(other, 99)
         assert [i for i in row if i < 4] == [i for i in frame if i < 4]
         said = readable("".join(tokenizer.base.convert_ids_to_tokens(row[2:-M])))
-        assert text.replace(" ", "\u2581") in said
+        assert text.strip().replace(" ", "\u2581") in said
 
 
 @pytest.mark.parametrize("text", SPELLING)
@@ -195,6 +195,7 @@ def test_a_real_tokenizer_on_real_texts():
     docs = Path(__file__).resolve().parents[2] / "docs"
     read = [path.read_text() for path in sorted(docs.glob("*.md"))]
     texts = [text for whole in read for text in whole.split("\n\n")]
+    texts = [text for text in texts if not any(name in text for name in controls)]
     assert len(texts) > 300
     rows = isolating.encode_documents(texts, 10**6)
     assert rows == acting.encode_documents(texts, 10**6)

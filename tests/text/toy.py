@@ -36,7 +36,7 @@ def toy_tokenizer(
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        extra_special_tokens=list(extra),
+        **({"extra_special_tokens": list(extra)} if extra else {}),
     )
     tokenizer.chat_template = template
     return tokenizer
