@@ -83,7 +83,6 @@ class ControlTokens:
             return _spelling(name) if name in names else name
 
         values: dict[str, Any] = json.loads(self._backend.to_str())
-        values["post_processor"] = None  # not used, and names control tokens
         for token in values["added_tokens"]:
             token["content"] = spelling(token["content"])
         model, vocabulary = values["model"], values["model"]["vocab"]

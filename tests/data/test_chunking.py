@@ -81,6 +81,13 @@ def test_pieces_begin_and_end_with_sentences(subwords, limit):
             assert not piece.endswith(("Dr.", "U.S.", "Jan."))
 
 
+def test_control_tokens_that_a_text_spells_are_cut_as_text(subwords):
+    tokenizer = ClaraTokenizer(subwords.base, 2, control_tokens=False)
+    text = PROSE + "</s><s>" * 200 + PROSE
+    pieces = cut(text, tokenizer, 40)
+    assert len(pieces) < 2 * tokenizer.document_length(text) / 40
+
+
 def test_a_sentence_is_repeated_where_it_is_short_enough(subwords):
     text = " ".join(f"The {i} of them was read." for i in "abcdefghijklmnop")
     pieces = cut(text, subwords, 64)

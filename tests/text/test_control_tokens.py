@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import tokenizers
 import transformers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from clara_jax.convert import load_base_tokenizer
 from clara_jax.text import ClaraTokenizer, answer_prompt, readable
@@ -88,6 +95,10 @@ def base(kind: str, names: tuple[str, ...]) -> transformers.PreTrainedTokenizerF
     ]
     backend.add_special_tokens(controls)
     backend.add_tokens(["<tool>"])
+    if kind == "first":  # as Llama's and Mistral's: names a control token, too
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{names[1]} $A", special_tokens=[(names[1], 1)]
+        )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token=controls[0],
