@@ -34,7 +34,7 @@ _OLD = {".doc": ".docx", ".ppt": ".pptx", ".xls": ".xlsx", ".rtf": ".docx"}
 _OLD |= {".odt": ".docx", ".odp": ".pptx", ".ods": ".xlsx", ".pages": ".docx"}
 """Formats that are not read, and what to save them as."""
 
-_HTML = dict.fromkeys((".html", ".htm", ".xhtml"), "HtmlConverter")
+_HTML: dict[str, str] = dict.fromkeys((".html", ".htm", ".xhtml"), "HtmlConverter")
 _SLIDE = re.compile(r"\n*<!-- Slide number: \d+ -->\n")
 _FORM = 1
 """Changes where the same file would be converted otherwise."""
