@@ -28,7 +28,8 @@ TRY_AGAIN = 75
 
 CTRL_C = 130
 
-MODEL = "run folder, model folder, or the name of a model that comes with the package"
+MODEL = "run folder, model folder, checkpoint of the original or its hub name, or the "
+MODEL += "name of a model that comes with the package"
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,9 +44,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--base``, ``--dtype`` and others; see `model_options`."""
+    """Add ``--base``, ``--rate`` and so on; see `model_options`."""
     add = parser.add_argument
     add("--base", default="", help="base model in place of the one the folder names")
+    add_rate(parser)
     add("--dtype", default="", choices=DTYPES, help="compute type; see clara_jax.load")
     add(
         "--quantize",
@@ -59,8 +61,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_model_options` added, as arguments of `clara_jax.load`."""
-    names = ("base", "dtype", "quantize", "control_tokens")
+    names = ("base", "rate", "dtype", "quantize", "control_tokens")
     return {name: getattr(arguments, name) for name in names}
+
+
+def add_rate(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rate``, the compression rate of the model."""
+    text = "compression rate, where a folder or hub name has models of several"
+    parser.add_argument("--rate", type=count, default=0, metavar="N", help=text)
 
 
 def count(text: str) -> int:

@@ -28,6 +28,7 @@ def load(
     config: AnswerConfig | None = None,
     *,
     base: str = "",
+    rate: int = 0,
     dtype: str = "",
     quantize: str = "none",
     control_tokens: bool = False,
@@ -36,10 +37,12 @@ def load(
     """Load a model that can answer, and put its weights on the device.
 
     Args:
-      path: a run's folder, a converted model, a checkpoint folder of the original, or
-        the name of a model that comes with the package, as ``smollm2-135m-16x``.
+      path: a run's folder, a converted model, a checkpoint folder of the original or
+        its hub name, as ``apple/CLaRa-7B-E2E``, or the name of a model that comes with
+        the package, as ``smollm2-135m-16x``.
       config: how answers are made; without end ids of its own it takes the model's.
       base: the base model to take in place of the one that the folder names.
+      rate: the compression rate, where `path` has models of several.
       dtype: compute type; empty takes that of the stored weights on accelerators, and
         float32 on a CPU. Processors with bfloat16 instructions compress about 1.6 times
         as many documents in bfloat16.
@@ -75,7 +78,7 @@ def load(
         shardings = functools.partial(tree_shardings, mesh, axes=logical_axes)
     # Weights that are to be quantized may not fit on the devices before.
     placement = shardings if quantize == "none" else None
-    folder = load_model(path, base=base, placement=placement)
+    folder = load_model(path, base=base, rate=rate, placement=placement)
     settings = folder.clara
     if settings is None or folder.adapters is None:
         raise ClaraError(
@@ -119,13 +122,16 @@ def load_for(store: Store, config: AnswerConfig, model: str = "", **how: Any) ->
       store: names its model.
       config: how answers are made.
       model: where it lies now; empty: where the store says.
-      how: see `load`; without a ``base`` it is the one that the store names.
+      how: see `load`; without a ``base`` it is the one that the store names, and
+        without a `model` its rate is the store's.
 
     Raises:
       ClaraError: it is not there, or did not make the store.
     """
     found, base = find_model(store.place, store.settings)
     how["base"] = how.get("base") or ("" if model else base)
+    if not model:
+        how["rate"] = how.get("rate") or store.settings.memory.compression_rate
     clara = load(model or found, config, **how)
     store.require(vector_fingerprint(clara.network))
     return clara

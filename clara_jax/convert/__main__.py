@@ -2,7 +2,8 @@
 
 python -m clara_jax.convert hf       FOLDER_OR_HUB_NAME DESTINATION
 python -m clara_jax.convert gguf     FILE.gguf          DESTINATION
-python -m clara_jax.convert apple    CHECKPOINT_FOLDER  DESTINATION [--base BASE]
+python -m clara_jax.convert apple    FOLDER_OR_HUB_NAME DESTINATION [--base BASE]
+                                                        [--rate RATE]
 python -m clara_jax.convert peft     ADAPTERS_FOLDER    DESTINATION [--base BASE]
 python -m clara_jax.convert to-apple MODEL DESTINATION
 python -m clara_jax.convert to-peft  MODEL DESTINATION [--role ROLE]
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 
 from clara_jax.clara import ROLES
-from clara_jax.commands import Parser, run, start
+from clara_jax.commands import Parser, add_rate, run, start
 from clara_jax.convert.apple import write_apple_checkpoint
 from clara_jax.convert.hf import write_hf_folder
 from clara_jax.convert.load import load_model
@@ -33,7 +34,10 @@ from clara_jax.model import count
 READERS = {
     "hf": ("a Hugging Face folder or hub name", "a Hugging Face base model"),
     "gguf": ("a .gguf file", "a llama.cpp file, dequantized"),
-    "apple": ("the checkpoint's folder", "a checkpoint of the original CLaRa"),
+    "apple": (
+        "a checkpoint's folder or hub name, as apple/CLaRa-7B-E2E",
+        "a checkpoint of the original CLaRa",
+    ),
     "peft": ("a folder that to-peft wrote", "PEFT adapters and special rows"),
 }
 """Forms that become a model folder: what the source is, and what it holds."""
@@ -72,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
         sub = forms.add_parser(form, help=text, description=f"Convert {text}.")
         dtype = "type to keep the base weights in (default: the source's)"
         _add_options(sub, source, dtype, base=form in ("apple", "peft"))
+        if form == "apple":
+            add_rate(sub)
     for form, (text, dtype, more) in WRITERS.items():
         description = f"Write {text}. {more}"
         sub = forms.add_parser(form, help=f"write {text}", description=description)
@@ -112,8 +118,8 @@ def _convert(options: argparse.Namespace) -> None:
     form, dtype, destination = options.form, options.dtype, options.destination
     check_destination(destination)
     if form in READERS:
-        base = getattr(options, "base", "")
-        model = load_model(options.source, dtype, base=base, form=form)
+        base, rate = getattr(options, "base", ""), getattr(options, "rate", 0)
+        model = load_model(options.source, dtype, base=base, rate=rate, form=form)
     else:
         # Cast on the way out: merging wants what the source has.
         model = load_model(options.source, base=options.base)

