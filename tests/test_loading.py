@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -76,14 +79,43 @@ def test_the_backbone_can_be_quantized(folder):
         clara_jax.load(folder, quantize="int4")
 
 
-def test_another_base(folder, tmp_path):
+def _base(path, change):
     tokenizer, toy = toy_parts()
-    zeros = {**toy.backbone["params"]}
-    zeros["final_norm"] = {"scale": np.zeros_like(zeros["final_norm"]["scale"])}
-    base = ModelFolder(toy.model.config, zeros, tokenizer)
-    write_model_folder(tmp_path / "base", base)
-    clara = clara_jax.load(folder, base=str(tmp_path / "base"))
-    assert not clara.compress(TEXTS).any()
+    params = jax.tree.map(change, toy.backbone["params"])
+    write_model_folder(path, ModelFolder(toy.model.config, params, tokenizer))
+    return str(path)
+
+
+def test_another_base_is_refused(folder, tmp_path):
+    other = _base(
+        tmp_path / "other", lambda x: np.random.default_rng(1).normal(size=x.shape)
+    )
+    with pytest.raises(ClaraError, match="clara.json: was trained on another base of"):
+        clara_jax.load(folder, base=other)
+    # Folders of before do not know their base.
+    shutil.copytree(folder, tmp_path / "old")
+    path = tmp_path / "old" / "clara.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "frozen"}))
+    clara = clara_jax.load(tmp_path / "old", base=other)
+    assert np.any(clara.compress(TEXTS) != clara_jax.load(folder).compress(TEXTS))
+    path.write_text(json.dumps({**values, "frozen": {"embed/embedding": 3}}))
+    with pytest.raises(ClaraError, match="clara.json: field 'frozen' is damaged"):
+        clara_jax.load(tmp_path / "old", base=other)
+
+
+def test_the_same_base_in_other_types(folder, tmp_path, capsys):
+    whole = clara_jax.load(folder).compress(TEXTS)
+    for dtype in ("bfloat16", "float16", "float32"):
+        same = _base(tmp_path / dtype, lambda x, d=dtype: np.asarray(x).astype(d))
+        vectors = clara_jax.load(folder, base=same).compress(TEXTS)
+        np.testing.assert_allclose(vectors, whole, atol=0.1)
+        assert "note" not in capsys.readouterr().err
+    scale = 1 / 8  # steps of about 4 bits
+    near = _base(tmp_path / "4bits", lambda x: np.round(x / scale) * scale)
+    assert clara_jax.load(folder, base=near).compress(TEXTS).any()
+    text = capsys.readouterr().err
+    assert text.startswith("note: ") and "base's weights differ by" in text
 
 
 def test_a_base_model_cannot_answer(tmp_path):

@@ -1,7 +1,11 @@
 """CLaRa itself: memory slots, the three roles, soft top-k and losses."""
 
 from clara_jax.clara.batches import IGNORE, Batch, Tokens
-from clara_jax.clara.fingerprint import vector_fingerprint
+from clara_jax.clara.fingerprint import (
+    vector_fingerprint,
+    weights_distance,
+    weights_sample,
+)
 from clara_jax.clara.losses import (
     CompressionLoss,
     EndToEndLoss,
@@ -32,4 +36,6 @@ __all__ = [
     "question_scores",
     "soft_topk",
     "vector_fingerprint",
+    "weights_distance",
+    "weights_sample",
 ]

@@ -1,11 +1,16 @@
-"""What document vectors depend on, as one short name.
+"""What document vectors depend on, as one short name; and base models known again.
 
-A store of vectors carries it, so that a model finds out whether it made them.
+A store of vectors carries the name, so that a model finds out whether it made them.
+Adapters carry a sample of the frozen weights that they were trained on. Numbers, unlike
+a name, tell another model from the same one in 4 bits.
 """
 
+import base64
 import functools
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,13 +20,22 @@ import numpy as np
 from clara_jax.clara.network import Network
 from clara_jax.config import to_dict
 from clara_jax.distributed import to_host
-from clara_jax.shapes import Array, Shaped
+from clara_jax.shapes import Array, Params, Shaped
 
 SAMPLE = 4096
 """Numbers that are looked at in an array of the backbone."""
 
+KEPT = 64
+"""Numbers of an array that `weights_sample` keeps."""
+
+_ROUNDING = 2.0**-7
+"""Relative difference of neighbours in bfloat16, and more than float16's."""
+
 _RUN_TIME = ("dtype", "param_dtype", "remat")
 """Settings of a backbone that are no part of what it is."""
+
+_TABLES = {"embed/embedding": 0, "head/kernel": 1}
+"""Arrays with a row for every token, and which axis these are on."""
 
 _TURN = 0x9E3779B97F4A7C15
 """2**64 over the golden ratio: its multiples are spread evenly, and along no axis."""
@@ -58,6 +72,53 @@ def vector_fingerprint(network: Network) -> str:
     return digest.hexdigest()
 
 
+def weights_sample(params: Params, text_vocab: int) -> dict[str, str]:
+    """Return `KEPT` numbers of every frozen array, by its name, as JSON keeps them.
+
+    They are rounded to bfloat16, and written in base64. Tables count with their text
+    rows only, since files of one model differ in those that pad the vocabulary.
+    """
+    found = {}
+    for name, leaf in named_leaves(params):
+        shape = list(leaf.shape)
+        if name in _TABLES:
+            axis = _TABLES[name]
+            shape[axis] = max(0, min(text_vocab, shape[axis]))
+        numbers = _sample(leaf, KEPT, tuple(shape)).astype(jnp.bfloat16)
+        found[name] = base64.b64encode(numbers.tobytes()).decode()
+    return found
+
+
+def weights_distance(before: Mapping[str, str], now: Mapping[str, str]) -> float:
+    """Return how far weights are from others of the same shape, by two samples.
+
+    Returns:
+      The norm of the difference over that of the weights before, of the array where
+      this is largest: 0 if there are no differences but by rounding, some hundredths
+      for weights in 8 to 4 bits, more than 1 for another model.
+
+    Raises:
+      ValueError: a sample is damaged.
+    """
+    if before.keys() != now.keys():
+        return math.inf
+    return max((_distance(before[name], now[name]) for name in before), default=0.0)
+
+
+def _distance(before: str, now: str) -> float:
+    a, b = (
+        np.frombuffer(base64.b64decode(text, validate=True), jnp.bfloat16)
+        for text in (before, now)
+    )
+    if a.shape != b.shape:
+        return math.inf
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    if np.allclose(a, b, rtol=_ROUNDING, atol=1e-7):
+        return 0.0
+    length = float(np.linalg.norm(a))
+    return float(np.linalg.norm(a - b)) / length if length else math.inf
+
+
 def backbone_shape(network: Network) -> dict[str, Any]:
     """Return the backbone's settings, without those that only say how it is run."""
     shape = to_dict(network.model.config)
@@ -78,9 +139,15 @@ def _add(digest: Any, name: str, shape: tuple[int, ...], numbers: np.ndarray) ->
     digest.update(np.ascontiguousarray(numbers + np.zeros((), numbers.dtype)).tobytes())
 
 
-def _sample(leaf: Any) -> np.ndarray:
-    """Return numbers of an array at places that depend on its shape alone."""
-    places = np.unravel_index(_places(leaf.size), leaf.shape)
+def _sample(
+    leaf: Any, count: int = SAMPLE, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Return numbers of an array at places that depend on its `shape` alone.
+
+    A smaller `shape` than its own takes them from the beginning of its axes.
+    """
+    inside: tuple[int, ...] = leaf.shape if shape is None else shape
+    places = np.unravel_index(_places(math.prod(inside), count), inside)
     if isinstance(leaf, np.ndarray):
         found = leaf[places]
     else:
@@ -90,11 +157,11 @@ def _sample(leaf: Any) -> np.ndarray:
 
 
 @functools.cache
-def _places(size: int) -> np.ndarray:
-    """Return at most `SAMPLE` places below `size`, spread by the golden ratio."""
-    if size <= SAMPLE:
+def _places(size: int, count: int) -> np.ndarray:
+    """Return at most `count` places below `size`, spread by the golden ratio."""
+    if size <= count:
         return np.arange(size)
-    turns = ((i * _TURN) % 2**64 for i in range(1, SAMPLE + 1))
+    turns = ((i * _TURN) % 2**64 for i in range(1, count + 1))
     return np.asarray([(turn * size) >> 64 for turn in turns])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax.commands import note
 from clara_jax.config import (
     DTYPES,
     LoraConfig,
@@ -24,6 +25,7 @@ from clara_jax.config import (
 )
 from clara_jax.convert.hf_config import Fields
 from clara_jax.convert.model_folder import (
+    FAR,
     ClaraSettings,
     ModelFolder,
     OriginalFiles,
@@ -54,9 +56,6 @@ STAGES = {
 
 ADAPTERS, LAYERS = "adapters.pth", "decoder_first_last_layers.pth"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-_WRONG_BASE = 0.1
-"""Relative distance of embeddings above which the base is taken for another model."""
 
 _WITH_TABLES = {
     "stage1": ("decoder_adapter", "encoder_adapter"),
@@ -216,11 +215,16 @@ def _merged(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
         return ours
     old, new = rows.astype(np.float32), theirs.astype(np.float32)
     distance = float(np.linalg.norm(new - old) / max(np.linalg.norm(old), 1e-30))
-    if not distance <= _WRONG_BASE:
+    if not distance <= FAR:
         raise ClaraError(
             f"{where} differs from the base model's by {distance:.0%}; this is another "
             "base model: give the right one with --base"
         )
+    changed = np.any(new != old, axis=1).sum()
+    note(
+        f"{where} differs from the base model's by {distance:.1%}, in {changed} of "
+        f"{len(new)} tokens; theirs are taken from the checkpoint"
+    )
     merged = np.array(ours)
     merged[: len(theirs)] = theirs
     return merged

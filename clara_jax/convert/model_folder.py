@@ -27,6 +27,8 @@ from clara_jax.checkpoint import (
     replace_folder,
     write_tree,
 )
+from clara_jax.clara import weights_distance, weights_sample
+from clara_jax.commands import note
 from clara_jax.config import (
     LoraConfig,
     MemoryConfig,
@@ -48,6 +50,9 @@ _SHAPE = (
     *("tied", "fused_qkv", "fused_gate_up"),
 )
 """Fields in which a base must agree with the adapters put on it."""
+
+FAR = 0.5
+"""Relative distance of weights from which on they are another model's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,8 @@ class ClaraSettings:
       backbone: where the frozen weights are: ``backbone`` is this folder's own; else
         a path (relative to this folder, or absolute) or hub name for `load_model`.
       stage: the stage that wrote the adapters; informative.
+      frozen: `weights_sample` of the backbone that the adapters were trained on; empty
+        where it is not known.
       original: of a checkpoint of the original that was read and not trained since.
     """
 
@@ -81,6 +88,7 @@ class ClaraSettings:
     text_vocab: int
     backbone: str = "backbone"
     stage: str = ""
+    frozen: dict = dataclasses.field(default_factory=dict, compare=False)
     original: OriginalFiles = OriginalFiles()
 
 
@@ -142,6 +150,12 @@ class ModelFolder:
             kernel = self.params["head"]["kernel"].T[: clara.text_vocab]
             tables["head"] = stacked(dtype, kernel, rows["head"])
         return tables
+
+    def settings(self, **changes: Any) -> ClaraSettings:
+        """Return the settings as they are written, with what was frozen in training."""
+        clara, _, _ = self.parts()
+        frozen = clara.frozen or weights_sample(self.params, clara.text_vocab)
+        return dataclasses.replace(clara, frozen=frozen, **changes)
 
     def base_name(self) -> str:
         """Return the name or path that the base model came from, or an empty text."""
@@ -237,7 +251,7 @@ def _write_parts(folder: Path, model: ModelFolder) -> None:
         if model.clara is None or model.clara.backbone == "backbone":
             write_tree(folder / "backbone", model.params)
         if model.clara is not None:
-            write_json(folder / "clara.json", to_dict(model.clara))
+            write_json(folder / "clara.json", to_dict(model.settings()))
             rows = {"rows": model.rows} if model.rows else {}
             write_tree(folder / "adapters", {**(model.adapters or {}), **rows})
     except WRITE_ERRORS as error:
@@ -283,6 +297,33 @@ def read_clara_settings(folder: Path) -> ClaraSettings | None:
     return parse(ClaraSettings, read_json(path), str(path)) if path.exists() else None
 
 
+def check_base(path: Path, clara: ClaraSettings, base: ModelFolder) -> None:
+    """Refuse a base of other weights than adapters were trained on; note near ones.
+
+    Args:
+      path: where the `clara` settings are, for messages.
+      base: of the right shape.
+    """
+    if not clara.frozen:
+        return
+    try:
+        now = weights_sample(base.params, clara.text_vocab)
+        distance = weights_distance(clara.frozen, now)
+    except (ValueError, TypeError) as error:
+        raise ClaraError(f"{path}: field 'frozen' is damaged; take it out") from error
+    if distance > FAR:
+        raise ClaraError(
+            f"{path}: was trained on another base of this shape, whose weights differ "
+            f"by {distance:.0%}; give the right one with --base"
+        )
+    if distance:
+        note(
+            f"{path}: the base's weights differ by {distance:.1%} from those that the "
+            "adapters were trained on, as they do in 4 bits or after more training; "
+            "vectors and answers are not exactly the same"
+        )
+
+
 def read_model_folder(
     folder: Path,
     base: ModelFolder | None = None,
@@ -317,6 +358,8 @@ def read_model_folder(
                     f"{folder}: was trained on a base whose {name} is {here}, but the "
                     f"base found has {there}; give the right base"
                 )
+        if clara is not None:
+            check_base(folder / "clara.json", clara, base)
         config, params = base.config, base.params
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:

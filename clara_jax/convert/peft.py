@@ -26,6 +26,7 @@ from clara_jax.convert.hf_config import Fields
 from clara_jax.convert.model_folder import (
     ModelFolder,
     OriginalFiles,
+    check_base,
     check_destination,
     folder_beside,
     new_folder,
@@ -132,7 +133,7 @@ def _write(
     special = {"embedding": stacked("float32", adapters["memory"], rows["marks"])}
     if "head" in rows:
         special["head"] = stacked("float32", rows["head"])
-    settings = dataclasses.replace(clara, backbone=base, original=OriginalFiles())
+    settings = model.settings(backbone=base, original=OriginalFiles())
     write_safetensors(folder / SPECIAL, special)
     write_json(folder / SETTINGS, to_dict(settings))
     names = marker_names(clara.memory.num_memory)
@@ -170,6 +171,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
             f"tokenizer has {len(base.tokenizer)} tokens; give the right one with "
             "--base"
         )
+    check_base(folder / SETTINGS, clara, base)
     read = {role: read_peft_adapter(folder / role, config) for role in roles}
     dropout = clara.lora.dropout
     loras = [dataclasses.replace(lora, dropout=dropout) for _, lora in read.values()]

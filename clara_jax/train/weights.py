@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clara_jax.clara import Network, init_rows
+from clara_jax.clara import Network, init_rows, weights_sample
 from clara_jax.config import ModelConfig, RunConfig, require
 from clara_jax.convert import ClaraSettings, ModelFolder, Placement, load_model
 from clara_jax.distributed import from_host, to_host
@@ -48,6 +48,7 @@ class Start:
       network: all that is frozen. In ``lm``, which trains them, ``params`` are None.
       tokenizer: of the base, before special tokens are added.
       reference: what ``clara.json`` will name as the backbone.
+      frozen: a sample of its weights, before they were quantized.
     """
 
     network: Network
@@ -55,6 +56,7 @@ class Start:
     tokenizer: Any
     eos_ids: tuple[int, ...] = ()
     reference: str = "backbone"
+    frozen: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def folder(self, config: RunConfig, trainable: dict[str, Params]) -> ModelFolder:
         """Return the model folder that holds the result of training."""
@@ -81,6 +83,7 @@ class Start:
             text_vocab=model.text_vocab,
             backbone=self.reference,
             stage=config.stage,
+            frozen=self.frozen,
         )
         return dataclasses.replace(base, clara=settings, adapters=adapters, rows=rows)
 
@@ -118,8 +121,16 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
         )
     model = make_model(config, shape, text_vocab)
     given = config, model, base.params, earlier, key, placement
-    reference = _reference(config, earlier)
-    return Start(*make_network(*given), base.tokenizer, base.eos_ids, reference)
+    frozen = {}
+    if not STAGES[config.stage].trains_backbone:
+        frozen = weights_sample(base.params, text_vocab)
+    return Start(
+        *make_network(*given),
+        tokenizer=base.tokenizer,
+        eos_ids=base.eos_ids,
+        reference=_reference(config, earlier),
+        frozen=frozen,
+    )
 
 
 def make_model(config: RunConfig, shape: ModelConfig, text_vocab: int) -> Transformer:

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.clara import Network, vector_fingerprint
+from clara_jax.clara import (
+    Network,
+    vector_fingerprint,
+    weights_distance,
+    weights_sample,
+)
 from clara_jax.config import LoraConfig
 from clara_jax.model import logical_axes, quantize_params
 from clara_jax.sharding import make_mesh, tree_shardings
@@ -96,3 +101,42 @@ def test_quantized_weights_are_other_weights():
         for kind in ("none", "int8", "nf4")
     }
     assert len(found) == 3
+
+
+def sample(change=lambda x: x, text_vocab=TOY.model.text_vocab):
+    return weights_sample(jax.tree.map(change, TOY.backbone["params"]), text_vocab)
+
+
+def test_samples_know_weights_again():
+    before = sample()
+    assert set(before) > {"embed/embedding", "layers/mlp/up/kernel"}
+    assert all(len(text) <= 172 for text in before.values())
+    for same in (
+        lambda x: x.astype(jnp.bfloat16),
+        lambda x: x.astype(jnp.float16),
+        lambda x: x.astype(jnp.float16).astype(jnp.bfloat16),
+        np.asarray,
+    ):
+        assert weights_distance(before, sample(same)) == 0
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    params = TOY.backbone["params"]
+    laid = jax.device_put(params, tree_shardings(mesh, params, logical_axes))
+    assert weights_sample(laid, TOY.model.text_vocab) == before
+    trained = weights_distance(before, sample(lambda x: x * 1.03))
+    assert trained == pytest.approx(0.03, abs=0.01)
+    flipped = weights_distance(before, sample(lambda x: x[..., ::-1]))
+    assert flipped > 1
+    fewer = {name: text for name, text in before.items() if name != "embed/embedding"}
+    assert weights_distance(before, fewer) == np.inf
+    with pytest.raises(ValueError, match="base64|padding"):
+        weights_distance(before, {**before, "embed/embedding": "%"})
+
+
+def test_rows_that_pad_the_vocabulary_do_not_count():
+    params, few = TOY.backbone["params"], TOY.model.text_vocab - 9
+    table = params["embed"]["embedding"]
+    cut = {**params, "embed": {"embedding": table[: few + 2]}}
+    if "head" in params:
+        cut["head"] = {"kernel": params["head"]["kernel"][:, : few + 2]}
+    assert weights_sample(cut, few) == weights_sample(params, few)
+    assert weights_sample(params, few) != weights_sample(params, few + 5)

@@ -1,5 +1,6 @@
 """Bases that a Python package brings: where they are looked for, and what they are."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -153,7 +154,7 @@ def test_the_package_goes_before_the_network(package, monkeypatch):
     assert load_config(HUB).num_layers == 3
 
 
-def test_models_on_it_keep_the_hub_name(package, tmp_path):
+def test_models_on_it_keep_the_hub_name(package, tmp_path, capsys):
     """Train on the package's base, and write, read and export what came of it."""
     run = tmp_path / "run"
     config = RunConfig(
@@ -163,16 +164,22 @@ def test_models_on_it_keep_the_hub_name(package, tmp_path):
         memory=MemoryConfig(doc_max_length=8, compression_rate=4),
     )
     mesh = make_mesh(devices=jax.devices()[:1])
-    start = load_start(
-        config,
-        jax.random.key(0),
-        lambda tree: tree_shardings(mesh, tree, logical_axes),
-    )
+
+    def place(tree):
+        return tree_shardings(mesh, tree, logical_axes)
+
+    start = load_start(config, jax.random.key(0), place)
     assert start.reference == HUB
+    # Training in 4 bits is still training on this base.
+    few = dataclasses.replace(config, quantize="nf4")
+    assert load_start(few, jax.random.key(0), place).frozen == start.frozen
     write_model_folder(run, start.folder(config, start.trainable))
     assert json.loads((run / "clara.json").read_text())["backbone"] == HUB
     assert not (run / "backbone").exists()
+    capsys.readouterr()
     read = load_model(run)
+    assert read.clara is not None and read.clara.frozen == start.frozen
+    assert capsys.readouterr().err == ""
     assert read.tokenizer.init_kwargs[NAME_KEY] == HUB
     np.testing.assert_array_equal(
         read.params["embed"]["embedding"], load_model(HUB).params["embed"]["embedding"]

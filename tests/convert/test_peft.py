@@ -141,6 +141,34 @@ def test_adapters_trained_further_elsewhere(tmp_path, clara_maker, llama_values)
     assert read.clara.lora.dropout == model.clara.lora.dropout
 
 
+def test_the_base_is_known_again(
+    tmp_path, clara_maker, llama_values, hf_writer, capsys
+):
+    model = clara_maker(llama_values)
+    write_peft_folder(tmp_path / "out", model)
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    wide = {**llama_values, "vocab_size": 300}
+
+    def load_on(change):
+        changed = {name: change(array) for name, array in tensors.items()}
+        hf_writer(tmp_path / "base", wide, changed)
+        return load_model(tmp_path / "out")
+
+    load_on(lambda x: x.astype(np.float16))
+    assert capsys.readouterr().err == ""
+    read = load_on(lambda x: np.round(x * 8) / 8)
+    assert "note: " in capsys.readouterr().err
+    with pytest.raises(ClaraError, match="clara.json: was trained on another base"):
+        load_on(lambda x: x[::-1].copy())
+    # What was read on a near base still knows the one of its training.
+    write_peft_folder(tmp_path / "again", read, name="x")
+    first, again = (
+        json.loads((tmp_path / name / "clara.json").read_text())["frozen"]
+        for name in ("out", "again")
+    )
+    assert first == again and set(first) > {"head/kernel", "final_norm/scale"}
+
+
 def test_refusals(tmp_path, clara_maker, llama_values):
     model = clara_maker(llama_values)
     folder = tmp_path / "out"
