@@ -15,12 +15,15 @@ Source: PEFT ``docs/source/developer_guides/checkpoint.md``.
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
+from clara_jax.commands import note
 from clara_jax.config import LoraConfig, ModelConfig, to_dict
 from clara_jax.convert.hf_config import Fields
 from clara_jax.convert.model_folder import (
@@ -54,7 +57,10 @@ SPECIAL, SETTINGS, README = "special_rows.safetensors", "clara.json", "README.md
 FILES = (SETTINGS, SPECIAL)
 """Files by which a folder of this form is known."""
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 _PREFIX = "base_model.model."
+_ROWS = 4096  # of a table, compared at a time
 
 _TEXT = Path(__file__).with_name("peft_readme.md").read_text(encoding="utf-8")
 
@@ -165,6 +171,10 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     roles = [role for role in ROLES if (folder / role / CONFIG).is_file()]
     if not roles:
         raise ClaraError(f"{folder}: has no adapter; known are {', '.join(ROLES)}")
+    others = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if others := [name for name in others if name not in ROLES]:
+        known = ", ".join(ROLES)
+        note(f"{folder}: left out: {', '.join(others)}; adapters are {known}")
     if len(base.tokenizer) != clara.text_vocab:
         raise ClaraError(
             f"{folder / SETTINGS}: text_vocab is {clara.text_vocab}, but the base's "
@@ -172,7 +182,19 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
             "--base"
         )
     check_base(folder / SETTINGS, clara, base)
-    read = {role: read_peft_adapter(folder / role, config) for role in roles}
+    special, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
+    tensors = [
+        TensorName(name, (name,), None, (clara.memory.num_special, config.width))
+        for name in (("embedding",) if config.tied else ("embedding", "head"))
+    ]
+    rows = special.tree(tensors, special.shapes)
+    tables = {EMBEDDING: (base.params["embed"]["embedding"], rows["embedding"])}
+    tables[HEAD] = tables[EMBEDDING]
+    if not config.tied:
+        tables[HEAD] = (base.params["head"]["kernel"].T, rows["head"])
+    read = {}
+    for role in roles:
+        read[role] = read_peft_adapter(folder / role, config, clara.text_vocab, tables)
     dropout = clara.lora.dropout
     loras = [dataclasses.replace(lora, dropout=dropout) for _, lora in read.values()]
     for role, lora in zip(roles, loras, strict=True):
@@ -184,12 +206,6 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     lora = loras[0]
     if linear_rows(config, lora) == linear_rows(config, clara.lora):
         lora = dataclasses.replace(lora, layers=clara.lora.layers)
-    file, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
-    tensors = [
-        TensorName(name, (name,), None, (clara.memory.num_special, config.width))
-        for name in (("embedding",) if config.tied else ("embedding", "head"))
-    ]
-    rows = file.tree(tensors, file.shapes)
     embedding = rows.pop("embedding")
     return dataclasses.replace(
         base,
@@ -200,11 +216,26 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
     )
 
 
-def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraConfig]:
+def read_peft_adapter(
+    folder: Path,
+    config: ModelConfig,
+    text_vocab: int = 0,
+    tables: Mapping[str, tuple[Any, Any]] | None = None,
+) -> tuple[Params, LoraConfig]:
     """Read one PEFT folder for a base of this shape: its LoRA tree and settings.
 
+    PEFT may store copies of the embedding and the head, which LoRA leaves as they are.
+    They are taken for what we have if their values are.
+
+    Args:
+      folder, config: where it is; the base's shape.
+      text_vocab: n, the base tokenizer's length.
+      tables: by PEFT's name of a copy, the base's rows `[V, D]` and those of the
+        special tokens `[M+3, D]`. Copies of others are refused.
+
     Raises:
-      ClaraError: a file is missing or damaged, is not plain LoRA, or does not fit.
+      ClaraError: a file is missing or damaged, is not plain LoRA, does not fit, or
+        holds a tensor that has no place in a CLaRa model.
     """
     fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     fields.only("peft_type", "LORA")
@@ -215,10 +246,52 @@ def read_peft_adapter(folder: Path, config: ModelConfig) -> tuple[Params, LoraCo
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
     dropout = fields.get("lora_dropout", float, 0.0)
-    file = SafetensorsFile(folder / WEIGHTS)
-    # PEFT adds copies of the embedding and the head when they were resized.
-    copies = ("embed_tokens.weight", "head.weight")
-    shapes = {n: shape for n, shape in file.shapes.items() if not n.endswith(copies)}
+    file, shapes = SafetensorsFile(folder / WEIGHTS), {}
+    for name, shape in file.shapes.items():
+        ours = (tables or {}).get(name.removeprefix(_PREFIX))
+        if ours is None:
+            shapes[name] = shape
+        else:
+            where = f"{file.path}: tensor '{name}'"
+            _check_copy(where, file.tensor(name), text_vocab, *ours)
     layers: Any = covered_layers(config, shapes)
     lora = LoraConfig(rank, alpha, dropout, layers)
     return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora
+
+
+def _check_copy(where: str, copy: Any, n: int, base: Any, special: Any) -> None:
+    """Refuse a copy of a table whose rows are not the base's and the special ones.
+
+    Rows of no token are not looked at.
+    """
+    shape, width = list(copy.get_shape()), base.shape[1]
+    if len(shape) != 2 or shape[1] != width or shape[0] < n:
+        raise ClaraError(
+            f"{where} has shape {shape}, but a copy of the base's table has [{n} or "
+            f"more, {width}]; give the base that it was trained on with --base"
+        )
+    for start in range(0, n, _ROWS):
+        rows = slice(start, min(start + _ROWS, n))
+        if not _same(copy[rows], base[rows]):
+            raise ClaraError(
+                f"{where} is not the base's table: it was trained, which a CLaRa model "
+                "has no place for, or the base is another; give the right one with "
+                "--base, or train without modules_to_save"
+            )
+    end = min(shape[0], n + len(special))
+    if end == n:
+        return
+    rows = copy[n:end]
+    if not _same(rows, special[: end - n]) and not _same(rows, base[n:end]):
+        raise ClaraError(
+            f"{where} has other rows from {n} on than {SPECIAL}; put the right ones "
+            "into that file, and take the tensor out of this"
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether arrays are equal in the narrower one's type."""
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and (
+        np.array_equal(a, b.astype(a.dtype)) or np.array_equal(a.astype(b.dtype), b)
+    )

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +135,7 @@ def test_adapters_trained_further_elsewhere(tmp_path, clara_maker, llama_values)
     for role in ROLES:
         _changed(tmp_path / "out" / role / CONFIG, lora_alpha=9)
         path = tmp_path / "out" / role / WEIGHTS
-        table = {"base_model.model.lm_head.weight": np.ones((2, 16), np.float32)}
-        save_file({**load_file(path), **table}, path)
+        save_file({**load_file(path), **_copies(model)}, path)
     read = load_model(tmp_path / "out")
     assert read.clara is not None and read.clara.lora.alpha == 9
     assert read.clara.lora.dropout == model.clara.lora.dropout
@@ -167,6 +167,86 @@ def test_the_base_is_known_again(
         for name in ("out", "again")
     )
     assert first == again and set(first) > {"head/kernel", "final_norm/scale"}
+
+
+def _copies(model, dtype=np.float32):
+    """The tables with special rows, as PEFT stores them when they were resized."""
+    tables = model.tables("float32")
+    names = {"embed": "base_model.model.model.embed_tokens.weight"}
+    names["head"] = "base_model.model.lm_head.weight"
+    tables = {"head": tables["embed"], **tables}
+    return {
+        name: np.concatenate([*map(np.asarray, tables[key].make())]).astype(dtype)
+        for key, name in names.items()
+    }
+
+
+def test_copies_of_the_tables(tmp_path, clara, capsys):
+    write_peft_folder(tmp_path / "out", clara)
+    path = tmp_path / "out" / "generator" / WEIGHTS
+    stored, n = load_file(path), clara.clara.text_vocab
+
+    def read(dtype: Any = np.float32, change=lambda name, table: table):
+        copies = _copies(clara, dtype).items()
+        save_file(stored | {k: change(k, np.array(v)) for k, v in copies}, path)
+        return load_model(tmp_path / "out")
+
+    def fails(pattern, change):
+        for name in _copies(clara):
+            with pytest.raises(ClaraError, match=pattern) as caught:
+                read(change=lambda n, t, name=name: change(t) if n == name else t)
+            assert f"{path}: tensor '{name}' " in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+    for dtype in (np.float32, np.float16, jnp.bfloat16):
+        _equal(read(dtype).params, clara.params)
+    _equal(read(change=lambda _, t: t[:n]).rows, clara.rows)
+    # Rows that only fill up the table belong to no token.
+    read(change=lambda _, t: np.concatenate([t, np.ones((9, t.shape[1]), t.dtype)]))
+
+    def trained(row):
+        def change(table):
+            table[row] += 0.5
+            return table
+
+        return change
+
+    fails(
+        "is not the base's table: it was trained, .* without modules_to_save",
+        trained(n - 1),
+    )
+    fails(f"has other rows from {n} on than special_rows.safetensors", trained(n + 1))
+    fails(r"has shape \[.*give the base that it was trained on", lambda t: t[: n - 1])
+    fails(r"has shape \[", lambda t: t[:, :4].copy())
+    with pytest.raises(ClaraError, match="tensor '.*weight' is not expected"):
+        read_peft_adapter(path.parent, clara.config)
+    save_file(stored, path)
+    (tmp_path / "out" / "generator").rename(tmp_path / "out" / "default")
+    assert "generator" not in load_model(tmp_path / "out").roles()
+    assert "note: " in (said := capsys.readouterr().err) and "left out: default" in said
+
+
+def test_a_head_that_peft_trained(tmp_path, clara_maker, llama_values):
+    torch = pytest.importorskip("torch", reason=TORCH)
+    peft = pytest.importorskip("peft", reason=PEFT)
+    model = clara_maker(llama_values)
+    write_peft_folder(tmp_path / "out", model)
+    for trained in (False, True):
+        base = _base(tmp_path / "base", llama_values)
+        settings = peft.LoraConfig(
+            r=3, lora_alpha=6, target_modules="all-linear", modules_to_save=["lm_head"]
+        )
+        theirs = peft.get_peft_model(base, settings)
+        if trained:
+            with torch.no_grad():
+                theirs.get_output_embeddings().weight[5] += 1
+        theirs.save_pretrained(str(tmp_path / "out" / "generator"))
+        if not trained:
+            assert load_model(tmp_path / "out").clara is not None
+    with pytest.raises(
+        ClaraError, match=r"'base_model.model.lm_head.weight' is not th"
+    ):
+        load_model(tmp_path / "out")
 
 
 def test_refusals(tmp_path, clara_maker, llama_values):
