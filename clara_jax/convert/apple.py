@@ -33,7 +33,13 @@ from clara_jax.convert.model_folder import (
 )
 from clara_jax.convert.names import TensorName, covered_layers, lora_tensors
 from clara_jax.convert.pth import Parameter, read_pth, write_pth
-from clara_jax.convert.tensors import Outgoing, build_tree, check_tensors, extract
+from clara_jax.convert.tensors import (
+    Outgoing,
+    alike,
+    build_tree,
+    check_tensors,
+    extract,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
@@ -95,7 +101,10 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     path = folder / "config.json"
     values = read_json(path)
     clara = _settings(Fields(values, str(path)), len(base.tokenizer))
-    adapters, layers, dtype = _read_adapters(folder / ADAPTERS, base.config, clara.lora)
+    groups = _read_groups(folder / ADAPTERS)
+    copies = _take_copies(groups)
+    given = folder / ADAPTERS, groups, base.config, clara.lora
+    adapters, layers, dtype = _made_adapters(*given)
     base.tokenizer.init_kwargs[NAME_KEY] = values.get("decoder_model_name", "")
     tables = read_pth(folder / LAYERS)
     params, special = dict(base.params), {}
@@ -103,6 +112,13 @@ def read_apple_checkpoint(folder: Path, base: ModelFolder) -> ModelFolder:
     for name in tables:
         if name not in places:
             raise ClaraError(f"{folder / LAYERS}: tensor '{name}' is not expected")
+    for (adapter, name), copy in copies.items():
+        table = tables.get(name, tables.get(EMBEDDING) if base.config.tied else None)
+        if not isinstance(table, np.ndarray) or not alike(copy, table):
+            raise ClaraError(
+                f"{folder / ADAPTERS}: {adapter}: '{name}' is not the table of {LAYERS}"
+                ", and there is no place for both; save the checkpoint again"
+            )
     if base.config.tied:
         del places[HEAD]
     for name, (group, array) in places.items():
@@ -160,11 +176,9 @@ def _fields(clara: ClaraSettings, name: str = "") -> dict[str, Any]:
     }
 
 
-def _read_adapters(
-    path: Path, config: ModelConfig, lora: LoraConfig
-) -> tuple[dict[str, Params], tuple[str, ...], str]:
-    """Return trees by role, the layers covered, and the type that all are stored in."""
-    groups = read_pth(path, keep=lambda key: key not in (EMBEDDING, HEAD))
+def _read_groups(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Return the tensors of each adapter, by their names."""
+    groups = read_pth(path)
     for name, group in groups.items():
         if name not in ROLES or not isinstance(group, dict):
             known = ", ".join(ROLES)
@@ -172,6 +186,20 @@ def _read_adapters(
         for key, array in group.items():
             if not isinstance(array, np.ndarray):
                 raise ClaraError(f"{path}: {name}: '{key}' is not a tensor")
+    return groups
+
+
+def _take_copies(groups: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """Take the tables that PEFT stores with some adapters out of their tensors."""
+    tables = (EMBEDDING, HEAD)
+    found = [(name, key) for name in groups for key in tables if key in groups[name]]
+    return {(name, key): groups[name].pop(key) for name, key in found}
+
+
+def _made_adapters(
+    path: Path, groups: dict[str, Any], config: ModelConfig, lora: LoraConfig
+) -> tuple[dict[str, Params], tuple[str, ...], str]:
+    """Return trees by role, the layers covered, and the type that all are stored in."""
     if not groups:
         raise ClaraError(f"{path}: holds no adapter")
     layers = covered_layers(config, (key for group in groups.values() for key in group))

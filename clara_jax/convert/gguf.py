@@ -8,11 +8,12 @@ and ``llama-vocab.cpp`` (pre-tokenizers; the patterns are those of the models' o
 ``tokenizer.json`` files).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, Keys, TokenType
 from gguf.quants import dequantize
 from tokenizers import (
     AddedToken,
@@ -25,6 +26,7 @@ from tokenizers import (
     processors,
 )
 
+from clara_jax.commands import note
 from clara_jax.config import ModelConfig, RopeConfig
 from clara_jax.convert.hf_config import Fields, filled
 from clara_jax.convert.names import TensorName, gguf_tensors
@@ -35,24 +37,45 @@ from clara_jax.shapes import Params
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 _PERMUTED = ("llama", "mistral")
+_OTHER = "take a file of another quantization, such as Q8_0 or Q4_K_M"
 _ROPE_TENSORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 
 
+def _opened(path: Path) -> tuple[list[Any], dict[str, Any]]:
+    """Return the tensors and the metadata of one file."""
+    if not path.is_file():
+        raise ClaraError(f"{path}: there is no such file")
+    try:
+        reader = GGUFReader(path)
+        values = {key: field.contents() for key, field in reader.fields.items()}
+        return list(reader.tensors), values
+    except Exception as error:
+        why = first_line(error)
+        text = f"is truncated or not a GGUF file ({why}); fetch it again"
+        if kind := re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", why):
+            text = f"has a tensor of the unknown type {kind[1]}; {_OTHER}"
+        raise ClaraError(f"{path}: {text}") from error
+
+
 class GgufFile:
-    """One opened file; a missing, damaged or unsupported one is refused."""
+    """One opened file; a missing, damaged or unsupported one is refused.
+
+    Of a model in several files, such as ``x-00001-of-00002.gguf``, `path` is the first.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        if not path.is_file():
-            raise self._error("there is no such file")
-        try:
-            reader = GGUFReader(path)
-            values = {key: field.contents() for key, field in reader.fields.items()}
-        except Exception as error:
+        tensors, values = _opened(path)
+        others = self._other_parts(values)
+        for other in others:
+            tensors += _opened(other)[0]
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        count = values.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
+        if others and count not in (None, len(self._tensors)):
             raise self._error(
-                f"is truncated or not a GGUF file ({first_line(error)}); fetch it again"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+                f"its {len(others) + 1} parts hold {len(self._tensors)} tensors "
+                f"instead of {count}; fetch all of them again"
+            )
         self._fields = Fields(values, f"{path}: metadata")
         kind = self._architecture = self._fields.get("general.architecture", str)
         if kind not in ARCHITECTURES:
@@ -61,6 +84,34 @@ class GgufFile:
 
     def _error(self, text: str) -> ClaraError:
         return ClaraError(f"{self.path}: {text}")
+
+    def _other_parts(self, values: dict[str, Any]) -> list[Path]:
+        """Return the further files of a model that is split into several."""
+        count = values.get(Keys.Split.LLM_KV_SPLIT_COUNT) or 1
+        if count == 1:
+            return []
+        end = f"-of-{count:05}.gguf"
+        start = self.path.name.removesuffix(end)[:-6]
+        first, *others = (
+            self.path.with_name(f"{start}-{i + 1:05}{end}") for i in range(count)
+        )
+        number = values.get(Keys.Split.LLM_KV_SPLIT_NO) or 0
+        if self.path.name != f"{start}-{number + 1:05}{end}":
+            raise self._error(
+                f"is part {number + 1} of {count}, but is not called so; the name must "
+                f"end in -{number + 1:05}{end}"
+            )
+        if number:
+            raise self._error(
+                f"is part {number + 1} of {count}; give the first, {first}"
+            )
+        for path in others:
+            if not path.is_file():
+                raise self._error(
+                    f"is the first of {count} parts, of which {path.name} is missing; "
+                    "fetch it, too"
+                )
+        return others
 
     @property
     def name(self) -> str:
@@ -116,6 +167,8 @@ class GgufFile:
         tensors = gguf_tensors(config)
         names = [n for n in self._tensors if n.split(".")[0] not in _ROPE_TENSORS]
         check_tensors(tensors, {n: self._shape(n) for n in names}, self.path)
+        for name in {self._tensor(n).tensor_type: n for n in names}.values():
+            self._dequantized(name, slice(1))  # before much is read
         heads = {"query": config.num_heads, "key": config.num_kv_heads}
 
         def read(tensor: TensorName) -> np.ndarray:
@@ -163,15 +216,17 @@ class GgufFile:
         return tuple(int(n) for n in reversed(self._tensor(name).shape))
 
     def _read(self, name: str) -> np.ndarray:
+        return self._dequantized(name, slice(None)).reshape(self._shape(name))
+
+    def _dequantized(self, name: str, rows: slice) -> np.ndarray:
         tensor = self._tensor(name)
         try:
-            array = dequantize(tensor.data, tensor.tensor_type)
+            return dequantize(tensor.data[rows], tensor.tensor_type)
         except NotImplementedError as error:
             kind = tensor.tensor_type.name
             raise self._error(
-                f"tensor '{name}' has type {kind}, which cannot be dequantized"
+                f"tensor '{name}' has type {kind}, which cannot be read; {_OTHER}"
             ) from error
-        return array.reshape(self._shape(name))
 
     def _divisors(self, name: str) -> tuple[float, ...]:
         return tuple(self._read(f"{name}.weight").ravel().tolist())
@@ -322,6 +377,11 @@ def _byte_level(fields: Fields, tokens: list[str], pre: str) -> Tokenizer:
     if pre not in _PATTERNS:
         known = ", ".join(sorted(_PATTERNS))
         raise fields.error(f"pre-tokenizer '{pre}' is not known; known are {known}")
+    if pre == "default":
+        note(
+            f"{fields.where}: names no pre-tokenizer; texts are cut as llama.cpp does "
+            "by default, which may not be as the model was trained"
+        )
     merges = [tuple(m.split(" ", 1)) for m in fields.required("tokenizer.ggml.merges")]
     for merge in merges:
         if len(merge) != 2 or not all(merge):

@@ -22,6 +22,7 @@ from clara_jax.convert.tensors import (
     Outgoing,
     Placement,
     SafetensorsFile,
+    alike,
     build_tree,
     check_tensors,
     extract,
@@ -32,6 +33,8 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
 from clara_jax.text.prompts import marker_names
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
@@ -54,11 +57,14 @@ def read_hf_params(
         a wrong shape.
     """
     files: dict[str, SafetensorsFile] = {}
+    heads = []
     for path in _weight_files(folder):
         file = SafetensorsFile(path)
         for name in file.shapes:
-            tied_head = name == "lm_head.weight" and config.tied
-            if tied_head or name.endswith(".rotary_emb.inv_freq"):
+            if name.endswith(".rotary_emb.inv_freq"):  # follows from the config
+                continue
+            if name == HEAD and config.tied:
+                heads.append(file)
                 continue
             if name in files:
                 raise ClaraError(
@@ -69,6 +75,12 @@ def read_hf_params(
     shapes = {name: file.shapes[name] for name, file in files.items()}
     paths = {name: file.path for name, file in files.items()}
     check_tensors(tensors, shapes, folder, paths)
+    for file in heads:
+        if not alike(file.tensor(HEAD), files[EMBEDDING].tensor(EMBEDDING)):
+            raise ClaraError(
+                f"{file.path}: tensor '{HEAD}' is not the embedding, though the "
+                "config.json ties the two; set its tie_word_embeddings to false"
+            )
 
     def read(tensor: TensorName) -> Any:
         return files[tensor.name].tensor(tensor.name)

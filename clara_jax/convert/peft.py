@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clara_jax.checkpoint import replace_folder
 from clara_jax.clara import ROLES
 from clara_jax.commands import note
@@ -43,6 +41,7 @@ from clara_jax.convert.names import (
 )
 from clara_jax.convert.tensors import (
     SafetensorsFile,
+    alike,
     outgoing,
     stacked,
     write_safetensors,
@@ -60,7 +59,6 @@ FILES = (SETTINGS, SPECIAL)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _PREFIX = "base_model.model."
-_ROWS = 4096  # of a table, compared at a time
 
 _TEXT = Path(__file__).with_name("peft_readme.md").read_text(encoding="utf-8")
 
@@ -270,28 +268,18 @@ def _check_copy(where: str, copy: Any, n: int, base: Any, special: Any) -> None:
             f"{where} has shape {shape}, but a copy of the base's table has [{n} or "
             f"more, {width}]; give the base that it was trained on with --base"
         )
-    for start in range(0, n, _ROWS):
-        rows = slice(start, min(start + _ROWS, n))
-        if not _same(copy[rows], base[rows]):
-            raise ClaraError(
-                f"{where} is not the base's table: it was trained, which a CLaRa model "
-                "has no place for, or the base is another; give the right one with "
-                "--base, or train without modules_to_save"
-            )
+    if not alike(copy[:n], base[:n]):
+        raise ClaraError(
+            f"{where} is not the base's table: it was trained, which a CLaRa model has "
+            "no place for, or the base is another; give the right one with --base, or "
+            "train without modules_to_save"
+        )
     end = min(shape[0], n + len(special))
     if end == n:
         return
     rows = copy[n:end]
-    if not _same(rows, special[: end - n]) and not _same(rows, base[n:end]):
+    if not alike(rows, special[: end - n]) and not alike(rows, base[n:end]):
         raise ClaraError(
             f"{where} has other rows from {n} on than {SPECIAL}; put the right ones "
             "into that file, and take the tensor out of this"
         )
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether arrays are equal in the narrower one's type."""
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and (
-        np.array_equal(a, b.astype(a.dtype)) or np.array_equal(a.astype(b.dtype), b)
-    )

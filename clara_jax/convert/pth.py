@@ -15,7 +15,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,11 +55,11 @@ _MAX_DIMENSIONS = 8
 _ALIGNMENT = 64
 
 
-def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict:
+def read_pth(path: Path) -> dict:
     """Read the dict that ``torch.save`` (1.6 or later) wrote.
 
-    Tensors become read-only arrays, if `keep` says so of their keys. Anything but
-    tensors and plain containers is refused.
+    Tensors become read-only arrays. Anything but tensors and plain containers is
+    refused.
 
     Raises:
       ClaraError: it is missing, truncated, compressed, in the old form, or refused.
@@ -70,7 +70,7 @@ def read_pth(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict
             order = f"{folder}byteorder"
             if order in sizes and archive.read(order) != b"little":
                 raise ClaraError(f"{path}: is big-endian; save it again")
-            return _Reader(archive, folder, sizes, keep).arrays()
+            return _Reader(archive, folder, sizes).arrays()
     except _Refused as error:
         raise ClaraError(f"{path}: {error}; the file is refused") from error
     except OSError as error:
@@ -161,18 +161,17 @@ class _Reader(_Unpickler):
         archive: zipfile.ZipFile,
         folder: str,
         sizes: Mapping[str, int],
-        keep: Callable[[str], bool],
     ):
         program = archive.read(f"{folder}data.pkl")
         super().__init__(io.BytesIO(program))
         self._archive, self._folder = archive, f"{folder}data/"
-        self._sizes, self._keep = sizes, keep
+        self._sizes = sizes
         self._storages: dict[str, bytes] = {}
         # It can refer to one object many times.
         self._size = self._visits = len(program)
 
     def arrays(self) -> dict:
-        """Return what the pickle holds, with arrays for the tensors that are kept."""
+        """Return what the pickle holds, with arrays for the tensors."""
         try:
             described = self.load()
         except _Refused:
@@ -237,8 +236,7 @@ class _Reader(_Unpickler):
         for key, value in group.items():
             self._visits -= 1
             if type(value) is _Tensor:
-                if self._keep(str(key)):
-                    result[key] = self._array(value)
+                result[key] = self._array(value)
             elif type(value) is dict and depth and self._visits > 0:
                 result[key] = self._group(value, depth - 1)
             elif value is None or type(value) in (str, int, float, bool):

@@ -32,6 +32,9 @@ SHARD_BYTES = 5 * 10**9
 _ROWS = 256
 """Copied at a time, which transposes twice as fast as in one go."""
 
+_PART = 4096
+"""Rows of a table that are compared at a time."""
+
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -63,6 +66,24 @@ def check_tensors(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ClaraError(f"{where}: tensor '{missing[0]}'{more} is missing")
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Return whether two tables ``[rows, columns]`` are equal in the narrower type.
+
+    They are arrays, or what gives arrays for slices of it; a part of each is read.
+    """
+    shapes = [tuple(getattr(x, "shape", None) or x.get_shape()) for x in (a, b)]
+    if shapes[0] != shapes[1]:
+        return False
+    for start in range(0, shapes[0][0], _PART):
+        rows = slice(start, min(start + _PART, shapes[0][0]))
+        x, y = np.asarray(a[rows]), np.asarray(b[rows])
+        if not (
+            np.array_equal(x, y.astype(x.dtype)) or np.array_equal(x.astype(y.dtype), y)
+        ):
+            return False
+    return True
 
 
 def build_tree(

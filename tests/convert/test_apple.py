@@ -171,15 +171,36 @@ def test_where_the_base_is_looked_for(tmp_path, llama, monkeypatch):
         load_model(tmp_path / "moved", form="apple")
 
 
-def test_trained_text_rows_replace_the_bases(tmp_path, llama):
+def test_trained_text_rows_replace_the_bases(tmp_path, llama, capsys):
     n = len(llama.tokenizer)
     rows = np.array(llama.params["embed"]["embedding"][: n + 5])
     rows[7] *= 1.25
     changed = {"model.embed_tokens.weight": torch.tensor(rows)}
     _write(tmp_path / "stage", llama, ["encoder_adapter"], layers=changed)
     table = load_model(tmp_path / "stage").params["embed"]["embedding"]
+    said = capsys.readouterr().err
+    assert said.startswith("note: ") and f"in 1 of {n} tokens; theirs are taken" in said
     np.testing.assert_array_equal(table[:n], rows[:n])
     np.testing.assert_array_equal(table[n:], llama.params["embed"]["embedding"][n:])
+
+
+def test_tables_beside_the_adapters_must_be_copies(tmp_path, base):
+    _, tables = _write(tmp_path / "stage", base, ["encoder_adapter"])
+    path = tmp_path / "stage" / "adapters.pth"
+    head = tables.get("lm_head.weight", tables["model.embed_tokens.weight"])
+    copies = {**tables, "lm_head.weight": head}
+    lora = _adapter(base.config, LoraConfig(rank=3), 0)
+
+    def read(copies):
+        torch.save({"encoder_adapter": lora | copies}, path)
+        return load_model(tmp_path / "stage")
+
+    for dtype in (torch.float32, torch.bfloat16):
+        read({name: table.to(dtype) for name, table in copies.items()})
+    for name, table in copies.items():
+        for other in (table * 1.1, table[1:]):
+            with pytest.raises(ClaraError, match=f"encoder_adapter: '{name}' is not"):
+                read({**copies, name: other})
 
 
 def test_subset_of_layers(tmp_path, llama):

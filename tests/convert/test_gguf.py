@@ -46,9 +46,11 @@ def _blocks(shape, kind, rng):
     return raw.reshape(*shape[:-1], -1)
 
 
-def _write(path, config, arch, kind=Kind.F32, *, change=None, extra=(), skip=()):
+def _write(
+    path, config, arch, kind=Kind.F32, *, change=None, extra=(), skip=(), split=0
+):
     """Write a file with random weights; returns what they dequantize to."""
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     numbers = {
         "block_count": config.num_layers,
         "context_length": 64,
@@ -244,6 +246,48 @@ def test_damaged_files(tmp_path):
         GgufFile(tmp_path / "none.gguf")
 
 
+def test_a_model_in_several_files(tmp_path):
+    config = _config("Qwen2")
+    expected = _write(tmp_path / "model.gguf", config, "qwen2", split=12)
+    first, second, third = sorted(tmp_path.glob("model-*-of-00003.gguf"))
+    model = load_model(first)
+    for tensor in gguf_tensors(config):
+        array = extract(model.params, tensor)
+        np.testing.assert_array_equal(array, expected[tensor.name])
+
+    def fails(pattern, path=first):
+        with pytest.raises(ClaraError, match=pattern) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value)
+
+    fails(f"is part 2 of 3; give the first, {first}$", second)
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    fails("is part 1 of 3, but is not called so; .* end in -00001-of-00003", renamed)
+    renamed.rename(first)
+    data = third.read_bytes()
+    third.write_bytes(data[:-4])
+    fails(f"{third}: is truncated")
+    third.write_bytes(second.read_bytes())
+    fails("its 3 parts hold 24 tensors instead of 2[0-9]; fetch all")
+    third.unlink()
+    fails(f"is the first of 3 parts, of which {third.name} is missing; fetch it, too")
+
+
+def test_types_that_cannot_be_read(tmp_path):
+    path, config = tmp_path / "model.gguf", _config("Qwen2")
+    whole = [("blk.1.attn_q.bias", np.zeros(WIDTH, np.int32))]
+    _write(path, config, "qwen2", extra=whole, skip=("blk.1.attn_q.bias",))
+    with pytest.raises(ClaraError, match="has type I32, which cannot be read; take a"):
+        load_model(path)
+    _write(path, config, "qwen2", Kind.Q8_0)
+    data = path.read_bytes()
+    place = data.index(b"blk.0.ffn_down.weight") + 21 + 4 + 2 * 8
+    assert data[place] == Kind.Q8_0
+    path.write_bytes(data[:place] + b"\xfa" + data[place + 1 :])
+    with pytest.raises(ClaraError, match="of the unknown type 250; take a file of"):
+        load_model(path)
+
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. It's 1234567 times faster!",
     "  Leading spaces,\ttabs\n\nand   new lines... and don't forget CamelCaseWords",
@@ -330,11 +374,13 @@ def test_byte_level_ids(name):
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "gpt-4o", "tekken", "default", "mpt"])
-def test_other_splits_round_trip(name):
+def test_other_splits_round_trip(name, capsys):
     original = _byte_level(SPLITS["gpt-2"])
     rebuilt = _build(_metadata(original, **{"ggml.pre": name}))
     for text in TEXTS:
         assert rebuilt.decode(_ids(rebuilt, text)) == text
+    said = capsys.readouterr().err
+    assert ("names no pre-tokenizer" in said) == (name == "default")
     split = rebuilt.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a12345 CamelCase")
     pieces = [piece for piece, _ in split]
     if name == "llama-bpe":

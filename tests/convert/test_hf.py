@@ -101,6 +101,11 @@ def test_ignored_tensors(tmp_path, llama_values, tensor_maker, hf_writer):
     }
     hf_writer(tmp_path, values, tensors | extra)
     assert "head" not in load_model(tmp_path).params
+    extra["lm_head.weight"] = extra["lm_head.weight"] * 1.1
+    hf_writer(tmp_path, values, tensors | extra)
+    _fails(tmp_path, "'lm_head.weight' is not the embedding, .* tie_word_embeddings to")
+    hf_writer(tmp_path, {**values, "tie_word_embeddings": False}, tensors | extra)
+    assert "head" in load_model(tmp_path).params
 
 
 def test_truncated_file(tmp_path, llama_values, hf_writer):
