@@ -38,7 +38,10 @@ READERS = {
         "a checkpoint's folder or hub name, as apple/CLaRa-7B-E2E",
         "a checkpoint of the original CLaRa",
     ),
-    "peft": ("a folder that to-peft wrote", "PEFT adapters and special rows"),
+    "peft": (
+        "a folder that to-peft wrote, or its hub name",
+        "PEFT adapters and special rows",
+    ),
 }
 """Forms that become a model folder: what the source is, and what it holds."""
 
@@ -81,8 +84,9 @@ def parser() -> argparse.ArgumentParser:
     for form, (text, dtype, more) in WRITERS.items():
         description = f"Write {text}. {more}"
         sub = forms.add_parser(form, help=f"write {text}", description=description)
-        source = "a CLaRa model: model folder, run folder or original checkpoint"
+        source = "a CLaRa model: model folder, run folder, original checkpoint or name"
         _add_options(sub, source, f"type of the tensors (default: {dtype})")
+        add_rate(sub)
         if form != "to-apple":
             text = "whose adapter" + " (default: all)" * (form == "to-peft")
             sub.add_argument("--role", choices=ROLES, default="", help=text)
@@ -122,7 +126,7 @@ def _convert(options: argparse.Namespace) -> None:
         model = load_model(options.source, dtype, base=base, rate=rate, form=form)
     else:
         # Cast on the way out: merging wants what the source has.
-        model = load_model(options.source, base=options.base)
+        model = load_model(options.source, base=options.base, rate=options.rate)
     print(f"writing {destination} ...", file=sys.stderr)
     if form == "to-apple":
         write_apple_checkpoint(destination, model, dtype, options.base_name)

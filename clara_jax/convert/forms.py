@@ -57,8 +57,13 @@ def inner_folder_of(name: str, files: Sequence[str], rate: int) -> str:
     folders = [folder for folder, _, last in inner if last == ADAPTERS]
     if is_base(files):
         return ""
-    rates = {f: _RATE.fullmatch(f) for f in folders}
-    return chosen(name, {f: int(r[1]) if r else 0 for f, r in rates.items()}, rate)
+    return chosen(name, {folder: named_rate(folder) for folder in folders}, rate)
+
+
+def named_rate(folder: str) -> int:
+    """Return the rate in the name of a folder such as ``compression-16``, else 0."""
+    found = _RATE.fullmatch(folder)
+    return int(found[1]) if found else 0
 
 
 def is_base(files: Iterable[str]) -> bool:

@@ -21,7 +21,14 @@ import huggingface_hub
 
 from clara_jax.config import ModelConfig
 from clara_jax.convert.apple import apple_base, read_apple_checkpoint
-from clara_jax.convert.forms import FILES, Form, check_rate, form_of, inner_folder
+from clara_jax.convert.forms import (
+    FILES,
+    Form,
+    check_rate,
+    form_of,
+    inner_folder,
+    named_rate,
+)
 from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.hf import read_eos_ids, read_hf_config, read_hf_params
 from clara_jax.convert.hub import MissingModelError, fetch_model, hub_name
@@ -224,7 +231,10 @@ def _fetch(source: str | os.PathLike, rate: int) -> Path:
     if not name or name == ".":
         raise ClaraError("the model's name is empty; give a folder or a hub name")
     if path.exists() or name.count("/") > 1 or name[0] in "./~" or name[-1] == "/":
-        raise MissingModelError(f"{name}: there is no such folder")
+        model, _, folder = name.rpartition("/")
+        such = named_rate(folder) if model.count("/") == 1 else 0
+        hint = f"; on the hub it is {model} with --rate {such}" if such else ""
+        raise MissingModelError(f"{name}: there is no such folder{hint}")
     package, remedy = PACKAGES.get(name), ""
     if package:
         cached = [huggingface_hub.try_to_load_from_cache(name, f) for f in _NEEDED]

@@ -27,7 +27,7 @@ from clara_jax.checkpoint import (
     replace_folder,
     write_tree,
 )
-from clara_jax.clara import weights_distance, weights_sample
+from clara_jax.clara import ROLES, weights_distance, weights_sample
 from clara_jax.commands import note
 from clara_jax.config import (
     LoraConfig,
@@ -369,6 +369,13 @@ def read_model_folder(
         if not config.tied:
             want["rows"]["head"] = (memory.num_special, width)
         usual = jax.tree.map(np.shape, shapes.get("lora"))
+        known = {*ROLES, *want}
+        for name in sorted({*adapters} - known) + sorted({*want} - {*adapters}):
+            what = "is not expected" if name in adapters else "is missing"
+            raise ClaraError(
+                f"{folder / 'adapters'}: {name} {what}; there must be memory, rows and "
+                f"some of {', '.join(ROLES)}"
+            )
         for name, tree in adapters.items():
             if jax.tree.map(np.shape, tree) != want.get(name, usual):
                 raise ClaraError(

@@ -14,6 +14,7 @@ from toy_folder import write_toy
 
 import clara_jax
 from clara_jax.answer.__main__ import main as answer
+from clara_jax.compress.__main__ import main as compress
 from clara_jax.convert import load_model, write_apple_checkpoint, write_peft_folder
 from clara_jax.convert.__main__ import main as convert
 from clara_jax.convert.hub import hub_name
@@ -92,8 +93,21 @@ def test_only_the_rate_asked_for_is_fetched(hub, tmp_path, capsys):
     assert [p.name for p in (hub.cache / NAME).iterdir()] == ["compression-8"]
     model = load_model(out)
     assert model.clara is not None and model.clara.memory.compression_rate == 8
+    given = [NAME, str(tmp_path / "peft"), "--rate", "4", "--base", BASE]
+    assert convert(["to-peft", *given]) == 0
+    assert load_model(tmp_path / "peft", base=BASE, rate=4).clara is not None
     clara = clara_jax.load(NAME, rate=4, base=BASE)
     assert clara.memory.compression_rate == 4
+
+
+def test_a_store_knows_the_rate(hub, tmp_path, capsys):
+    Path("a.txt").write_text("Ada was born in Corin.")
+    made = ["--model", NAME, "--rate", "8", "--base", BASE, "--corpus", "a.txt"]
+    assert compress([*made, "--store", "store"]) == 0, capsys.readouterr().err
+    few = ["--max-new-tokens", "2", "Who?"]
+    assert answer(["--store", "store", *few]) == 0, capsys.readouterr().err
+    assert {name for name, _ in hub.asked} == {NAME, BASE}
+    assert not (hub.cache / NAME / "compression-4").exists()
 
 
 @pytest.mark.parametrize("here", [False, True], ids=["hub", "folder"])
@@ -109,6 +123,8 @@ def test_rates_are_named(hub, capsys, here):
     given = ["--model", name, "--rate", "16", "--documents", "a.txt", "Who?"]
     assert answer(given) == 1
     assert "no model of rate 16, but of 4, 8; choose one" in capsys.readouterr().err
+    with pytest.raises(ClaraError, match=f"on the hub it is {NAME} with --rate 16"):
+        load_model(f"{NAME}/compression-16")
     assert hub.asked == []
 
 

@@ -156,6 +156,19 @@ def test_settings_that_do_not_fit_the_arrays(tmp_path, clara, field, value, mess
         load_model(tmp_path / "run")
 
 
+def test_adapters_that_are_too_many_or_too_few(tmp_path, clara):
+    less = {k: v for k, v in clara.adapters.items() if k != "memory"}
+    more = {**clara.adapters, "judge": clara.adapters["compressor"]}
+    for name, adapters, why in (
+        ("more", more, "judge is not expected; there must be memory, rows and some of"),
+        ("less", less, "memory is missing"),
+    ):
+        model = dataclasses.replace(clara, adapters=adapters)
+        write_model_folder(tmp_path / name, model)
+        with pytest.raises(ClaraError, match=f"{name}/adapters: {why}"):
+            load_model(tmp_path / name)
+
+
 def test_update_of_a_run_folder(tmp_path, base, clara):
     run = tmp_path / "run"
     run.mkdir()
