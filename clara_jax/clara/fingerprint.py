@@ -94,8 +94,8 @@ def weights_distance(before: Mapping[str, str], now: Mapping[str, str]) -> float
 
     Returns:
       The norm of the difference over that of the weights before, of the array where
-      this is largest: 0 if there are no differences but by rounding, some hundredths
-      for weights in 8 to 4 bits, more than 1 for another model.
+      this is largest: 0 if there are no differences but by rounding, below 0.2 for the
+      same weights in 4 bits, more than 1 for another model.
 
     Raises:
       ValueError: a sample is damaged.
