@@ -312,9 +312,10 @@ def check_base(path: Path, clara: ClaraSettings, base: ModelFolder) -> None:
     except (ValueError, TypeError) as error:
         raise ClaraError(f"{path}: field 'frozen' is damaged; take it out") from error
     if distance > FAR:
+        named = f" ({clara.backbone})" if clara.backbone != "backbone" else ""
         raise ClaraError(
-            f"{path}: was trained on another base of this shape, whose weights differ "
-            f"by {distance:.0%}; give the right one with --base"
+            f"{path}: was trained on another base of this shape{named}, whose weights "
+            "are not those of the one found; give the right one with --base"
         )
     if distance:
         note(

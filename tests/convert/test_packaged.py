@@ -45,6 +45,7 @@ def _write_gguf(path, config):
     writer.add_rope_freq_base(10000.0)
     writer.add_name("what the file says")
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(["t", "1", *(f"t{i}" for i in range(1, VOCAB - 1))])
     writer.add_token_merges(["t 1"])
     writer.add_eos_token_id(2)
