@@ -92,6 +92,7 @@ def _missing(name: str, error: Exception, remedy: str) -> MissingModelError:
         why = f"cannot be reached ({type(error).__name__})"
         if isinstance(error, errors.OfflineModeIsEnabled):
             why = "is switched off (HF_HUB_OFFLINE)"
+            remedy = remedy or _ELSEWHERE.replace("check the network", "unset this")
         elif status is not None:
             why = f"answers with status {status}"
         remedy = remedy or _ELSEWHERE

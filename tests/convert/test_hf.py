@@ -160,7 +160,7 @@ def test_missing_files(tmp_path, llama_values, hf_writer):
 
 def test_neither_folder_nor_hub_name(tmp_path):
     _fails(tmp_path / "nothing", "there is no such folder")
-    _fails("nobody/no-such-model", "hub is switched off .*; check the network")
+    _fails("nobody/no-such-model", "hub is switched off .*; unset this, or download")
 
 
 LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}

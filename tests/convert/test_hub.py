@@ -209,7 +209,7 @@ def _response(kind, status):
         (_response(errors.RepositoryNotFoundError, 401), "if it is private, log in wi"),
         (_response(errors.HfHubHTTPError, 503), "answers with status 503; check the n"),
         (httpx2.ConnectError("no"), r"cannot be reached .ConnectError.; check the net"),
-        (errors.OfflineModeIsEnabled("x"), "is switched off .HF_HUB_OFFLINE.; check"),
+        (errors.OfflineModeIsEnabled("x"), "is switched off .HF_HUB_OFFLINE.; unset"),
         (errors.HFValidationError("x"), "no names like this; give a folder, or a hub"),
         (OSError(28, "No space"), "gave more than the disk holds; free space, or na"),
     ],
