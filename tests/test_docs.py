@@ -9,7 +9,7 @@ import pytest
 from toy_folder import write_toy
 from toy_store import toy_pieces, toy_settings, toy_vectors, write_store
 
-from clara_jax.data.records import FORMATS
+from clara_jax.data.formats import FORMATS
 from clara_jax.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent

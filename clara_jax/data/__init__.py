@@ -14,11 +14,12 @@ from clara_jax.data.examples import (
     check_records,
     pick,
 )
+from clara_jax.data.hub import is_hub
 from clara_jax.data.mix import is_mixed, mix
 from clara_jax.data.questions import read_questions
 from clara_jax.data.reading import Reading, add_reading_options, reading_of
 from clara_jax.data.recipe import read_recipe
-from clara_jax.data.records import Record
+from clara_jax.data.records import Record, each, require_documents
 from clara_jax.data.sources import Records, open_records, write_tfds
 from clara_jax.documents import Document
 
@@ -38,7 +39,9 @@ __all__ = [
     "UniqueDocuments",
     "add_reading_options",
     "check_records",
+    "each",
     "find_files",
+    "is_hub",
     "is_mixed",
     "make_batches",
     "mix",
@@ -48,6 +51,7 @@ __all__ = [
     "read_questions",
     "read_recipe",
     "reading_of",
+    "require_documents",
     "split_documents",
     "write_tfds",
 ]

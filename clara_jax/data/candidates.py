@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clara_jax.data.document_corpus import Corpus
-from clara_jax.data.records import Record, clara_fields
+from clara_jax.data.records import Record, clara_fields, each
 from clara_jax.data.sources import Records
 from clara_jax.data.work import Progress, Work, checksums, open_work, silent
 from clara_jax.documents import text_digest
@@ -128,11 +128,12 @@ def find_candidates(
     settings = {
         "count": count,
         "oracle": oracle,
-        "records": checksums(records.paths, progress)[0],
+        "records": _checksums(records.paths, progress),
         "corpus": corpus.digest,
     }
     asked: list[tuple[int, int, str]] = []  # a record, the place in it, the question
-    for i, record in enumerate(progress(records, desc="read questions", unit="rec")):
+    bar = {"desc": "read questions", "unit": "rec", "total": len(records)}
+    for i, record in enumerate(progress(each(records), **bar)):
         asked += [(i, j, question) for j, question in enumerate(record.questions)]
     if not asked:
         names = ", ".join(records.paths)
@@ -169,6 +170,12 @@ def find_candidates(
             os.replace(path, out)
     shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def _checksums(paths: Sequence[str], progress: Progress) -> list[str]:
+    """Checksums of records, each with its split."""
+    found = zip(checksums(paths, progress)[0], paths, strict=True)
+    return ["#".join((digest, *path.split("#")[1:])) for digest, path in found]
 
 
 def _fields(

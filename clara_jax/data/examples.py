@@ -1,6 +1,7 @@
 """A record becomes token rows: what the loss of a stage reads of it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from clara_jax.clara import IGNORE, ROLES
 from clara_jax.config import RunConfig
-from clara_jax.data.records import Record, RecordSource
+from clara_jax.data.records import Record, RecordSource, each, require_documents
 from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer, Prompt
 
@@ -179,6 +180,10 @@ class ExampleMaker:
                 "one; leave it to clara_jax.evaluate, which writes predictions"
             )
 
+    def require_documents(self, record: Record) -> None:
+        """Refuse a question without documents."""
+        require_documents(record)
+
     def pair(self, record: Record, draw: Draw | None) -> tuple[str, str]:
         """Draw one of a record's questions, and return it with its answer."""
         self.require_answer(record)
@@ -191,6 +196,7 @@ class ExampleMaker:
 
     def chosen(self, record: Record) -> tuple[str, ...]:
         """Return at most J documents: positives before others, in their order."""
+        self.require_documents(record)
         count, top_k = len(record.documents), self.config.selection.top_k
         if count <= top_k:
             return record.documents
@@ -231,6 +237,7 @@ class ExampleMaker:
             gold = tuple(record.documents[i] for i in record.positives)
             row = self.question(record, question)
             return Example(question=row, gold=gold, source=record.source)
+        self.require_documents(record)
         limit = self.config.data.candidates
         if limit and len(record.documents) > limit:
             raise ClaraError(
@@ -277,11 +284,12 @@ def check_records(
     At most `most` are read, evenly spread over the files.
 
     Raises:
-      ClaraError: the first bad record, with file and line.
+      ClaraError: the first bad records, with file and line.
     """
     step = max(1, -(-len(records) // most))
-    for i in range(0, len(records), step):
-        maker.stage.check_record(maker, records[i])
+    check = functools.partial(maker.stage.check_record, maker)
+    for _ in each(records, check, step):
+        pass
 
 
 def pick(draw: Draw | None, count: int) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clara_jax.data.hub import is_hub
 from clara_jax.data.mix_database import SCHEMA, split
 from clara_jax.data.mix_read import Reader, join_contained
 from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted
@@ -86,10 +87,13 @@ def mix(
         raise ClaraError(f"max_length must be 16 or more, not {max_length}")
     scratch = folder.with_name(f".{folder.name}.mix")
     start = Path(recipe.file).parent if data is None else Path(data)
-    paths = [[start / path for path in source.path] for source in recipe.source]
+    paths = [
+        [path if is_hub(path) else start / path for path in source.path]
+        for source in recipe.source
+    ]
     for source, files in zip(recipe.source, paths, strict=True):
         for path in files:
-            if not Path(str(path).partition("#")[0]).exists():
+            if not is_hub(path) and not Path(str(path).partition("#")[0]).exists():
                 raise ClaraError(
                     f"{recipe.file}: source '{source.name}': {path}: no such file or "
                     "folder; relative paths start at --data, else at the recipe"
@@ -136,6 +140,10 @@ def _identity(
     """Return all that the bytes of a mix depend on."""
     fields = dataclasses.asdict(recipe)
     del fields["file"]
+    for source in fields["source"]:
+        for name in ("fields", "encoding"):  # older mixes say nothing of them
+            if not source[name]:
+                del source[name]
     fields["source"] = {source.pop("name"): source for source in fields["source"]}
     settings = {
         "version": VERSION,

@@ -24,7 +24,7 @@ from clara_jax.data.near_duplicates import (
     shingles,
 )
 from clara_jax.data.recipe import Recipe, Source
-from clara_jax.data.records import Record
+from clara_jax.data.records import Record, require_documents
 from clara_jax.data.sources import Records, open_records
 from clara_jax.data.work import Work
 from clara_jax.text import ClaraTokenizer
@@ -49,7 +49,7 @@ class Reader:
     """
 
     recipe: Recipe
-    paths: Sequence[Sequence[Path]]
+    paths: Sequence[Sequence[str | Path]]
     tokenizer: ClaraTokenizer
     max_length: int
     work: Work
@@ -58,7 +58,8 @@ class Reader:
         """Read everything that is not read yet."""
         for number in range(self.work.note("sources") or 0, len(self.paths)):
             source = self.recipe.source[number]
-            records = open_records(self.paths[number], source.format)
+            how: Any = {"fields": source.fields, "encoding": source.encoding}
+            records = open_records(self.paths[number], source.format, **how)
             take = functools.partial(self._take, number, records)
             self.work.in_steps(f"read {source.name}", len(records), CHUNK, take, "rec")
             self.work.set_note("sources", number + 1)
@@ -77,6 +78,7 @@ class Reader:
             record = records[i]
             if limit and len(own) >= limit:
                 break
+            require_documents(record)
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
             # Documents without questions are a record each.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clara_jax.config.parsing import check_choices, not_negative, parse, require
-from clara_jax.data.records import FORMATS
+from clara_jax.data.formats import FORMATS, check_fields
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 
@@ -28,10 +28,10 @@ class Source:
 
     Attributes:
       name: letters, digits, ``.``, ``-`` and ``_``; held-out questions go by it.
-      path: files and TFDS folders.
+      path: files, folders and ``hf:`` names, see ``open_records``.
       licence: under which its texts may be used.
       origin: where they come from.
-      format: see ``open_records``.
+      format, fields, encoding: see ``open_records``.
       split: ``hash`` of the passage, or ``train`` or ``held_out`` for all of it.
       scp: weight of passages with their questions, and of paraphrases, in stage 1.
       instruct: weight of questions in stage 2.
@@ -48,6 +48,8 @@ class Source:
     licence: str
     origin: str = ""
     format: str = "auto"
+    fields: tuple[str, ...] = ()
+    encoding: str = ""
     split: Literal["hash", "train", "held_out"] = "hash"
     scp: float = 1.0
     instruct: float = 1.0
@@ -63,6 +65,7 @@ class Source:
         formats = ("auto", *FORMATS)
         wanted = f"is '{self.format}', but must be one of {', '.join(formats)}"
         require(self.format in formats, "format", wanted)
+        check_fields(self.fields)
         check_choices("", self)
         for name in (*STAGES, "reconstruct"):
             weight = getattr(self, name)

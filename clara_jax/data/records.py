@@ -1,10 +1,11 @@
-"""One record of any data set, and what makes one out of each published format."""
+"""One record of any data set, and how our own format is read and written."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from clara_jax.commands import note
+from clara_jax.data.fields import Fields, passage
 from clara_jax.documents import is_unicode
 from clara_jax.errors import ClaraError
 
@@ -13,12 +14,14 @@ CLARA_FIELDS = (
     "docs question answer answers data_type pos_index gold_answer id _id missing "
     "answerable"
 )
+_NEEDED = "docs data_type answer answers pos_index gold_answer"
+"""Fields whose loss would change what a record means."""
 NO_ANSWER = "noanswer"
 """What is to be answered where the documents hold no answer; HotpotQA's word."""
 UNANSWERABLE = (NO_ANSWER, "")
 """What counts as right then."""
-_LISTS = (list, tuple)
-_STRINGS = "a string or a list of strings"
+MOST_FAULTS = 20
+"""Bad records that one error names at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Record:
     """Documents with what is asked about them.
 
     Attributes:
-      documents: at least one; never blank.
+      documents: never blank. A question may have none, where they are to be found in a
+        corpus; `require_documents` refuses
+        it elsewhere.
       questions: as many as `answers`, or one question with several accepted answers;
         empty for kinds ``paraphrase`` and ``text``.
       answers: targets; of a paraphrase, the text to give back. Empty, as `gold` then
@@ -39,6 +44,7 @@ class Record:
       answerable: whether the documents hold an answer. If not, `NO_ANSWER` is the
         target and counts as right, as does to say nothing, whatever else is given.
       id: the question's name in its data set, for files of a leaderboard.
+      left_out: number of blank documents that its file has and `documents` has not.
     """
 
     documents: tuple[str, ...]
@@ -51,6 +57,7 @@ class Record:
     missing: int = 0
     answerable: bool = True
     id: str = ""
+    left_out: int = dataclasses.field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "qa" and not self.answerable:
@@ -62,7 +69,7 @@ class Record:
 
     def _fault(self) -> str:
         count, questions = len(self.documents), len(self.questions)
-        if not count:
+        if not count and self.kind != "qa":
             return "has no documents"
         for i, text in enumerate(self.documents):
             if not text.strip():
@@ -82,8 +89,7 @@ class Record:
             return f"has {questions} questions, but {len(self.answers)} answers"
         for i in self.positives:
             if not 0 <= i < count:
-                said = f"but there are only {count} documents (counted from 0)"
-                return f"positive document {i}, {said}"
+                return _outside(i, count)
         return ""
 
     def pair(self, index: int = 0) -> tuple[str, str, tuple[str, ...]]:
@@ -120,130 +126,143 @@ Reader = Callable[[Any, str], Record]
 """Makes a record of a format's values and the place (``file:line``) of them."""
 
 
-def passage(title: str, text: str) -> str:
-    """Join title and text of a passage to one document: title, newline, text."""
-    title, text = title.strip(), text.strip()
-    return f"{title}\n{text}" if title and text else title or text
-
-
-class _Fields:
-    """The fields of one record, each checked as it is taken."""
-
-    def __init__(self, values: Any, source: str, known: Sequence[str] = ()):
-        if not isinstance(values, Mapping):
-            raise ClaraError(f"{source}: is {_kind(values)}, but must be an object")
-        self.values, self.source = values, source
-        for name in values if known else ():
-            if name not in known:
-                hint = f"known are {', '.join(known)}"
-                if near := difflib.get_close_matches(str(name), known, 1):
-                    hint = f"did you mean '{near[0]}'"
-                raise ClaraError(f"{source}: unknown field '{name}'; {hint}")
-
-    def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
-
-    def get(self, name: str, kind: Any, wanted: str, default: Any = None) -> Any:
-        """Return a value of a kind, or the default where there is none."""
-        value = self.values[name] if name in self else default
-        if value is None:
-            raise ClaraError(f"{self.source}: field '{name}' is missing")
-        if not isinstance(value, kind):
-            raise self.wrong(name, wanted)
-        return value
-
-    def wrong(self, name: str, wanted: str) -> ClaraError:
-        got = _kind(self.values[name])
-        return ClaraError(f"{self.source}: field '{name}' is {got}, not {wanted}")
-
-    def text(self, name: str, default: str | None = None) -> str:
-        return self.get(name, str, "a string", default)
-
-    def several(
-        self, name: str, default: Any = None, kind: type = str, wanted: str = _STRINGS
-    ) -> tuple[Any, ...]:
-        """One value of a kind, or a list of them."""
-        value = self.get(name, (kind, *_LISTS), wanted, default)
-        items = value if isinstance(value, _LISTS) else (value,)
-        for item in items:
-            if not isinstance(item, kind) or isinstance(item, bool):
-                raise self.wrong(name, wanted)
-        return tuple(items)
-
-    def name(self, *fields: str) -> str:
-        """Return the record's name, in the first of the fields that is there."""
-        for field in fields:
-            if field in self:
-                return str(self.get(field, (str, int), "a string or a number"))
-        return ""
-
-    def question(
-        self, documents: Sequence[str], positives: Sequence[int], **fields: Any
-    ) -> Record:
-        """Make a record of one question with its documents.
-
-        An answer that is absent, null or blank, as in test sets, is not known.
-
-        Args:
-          documents, positives: of the record.
-          **fields: other fields of `Record`; `gold` adds to the answer.
-        """
-        answer = self.text("answer", "")
-        known, aliases = bool(answer.strip()), fields.pop("gold", ())
-        return Record(
-            tuple(documents),
-            questions=(self.text("question"),),
-            answers=(answer,) * known,
-            positives=tuple(positives),
-            gold=(answer, *aliases) * known,
-            source=self.source,
-            id=self.name("_id", "id"),
-            **fields,
+def require_documents(record: Record) -> None:
+    """Refuse a record without documents, where some are needed."""
+    if not record.documents:
+        raise ClaraError(
+            f"{record.source}: has no documents; name their field with --fields "
+            "documents=NAME (in a config, data.fields), or find some with `python -m "
+            "clara_jax.data candidates --records FILE --corpus PATH --out FILE`"
         )
+
+
+def each(
+    records: RecordSource, check: Callable[[Record], None] | None = None, step: int = 1
+) -> Iterator[Record]:
+    """Yield records, every `step`-th of them, and note how much of them is left out.
+
+    Raises:
+      ClaraError: when the first bad record is reached, or one that `check` refuses;
+        names it and those that follow, `MOST_FAULTS` at most.
+    """
+
+    def read(index: int) -> Record:
+        record = records[index]
+        if check is not None:
+            check(record)
+        return record
+
+    blanks = touched = 0
+    places = range(0, len(records), step)
+    try:
+        for number, index in enumerate(places):
+            try:
+                record = read(index)
+            except ClaraError as error:
+                raise _all_faults(read, places[number + 1 :], error) from error
+            blanks, touched = blanks + record.left_out, touched + (record.left_out > 0)
+            yield record
+    finally:
+        if blanks:
+            note(f"{blanks} blank documents, of {touched} records, are left out")
+
+
+def _all_faults(
+    read: Callable[[int], Record], places: Sequence[int], error: ClaraError
+) -> ClaraError:
+    """The error of several bad records, of which the first is known; a line each."""
+    lines = [str(error)]
+    for index in places:
+        if len(lines) == MOST_FAULTS:
+            break
+        try:
+            read(index)
+        except ClaraError as other:
+            lines.append(str(other))
+    if len(lines) == 1:
+        return error
+    least = "at least " * (len(lines) == MOST_FAULTS)
+    return ClaraError("\n".join((f"{least}{len(lines)} records are bad", *lines)))
+
+
+def documents_of(
+    fields: Fields, texts: Sequence[str], positives: Sequence[int], missing: int = 0
+) -> dict[str, Any]:
+    """Return the fields of a `Record` that its documents give, without blank ones.
+
+    A blank document that is said to hold the answer is one that is missing.
+
+    Raises:
+      ClaraError: all are blank, or a positive is none of them.
+    """
+    kept = [i for i, text in enumerate(texts) if text.strip()]
+    if texts and not kept:
+        raise ClaraError(f"{fields.source}: document 0 is empty or blank")
+    for i in positives:
+        if not 0 <= i < len(texts):
+            raise ClaraError(f"{fields.source}: {_outside(i, len(texts))}")
+    places = {old: new for new, old in enumerate(kept)}
+    found = tuple(places[i] for i in positives if i in places)
+    return {
+        "documents": tuple(texts[i] for i in kept),
+        "positives": found,
+        "missing": missing + len(positives) - len(found),
+        "left_out": len(texts) - len(kept),
+        "source": fields.source,
+    }
+
+
+def _outside(index: int, count: int) -> str:
+    said = f"but there are only {count} documents (counted from 0)"
+    return f"positive document {index}, {said}"
 
 
 def read_clara(values: Any, source: str) -> Record:
     """Read the stage format of the CLaRa release.
 
-    Fields are ``docs`` (strings), ``question`` (a string or several), ``answer`` or
-    ``answers`` (likewise), and optionally ``data_type`` (one of `KINDS`, ``qa`` by
-    default), ``pos_index`` (indices into ``docs``), ``gold_answer`` (accepted answers,
-    when the target is a model's own), ``id``, ``missing``, ``answerable``. A question
-    without answers is one of a test set.
+    Fields are ``docs`` (texts, or objects with title and text), ``question`` (a string
+    or several), ``answer`` or ``answers`` (likewise), and optionally ``data_type`` (one
+    of `KINDS`, ``qa`` by default), ``pos_index`` (indices into ``docs``),
+    ``gold_answer`` (accepted answers, when the target is a model's own), ``id``,
+    ``missing``, ``answerable``. A question without answers is one of a test set. Other
+    fields are ignored, unless they are one
+    of these misspelt.
 
     Raises:
-      ClaraError: an unknown, missing or mistyped field, or contents that make no sense.
+      ClaraError: a misspelt, missing or mistyped field, or contents that make no sense.
     """
-    fields = _Fields(values, source, CLARA_FIELDS.split())
+    fields = Fields(values, source)
     kind = fields.text("data_type", "qa")
     if kind not in KINDS:
         raise ClaraError(
             f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
         )
-    documents = fields.several("docs")
+    needed = _NEEDED.split() + ["question"] * (kind == "qa")
+    fields.refuse_misspelt(needed, CLARA_FIELDS.split())
+    found = fields.passages("docs")
+    positives = fields.places("pos_index") or tuple(found.marked)
+    missing = fields.number("missing", 0)
+    given = documents_of(fields, found.texts, positives, missing)
     if kind == "text":
-        return Record(documents, kind=kind, source=source)
-    gold = fields.several("gold_answer", ())
+        return Record(kind=kind, **given)
+    gold = fields.answers("gold_answer")
     if "answer" in fields and "answers" in fields:
         raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
-    name = "answers" if "answers" in fields else "answer"
-    answers = fields.several(name, gold or (() if kind == "qa" else None))
-    if not answers and kind != "qa":
-        raise ClaraError(f"{source}: the list of answers is empty")
+    several = fields.first(("answer", "answers"))
     questions = fields.several("question") if kind == "qa" else ()
-    places = fields.several("pos_index", (), int, "a list of integers")
-    positives = tuple(dict.fromkeys(places))
+    answers = fields.several(several, gold or ())
+    if len(questions) < 2:
+        answers = tuple(text for text in answers if text.strip()) or gold
+    if not answers and kind != "qa":
+        raise ClaraError(f"{source}: field '{several}' is missing or empty")
     return Record(
-        documents,
-        questions,
-        answers,
-        kind,
-        positives,
-        gold or answers,
-        source,
-        missing=fields.get("missing", int, "a number", 0),
-        answerable=fields.get("answerable", bool, "true or false", True),
+        questions=questions,
+        answers=answers,
+        kind=kind,
+        gold=gold or answers,
+        answerable=fields.flag("answerable", True),
         id=fields.name("id", "_id"),
+        **given,
     )
 
 
@@ -274,91 +293,9 @@ def clara_fields(
     return fields | {name: value for name, value in known.items() if value}
 
 
-def read_hotpotqa(values: Any, source: str) -> Record:
-    """Read HotpotQA or 2WikiMultihopQA as published.
-
-    Fields are ``_id``, ``question``, ``answer``, ``context`` as [title, [sentence]]
-    pairs, and ``supporting_facts`` as [title, sentence index] pairs; others are
-    ignored. Test sets have no answers and no supporting facts.
-    """
-    fields = _Fields(values, source)
-    documents, titles = [], []
-    for pair in fields.get("context", _LISTS, "a list"):
-        match pair:
-            case [str(title), [*sentences]] if all(
-                isinstance(s, str) for s in sentences
-            ):
-                titles.append(title)
-                documents.append(passage(title, " ".join(s.strip() for s in sentences)))
-            case _:
-                raise fields.wrong("context", "a list of [title, [sentences]] pairs")
-    known = None if "answer" in fields else ()
-    facts = fields.get("supporting_facts", _LISTS, "a list", known)
-    try:
-        gold_titles = {fact[0] for fact in facts}
-    except (TypeError, IndexError, KeyError):
-        wanted = "a list of [title, sentence index] pairs"
-        raise fields.wrong("supporting_facts", wanted) from None
-    positives = [i for i, title in enumerate(titles) if title in gold_titles]
-    missing = len(gold_titles.difference(titles))
-    return fields.question(documents, positives, missing=missing)
-
-
-def read_musique(values: Any, source: str) -> Record:
-    """Read MuSiQue as published.
-
-    Fields are ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, and
-    ``paragraphs`` with ``title``, ``paragraph_text``, ``is_supporting``; others are
-    ignored. Test sets have no answers and do not say what is supporting.
-    """
-    fields = _Fields(values, source)
-    answerable = fields.get("answerable", bool, "true or false", True)
-    known = None if "answer" in fields else False
-    documents, positives = [], []
-    for i, value in enumerate(fields.get("paragraphs", _LISTS, "a list")):
-        paragraph = _Fields(value, f"{source}: paragraph {i}")
-        title, text = paragraph.text("title"), paragraph.text("paragraph_text")
-        documents.append(passage(title, text))
-        if paragraph.get("is_supporting", object, "true or false", known):
-            positives.append(i)
-    aliases = fields.several("answer_aliases", ())
-    return fields.question(documents, positives, gold=aliases, answerable=answerable)
-
-
 def read_text(values: Any, source: str) -> Record:
     """Read a passage: ``text``, and optionally ``title`` and ``id``."""
-    fields = _Fields(values, source, ("text", "title", "id", "_id"))
+    fields = Fields(values, source)
     title, text = fields.text("title", ""), fields.text("text")
-    return Record(
-        (passage(title, text) if title else text,), kind="text", source=source
-    )
-
-
-FORMATS: dict[str, Reader] = {
-    "clara": read_clara,
-    "hotpotqa": read_hotpotqa,
-    "2wikimultihopqa": read_hotpotqa,
-    "musique": read_musique,
-    "text": read_text,
-}
-
-
-def detect_format(values: Any, source: str) -> str:
-    """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
-    fields = list(map(str, values)) if isinstance(values, Mapping) else []
-    signs = {"docs": "clara", "context": "hotpotqa", "paragraphs": "musique"}
-    if {"context", "evidences"}.issubset(fields):
-        return "2wikimultihopqa"
-    for sign, name in {**signs, "text": "text"}.items():
-        if sign in fields:
-            return name
-    raise ClaraError(
-        f"{source}: is of no known format (fields: {', '.join(fields) or 'none'}); a "
-        "record has 'docs' (clara), 'context' (hotpotqa), 'paragraphs' (musique) or "
-        "'text'"
-    )
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
-    return names.get(type(value), f"{type(value).__name__} {value!r:.40}")
+    document = passage(title, text) if title else text
+    return Record((document,), kind="text", source=source)

@@ -191,7 +191,10 @@ class RowFile:
         try:
             return json.loads(data.removeprefix(_BOM).decode("utf-8")), where
         except UnicodeDecodeError as error:
-            raise ClaraError(f"{where}: is not UTF-8 (byte {error.start})") from error
+            text = (
+                f"is not UTF-8 (byte {error.start}); name its encoding with --encoding"
+            )
+            raise ClaraError(f"{where}: {text}") from error
         except json.JSONDecodeError as error:
             text = f"is not JSON: {error.msg} (column {error.colno})"
             raise ClaraError(f"{where}: {text}") from error

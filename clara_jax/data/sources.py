@@ -1,6 +1,5 @@
-"""Records by index, out of JSON files and TFDS folders; TFDS folders out of records."""
+"""Records by index, out of files, folders and the hub; TFDS folders out of records."""
 
-import bisect
 import contextlib
 import io
 import itertools
@@ -13,10 +12,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax.data.records import FORMATS, Reader, Record, RecordSource, detect_format
-from clara_jax.data.row_files import RowFile, open_rows
+from clara_jax.data.folders import Rows, import_tfds, locate, open_folder
+from clara_jax.data.formats import (
+    FORMATS,
+    check_fields,
+    detect_format,
+    rename,
+    unfold,
+)
+from clara_jax.data.hub import HubRows, is_hub
+from clara_jax.data.records import Reader, Record, RecordSource, each
+from clara_jax.data.row_files import open_rows
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, write_error
+from clara_jax.files import write_error
 
 
 class Records:
@@ -29,12 +37,12 @@ class Records:
 
     def __init__(
         self,
-        parts: Sequence[tuple["RowFile | TfdsRows", Reader]],
+        parts: Sequence[tuple[Rows, Reader]],
         limit: int = 0,
         formats: Sequence[str] = (),
     ):
         self.formats = tuple(formats)
-        self.paths = [rows.path for rows, _ in parts]
+        self.paths = list(dict.fromkeys(rows.path for rows, _ in parts))
         self._parts = parts
         self._ends = list(itertools.accumulate(len(rows) for rows, _ in parts))
         self._length = min(self._ends[-1], limit or self._ends[-1])
@@ -55,26 +63,29 @@ class Records:
         return reader(*rows[place])
 
 
-def locate(ends: Sequence[int] | np.ndarray, index: int) -> tuple[int, int]:
-    """Return the part that holds an item, and the place in it, by where parts end."""
-    part = bisect.bisect_right(ends, index)
-    return part, index - (int(ends[part - 1]) if part else 0)
-
-
 def open_records(
-    paths: Sequence[str | Path] | str | Path, format: str = "auto", limit: int = 0
+    paths: Sequence[str | Path] | str | Path,
+    format: str = "auto",
+    limit: int = 0,
+    *,
+    fields: Sequence[str] = (),
+    encoding: str = "",
 ) -> Records:
-    """Open files and TFDS folders of records.
+    """Open files, folders and data sets of the hub that hold records.
 
     Args:
-      paths: JSONL files, JSON files that are one array, or TFDS folders (``#split``
-        after the name where a folder has several; ``train`` by default).
+      paths: files as `open_rows` takes them; folders as `open_folder` takes them, with
+        ``#split`` after the name where one has several; ``hf:NAME:CONFIG#SPLIT``.
       format: a key of `FORMATS`, or ``auto``, which looks at each file's first record.
       limit: use only the first so many records; 0 takes all.
+      fields: ``OURS=THEIRS``, what fields of our format are called in the files, with
+        dots between names of nested ones.
+      encoding: of text files; empty finds it.
 
     Raises:
-      ClaraError: a path that does not exist or holds no records, an unknown format. On
-        indexing: a record that is not as its format says, with file and line.
+      ClaraError: a path that does not exist or holds no records, an unknown format, a
+        field that no record has. On indexing: a record that is not as its format says,
+        with file and line.
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
@@ -82,77 +93,62 @@ def open_records(
         raise ClaraError(
             f"data.format is '{format}', but must be one of auto, {', '.join(FORMATS)}"
         )
+    names = check_fields(fields)
     if not paths:
         raise ClaraError("data: no files of records are named")
-    parts: list[tuple[RowFile | TfdsRows, Reader]] = []
-    formats = []
+    parts: list[tuple[Rows, Reader]] = []
+    formats: list[str] = []
     for path in map(str, paths):
-        folder, _, split = path.partition("#")
-        if Path(folder).is_dir():
-            rows = TfdsRows(folder, split)
-        elif Path(path).exists():
-            rows = open_rows(path)
-        else:
-            raise ClaraError(f"{path}: no such file or folder")
-        name = detect_format(*rows[0]) if format == "auto" else format
-        parts.append((rows, FORMATS[name]))
-        formats.append(name)
+        for rows in _open(path, encoding):
+            if names:
+                rows = _Renamed(rows, names)
+            name = detect_format(*rows[0]) if format == "auto" else format
+            parts.append((rows, FORMATS[name]))
+            formats.append(name)
     return Records(parts, limit, formats)
 
 
-class TfdsRows:
-    """Objects of a TFDS folder with ArrayRecord files, read without TensorFlow.
+def _open(path: str, encoding: str) -> Sequence[Rows]:
+    """Open the objects of one path."""
+    if is_hub(path):
+        return [HubRows(path)]
+    folder, _, split = path.partition("#")
+    if Path(path).is_file():
+        return [unfold(open_rows(path, encoding))]
+    if Path(path).is_dir():
+        folder, split = path, ""
+    if not Path(folder).is_dir():
+        raise ClaraError(
+            f"{path}: no such file or folder; a data set of the hub is named "
+            "hf:OWNER/NAME"
+        )
+    return [unfold(rows) for rows in open_folder(folder, split, encoding)]
 
-    ``dataset_info.json`` is in the folder, or one or two levels below
-    (``NAME/VERSION``). An empty split is ``train``, or the only one there is.
-    """
 
-    def __init__(self, folder: str, split: str = ""):
-        found = [
-            path.parent
-            for pattern in ("", "*/", "*/*/")
-            for path in sorted(Path(folder).glob(f"{pattern}dataset_info.json"))
-        ]
-        if len(found) != 1:
-            what = "several TFDS data sets" if found else "no TFDS data set"
-            raise ClaraError(f"{folder}: is a folder with {what}; name one")
-        try:
-            builder = _import_tfds().builder_from_directory(str(found[0]))
-            splits = list(builder.info.splits)
-            split = split or (splits[0] if len(splits) == 1 else "train")
-            if split not in splits:
-                raise ClaraError(
-                    f"{folder}: has no split '{split}', only {', '.join(splits)}"
-                )
-            self._source = builder.as_data_source(split=split)
-        except ClaraError:
-            raise
-        except Exception as error:
-            line = first_line(error)
-            raise ClaraError(f"{folder}: cannot be read by TFDS: {line}") from error
-        self.path = f"{folder}#{split}"
-        if not len(self._source):
-            raise ClaraError(f"{self.path}: holds no records")
+class _Renamed:
+    """Objects with their fields called as in our format; see `rename`."""
+
+    def __init__(self, rows: Rows, names: Mapping[str, str]):
+        self.path, self._rows, self._names = rows.path, rows, names
+        absent = set(names)
+        for i in range(len(rows)):
+            absent -= rename(rows[i][0], {k: names[k] for k in absent}).keys()
+            if not absent:
+                return
+        first, _ = rows[0]
+        seen = ", ".join(map(str, first)) if isinstance(first, Mapping) else "none"
+        lost = names[min(absent)]
+        raise ClaraError(
+            f"{rows.path}: no record has the field '{lost}', which data.fields "
+            f"(--fields) names; there are {seen}"
+        )
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Any, str]:
-        return _plain(self._source[index]), f"{self.path}: record {index + 1}"
-
-
-def _plain(value: Any) -> Any:
-    """TFDS values as JSON would give them; empty lists, which stand for absence, go."""
-    if isinstance(value, Mapping):
-        plain = {str(key): _plain(item) for key, item in value.items()}
-        return {key: item for key, item in plain.items() if item != []}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return value
+    def __getitem__(self, index: int, /) -> tuple[Any, str]:
+        value, place = self._rows[index]
+        return rename(value, self._names), place
 
 
 _OWN = {
@@ -183,7 +179,7 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
     for name in records:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "all":
             raise ClaraError(f"'{name}' is not a name for a split; try train or eval")
-    tfds = _import_tfds()
+    tfds = import_tfds()
     total = sum(map(len, records.values()))
     bar = tqdm(desc="write", total=total, unit="rec", delay=2)
     try:
@@ -197,8 +193,7 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
             writer = _writer(tfds, data)
             writer.initialize_splits(list(records))
             for split, source in records.items():
-                for i in range(len(source)):
-                    record = source[i]
+                for record in each(source):
                     example = {name: getattr(record, own) for name, own in _OWN.items()}
                     writer.add_examples({split: [example]})
                     bar.update(1)
@@ -233,15 +228,3 @@ def _writer(tfds: Any, folder: Path) -> Any:
         disable_shuffling=True,
     )
     return tfds.core.SequentialWriter(info, 100_000, file_format="array_record")
-
-
-def _import_tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ClaraError(
-            "TFDS folders need the packages tensorflow-datasets, array-record and "
-            f"importlib_resources ({error})"
-        ) from error
-    tensorflow_datasets.disable_progress_bar()
-    return tensorflow_datasets

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clara_jax.data.hub import HubRows, is_hub
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum, first_line, json_line, read_json, writable_folder
 
@@ -43,7 +44,9 @@ CREATE TABLE IF NOT EXISTS notes(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 def checksums(
     paths: Sequence[str | Path], progress: Progress, known: Sequence[Path] = ()
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return the checksums of files and of TFDS folders, with ``#split`` or without.
+    """Return the checksums of files and folders, with ``#split`` or without.
+
+    Those of names of the hub are of the files in its cache.
 
     What has its size and time of change from the `INPUTS` of a known folder is not read
     again.
@@ -55,11 +58,19 @@ def checksums(
     for folder in known:
         if (folder / INPUTS).is_file():
             before |= read_json(folder / INPUTS)
-    roots = [Path(str(path).partition("#")[0]) for path in paths]
-    inside = [
-        sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-        for root in roots
-    ]
+    inside, roots = [], []
+    for path in map(str, paths):
+        root = Path(path)
+        if not root.exists():
+            root = Path(path.partition("#")[0])
+        if is_hub(path):
+            inside.append(files := HubRows(path).files)
+            root = Path(os.path.commonpath(files)).parent
+        elif root.is_dir():
+            inside.append(sorted(p for p in root.rglob("*") if p.is_file()))
+        else:
+            inside.append([root])
+        roots.append(root)
     found: dict[str, Any] = {}
     for file in itertools.chain.from_iterable(inside):
         try:

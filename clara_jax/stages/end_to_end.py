@@ -70,6 +70,8 @@ class EndToEnd(Ranking):
         """Ask one question, to be answered from the J documents that are selected."""
         make.require_question(record)
         slots = make.config.selection.top_k
+        if not make.corpus:
+            make.require_documents(record)
         if len(record.documents) < slots and not make.corpus:
             raise ClaraError(
                 f"{record.source}: has {len(record.documents)} candidate documents, "

@@ -30,6 +30,7 @@ class Pretraining(Stage):
         """Ask for the document's questions and answers, or for a paraphrase of it."""
         if record.kind == "text":
             raise make.misfit(record)
+        make.require_documents(record)
         if len(record.documents) != 1:
             raise ClaraError(
                 f"{record.source}: has {len(record.documents)} documents, but stage "

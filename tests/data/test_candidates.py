@@ -266,6 +266,24 @@ def test_the_command(world, capsys):
     assert status == 1 and "out.jsonl: exists already" in said
 
 
+def test_questions_without_documents_get_some(world, capsys):
+    folder, texts = world
+    asked = [{"query": f"Of name{i}?", "golden": [f"a{i}"]} for i in (3, 5)]
+    write(folder / "alone.jsonl", asked)
+    questions = ("--records", folder / "alone.jsonl")
+    fields = ("--fields", "question=query,answers=golden")
+    documents = ("--corpus", folder / "docs.jsonl", folder / "more.jsonl")
+    out = ("--out", folder / "out.jsonl")
+    status, said = run(capsys, *questions, *fields, *documents, "--count", 2, *out)
+    assert status == 0 and "which documents are right is not known" in said
+    records = list(open_records(folder / "out.jsonl"))
+    assert [r.pair() for r in records] == [
+        ("Of name3?", "a3", ("a3",)),
+        ("Of name5?", "a5", ("a5",)),
+    ]
+    assert [r.documents[0] for r in records] == [texts[3], texts[5]]
+
+
 def test_errors_are_one_line(world, capsys, monkeypatch):
     folder, texts = world
     questions = ("--records", folder / "questions.jsonl")
@@ -290,7 +308,7 @@ def test_errors_are_one_line(world, capsys, monkeypatch):
     write(folder / "texts.jsonl", [{"text": text} for text in texts[:3]])
     none = said("--records", folder / "texts.jsonl", *documents, *out)
     assert "texts.jsonl: holds no questions" in none
-    (folder / "bad.jsonl").write_text('{"docs": ["d"], "question": 3}\n')
+    (folder / "bad.jsonl").write_text('{"docs": ["d"], "question": {"q": 1}}\n')
     bad = said("--records", folder / "bad.jsonl", *documents, *out)
     assert "bad.jsonl:1: field" in bad
 

@@ -24,6 +24,7 @@ from clara_jax.data import open_records
 from clara_jax.data.mix import table
 from clara_jax.data.mix_database import text_key
 from clara_jax.data.near_duplicates import NearDuplicates, likeness, shingles
+from clara_jax.errors import ClaraError
 from clara_jax.text.bm25 import Bm25
 
 
@@ -297,6 +298,27 @@ def test_questions_without_an_answer(tmp_path):
     found = [row for name in names for row in rows(tmp_path / "mix" / name)]
     assert [r["answerable"] for r in found if r["question"] == "None?"] == [False]
     assert len(found) == 21
+
+
+def test_sources_with_fields_of_other_names(tmp_path):
+    random = np.random.default_rng(1)
+    rows_ = [
+        {"ps": [passage(random, i)], "query": f"q{i}?", "golden": {"own": f"a{i}"}}
+        for i in range(20)
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows_)
+    names = 'fields = ["question=query", "documents=ps", "answers=golden.own"]'
+    made = source("a", "a.jsonl", names)
+    make(tmp_path, tmp_path / "mix", made)
+    found = rows(tmp_path / "mix" / "end_to_end.jsonl")
+    assert found
+    assert all(
+        r["answers"] == [r["question"].strip("?").replace("q", "a")] for r in found
+    )
+    assert make(tmp_path, tmp_path / "mix", made)
+    lost = source("a", "a.jsonl", 'fields = ["question=query"]')
+    with pytest.raises(ClaraError, match=r"a.jsonl:1: has no documents; name their f"):
+        make(tmp_path, tmp_path / "new", lost)
 
 
 def test_near_duplicates_are_found():

@@ -230,9 +230,9 @@ def test_errors_are_one_line(world, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     assert "other: holds something else; name a new" in said(folder="other")
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": true}\n')
     line = said(source("bad", tmp_path / "bad.jsonl"))
-    assert f"{tmp_path}/bad.jsonl:2: field 'text' is int 3" in line
+    assert f"{tmp_path}/bad.jsonl:2: field 'text' is bool True" in line
     # Nothing is left that could not be finished.
     assert not (tmp_path / ".mix.mix").exists() and not (tmp_path / "mix").exists()
     assert main(["mix", "none.toml", str(tmp_path / "mix")]) == 1

@@ -46,6 +46,7 @@ def test_fields_and_defaults(tmp_path):
         (SOURCE + 'split = "dev"', "'a': field 'split': is 'dev', but must be one of"),
         (SOURCE + 'gold = "x"', "source 'a': field 'gold': is 'x'"),
         (SOURCE + 'format = "x"', "source 'a': field 'format': is 'x'"),
+        (SOURCE + 'fields = ["a"]', "source 'a': data.fields holds 'a'; write for exa"),
         (SOURCE + "scp = -1", "source 'a': field 'scp': must be from 0 to 1000"),
         (SOURCE + 'scp = "1"', "source 'a': field 'scp' must be float"),
         (SOURCE + "limit = -1", "source 'a': field 'limit': must not be negative"),

@@ -1,14 +1,16 @@
 import pytest
 
-from clara_jax.data.records import (
+from clara_jax.data.formats import (
     FORMATS,
-    Record,
-    clara_fields,
     detect_format,
-    passage,
-    read_clara,
     read_hotpotqa,
     read_musique,
+)
+from clara_jax.data.records import (
+    Record,
+    clara_fields,
+    passage,
+    read_clara,
     read_text,
 )
 from clara_jax.errors import ClaraError
@@ -147,7 +149,7 @@ def test_formats_are_told_apart(values, name):
     assert name in FORMATS
 
 
-@pytest.mark.parametrize("values", [{"doc": 1}, [1], "text", None])
+@pytest.mark.parametrize("values", [{"dox": 1}, [1], "text", None])
 def test_unknown_format(values):
     with pytest.raises(ClaraError, match="f:1: is of no known format"):
         detect_format(values, "f:1")
@@ -156,20 +158,20 @@ def test_unknown_format(values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dcos": 1}, "f:9: unknown field 'dcos'; did you mean 'docs'"),
-        ({"zzz": 1}, "f:9: unknown field 'zzz'; known are docs"),
-        ({"docs": None}, "f:9: field 'docs' is missing"),
+        ({"docs": None, "dcos": 1}, "unknown field 'dcos'; did you mean 'docs'"),
+        ({"answer": None, "anwser": 1}, "unknown field 'anwser'; did you mean 'answer"),
+        ({"gold_answers": "x"}, "'gold_answers'; did you mean 'gold_answer'?"),
         ({"question": None}, "f:9: field 'question' is missing"),
         ({"data_type": "paraphrase", "answer": None}, "field 'answer' is missing"),
         ({"answers": "x"}, "both 'answer' and 'answers'"),
-        ({"docs": []}, "f:9: has no documents"),
-        ({"docs": ["a", " \n"]}, "f:9: document 1 is empty or blank"),
-        ({"docs": [1]}, "field 'docs' is a list, not a string or a list of strings"),
+        ({"docs": [], "pos_index": [], "data_type": "text"}, "f:9: has no documents"),
+        ({"docs": ["", " \n"]}, "f:9: document 0 is empty or blank"),
+        ({"docs": [True]}, "field 'docs' is a list, not a text, a list of texts, of ["),
         ({"docs": {"a": 1}}, "field 'docs' is an object"),
         ({"question": " "}, "f:9: a question is empty or blank"),
         ({"question": []}, "f:9: a question is empty or blank"),
         ({"question": ["a", "b"]}, "has 2 questions, but 1 answers"),
-        ({"data_type": "paraphrase", "answer": []}, "list of answers is empty"),
+        ({"data_type": "paraphrase", "answer": []}, "'answer' is missing or empty"),
         ({"answerable": "no"}, "field 'answerable' is a string, not true or false"),
         ({"missing": -1}, "has -1 missing documents"),
         ({"id": [1]}, "field 'id' is a list, not a string or a number"),
@@ -196,7 +198,7 @@ def test_bad_stage_records_are_named(changes, message):
         (read_hotpotqa, {"context": "A"}, "field 'context' is a string, not a list"),
         (read_hotpotqa, {"supporting_facts": [3]}, "[title, sentence index]"),
         (read_hotpotqa, {"supporting_facts": None}, "'supporting_facts' is missing"),
-        (read_hotpotqa, {"context": []}, "has no documents"),
+        (read_hotpotqa, {"context": None}, "field 'context' is missing"),
         (read_musique, {"paragraphs": [{"title": "A"}]}, "paragraph 0: field 'parag"),
         (read_musique, {"paragraphs": [3]}, "paragraph 0: is int 3, but must be"),
     ],

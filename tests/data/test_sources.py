@@ -1,7 +1,10 @@
 import json
 
+import numpy
+import pyarrow
 import pytest
 import tensorflow_datasets
+from pyarrow import parquet
 
 from clara_jax.data import Record, open_records, write_tfds
 from clara_jax.data.__main__ import main
@@ -48,6 +51,8 @@ def test_bad_lines_wait_until_they_are_asked_for(tmp_path):
 
 
 def test_refusals(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
     path = write_jsonl(tmp_path / "a.jsonl", 1)
     with pytest.raises(ClaraError, match="data.format is 'clra'"):
         open_records(path, "clra")
@@ -55,8 +60,8 @@ def test_refusals(tmp_path):
         open_records(tmp_path / "none.jsonl")
     with pytest.raises(ClaraError, match="no files"):
         open_records([])
-    with pytest.raises(ClaraError, match="folder with no TFDS data set"):
-        open_records(tmp_path)
+    with pytest.raises(ClaraError, match="is a folder without a data set"):
+        open_records(empty)
     with pytest.raises(ClaraError, match=r"a.jsonl:1: field 'context' is missing"):
         open_records(path, "hotpotqa")[0]
 
@@ -95,6 +100,79 @@ def test_tfds_folder_reads_back(tmp_path):
         open_records(f"{folder}#dev")
     with pytest.raises(ClaraError, match="exists already"):
         write_tfds({"train": train}, folder)
+
+
+def test_records_of_every_format_go_through_a_tfds_folder(tmp_path, capsys):
+    several = [
+        {"question": "p?", "answer": ["x", "y"]},
+        {"question": "q?", "contexts": ["", "c"], "answers": "z"},
+    ]
+    first, other = tmp_path / "a.jsonl", tmp_path / "b.parquet"
+    first.write_text("\n".join(map(json.dumps, several)))
+    rows = [
+        {"docs": ["a", "b"], "question": "q?", "answers": ["x"], "pos_index": [1]},
+        {"docs": ["c"], "answers": ["z"], "data_type": "paraphrase", "level": 3},
+    ]
+    rows[0] |= {"data_type": "qa", "level": None}
+    parquet.write_table(pyarrow.Table.from_pylist(rows), other)
+    folder = tmp_path / "set"
+    assert main([str(first), f"test={other}", str(folder)]) == 0
+    assert (
+        "note: 1 blank documents, of 1 records, are left out" in capsys.readouterr().err
+    )
+    assert [(r.documents, r.pair()) for r in open_records(folder)] == [
+        ((), ("p?", "x", ("x", "y"))),
+        (("c",), ("q?", "z", ("z",))),
+    ]
+    for source, copy in zip(
+        open_records(other), open_records(f"{folder}#test"), strict=True
+    ):
+        assert copy.__dict__ | {"source": source.source} == source.__dict__
+
+
+def test_tfds_folders_of_others_are_read(tmp_path):
+    features = tensorflow_datasets.features
+    answers = {"text": features.Text(), "answer_start": numpy.int32}
+    names = dict.fromkeys(("id", "context", "question"), features.Text())
+    info = tensorflow_datasets.core.DatasetInfo(
+        builder=tensorflow_datasets.core.dataset_info.DatasetIdentity(
+            name="squad",
+            version=tensorflow_datasets.core.Version("1.0.0"),
+            data_dir=str(tmp_path),
+            module_name=__name__,
+        ),
+        features=features.FeaturesDict(
+            {**names, "answers": features.Sequence(answers)}
+        ),
+        disable_shuffling=True,
+    )
+    writer = tensorflow_datasets.core.SequentialWriter(
+        info, 10, file_format="array_record"
+    )
+    writer.initialize_splits(["dev"])
+    given = {"id": "7", "context": "c", "question": "q?"}
+    for texts in (["x", "y"], []):
+        found = [{"text": text, "answer_start": 0} for text in texts]
+        writer.add_examples({"dev": [{**given, "answers": found}]})
+    writer.close_all()
+    records = open_records(tmp_path)
+    assert records.formats == ("squad",) and records[0].gold == ("x", "y")
+    assert records[0].id == "7" and records[0].documents == ("c",)
+    assert not records[1].answerable
+
+
+def test_tables_and_encodings(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        'question,answers,docs\nOù?,"[""né"", ""x""]",1984\n'.encode("cp1252")
+    )
+    record = open_records(path)[0]
+    assert record.pair() == ("Où?", "né", ("né", "x")) and record.documents == ("1984",)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"question": "Où?"}'.encode("cp1252"))
+    assert open_records(path, encoding="cp1252")[0].questions == ("Où?",)
+    with pytest.raises(ClaraError, match=r"a.jsonl:1: is not UTF-8 .* with --encoding"):
+        open_records(path)
 
 
 def test_command_writes_a_tfds_folder(tmp_path, capsys):

@@ -257,6 +257,38 @@ def test_records_are_checked_before_training(tokenizer):
     check_records([qa()], maker(tokenizer, "lm", MEMORY, DataConfig()))
 
 
+def test_questions_without_documents_are_for_stages_that_read_none(tokenizer):
+    alone = qa([])
+    told = "f:1: has no documents; .* --fields documents=NAME .*data candidates"
+    for stage in "scp instruct end_to_end rerank text".split():
+        make = maker(tokenizer, stage, MEMORY, LONG, top_k=1)
+        for use in (make, lambda record, make=make: check_records([record], make)):
+            with pytest.raises(ClaraError, match=told):
+                use(alone)
+    for stage in ("closed_book", "lm"):
+        make = maker(tokenizer, stage, MEMORY, LONG, top_k=1)
+        check_records([alone], make)
+        assert "why?" in tokenizer.decode(make(alone).prompt)
+
+
+def test_bad_records_are_named_together(tokenizer, capsys):
+    make = maker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
+    bad = [qa("a", source=f"f:{i}") for i in range(30)]
+    with pytest.raises(ClaraError) as caught:
+        check_records([qa("abc"), bad[0], qa("abc"), bad[1], bad[2]], make)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 records are bad"
+    assert [line[:8] for line in lines[1:]] == ["f:0: has", "f:1: has", "f:2: has"]
+    with pytest.raises(ClaraError) as caught:
+        check_records(bad, make)
+    assert str(caught.value).startswith("at least 20 records are bad\nf:0: has ")
+    assert str(caught.value).count("\n") == 20
+    check_records([qa("abc", left_out=2), qa("abc"), qa("abc", left_out=1)], make)
+    assert capsys.readouterr().err == (
+        "note: 3 blank documents, of 2 records, are left out\n"
+    )
+
+
 def test_text_stages_put_documents_into_the_prompt_or_leave_them_out(tokenizer):
     words = " ".join(["long"] * 20)
     record = qa(["first", words, "third"], positives=(1, 2))

@@ -1,0 +1,268 @@
+"""The fields of one record, each checked as it is taken, in the forms they come in."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clara_jax.errors import ClaraError
+
+_LISTS = (list, tuple)
+_STRINGS = "a string or a list of strings"
+_PASSAGES = (
+    "a text, a list of texts, of [title, [sentences]] pairs or of objects with title "
+    "and text, or one object of such lists"
+)
+_TEXTS = (
+    "text paragraph_text passage_text contents content passage context wiki_context "
+    "search_context body sentences"
+).split()
+"""What the text of a passage is called."""
+_ANSWERS = ("value", "text", "answer", "aliases")
+"""What the fields of an answer are called that is an object."""
+_MARKS = ("is_supporting", "is_selected")
+"""What says of a passage that it holds the answer."""
+_TEXT_LIST = r'\s*(\[\s*["\]]|\{\s*")'
+"""How a list or an object of texts begins, which an answer like ``[1]`` is not."""
+_ALIKE = 0.75
+"""Likeness from which on a name counts as another one misspelt."""
+
+
+class Passages(NamedTuple):
+    """Documents of a record with their titles, and which of them are marked as right.
+
+    Blank ones are still there.
+    """
+
+    texts: list[str]
+    titles: list[str]
+    marked: list[int]
+
+
+def passage(title: str, text: str) -> str:
+    """Join title and text of a passage to one document: title, newline, text."""
+    title, text = title.strip(), text.strip()
+    return f"{title}\n{text}" if title and text else title or text
+
+
+class Fields:
+    """The fields of one record, each checked as it is taken.
+
+    Null, and what is not a number (NaN), count as absent; numbers count as texts.
+    Fields that nobody asks for are ignored.
+
+    Args:
+      values: the record; must be an object.
+      source: where it stands.
+
+    Raises:
+      ClaraError: in all methods, a field that is missing or of the wrong kind.
+    """
+
+    def __init__(self, values: Any, source: str):
+        if not isinstance(values, Mapping):
+            raise ClaraError(f"{source}: is {kind_of(values)}, but must be an object")
+        self.values, self.source = values, source
+
+    def refuse_misspelt(self, names: Sequence[str], known: Sequence[str]) -> None:
+        """Refuse an unknown field that is called nearly as one of the names.
+
+        That is so only for those of the names that are absent.
+        """
+        there = {name for name in names if name in self}
+        if there & {"answer", "answers"}:
+            there |= {"answer", "answers"}
+        absent = [name for name in names if name not in there]
+        for name in self.values if absent else ():
+            near = difflib.get_close_matches(str(name), absent, 1, _ALIKE)
+            if near and name not in known and name in self:
+                raise ClaraError(
+                    f"{self.source}: unknown field '{name}'; did you mean '{near[0]}'?"
+                )
+
+    def __contains__(self, name: str) -> bool:
+        value = self.values.get(name)
+        return value is not None and not _is_nan(value)
+
+    def first(self, names: Sequence[str]) -> str:
+        """Return the first of the names that is there; the very first if none is."""
+        return next((name for name in names if name in self), names[0])
+
+    def get(self, name: str, kind: Any, wanted: str, default: Any = None) -> Any:
+        """Return a value of a kind, or the default where there is none."""
+        value = self.values[name] if name in self else default
+        if value is None:
+            raise ClaraError(f"{self.source}: field '{name}' is missing")
+        if not isinstance(value, kind):
+            raise self.wrong(name, wanted)
+        return value
+
+    def wrong(self, name: str, wanted: str) -> ClaraError:
+        """Return the error of a field that is of the wrong kind."""
+        got = kind_of(self.values[name])
+        return ClaraError(f"{self.source}: field '{name}' is {got}, not {wanted}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a text; a number is spelled."""
+        text = _spelled(self.get(name, object, "", default))
+        if text is None:
+            raise self.wrong(name, "a string")
+        return text
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """Return a truth value, which may be spelled 0 or 1."""
+        value = self.get(name, (bool, int), "true or false", default)
+        if value not in (0, 1):
+            raise self.wrong(name, "true or false")
+        return bool(value)
+
+    def number(self, name: str, default: int) -> int:
+        """Return a whole number."""
+        return self._whole(name, self.get(name, object, "", default), "a number")
+
+    def places(self, name: str) -> tuple[int, ...]:
+        """Return whole numbers, of which each counts once; none if it is absent."""
+        value = opened(self.get(name, object, "", ()))
+        items = value if isinstance(value, _LISTS) else (value,)
+        numbers = [self._whole(name, item, "a list of integers") for item in items]
+        return tuple(dict.fromkeys(numbers))
+
+    def _whole(self, name: str, value: Any, wanted: str) -> int:
+        # Columns with empty cells hold 1 as 1.0.
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.wrong(name, wanted)
+        return value
+
+    def several(self, name: str, default: Any = None) -> tuple[str, ...]:
+        """Return one text, or a list of them, or lists of lists."""
+        value = self.get(name, object, "", default)
+        try:
+            return tuple(_flat(opened(value, _TEXT_LIST)))
+        except TypeError:
+            raise self.wrong(name, _STRINGS) from None
+
+    def answers(self, *names: str) -> tuple[str, ...]:
+        """Return the texts of all these fields, each once; blank ones are none."""
+        found = [text for name in names for text in self.several(name, ())]
+        return tuple(dict.fromkeys(text for text in found if text.strip()))
+
+    def name(self, *fields: str) -> str:
+        """Return the record's name, in the first of the fields that is there."""
+        for field in fields:
+            if field in self:
+                value = self.get(field, (str, int, float), "a string or a number")
+                whole = isinstance(value, float) and value.is_integer()
+                return str(int(value) if whole else value)
+        return ""
+
+    def passages(self, name: str, wanted: str = _PASSAGES) -> Passages:
+        """Return documents in any of the usual forms; none if they are absent."""
+        found = Passages([], [], [])
+        value = opened(self.values[name]) if name in self else []
+        try:
+            for i, (title, text, mark) in enumerate(_passages(value)):
+                found.titles.append(title)
+                found.texts.append(passage(title, text) if title.strip() else text)
+                found.marked.extend([i] * mark)
+        except (TypeError, ValueError):
+            raise self.wrong(name, wanted) from None
+        return found
+
+
+def opened(value: Any, begins: str = r"\s*[\[{]") -> Any:
+    """Return what a list or an object as JSON text stands for; others as they are.
+
+    Tables have them, whose cells are texts. `begins` is a pattern of how one begins.
+    """
+    if isinstance(value, str) and re.match(begins, value):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    return names.get(type(value), f"{type(value).__name__} {value!r:.40}")
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _spelled(value: Any) -> str | None:
+    """A text, or the text of a number; None for anything else."""
+    if isinstance(value, str):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else None
+
+
+def _flat(value: Any) -> Iterator[str]:
+    """Texts at any depth of lists, and of the objects that answers are given as."""
+    if value is None or _is_nan(value):
+        return
+    if isinstance(value, _LISTS):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, Mapping):
+        if value and not any(name in value for name in _ANSWERS):
+            raise TypeError
+        for name in _ANSWERS:
+            yield from _flat(value.get(name))
+    elif (text := _spelled(value)) is not None:
+        yield text
+    else:
+        raise TypeError
+
+
+def _passages(value: Any) -> Iterator[tuple[str, str, bool]]:
+    """Title, text and mark of each passage; raise TypeError or ValueError if not."""
+    if isinstance(value, Mapping):
+        name = next((n for n in _TEXTS if value.get(n) is not None), "")
+        title = value.get("title")
+        if not name and not any(value.values()):
+            return
+        if not isinstance(value.get(name), _LISTS) or isinstance(title, str):
+            yield _passage(value)
+            return
+        # Columns: a list of titles, a list of texts.
+        texts = value[name]
+        marks = next((value[n] for n in _MARKS if value.get(n) is not None), None)
+        columns = (title or [""] * len(texts), texts, marks or [False] * len(texts))
+        for title, text, mark in zip(*columns, strict=True):
+            yield _spell(title), _spell(text), bool(mark)
+        return
+    for item in value if isinstance(value, _LISTS) else [value]:
+        yield _passage(item)
+
+
+def _passage(item: Any) -> tuple[str, str, bool]:
+    if isinstance(item, Mapping):
+        name = next((n for n in _TEXTS if item.get(n) is not None), "")
+        if not name and not item.get("title"):
+            raise TypeError
+        mark = any(item.get(n) for n in _MARKS)
+        return _spell(item.get("title")), _spell(item.get(name)), mark
+    if isinstance(item, _LISTS):
+        title, text = item
+        if isinstance(title, _LISTS) or not isinstance(text, (str, *_LISTS)):
+            raise TypeError
+        return _spell(title), _spell(text), False
+    return "", _spell(item), False
+
+
+def _spell(value: Any) -> str:
+    """A text, a number or nothing as it is; sentences joined."""
+    if isinstance(value, _LISTS):
+        return " ".join(_spell(item).strip() for item in value)
+    text = "" if value is None or _is_nan(value) else _spelled(value)
+    if text is None:
+        raise TypeError
+    return text

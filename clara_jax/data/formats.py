@@ -1,0 +1,395 @@
+"""Readers of published formats, and which of them a record is in."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from clara_jax.data.fields import Fields, Passages, opened
+from clara_jax.data.folders import Rows
+from clara_jax.data.records import (
+    CLARA_FIELDS,
+    Reader,
+    Record,
+    documents_of,
+    read_clara,
+    read_text,
+)
+from clara_jax.data.row_files import RowFile
+from clara_jax.errors import ClaraError
+
+QUESTIONS = "question query questions input".split()
+DOCUMENTS = "documents docs contexts context passages passage ctxs paragraphs".split()
+ANSWERS = "answer answers golden_answers gold_answers gold_answer".split()
+_IDS = "id _id qid query_id question_id example_id".split()
+_OURS = {
+    "documents": "docs",
+    "questions": "question",
+    "positives": "pos_index",
+    "gold": "gold_answer",
+    "kind": "data_type",
+}
+"""Other names of fields of our format, to be used for them in ``data.fields``."""
+
+_LISTED = "data questions records examples instances items rows Data".split()
+"""Fields of an object that is a whole file and has its records in a list."""
+
+_NOTHING = "No Answer Present."
+"""The answer of MS MARCO to what its passages do not answer."""
+
+
+def _question(
+    fields: Fields,
+    found: Passages,
+    positives: Sequence[int] = (),
+    missing: int = 0,
+    **given: Any,
+) -> Record:
+    """Make a record of what is asked about documents.
+
+    One of several questions has as many answers; a single one has all that count as
+    right. Without an answer it is one of a test set.
+    """
+    questions = fields.several(fields.first(QUESTIONS))
+    gold = given.pop("gold", None)
+    gold = fields.answers(*ANSWERS) if gold is None else gold
+    answers = gold[:1]
+    if len(questions) > 1:
+        answers, gold = fields.several(fields.first(ANSWERS), ()), ()
+    return Record(
+        questions=questions,
+        answers=answers,
+        gold=gold or answers,
+        id=fields.name(*_IDS),
+        **documents_of(fields, found.texts, positives or found.marked, missing),
+        **given,
+    )
+
+
+def read_questions(values: Any, source: str) -> Record:
+    """Read a question by the names that are usual: NQ-open, FlashRAG and many others.
+
+    The question is in the first of `QUESTIONS` that is there, documents are in the
+    first of `DOCUMENTS` (texts, or objects with title and text), and answers in all of
+    `ANSWERS`; other fields are ignored. Without documents it can be asked of a corpus.
+    """
+    fields = Fields(values, source)
+    positives = fields.places("pos_index")
+    answerable = fields.flag("answerable", True)
+    found = fields.passages(fields.first(DOCUMENTS))
+    return _question(fields, found, positives, answerable=answerable)
+
+
+def read_hotpotqa(values: Any, source: str) -> Record:
+    """Read HotpotQA or 2WikiMultihopQA, as published or as on the hub.
+
+    Fields are ``_id``, ``question``, ``answer``, ``context`` as [title, [sentence]]
+    pairs, and ``supporting_facts`` as [title, sentence index] pairs; or both as an
+    object of lists, or as JSON text. Others are ignored. Test sets have no answers and
+    no supporting facts.
+    """
+    fields = Fields(values, source)
+    wanted = "a list of [title, [sentences]] pairs"
+    context = opened(fields.get("context", object, ""))
+    if not isinstance(context, list | tuple | Mapping):
+        raise fields.wrong("context", wanted)
+    found = fields.passages("context", wanted)
+    known = None if fields.answers("answer") else ()
+    facts = opened(fields.get("supporting_facts", object, "", known))
+    try:
+        columns = isinstance(facts, Mapping)
+        gold = set(facts.get("title") or ()) if columns else {f[0] for f in facts or ()}
+    except (TypeError, IndexError, KeyError):
+        wanted = "a list of [title, sentence index] pairs"
+        raise fields.wrong("supporting_facts", wanted) from None
+    positives = [i for i, title in enumerate(found.titles) if title in gold]
+    missing = len(gold.difference(found.titles))
+    return _question(fields, found, positives, missing)
+
+
+def read_musique(values: Any, source: str) -> Record:
+    """Read MuSiQue as published.
+
+    Fields are ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, and
+    ``paragraphs`` with ``title``, ``paragraph_text``, ``is_supporting``; others are
+    ignored. Test sets have no answers and do not say what is supporting.
+    """
+    fields = Fields(values, source)
+    gold = fields.answers("answer", "answer_aliases")
+    known = fields.answers("answer")
+    for i, value in enumerate(fields.get("paragraphs", (list, tuple), "a list")):
+        paragraph = Fields(value, f"{source}: paragraph {i}")
+        for name in ("title", "paragraph_text"):
+            paragraph.text(name)
+        paragraph.get("is_supporting", object, "", None if known else False)
+    found = fields.passages("paragraphs")
+    answerable = fields.flag("answerable", True)
+    return _question(fields, found, gold=gold * bool(known), answerable=answerable)
+
+
+def read_squad(values: Any, source: str) -> Record:
+    """Read a question of SQuAD 1.1 or 2.0, or of MRQA, with its one passage.
+
+    Fields are ``id``, ``question``, ``context``, perhaps ``title``, and ``answers``: an
+    object with a list ``text``, objects with ``text``, or texts. Where there is none,
+    or where ``is_impossible`` says so, the passage does not answer it.
+    """
+    fields = Fields(values, source)
+    found = fields.passages("context")
+    gold = fields.answers(*ANSWERS)
+    # Of test sets, which hold no answers, the field itself is absent.
+    asked = any(name in fields for name in ANSWERS)
+    answerable = bool(gold) or not asked
+    answerable = answerable and not fields.flag("is_impossible", False)
+    positives = (0,) if gold and answerable and len(found.texts) == 1 else ()
+    return _question(fields, found, positives, gold=gold, answerable=answerable)
+
+
+def read_triviaqa(values: Any, source: str) -> Record:
+    """Read TriviaQA as on the hub.
+
+    Fields are ``question_id``, ``question``, ``answer`` (``value``, ``aliases``), and
+    with documents ``entity_pages`` (``title``, ``wiki_context``) and
+    ``search_results`` (``title``, ``search_context``).
+    """
+    fields = Fields(values, source)
+    found = fields.passages("entity_pages")
+    other = fields.passages("search_results")
+    texts, titles = found.texts + other.texts, found.titles + other.titles
+    name = fields.name("question_id", *_IDS)
+    record = _question(fields, Passages(texts, titles, []))
+    return dataclasses.replace(record, id=name)
+
+
+def read_kilt(values: Any, source: str) -> Record:
+    """Read KILT: ``id``, ``input`` (the question), and ``output`` with ``answer``.
+
+    It has no documents: where the answer stands is told by pages of Wikipedia.
+    """
+    fields = Fields(values, source)
+    gold = fields.answers("output")
+    return _question(fields, Passages([], [], []), gold=gold)
+
+
+def read_msmarco(values: Any, source: str) -> Record:
+    """Read MS MARCO's questions with passages.
+
+    Fields are ``query_id``, ``query``, ``answers``, and ``passages`` (``passage_text``,
+    ``is_selected``).
+    """
+    fields = Fields(values, source)
+    answerable = fields.answers("answers") != (_NOTHING,)
+    return _question(fields, fields.passages("passages"), answerable=answerable)
+
+
+def read_dpr(values: Any, source: str) -> Record:
+    """Read the training format of DPR.
+
+    Fields are ``question``, ``answers``, ``positive_ctxs``, ``hard_negative_ctxs`` and
+    ``negative_ctxs``; documents are in this order.
+    """
+    fields = Fields(values, source)
+    right = fields.passages("positive_ctxs")
+    texts, titles = list(right.texts), list(right.titles)
+    for name in ("hard_negative_ctxs", "negative_ctxs"):
+        found = fields.passages(name)
+        texts, titles = texts + found.texts, titles + found.titles
+    positives = range(len(right.texts))
+    return _question(fields, Passages(texts, titles, []), positives)
+
+
+def read_paraphrase(values: Any, source: str) -> Record:
+    """Read a document with its paraphrase, or with a question.
+
+    Fields are ``doc`` and ``paraphrase``, ``answer`` or ``answers``; or ``doc``,
+    ``question`` and an answer.
+    """
+    fields = Fields(values, source)
+    found = fields.passages(fields.first(("doc", *DOCUMENTS)))
+    if any(fields.several(name, ()) > ("",) for name in QUESTIONS):
+        positives = (0,) if fields.answers(*ANSWERS) else ()
+        return _question(fields, found, positives)
+    texts = fields.answers("paraphrase", "paraphrases", *ANSWERS)
+    if not texts:
+        raise ClaraError(f"{source}: field 'paraphrase' is missing")
+    given = documents_of(fields, found.texts, ())
+    return Record(answers=texts, gold=texts, kind="paraphrase", **given)
+
+
+FORMATS: dict[str, Reader] = {
+    "clara": read_clara,
+    "questions": read_questions,
+    "hotpotqa": read_hotpotqa,
+    "2wikimultihopqa": read_hotpotqa,
+    "musique": read_musique,
+    "squad": read_squad,
+    "triviaqa": read_triviaqa,
+    "kilt": read_kilt,
+    "msmarco": read_msmarco,
+    "dpr": read_dpr,
+    "paraphrase": read_paraphrase,
+    "text": read_text,
+}
+
+
+def detect_format(values: Any, source: str) -> str:
+    """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
+    fields = list(map(str, values)) if isinstance(values, Mapping) else []
+    if name := _format_of(values) if fields else "":
+        return name
+    remedy = "name its fields with --fields question=NAME,answers=NAME,documents=NAME"
+    raise ClaraError(
+        f"{source}: is of no known format (fields: {', '.join(fields) or 'none'}); "
+        f"{remedy} (in a config, data.fields)"
+    )
+
+
+def _format_of(values: Mapping[str, Any]) -> str:
+    """Return the format that a record's fields are a sign of; empty if none is."""
+    has = {name for name, value in values.items() if value is not None}
+    context = opened(values.get("context"))
+    asked = has.intersection(QUESTIONS)
+    if has & {"docs", "data_type"}:
+        return "clara"
+    if "positive_ctxs" in has:
+        return "dpr"
+    if has & {"entity_pages", "search_results"}:
+        return "triviaqa"
+    if "output" in has and "input" in has:
+        return "kilt"
+    test = _is_hotpot(context) and not has.intersection(ANSWERS)
+    if "supporting_facts" in has or test:
+        return "2wikimultihopqa" if "evidences" in has else "hotpotqa"
+    if isinstance(context, str) and asked:
+        return "squad"
+    match values.get("paragraphs"):
+        case [{"paragraph_text": _}, *_]:
+            return "musique"
+    match values.get("passages"):
+        case {"is_selected": _}:
+            return "msmarco"
+    if has & {"doc", "paraphrase"}:
+        return "paraphrase"
+    if asked:
+        return "questions"
+    return "text" if "text" in has else ""
+
+
+def _is_hotpot(context: Any) -> bool:
+    match context:
+        case {"title": _}:
+            return True
+        case [[_, [*_]], *_]:
+            return True
+    return False
+
+
+def check_fields(given: Sequence[str]) -> dict[str, str]:
+    """Return ``OURS=THEIRS`` texts as a mapping, or refuse them."""
+    known = [*dict.fromkeys((*_OURS, *CLARA_FIELDS.split(), "text", "title"))]
+    names: dict[str, str] = {}
+    for text in given:
+        ours, sign, theirs = (part.strip() for part in text.partition("="))
+        if not (sign and ours and theirs):
+            raise ClaraError(
+                f"data.fields holds '{text}'; write for example "
+                "question=query,answers=golden"
+            )
+        if ours not in known:
+            raise ClaraError(
+                f"data.fields names '{ours}', but must name one of {', '.join(known)}"
+            )
+        names[_OURS.get(ours, ours)] = theirs
+    return names
+
+
+def rename(values: Any, names: Mapping[str, str]) -> Any:
+    """Return a record with the fields called as in our format.
+
+    Args:
+      values: the record.
+      names: our name to that in the file, with dots between those of nested objects.
+        Of lists, every item's value is taken.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    answers = {"answer", "answers"}
+    hidden = {*names, *names.values(), *(answers if answers & names.keys() else ())}
+    kept = {name: value for name, value in values.items() if name not in hidden}
+    found = {ours: _value_at(values, theirs) for ours, theirs in names.items()}
+    return kept | {name: value for name, value in found.items() if value is not None}
+
+
+def _value_at(value: Any, path: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_value_at(item, path) for item in value] or None
+    if not isinstance(value, Mapping):
+        return None
+    if path in value:
+        return value[path]
+    first, dot, rest = path.partition(".")
+    return _value_at(opened(value.get(first)), rest) if dot else None
+
+
+def unfold(rows: Rows) -> Rows:
+    """Return the records of a file whose objects hold several of them.
+
+    These are one object with the list of all records, and objects with questions about
+    one passage, ``qas``, as in SQuAD and MRQA. Others are returned as they are.
+    """
+    first, _ = rows[0]
+    listed = _listed(first) if len(rows) == 1 else None
+    items = (value for value, _ in (rows[i] for i in range(len(rows))))
+    if listed is not None:
+        first, items = listed[0], iter(listed)
+    elif isinstance(first, Mapping) and set(first) == {"header"} and len(rows) > 1:
+        first, _ = rows[1]
+    if _passages_with_questions(first) is not None:
+        return RowFile.of(rows.path, _each_question(items, rows.path))
+    if listed is None:
+        return rows
+    return RowFile.of(rows.path, ((i, v, "") for i, v in enumerate(items, 1)))
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """The records that an object has in a list, if it is such."""
+    if not isinstance(value, Mapping) or set(value) & {"docs", "question", "text"}:
+        return None
+    for name in _LISTED:
+        match value.get(name):
+            case [{}, *_]:
+                return value[name]
+    return None
+
+
+def _passages_with_questions(value: Any) -> list[Any] | None:
+    match value:
+        case {"qas": [*_]}:
+            return [value]
+        case {"paragraphs": [{"qas": [*_]}, *_]}:
+            return value["paragraphs"]
+    return None
+
+
+def _each_question(
+    items: Iterator[Any], path: str
+) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yield every question as `read_squad` reads it, with its number from 1 on."""
+    number = 0
+    for i, item in enumerate(items, 1):
+        if isinstance(item, Mapping) and set(item) == {"header"}:
+            continue
+        passages = _passages_with_questions(item)
+        if passages is None:
+            raise ClaraError(f"{path}: object {i} has no questions (qas or paragraphs)")
+        for part in passages:
+            match part:
+                case {"context": context, "qas": [*questions]}:
+                    pass
+                case _:
+                    raise ClaraError(f"{path}: object {i} lacks 'context' or 'qas'")
+            for question in questions:
+                number += 1
+                if not isinstance(question, Mapping):
+                    yield number, question, "is not a question"
+                    continue
+                yield number, {**question, "context": context}, ""

@@ -1,0 +1,410 @@
+import json
+
+import pytest
+
+from clara_jax.data import open_records
+from clara_jax.data.formats import FORMATS, detect_format
+from clara_jax.errors import ClaraError
+
+PAIRS = [["A", ["One.", " Two."]], ["B", ["Three."]]]
+COLUMNS = {"title": ["A", "B"], "sentences": [["One.", " Two."], ["Three."]]}
+FACTS = {"title": ["B", "Z"], "sent_id": [0, 1]}
+ASKED = {"question": "q?", "answer": "x"}
+AB = ("A\nOne. Two.", "B\nThree.")
+PASSAGE = {"title": "T", "text": "t", "score": 1.5, "passage_id": 3}
+
+
+def case(format, values, documents, positives=(), gold=("x",), **fields):
+    given = {"question": "q?", "id": "", "missing": 0, "kind": "qa", "left_out": 0}
+    expected = {**given, "documents": documents, "positives": positives, "gold": gold}
+    return pytest.param(format, values, expected | fields)
+
+
+CASES = [
+    # HotpotQA and 2WikiMultihopQA: columns, JSON text, and other names of sentences.
+    case(
+        "hotpotqa",
+        {**ASKED, "id": "5a", "context": COLUMNS, "supporting_facts": FACTS},
+        AB,
+        (1,),
+        id="5a",
+        missing=1,
+    ),
+    case(
+        "hotpotqa",
+        {
+            **ASKED,
+            "context": {"title": ["A", "B"], "content": [["One.", "Two."], ["Three."]]},
+            "supporting_facts": {"title": [], "sent_id": []},
+        },
+        AB,
+    ),
+    case(
+        "2wikimultihopqa",
+        {
+            **ASKED,
+            "context": json.dumps(PAIRS),
+            "supporting_facts": json.dumps([["A", 0]]),
+            "evidences": "[]",
+        },
+        AB,
+        (0,),
+    ),
+    # An empty paragraph has its title; one without a title is left out.
+    case(
+        "hotpotqa",
+        {
+            **ASKED,
+            "context": [["", []], ["A", []], ["B", ["Three."]]],
+            "supporting_facts": [["B", 0], ["A", 0]],
+        },
+        ("A", "B\nThree."),
+        (0, 1),
+        left_out=1,
+    ),
+    # SQuAD: answers in all forms; none is unanswerable, and so is is_impossible.
+    case(
+        "squad",
+        {
+            "id": "7",
+            "title": "T",
+            "context": "c",
+            "question": "q?",
+            "answers": {"text": ["x", "y", "x"], "answer_start": [0, 1, 0]},
+        },
+        ("c",),
+        (0,),
+        ("x", "y"),
+        id="7",
+    ),
+    case(
+        "squad",
+        {"context": "c", "question": "q?", "answers": {"text": [], "answer_start": []}},
+        ("c",),
+        gold=("noanswer", ""),
+    ),
+    case(
+        "squad",
+        {"context": "c", **ASKED, "is_impossible": True},
+        ("c",),
+        gold=("noanswer", ""),
+    ),
+    case("squad", {"context": "c", "question": "q?"}, ("c",), gold=()),
+    case(
+        "squad",
+        {"context": "c", "question": "q?", "answer": 1984.5},
+        ("c",),
+        (0,),
+        ("1984.5",),
+    ),
+    # TriviaQA with and without documents.
+    case(
+        "triviaqa",
+        {
+            "question": "q?",
+            "question_id": "tc_1",
+            "answer": {"value": "x", "aliases": ["x", "y"], "normalized_value": "n"},
+            "entity_pages": {"title": ["A"], "wiki_context": ["One. Two."]},
+            "search_results": {"title": ["B"], "search_context": ["Three."]},
+        },
+        AB,
+        gold=("x", "y"),
+        id="tc_1",
+    ),
+    case(
+        "triviaqa",
+        {
+            "question": "q?",
+            "answer": {"value": "x", "aliases": []},
+            "entity_pages": {"title": [], "wiki_context": [], "doc_source": []},
+            "search_results": {"title": [], "search_context": []},
+        },
+        (),
+    ),
+    # Questions without documents.
+    case("questions", {"question": "q?", "answer": ["x", "y"]}, (), gold=("x", "y")),
+    case(
+        "questions",
+        {"id": "test_0", "question": "q?", "golden_answers": ["x"], "metadata": {}},
+        (),
+        id="test_0",
+    ),
+    case(
+        "kilt",
+        {
+            "id": "k",
+            "input": "q?",
+            "meta": {},
+            "output": [
+                {"answer": "x", "meta": {"score": 1}, "provenance": []},
+                {"answer": "", "provenance": [{"title": "A", "start_character": 3}]},
+                {"answer": "y"},
+                {"answer": "x"},
+            ],
+        },
+        (),
+        gold=("x", "y"),
+        id="k",
+    ),
+    # Documents by usual names, in the usual forms.
+    *(
+        case("questions", {**ASKED, name: value}, documents)
+        for name, value, documents in (
+            ("contexts", ["c", "d"], ("c", "d")),
+            ("context", ["c", "d"], ("c", "d")),
+            ("context", COLUMNS, AB),
+            ("passages", [PASSAGE, {"title": "U", "contents": "u"}], ("T\nt", "U\nu")),
+            ("documents", {"title": ["A", None], "text": ["a", "b"]}, ("A\na", "b")),
+            ("passages", "only", ("only",)),
+            ("ctxs", [{"id": "3", **PASSAGE, "has_answer": True}], ("T\nt",)),
+            ("documents", '[{"title": "A", "text": "a"}]', ("A\na",)),
+        )
+    ),
+    case(
+        "questions",
+        {"query": "q?", "answer": "y", "golden_answers": ["x", "y"], "contexts": ["c"]},
+        ("c",),
+        gold=("y", "x"),
+    ),
+    case(
+        "questions",
+        {**ASKED, "contexts": ["", "c", " ", "d"], "pos_index": [0, 3]},
+        ("c", "d"),
+        (1,),
+        missing=1,
+        left_out=2,
+    ),
+    case("questions", {**ASKED, "answer": [[], None, ["x"], " "]}, ()),
+    case(
+        "questions",
+        {"question": 1984, "answers": float("nan")},
+        (),
+        gold=(),
+        question="1984",
+    ),
+    # MS MARCO, DPR, paraphrases, the release's own.
+    case(
+        "msmarco",
+        {
+            "query": "q?",
+            "query_id": 19.0,
+            "answers": ["x"],
+            "passages": {
+                "is_selected": [0, 1],
+                "passage_text": ["a", "b"],
+                "url": ["", ""],
+            },
+            "wellFormedAnswers": [],
+        },
+        ("a", "b"),
+        (1,),
+        id="19",
+    ),
+    case(
+        "msmarco",
+        {
+            "query": "q?",
+            "answers": ["No Answer Present."],
+            "passages": {"is_selected": [0], "passage_text": ["a"]},
+        },
+        ("a",),
+        gold=("noanswer", ""),
+    ),
+    case(
+        "dpr",
+        {
+            "question": "q?",
+            "answers": ["x"],
+            "positive_ctxs": [PASSAGE],
+            "negative_ctxs": [{"title": "", "text": "n"}],
+            "hard_negative_ctxs": [{"title": "H", "text": "h"}],
+        },
+        ("T\nt", "H\nh", "n"),
+        (0,),
+    ),
+    case(
+        "paraphrase",
+        {"doc": "d", "paraphrase": "x"},
+        ("d",),
+        kind="paraphrase",
+        question="",
+    ),
+    case(
+        "paraphrase",
+        {"doc": "d", "question": "", "answers": ["x"]},
+        ("d",),
+        kind="paraphrase",
+        question="",
+    ),
+    case("paraphrase", {"doc": "d", **ASKED}, ("d",), (0,)),
+    case(
+        "clara",
+        {
+            "docs": "d",
+            "question": ["q?"],
+            "answers": "x",
+            "data_type": "qa",
+            "pos_index": [0.0],
+            "gold_answer": None,
+            "__index_level_0__": 3,
+            "level": "easy",
+            "source": "s",
+            "dataset": "n",
+            "type": "t",
+        },
+        ("d",),
+        (0,),
+    ),
+    case(
+        "clara",
+        {"docs": [1984, "d"], **ASKED, "pos_index": "[0, 0, 1]"},
+        ("1984", "d"),
+        (0, 1),
+    ),
+    case(
+        "clara",
+        {"docs": [PASSAGE], "question": "q?", "answers": '["x", "y"]'},
+        ("T\nt",),
+        gold=("x", "y"),
+    ),
+    case("clara", {"docs": None, **ASKED, "data_type": "qa"}, ()),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "expected"), CASES)
+def test_a_record_of_each_form(name, values, expected):
+    assert detect_format(values, "f:1") == name
+    record = FORMATS[name](values, "f:1")
+    found = {**record.__dict__, "question": record.pair()[0], "gold": record.gold}
+    assert {key: found[key] for key in expected} == expected
+    assert record.pair()[1] == next(iter(expected["gold"]), "")
+
+
+QAS = [
+    {"id": "1", "question": "p?", "answers": [{"text": "x", "answer_start": 0}] * 2},
+    {"id": "2", "question": "q?", "answers": [], "is_impossible": True},
+]
+SQUAD = {
+    "version": "v2.0",
+    "data": [{"title": "T", "paragraphs": [{"context": "c", "qas": QAS}]}] * 2,
+}
+MRQA = [
+    {"header": {"dataset": "x"}},
+    {"context": "c", "qas": [{"qid": "1", "question": "p?", "answers": ["x"]}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "count"),
+    [
+        ("squad.json", json.dumps(SQUAD), 4),
+        ("squad.json", json.dumps(SQUAD, indent=1), 4),
+        ("mrqa.jsonl", "\n".join(map(json.dumps, MRQA)), 1),
+        ("data.json", json.dumps({"n": 2, "data": [{**ASKED, "context": "c"}] * 2}), 2),
+        ("asked.json", json.dumps({"questions": [ASKED] * 3}), 3),
+        ("articles.jsonl", json.dumps(SQUAD["data"][0]), 2),
+    ],
+)
+def test_files_that_hold_lists(tmp_path, name, text, count):
+    path = tmp_path / name
+    path.write_text(text)
+    records = open_records(path)
+    assert len(records) == len(list(records)) == count
+    assert records[0].pair()[1] == "x"
+    assert records[count - 1].source == f"{path}: record {count}"
+    if "squad" in name:
+        assert records.formats == ("squad",)
+        assert records[0].documents == ("c",) and records[0].id == "1"
+        assert records[1].pair() == ("q?", "noanswer", ("noanswer", ""))
+
+
+@pytest.mark.parametrize(
+    ("format", "values", "message"),
+    [
+        (
+            "squad",
+            {"context": "c", "question": "q?", "answer": True},
+            "'answer' is bool",
+        ),
+        (
+            "squad",
+            {"context": "c", "question": " ", "answer": "x"},
+            "question is empty",
+        ),
+        ("questions", {"answer": "x"}, "field 'question' is missing"),
+        (
+            "questions",
+            {**ASKED, "passages": [{"url": "u"}]},
+            "'passages' is a list, not",
+        ),
+        (
+            "questions",
+            {**ASKED, "passages": {"title": ["a"], "text": []}},
+            "is an object",
+        ),
+        ("questions", {**ASKED, "contexts": [["a", "b", "c"]]}, "'contexts' is a list"),
+        ("questions", {**ASKED, "contexts": ["", " "]}, "document 0 is empty or blank"),
+        ("paraphrase", {"doc": "d"}, "field 'paraphrase' is missing"),
+        (
+            "clara",
+            {"docs": ["d"], **ASKED, "pos_indx": [0]},
+            "did you mean 'pos_index'",
+        ),
+        ("clara", {"docs": ["d"], "question": "q?", "anwser": "x"}, "mean 'answer'"),
+        ("clara", {"docs": ["d"], **ASKED, "gold_answers": "x"}, "mean 'gold_answer'"),
+    ],
+)
+def test_what_is_wrong_is_named(format, values, message):
+    with pytest.raises(ClaraError) as caught:
+        FORMATS[format](values, "f:3")
+    assert str(caught.value).startswith("f:3: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+ODD = {"query": "q?", "meta": {"golden": [{"name": "x"}, {"name": "y"}]}, "ps": ["p"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "documents", "gold"),
+    [
+        (["answers=meta.golden.name", "documents=ps"], ("p",), ("x", "y")),
+        (["question=query", "docs=ps"], ("p",), ()),
+        (["gold=ps", "answer=query", "documents=ps"], ("p",), ("p",)),
+    ],
+)
+def test_fields_by_other_names(tmp_path, fields, documents, gold):
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({"other": 1, "query": "r?", "ps": ["o"]}) + "\n")
+    with path.open("a") as file:
+        file.write(json.dumps(ODD))
+    record = open_records(path, fields=["question=query", *fields])[1]
+    assert (record.questions, record.documents, record.gold) == (
+        ("q?",),
+        documents,
+        gold,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            ["question"],
+            "data.fields holds 'question'; write for example question=query",
+        ),
+        (
+            ["qustion=query"],
+            "names 'qustion', but must name one of documents, questions",
+        ),
+        (
+            ["answers=golden"],
+            r"no record has the field 'golden', .*; there are query, me",
+        ),
+        ([], r"odd.jsonl:1: is of no known format \(fields: .*--fields question=NAME"),
+    ],
+)
+def test_fields_that_are_not_there(tmp_path, fields, message):
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({**ODD, "query": None, "q": 1}))
+    with pytest.raises(ClaraError, match=message):
+        open_records(path, fields=fields)
