@@ -71,6 +71,26 @@ def add_rate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=count, default=0, metavar="N", help=text)
 
 
+def add_record_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``, ``--fields`` and ``--encoding``; see `record_options`."""
+    add = parser.add_argument
+    add("--format", default="auto", help="format of the records; see docs/formats.md")
+    text = "what fields are called in the files, as question=query,answers=golden"
+    add("--fields", default="", metavar="OURS=THEIRS,...", help=text)
+    text = "of text files, such as cp1252; found by itself if not given"
+    add("--encoding", default="", metavar="NAME", help=text)
+
+
+def record_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_record_options` added, as arguments of ``open_records``."""
+    fields = [text for text in arguments.fields.split(",") if text]
+    return {
+        "format": arguments.format,
+        "fields": fields,
+        "encoding": arguments.encoding,
+    }
+
+
 def count(text: str) -> int:
     """Read an argument that must be a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:

@@ -29,8 +29,11 @@ class DataConfig:
     """Where records come from and what batches look like.
 
     Attributes:
-      train, eval: files or TFDS folders of records; ``eval`` may be empty.
-      format: ``auto`` looks at the file; else one of the names in ``data.sources``.
+      train, eval: files, folders or ``hf:`` names of records; ``eval`` may be empty.
+      format: ``auto`` looks at the file; else one of the names in ``data.formats``.
+      fields: ``OURS=THEIRS``: what fields are called in the files, as in
+        ``question=query``; dots go into nested ones.
+      encoding: of text files; empty finds it.
       batch_size: questions (or documents) per optimizer step.
       doc_buckets, prompt_buckets: padded lengths, ascending; a batch takes the
         smallest that holds its longest row, or the longest length there can be. One
@@ -56,6 +59,8 @@ class DataConfig:
     train: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
     format: str = "auto"
+    fields: tuple[str, ...] = ()
+    encoding: str = ""
     batch_size: int = 32
     eval_batch_size: int = 0
     doc_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024)

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from clara_jax.commands import Parser, count, run, start
+from clara_jax.commands import (
+    Parser,
+    add_record_options,
+    count,
+    record_options,
+    run,
+    start,
+)
 from clara_jax.convert import load_base_tokenizer
 from clara_jax.data.candidates import Searched, find_candidates
 from clara_jax.data.document_corpus import Corpus
@@ -50,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     add("--max-length", type=count, default=256, help=text)
 
     text = "find the best documents of a corpus or a store for every question"
-    add = commands.add_parser("candidates", help=text).add_argument
+    command = commands.add_parser("candidates", help=text)
+    add_record_options(command)
+    add = command.add_argument
     text = "questions, of any format that training reads; may be repeated"
     add("--records", action="append", required=True, metavar="FILE", help=text)
     text = "documents to search by BM25: files and folders, as for clara_jax.compress"
@@ -65,11 +74,12 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="FILE", help="JSONL; appears when complete")
 
     text = "write records as a TFDS folder"
-    add = commands.add_parser("tfds", help=text).add_argument
+    command = commands.add_parser("tfds", help=text)
+    add_record_options(command)
+    add = command.add_argument
     text = "part of the split train, or of another; any format that training reads"
     add("sources", nargs="+", metavar="[SPLIT=]SOURCE", help=text)
     add("folder", metavar="FOLDER", help="must not exist yet")
-    add("--format", default="auto", help="format of the sources")
     return parser
 
 
@@ -112,7 +122,7 @@ def _candidates(options: argparse.Namespace) -> None:
             "--store and --model belong together: the model that made the store asks "
             "it; give both"
         )
-    records = open_records(options.records)
+    records = open_records(options.records, **record_options(options))
     if options.store:
         corpus = _searched(options.store, options.model)
     else:
@@ -157,7 +167,8 @@ def _tfds(options: argparse.Namespace) -> None:
         if not sign or not split.isidentifier():
             split, path = "train", source
         splits.setdefault(split, []).append(path)
-    records = {k: open_records(v, options.format) for k, v in splits.items()}
+    how = record_options(options)
+    records = {name: open_records(paths, **how) for name, paths in splits.items()}
     folder = write_tfds(records, options.folder)
     counts = ", ".join(f"{name} {len(items)}" for name, items in records.items())
     print(f"{folder}: {counts} records")

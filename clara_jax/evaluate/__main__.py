@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clara_jax import commands
 from clara_jax.convert import named_folder
-from clara_jax.data import open_records
+from clara_jax.data import each, is_hub, open_records, require_documents
 from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.evaluate import examine, paraphrases
@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help=commands.MODEL)
-    add("--data", required=True, action="append", help="records; may be repeated")
-    add("--format", default="auto", help="format of the data")
+    data = "records: file, FOLDER#SPLIT or hf:NAME:CONFIG#SPLIT; may be repeated"
+    add("--data", required=True, action="append", help=data)
+    commands.add_record_options(parser)
     how = "normal: choose among candidates; oracle: gold documents are given"
     add("--setting", choices=("normal", "oracle"), default="normal", help=how)
     add("--limit", type=int, default=0, help="first so many questions; 0 takes all")
@@ -115,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = {
         "model": os.path.realpath(model),
         "trained": max(written, default=0),
-        "data": [os.path.realpath(path) for path in data],
+        "data": [p if is_hub(p) else os.path.realpath(p) for p in data],
         "base": os.path.realpath(arguments.base) if arguments.base else "",
         "setting": setting,
         **work.settings,
@@ -149,8 +150,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _answers(arguments: argparse.Namespace) -> _Work:
-    records = open_records(arguments.data, arguments.format)
-    questions = questions_of(records, arguments.limit)
+    records = open_records(arguments.data, **commands.record_options(arguments))
+    questions = questions_of(each(records, require_documents), arguments.limit)
     if not questions:
         raise ClaraError(f"{arguments.data[0]}: holds no questions")
     clara = _load(arguments, max_new_tokens=32)
@@ -176,8 +177,10 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
     paraphrases.need("rouge_score", "rouge-score")
     name = arguments.spacy_model
     find = paraphrases.entity_finder(name) if name else None
-    records = open_records(arguments.data, arguments.format)
-    passages = paraphrases.passages_of(records, arguments.limit)
+    records = open_records(arguments.data, **commands.record_options(arguments))
+    passages = paraphrases.passages_of(
+        each(records, require_documents), arguments.limit
+    )
     if not passages:
         raise ClaraError(f"{arguments.data[0]}: holds no documents")
     clara = _load(arguments, max_new_tokens=256)

@@ -203,11 +203,13 @@ def assemble(config: RunConfig) -> Parts:
     require(computes, "dtype", "a CPU does not compute in float16; take float32")
     if config.store:
         Store.open(config.store)  # a wrong one is reported before weights are read
-    train = open_records(config.data.train, config.data.format, config.data.limit)
+    data = config.data
+    how: Any = {"fields": data.fields, "encoding": data.encoding}
+    train = open_records(data.train, data.format, data.limit, **how)
     records: Records | list[Record] = []
-    if config.data.eval:
+    if data.eval:
         limit = config.hooks.eval_limit
-        records = open_records(config.data.eval, config.data.format, limit)
+        records = open_records(data.eval, data.format, limit, **how)
     mesh = _mesh(config)
     start_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     start = load_start(

@@ -51,12 +51,15 @@ def test_a_table_a_file_and_predictions(model, data, tmp_path, capsys):
 
 def test_bad_input_is_one_line(model, data, tmp_path, capsys):
     (tmp_path / "text.jsonl").write_text('{"docs": ["x"], "data_type": "text"}')
+    (tmp_path / "alone.jsonl").write_text('{"question": "q?", "answer": "x"}')
     given = ("--model", model, "--out", tmp_path / "out")
     for arguments, message in (
         ((*given, "--data", data, "--top-k", 3), "top_k 3 is above the number"),
         ((*given, "--data", data, "--baselines", "dpr"), "baseline 'dpr' is unknown"),
         ((*given, "--data", tmp_path / "none.jsonl"), "none.jsonl"),
         ((*given, "--data", tmp_path / "text.jsonl"), "holds no questions"),
+        ((*given, "--data", tmp_path / "alone.jsonl"), "jsonl:1: has no documents; na"),
+        ((*given, "--data", data, "--fields", "id=n"), "no record has the field 'n'"),
         ((*given, "--data", data, "--limit", -1), "--limit must not be negative"),
     ):
         status, _, err = _run(capsys, *arguments)

@@ -40,6 +40,7 @@ def test_overrides_of_every_kind(write):
             "--config.optim.steps=7",
             "--config.data.shuffle=False",
             "--config.data.train=../x/a-1.jsonl,b.json",
+            "--config.data.fields=question=query,answers=meta.golden",
             "--config.data.doc_buckets=(32, 64)",
             "--config.workdir=elsewhere",
         ]
@@ -47,6 +48,7 @@ def test_overrides_of_every_kind(write):
     (run,) = experiment.runs
     assert run.optim.learning_rate == 1.0 and run.optim.steps == 7
     assert run.data.train == ("../x/a-1.jsonl", "b.json")
+    assert run.data.fields == ("question=query", "answers=meta.golden")
     assert run.data.doc_buckets == (32, 64) and not run.data.shuffle
     assert run.workdir == "elsewhere" and experiment.quickstart is None
 
