@@ -1,6 +1,7 @@
 """One record of any data set, and how our own format is read and written."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,8 +21,12 @@ NO_ANSWER = "noanswer"
 """What is to be answered where the documents hold no answer; HotpotQA's word."""
 UNANSWERABLE = (NO_ANSWER, "")
 """What counts as right then."""
+_PLACE = re.compile(r"(.*?:(?: record )?)(\d+): (.*)", re.DOTALL)
+"""File, number and fault of a message about a record."""
 MOST_FAULTS = 20
 """Bad records that one error names at most."""
+_AHEAD = 100_000
+"""Records that are looked at after a bad one, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,19 +175,40 @@ def each(
 def _all_faults(
     read: Callable[[int], Record], places: Sequence[int], error: ClaraError
 ) -> ClaraError:
-    """The error of several bad records, of which the first is known; a line each."""
-    lines = [str(error)]
-    for index in places:
-        if len(lines) == MOST_FAULTS:
+    """The error of several bad records, of which the first is known.
+
+    Each kind of fault is a line, with where it is found.
+    """
+    count, faults = 1, {}
+    _add_fault(faults, error)
+    for index in places[:_AHEAD]:
+        if count == MOST_FAULTS:
             break
         try:
             read(index)
         except ClaraError as other:
-            lines.append(str(other))
-    if len(lines) == 1:
+            _add_fault(faults, other)
+            count += 1
+    if count == 1:
         return error
-    least = "at least " * (len(lines) == MOST_FAULTS)
-    return ClaraError("\n".join((f"{least}{len(lines)} records are bad", *lines)))
+    least = "at least " * (count == MOST_FAULTS or len(places) > _AHEAD)
+    lines = []
+    for fault, (first, *others) in faults.items():
+        more = f" (likewise {', '.join(others)})" if others else ""
+        lines.append(f"{first}{more}: {fault}")
+    return ClaraError("\n".join((f"{least}{count} records are bad", *lines)))
+
+
+def _add_fault(faults: dict[str, list[str]], error: ClaraError) -> None:
+    """Put a record's error among those of others: the fault, and its places.
+
+    Later places in one file are their numbers alone.
+    """
+    found = _PLACE.fullmatch(str(error))
+    start, number, fault = found.groups() if found else ("", "", str(error))
+    known = faults.setdefault(fault, [])
+    same = bool(known) and known[0].startswith(start)
+    known.append(number if same else start + number)
 
 
 def documents_of(

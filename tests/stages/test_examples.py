@@ -273,16 +273,21 @@ def test_questions_without_documents_are_for_stages_that_read_none(tokenizer):
 
 def test_bad_records_are_named_together(tokenizer, capsys):
     make = maker(tokenizer, "end_to_end", MEMORY, LONG, top_k=2)
-    bad = [qa("a", source=f"f:{i}") for i in range(30)]
+    bad = [qa("a", source=f"f:{i}") for i in range(1, 31)]
+    text = Record(("t",), kind="text", source="g: record 7")
     with pytest.raises(ClaraError) as caught:
-        check_records([qa("abc"), bad[0], qa("abc"), bad[1], bad[2]], make)
+        check_records([qa("abc"), bad[0], qa("abc"), bad[1], text, bad[2]], make)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "3 records are bad"
-    assert [line[:8] for line in lines[1:]] == ["f:0: has", "f:1: has", "f:2: has"]
+    assert lines[0] == "4 records are bad"
+    assert lines[1].startswith("f:1 (likewise 2, 3): has 1 candidate documents, fewer")
+    assert lines[2].startswith("g: record 7: is of type text") and len(lines) == 3
     with pytest.raises(ClaraError) as caught:
-        check_records(bad, make)
-    assert str(caught.value).startswith("at least 20 records are bad\nf:0: has ")
-    assert str(caught.value).count("\n") == 20
+        check_records([*bad[:2], qa("a", source="g:2"), *bad[2:]], make)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "at least 20 records are bad" and len(lines) == 2
+    assert lines[1].startswith("f:1 (likewise 2, g:2, 3, 4, ") and ", 19):" in lines[1]
+    with pytest.raises(ClaraError, match=r"^f:1: has 1 candidate [^\n]*$"):
+        check_records(bad[:1], make)
     check_records([qa("abc", left_out=2), qa("abc"), qa("abc", left_out=1)], make)
     assert capsys.readouterr().err == (
         "note: 3 blank documents, of 2 records, are left out\n"
