@@ -302,8 +302,13 @@ def check_fields(given: Sequence[str]) -> dict[str, str]:
     return names
 
 
+def has_field(values: Any, path: str) -> bool:
+    """Return whether a record has a field, named as of `rename`."""
+    return _value_at(values, path) is not None
+
+
 def rename(values: Any, names: Mapping[str, str]) -> Any:
-    """Return a record with the fields called as in our format.
+    """Return a record with the fields called as in our format, if they are there.
 
     Args:
       values: the record.
@@ -312,11 +317,13 @@ def rename(values: Any, names: Mapping[str, str]) -> Any:
     """
     if not isinstance(values, Mapping):
         return values
+    every = {ours: _value_at(values, theirs) for ours, theirs in names.items()}
+    found = {ours: value for ours, value in every.items() if value is not None}
     answers = {"answer", "answers"}
-    hidden = {*names, *names.values(), *(answers if answers & names.keys() else ())}
+    hidden = {names[ours] for ours in found}
+    hidden |= answers if answers & found.keys() else set()
     kept = {name: value for name, value in values.items() if name not in hidden}
-    found = {ours: _value_at(values, theirs) for ours, theirs in names.items()}
-    return kept | {name: value for name, value in found.items() if value is not None}
+    return kept | found
 
 
 def _value_at(value: Any, path: str) -> Any:

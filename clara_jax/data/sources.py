@@ -17,6 +17,7 @@ from clara_jax.data.formats import (
     FORMATS,
     check_fields,
     detect_format,
+    has_field,
     rename,
     unfold,
 )
@@ -98,13 +99,17 @@ def open_records(
         raise ClaraError("data: no files of records are named")
     parts: list[tuple[Rows, Reader]] = []
     formats: list[str] = []
+    renamed: list[_Renamed] = []
     for path in map(str, paths):
         for rows in _open(path, encoding):
             if names:
                 rows = _Renamed(rows, names)
+                renamed.append(rows)
             name = detect_format(*rows[0]) if format == "auto" else format
             parts.append((rows, FORMATS[name]))
             formats.append(name)
+    if unused := set(names).intersection(*(rows.unused for rows in renamed)):
+        raise renamed[0].lacks(min(unused))
     return Records(parts, limit, formats)
 
 
@@ -126,21 +131,31 @@ def _open(path: str, encoding: str) -> Sequence[Rows]:
 
 
 class _Renamed:
-    """Objects with their fields called as in our format; see `rename`."""
+    """Objects with their fields called as in our format; see `rename`.
+
+    Attributes:
+      unused: those of `names` that no object has; each has our own in its place.
+    """
 
     def __init__(self, rows: Rows, names: Mapping[str, str]):
         self.path, self._rows, self._names = rows.path, rows, names
-        absent = set(names)
+        self.unused, own = set(names), set()
         for i in range(len(rows)):
-            absent -= rename(rows[i][0], {k: names[k] for k in absent}).keys()
-            if not absent:
+            if not self.unused:
                 return
-        first, _ = rows[0]
-        seen = ", ".join(map(str, first)) if isinstance(first, Mapping) else "none"
-        lost = names[min(absent)]
-        raise ClaraError(
-            f"{rows.path}: no record has the field '{lost}', which data.fields "
-            f"(--fields) names; there are {seen}"
+            value, _ = rows[i]
+            self.unused -= {k for k in self.unused if has_field(value, names[k])}
+            own |= {k for k in self.unused if has_field(value, k)}
+        if lost := self.unused - own:
+            raise self.lacks(min(lost))
+
+    def lacks(self, name: str) -> ClaraError:
+        """Return the error of a field that no object has."""
+        value, _ = self._rows[0]
+        seen = ", ".join(map(str, value)) if isinstance(value, Mapping) else "none"
+        return ClaraError(
+            f"{self.path}: no record has the field '{self._names[name]}', which "
+            f"data.fields (--fields) names; there are {seen}"
         )
 
     def __len__(self) -> int:

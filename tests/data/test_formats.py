@@ -385,6 +385,17 @@ def test_fields_by_other_names(tmp_path, fields, documents, gold):
     )
 
 
+def test_files_with_and_without_own_names(tmp_path):
+    odd, own = tmp_path / "odd.jsonl", tmp_path / "own.jsonl"
+    odd.write_text(json.dumps(ODD))
+    own.write_text(json.dumps({"docs": ["d"], **ASKED}))
+    fields = ["question=query", "documents=ps"]
+    records = open_records([own, odd], fields=fields)
+    assert [r.documents for r in records] == [("d",), ("p",)]
+    with pytest.raises(ClaraError, match="own.jsonl: no record has the field 'ps'"):
+        open_records(own, fields=fields)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
