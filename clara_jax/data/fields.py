@@ -186,6 +186,41 @@ def opened(value: Any, begins: str = r"\s*[\[{]") -> Any:
     return value
 
 
+def has_field(values: Any, path: str) -> bool:
+    """Return whether a record has a field, named as of `rename`."""
+    return _value_at(values, path) is not None
+
+
+def rename(values: Any, names: Mapping[str, str]) -> Any:
+    """Return a record with the fields called as in our format, if they are there.
+
+    Args:
+      values: the record.
+      names: our name to that in the file, with dots between those of nested objects.
+        Of lists, every item's value is taken.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    every = {ours: _value_at(values, theirs) for ours, theirs in names.items()}
+    found = {ours: value for ours, value in every.items() if value is not None}
+    answers = {"answer", "answers"}
+    hidden = {names[ours] for ours in found}
+    hidden |= answers if answers & found.keys() else set()
+    kept = {name: value for name, value in values.items() if name not in hidden}
+    return kept | found
+
+
+def _value_at(value: Any, path: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_value_at(item, path) for item in value] or None
+    if not isinstance(value, Mapping):
+        return None
+    if path in value:
+        return value[path]
+    first, dot, rest = path.partition(".")
+    return _value_at(opened(value.get(first)), rest) if dot else None
+
+
 def kind_of(value: Any) -> str:
     """Return what a value is, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from clara_jax.data.fields import has_field, rename
 from clara_jax.data.folders import Rows, import_tfds, locate, open_folder
 from clara_jax.data.formats import (
     FORMATS,
     check_fields,
     detect_format,
-    has_field,
-    rename,
     unfold,
 )
 from clara_jax.data.hub import HubRows, is_hub
