@@ -6,6 +6,7 @@ a name, tell another model from the same one in 4 bits.
 """
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import json
@@ -36,6 +37,8 @@ _RUN_TIME = ("dtype", "param_dtype", "remat")
 
 _TABLES = {"embed/embedding": 0, "head/kernel": 1}
 """Arrays with a row for every token, and which axis these are on."""
+_LATER = ("unrotated_layers",)
+"""Settings that are younger than stores: they count in backbones that use them."""
 
 _TURN = 0x9E3779B97F4A7C15
 """2**64 over the golden ratio: its multiples are spread evenly, and along no axis."""
@@ -122,7 +125,9 @@ def _distance(before: str, now: str) -> float:
 def backbone_shape(network: Network) -> dict[str, Any]:
     """Return the backbone's settings, without those that only say how it is run."""
     shape = to_dict(network.model.config)
-    return {k: v for k, v in shape.items() if k not in _RUN_TIME}
+    usual = {f.name: f.default for f in dataclasses.fields(network.model.config)}
+    unused = [name for name in _LATER if shape[name] == usual[name]]
+    return {k: v for k, v in shape.items() if k not in (*_RUN_TIME, *unused)}
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

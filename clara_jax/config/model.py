@@ -76,6 +76,7 @@ class ModelConfig:
       sliding_window: a query sees itself and the ``sliding_window - 1`` keys before it;
         None sees all.
       full_layers: layers, counted from 0, that see all in spite of `sliding_window`.
+      unrotated_layers: layers, counted from 0, without rotary positions (SmolLM3).
       dtype: compute type; norms, softmax and logits are float32 all the same.
       param_dtype: type in which the frozen weights are kept.
       remat: what a layer keeps for its backward pass: ``none`` keeps all, ``full``
@@ -99,6 +100,7 @@ class ModelConfig:
     fused_gate_up: bool = False
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
     rope: RopeConfig = RopeConfig()
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
@@ -112,9 +114,11 @@ class ModelConfig:
         require(heads % kv_heads == 0, "model.num_kv_heads", uneven)
         wrong = f"must be above 0 or none, not {window}"
         require(window is None or window > 0, "model.sliding_window", wrong)
-        known = all(0 <= layer < self.num_layers for layer in self.full_layers)
-        wrong = f"must name layers from 0 to {self.num_layers - 1}, not "
-        require(known, "model.full_layers", f"{wrong}{self.full_layers}")
+        for name in ("full_layers", "unrotated_layers"):
+            layers = getattr(self, name)
+            wrong = f"must name layers from 0 to {self.num_layers - 1}, not {layers}"
+            known = all(0 <= layer < self.num_layers for layer in layers)
+            require(known, f"model.{name}", wrong)
         check_choices("model", self)
 
 

@@ -3,8 +3,8 @@
 Versions 4 and 5 of transformers are read; rope is written in the words of version 4,
 which version 5 reads too.
 
-Source: transformers ``configuration_{llama,mistral,qwen2,qwen3,phi3}.py`` and
-``modeling_rope_utils.py``, defaults included.
+Source: transformers ``configuration_{llama,mistral,qwen2,qwen3,smollm3,phi3}.py``
+and ``modeling_rope_utils.py``, defaults included.
 """
 
 import dataclasses
@@ -32,6 +32,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Qwen2": _QWEN,
     "Qwen3": {**_QWEN, "head_dim": 128},
+    "SmolLM3": {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_theta": 2000000.0,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+    },
     "Phi3": {
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
@@ -48,6 +55,11 @@ _SIZES = {
     "mlp_dim": "intermediate_size",
 }
 """Fields of `ModelConfig` that every family gives, and what they are called there."""
+
+_LAYERED = ("Qwen2", "Qwen3", "SmolLM3")
+"""Families whose layers may differ in the keys that they see."""
+
+_KINDS = ("full_attention", "sliding_attention")
 
 _ROPE_KINDS: dict[Any, str] = {
     "default": "",
@@ -156,8 +168,10 @@ def model_config_from_hf(
     sizes: dict = {ours: fields.get(theirs, int) for ours, theirs in _SIZES.items()}
     heads = sizes["num_heads"]
     head_dim = fields.get("head_dim", int, 0) or sizes["width"] // max(heads, 1)
-    bias = family in ("Llama", "Qwen3") and fields.get("attention_bias", bool, False)
-    window, full_layers = _read_window(fields, family)
+    biased = family in ("Llama", "Qwen3", "SmolLM3")
+    bias = biased and fields.get("attention_bias", bool, False)
+    unrotated = _read_unrotated(fields) if family == "SmolLM3" else ()
+    window, full_layers = _read_window(fields, family, unrotated)
     stored = str(values.get("dtype") or values.get("torch_dtype"))
     stored = stored.removeprefix("torch.")
     dtype: Any = param_dtype or (stored if stored in DTYPES else "float32")
@@ -169,12 +183,13 @@ def model_config_from_hf(
         tied=fields.get("tie_word_embeddings", bool, False),
         qkv_bias=bias or family == "Qwen2",
         output_bias=bias,
-        mlp_bias=family == "Llama" and fields.get("mlp_bias", bool, False),
+        mlp_bias=family in ("Llama", "SmolLM3") and fields.get("mlp_bias", bool, False),
         qk_norm=family == "Qwen3",
         fused_qkv=family == "Phi3",
         fused_gate_up=family == "Phi3",
         sliding_window=window,
         full_layers=full_layers,
+        unrotated_layers=unrotated,
         rope=_read_rope(fields, head_dim, family == "Phi3"),
         param_dtype=dtype,
     )
@@ -198,22 +213,42 @@ def _read_family(values: Mapping[str, Any], where: str) -> str:
     return known[name]
 
 
-def _read_window(fields: Fields, family: str) -> tuple[int | None, tuple[int, ...]]:
+def _read_unrotated(fields: Fields) -> tuple[int, ...]:
+    """Return the layers that do without rotary positions."""
+    layers = fields.get("num_hidden_layers", int)
+    rotated = fields.values.get("no_rope_layers")
+    if rotated is None:
+        interval = fields.positive("no_rope_layer_interval")
+        rotated = [int((i + 1) % interval != 0) for i in range(layers)]
+    listed = isinstance(rotated, list) and len(rotated) >= layers
+    if not listed or any(type(one) is not int or one not in (0, 1) for one in rotated):
+        raise fields.error(
+            f"no_rope_layers must give each of {layers} layers 1 (with rotary "
+            f"positions) or 0, not {rotated!r}"
+        )
+    return tuple(i for i in range(layers) if not rotated[i])
+
+
+def _read_window(
+    fields: Fields, family: str, unrotated: tuple[int, ...]
+) -> tuple[int | None, tuple[int, ...]]:
     """Return the sliding window, and the layers that do without it."""
     if family == "Llama":
         return None, ()
     window = fields.get("sliding_window", int, 0) or None
-    if family not in ("Qwen2", "Qwen3"):
+    if family not in _LAYERED:
         return window, ()
     if not fields.get("use_sliding_window", bool, False):
         window = None
     layers = fields.get("num_hidden_layers", int)
     kinds = fields.values.get("layer_types")
     if kinds is None:
-        first = fields.get("max_window_layers", int) if window else layers
-        kinds = ["full_attention"] * min(first, layers)
-        kinds += ["sliding_attention"] * (layers - len(kinds))
-    known = ["full_attention", *["sliding_attention"] * bool(window)]
+        if family == "SmolLM3":
+            slides = unrotated
+        else:
+            slides = range(fields.get("max_window_layers", int), layers)
+        kinds = [_KINDS[window is not None and i in slides] for i in range(layers)]
+    known = _KINDS[: 1 + bool(window)]
     listed = isinstance(kinds, list) and len(kinds) == layers
     if not listed or any(kind not in known for kind in kinds):
         raise fields.error(
@@ -316,14 +351,19 @@ def hf_from_model_config(config: ModelConfig, name: str = "") -> dict[str, Any]:
         "max_position_embeddings": longest,
         "torch_dtype": config.param_dtype,
     }
-    if family in ("Llama", "Qwen3"):
+    if family in ("Llama", "Qwen3", "SmolLM3"):
         values["attention_bias"] = config.qkv_bias
-    if family == "Llama":
+    if family in ("Llama", "SmolLM3"):
         values["mlp_bias"] = config.mlp_bias
     if family != "Llama":
         values["sliding_window"] = config.sliding_window
-    if family in ("Qwen2", "Qwen3"):
+    if family in _LAYERED:
         values |= _written_layers(config)
+    if family == "SmolLM3":
+        layers = range(config.num_layers)
+        values["no_rope_layers"] = [
+            int(i not in config.unrotated_layers) for i in layers
+        ]
     values |= _written_rope(rope, family == "Phi3")
     read = model_config_from_hf(values, "config.json")
     wanted = dataclasses.replace(config, rope=rope)
@@ -346,9 +386,9 @@ def _written_family(config: ModelConfig, name: str) -> str:
         return "Qwen3"
     if config.qkv_bias and not config.output_bias:
         return "Qwen2"
+    if config.unrotated_layers or config.full_layers:
+        return "SmolLM3"
     plain = not (config.qkv_bias or config.mlp_bias)
-    if config.full_layers and plain:
-        return "Qwen3"  # which is refused: without query norms there is no such model
     named = "mistral" in name.lower() and plain
     return "Mistral" if config.sliding_window or named else "Llama"
 
@@ -359,9 +399,7 @@ def _written_layers(config: ModelConfig) -> dict[str, Any]:
     return {
         "use_sliding_window": window is not None,
         "max_window_layers": next((i for i in layers if i not in full), len(layers)),
-        "layer_types": [
-            "full_attention" if i in full else "sliding_attention" for i in layers
-        ],
+        "layer_types": [_KINDS[i not in full] for i in layers],
     }
 
 

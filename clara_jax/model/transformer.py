@@ -1,5 +1,6 @@
 """The one backbone: a decoder-only transformer of the Llama family."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -73,12 +74,14 @@ class Block(nn.Module):
         visible: Bool[Array, "B 1 T S"] | None,
         start: Int[Array, ""] | None,
         everything: Bool[Array, "B 1 T S"] | None = None,
+        other_rotation: Rotation | None = None,
         full: Bool[Array, ""] | None = None,
+        other: Bool[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Return the layer's output and its cache.
 
         Where layers differ, those whose `full` is set see `everything` instead of
-        `visible`.
+        `visible`, and those whose `other` is set take `other_rotation`.
         """
         x = place(x, "batch", None, None)
         attention = Attention(**self.attention, name="attention")
@@ -88,6 +91,10 @@ class Block(nn.Module):
         if full is not None:
             assert visible is not None and everything is not None
             visible = jnp.where(full, everything, visible)
+        if other is not None:
+            assert other_rotation is not None
+            choose = functools.partial(jnp.where, other)
+            rotation = jax.tree.map(choose, other_rotation, rotation)
         mixed, cache = attention(input_norm(x), rotation, visible, cache, start)
         x = x + mixed
         return x + mlp(post_norm(x)), cache
@@ -166,7 +173,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 4, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 5, 0, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
         )(**settings)
@@ -224,6 +231,10 @@ class Transformer(nn.Module):
             if cache is not None:
                 long = jnp.where(cache.length == 0, long, cache.long)
         rotation = rope_tables(config.rope, config.head_dim, positions, long)
+        other_rotation = other = None
+        if config.unrotated_layers:
+            other_rotation = jnp.ones_like(rotation[0]), jnp.zeros_like(rotation[1])
+            other = _flags(config.unrotated_layers, config.num_layers)
         key_positions, layer_cache = positions, None
         if cache is not None:
             key_positions = jax.lax.dynamic_update_slice(
@@ -241,10 +252,17 @@ class Transformer(nn.Module):
             visible = visible_keys(slots, positions, key_positions, mask, window)
             if mixed:
                 everything = visible_keys(slots, positions, key_positions, mask, None)
-                layers = jnp.arange(config.num_layers)
-                full = jnp.isin(layers, jnp.array(full_layers))
+                full = _flags(full_layers, config.num_layers)
         x, layer_cache = self.layers(
-            embeddings, layer_cache, rotation, visible, start, everything, full
+            embeddings,
+            layer_cache,
+            rotation,
+            visible,
+            start,
+            everything,
+            other_rotation,
+            full,
+            other,
         )
         if cache is not None:
             assert layer_cache is not None
@@ -266,6 +284,10 @@ class Transformer(nn.Module):
         if rows is None:
             return text
         return jnp.concatenate((text, _product(hidden, rows.T)), axis=-1)
+
+
+def _flags(layers: tuple[int, ...], count: int) -> Bool[Array, " L"]:
+    return jnp.isin(jnp.arange(count), jnp.array(layers))
 
 
 class _Table(nn.Module):

@@ -13,6 +13,7 @@ from clara_jax.clara import (
     weights_distance,
     weights_sample,
 )
+from clara_jax.clara.fingerprint import backbone_shape
 from clara_jax.config import LoraConfig
 from clara_jax.model import logical_axes, quantize_params
 from clara_jax.sharding import make_mesh, tree_shardings
@@ -92,6 +93,17 @@ def test_another_large_array_another_shape_or_scale_count():
     assert named(adapters={**TOY.adapters, "memory": more}) != named()
     assert named(model=TOY.model.clone(lora=LoraConfig(4, 16.0, 0.0))) != named()
     shape = dataclasses.replace(TOY.model.config, norm_eps=1e-6)
+    assert named(model=TOY.model.clone(config=shape)) != named()
+
+
+def test_younger_settings_rename_no_store_but_of_backbones_that_use_them():
+    first = (
+        "vocab_size width num_layers num_heads num_kv_heads head_dim mlp_dim norm_eps "
+        "tied qkv_bias output_bias mlp_bias qk_norm fused_qkv fused_gate_up "
+        "sliding_window full_layers rope"
+    )
+    assert list(backbone_shape(TOY)) == first.split()
+    shape = dataclasses.replace(TOY.model.config, unrotated_layers=(1,))
     assert named(model=TOY.model.clone(config=shape)) != named()
 
 

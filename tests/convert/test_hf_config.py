@@ -69,6 +69,20 @@ def test_qwen_windows(llama_values):
         _fails(qwen, "each of 3 layers", layer_types=wrong)
 
 
+def test_layers_of_smollm3(llama_values):
+    smollm3 = {**llama_values, "architectures": ["SmolLM3ForCausalLM"]}
+    plain = _read(smollm3, num_hidden_layers=8)
+    assert (plain.unrotated_layers, plain.sliding_window) == ((3, 7), None)
+    assert plain.tied and plain.rope.theta == 2e6
+    listed = _read(smollm3, no_rope_layers=[0, 1, 1, 0])
+    assert listed.unrotated_layers == (0,)  # the list may be longer than needed
+    used = {"use_sliding_window": True, "sliding_window": 5}
+    slides = _read(smollm3, no_rope_layers=[0, 1, 1], **used)
+    assert (slides.sliding_window, slides.full_layers) == (5, (1, 2))
+    for wrong in ([1, 1], [1, 0, 2], "all"):
+        _fails(smollm3, "no_rope_layers must give each of 3", no_rope_layers=wrong)
+
+
 @pytest.mark.parametrize("version", [4, 5])
 def test_rope_kinds(llama_values, version):
     def read(theta=5000.0, fraction=1.0, **group):
@@ -207,6 +221,24 @@ CHANGES = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         **QWEN_WINDOW,
     },
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layer_interval": 2,
+        "rope_theta": 5000000.0,
+    },
+    "smollm3 windows": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layers": [1, 0, 1],
+        "attention_bias": True,
+        "mlp_bias": True,
+        **QWEN_WINDOW,
+    },
+    "smollm3 all rotated": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layers": [1, 1, 1],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **QWEN_WINDOW,
+    },
     "phi3": {"architectures": ["Phi3ForCausalLM"], "sliding_window": 9},
     "phi4": {
         "architectures": ["Phi3ForCausalLM"],
@@ -268,7 +300,7 @@ def test_mistral_or_llama(llama_values):
     [
         ({"fused_qkv": True}, "as Phi3, 'fused_gate_up' would be True, not False"),
         ({"output_bias": True}, "as Llama, 'output_bias' would be False"),
-        ({"sliding_window": 3, "full_layers": (1,)}, "as Qwen3, 'qk_norm'"),
+        ({"qk_norm": True, "unrotated_layers": (1,)}, "as Qwen3, 'unrotated_layers'"),
         ({"qkv_bias": True, "mlp_bias": True}, "as Qwen2, 'mlp_bias'"),
         ({"rope": RopeConfig(fraction=0.5)}, "only Phi-3 rotates a part"),
         (

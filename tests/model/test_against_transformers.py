@@ -57,6 +57,16 @@ FAMILIES = {
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
+    "smollm3_windows": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3_window": ("Phi3", {"sliding_window": 7}),
     "phi4_short": (

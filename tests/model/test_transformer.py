@@ -15,6 +15,7 @@ VARIANTS = {
     "plain": {},
     "window": {"sliding_window": 3},
     "mixed_windows": {"sliding_window": 3, "full_layers": (1,)},
+    "unrotated": {"unrotated_layers": (0,), "sliding_window": 3, "full_layers": (1,)},
     "tied": {"tied": True},
     "qk_norm": {"qk_norm": True, "qkv_bias": True},
     "fused": {"fused_qkv": True, "fused_gate_up": True},
