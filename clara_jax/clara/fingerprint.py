@@ -37,7 +37,11 @@ _RUN_TIME = ("dtype", "param_dtype", "remat")
 
 _TABLES = {"embed/embedding": 0, "head/kernel": 1}
 """Arrays with a row for every token, and which axis these are on."""
-_LATER = ("unrotated_layers",)
+
+_LATER = (
+    *("unrotated_layers", "window_rope", "activation", "centered_norms"),
+    *("output_norms", "scaled_embeddings", "score_dim"),
+)
 """Settings that are younger than stores: they count in backbones that use them."""
 
 _TURN = 0x9E3779B97F4A7C15

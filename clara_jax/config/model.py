@@ -3,7 +3,13 @@
 import dataclasses
 from typing import Literal, get_args
 
-from clara_jax.config.parsing import below_one, check_choices, positive, require
+from clara_jax.config.parsing import (
+    below_one,
+    check_choices,
+    not_negative,
+    positive,
+    require,
+)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
@@ -77,6 +83,13 @@ class ModelConfig:
         None sees all.
       full_layers: layers, counted from 0, that see all in spite of `sliding_window`.
       unrotated_layers: layers, counted from 0, without rotary positions (SmolLM3).
+      window_rope: rope of the layers under `sliding_window`; None takes `rope`.
+      activation: what the feed-forward's gate goes through.
+      centered_norms: norms multiply by 1 + scale, and round after that (Gemma).
+      output_norms: what attention and feed-forward return is normed as well (Gemma).
+      scaled_embeddings: embeddings of tokens, special ones included, are multiplied by
+        the root of `width` (Gemma).
+      score_dim: attention scores are divided by its root; 0 takes `head_dim`.
       dtype: compute type; norms, softmax and logits are float32 all the same.
       param_dtype: type in which the frozen weights are kept.
       remat: what a layer keeps for its backward pass: ``none`` keeps all, ``full``
@@ -102,6 +115,12 @@ class ModelConfig:
     full_layers: tuple[int, ...] = ()
     unrotated_layers: tuple[int, ...] = ()
     rope: RopeConfig = RopeConfig()
+    window_rope: RopeConfig | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    centered_norms: bool = False
+    output_norms: bool = False
+    scaled_embeddings: bool = False
+    score_dim: int = 0
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     remat: Remat = "none"
@@ -119,6 +138,14 @@ class ModelConfig:
             wrong = f"must name layers from 0 to {self.num_layers - 1}, not {layers}"
             known = all(0 <= layer < self.num_layers for layer in layers)
             require(known, f"model.{name}", wrong)
+        if (other := self.window_rope) is not None:
+            wrong = "needs a sliding_window, and no unrotated_layers beside it"
+            served = window is not None and not self.unrotated_layers
+            require(served, "model.window_rope", wrong)
+            alike = other.fraction == self.rope.fraction and other.kind != "longrope"
+            wrong = "must have the fraction of rope, and a kind other than longrope"
+            require(alike, "model.window_rope", wrong)
+        not_negative("model", self, "score_dim")
         check_choices("model", self)
 
 

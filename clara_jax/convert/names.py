@@ -50,6 +50,15 @@ LAYER_ROWS = (
     Row("mlp/down", "mlp.down_proj", "ffn_down", "D", "F"),
 )
 
+OUTPUT_NORM_ROWS = (
+    Row(
+        "attention_output_norm", "post_attention_layernorm", "post_attention_norm", "D"
+    ),
+    Row("post_norm", "pre_feedforward_layernorm", "ffn_norm", "D"),
+    Row("mlp_output_norm", "post_feedforward_layernorm", "post_ffw_norm", "D"),
+)
+"""Where sublayers' outputs are normed, one of the names above means another norm."""
+
 
 class TensorName(NamedTuple):
     """One tensor, its name and shape in a file, and its place in our tree.
@@ -72,7 +81,10 @@ def layer_rows(config: ModelConfig) -> tuple[Row, ...]:
     absent |= {"gate", "up"} if config.fused_gate_up else {"gate_up"}
     if not config.qk_norm:
         absent |= {"query_norm", "key_norm"}
-    return tuple(row for row in LAYER_ROWS if row.path[-1] not in absent)
+    norms = OUTPUT_NORM_ROWS if config.output_norms else ()
+    if norms:
+        absent |= {"post_norm"}
+    return (*(row for row in LAYER_ROWS if row.path[-1] not in absent), *norms)
 
 
 def linear_rows(config: ModelConfig, lora: LoraConfig | None = None) -> tuple[Row, ...]:

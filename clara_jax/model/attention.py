@@ -101,12 +101,13 @@ def causal_attention(
     value: Float[Array, "B T K H"],
     window: int | None = None,
     attention: str = "auto",
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attend causally, by cuDNN where it serves, else in a few blocks of queries.
 
     XLA computes hidden scores too, and keeps all of them: with four blocks, each over
     the keys it can see, it computes and keeps five eighths. For `window` see
-    `visible_keys`.
+    `visible_keys`. Scores are multiplied by `scale`; None is one over the root of H.
 
     Raises:
       ClaraError: ``cudnn`` is asked for and cannot be had.
@@ -115,7 +116,7 @@ def causal_attention(
     if window is not None and window >= length:
         window = None
     if takes_fused(query, key, window, attention):
-        return fused_attention(query, key, value, window)
+        return fused_attention(query, key, value, window, scale)
     block = -(-length // min(max(-(-length // _BLOCK), 1), _BLOCKS))
     parts = []
     for start in range(0, length, block):
@@ -128,7 +129,11 @@ def causal_attention(
         keys = slice(first, end)
         parts.append(
             jax.nn.dot_product_attention(
-                query[:, start:end], key[:, keys], value[:, keys], mask=seen[None, None]
+                query[:, start:end],
+                key[:, keys],
+                value[:, keys],
+                mask=seen[None, None],
+                scale=scale,
             )
         )
     return jnp.concatenate(parts, axis=1)
@@ -139,6 +144,7 @@ def fused_attention(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     window: int | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attend causally by cuDNN, in half precision, as `causal_attention` does."""
     # JAX refuses odd lengths backwards. Documents of 256 tokens make rows of 275; no
@@ -155,6 +161,7 @@ def fused_attention(
     mixed = jax.nn.dot_product_attention(
         *(place(x, "batch", None, heads, None) for x in padded),
         is_causal=True,
+        scale=scale,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
@@ -273,6 +280,7 @@ class Attention(nn.Module):
     that matters, never NaN, forwards and backwards.
 
     Attributes:
+      scale: multiplies scores; None is one over the root of `head_dim`.
       linear, norm: arguments of `Linear`, by layer, and of `RMSNorm`.
       implementation: out of `ATTENTIONS`, for whole rows padded on the right; rows
         under a mask, cached ones among them, are always XLA's.
@@ -282,6 +290,7 @@ class Attention(nn.Module):
     num_kv_heads: int
     head_dim: int
     window: int | None
+    scale: float | None
     qk_norm: bool
     fused: bool
     qkv_bias: bool
@@ -323,10 +332,12 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, place)
             cache = (key, value)
         if visible is None:
-            options = self.window, self.implementation
+            options = self.window, self.implementation, self.scale
             mixed = causal_attention(query, key, value, *options)
         else:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, mask=visible, scale=self.scale
+            )
         flat = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
         return self._linear("output", x.shape[-1], self.output_bias)(flat), cache
 

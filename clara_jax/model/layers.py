@@ -48,21 +48,28 @@ precision and those with quantized kernels."""
 
 
 class RMSNorm(nn.Module):
-    """Scale rows to unit mean square, in float32; the result is of type `dtype`."""
+    """Scale rows to unit mean square, in float32; the result is of type `dtype`.
+
+    Attributes:
+      centered: multiply by 1 + scale, in float32, rather than by scale.
+    """
 
     eps: float
     dtype: str
     param_dtype: str
+    centered: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Norm each row."""
-        scale = self.param(
-            "scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.param_dtype)
-        )
+        start = nn.initializers.zeros if self.centered else nn.initializers.ones
+        scale = self.param("scale", start, (x.shape[-1],), jnp.dtype(self.param_dtype))
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(mean_square + self.eps)
+        if self.centered:
+            row = 1 + scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+            return (normed * row).astype(self.dtype)
         # Rounded before the scale, as the backbones were trained.
         row = scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         return normed.astype(self.dtype) * row

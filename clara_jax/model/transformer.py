@@ -32,9 +32,10 @@ _POLICIES = {
 
 
 class Mlp(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+    """Gated feed-forward: ``down(activation(gate(x)) * up(x))``."""
 
     hidden: int
+    activation: str
     fused: bool
     use_bias: bool
     linear: dict[str, dict]
@@ -48,7 +49,9 @@ class Mlp(nn.Module):
         else:
             gate = self._linear("gate", self.hidden)(x)
             up = self._linear("up", self.hidden)(x)
-        return self._linear("down", x.shape[-1])(nn.silu(gate) * up)
+        # Of `nn.gelu`, the tanh form is the default.
+        gate = nn.silu(gate) if self.activation == "silu" else nn.gelu(gate)
+        return self._linear("down", x.shape[-1])(gate * up)
 
     def _linear(self, name: str, features: int) -> Linear:
         return Linear(features, use_bias=self.use_bias, name=name, **self.linear[name])
@@ -59,11 +62,13 @@ class Block(nn.Module):
 
     Attributes:
       attention, mlp, norm: arguments of `Attention`, `Mlp` and `RMSNorm`.
+      output_norms: norm what attention and feed-forward return, too.
     """
 
     attention: dict[str, Any]
     mlp: dict[str, Any]
     norm: dict[str, Any]
+    output_norms: bool
 
     @nn.compact
     def __call__(
@@ -96,8 +101,13 @@ class Block(nn.Module):
             choose = functools.partial(jnp.where, other)
             rotation = jax.tree.map(choose, other_rotation, rotation)
         mixed, cache = attention(input_norm(x), rotation, visible, cache, start)
+        if self.output_norms:
+            mixed = RMSNorm(**self.norm, name="attention_output_norm")(mixed)
         x = x + mixed
-        return x + mlp(post_norm(x)), cache
+        mapped = mlp(post_norm(x))
+        if self.output_norms:
+            mapped = RMSNorm(**self.norm, name="mlp_output_norm")(mapped)
+        return x + mapped, cache
 
 
 def block_settings(
@@ -110,12 +120,13 @@ def block_settings(
         scale = lora.alpha / lora.rank
         adapted = {"rank": lora.rank, "scale": scale, "dropout": lora.dropout}
         linear |= {n: types | adapted for n in LORA_LAYERS if lora.covers(n)}
-    norm = {"eps": config.norm_eps, **types}
+    norm = {"eps": config.norm_eps, "centered": config.centered_norms, **types}
     same = "num_heads num_kv_heads head_dim qk_norm qkv_bias output_bias"
     return {
         "attention": {
             **{name: getattr(config, name) for name in same.split()},
             "window": config.sliding_window,
+            "scale": config.score_dim**-0.5 if config.score_dim else None,
             "fused": config.fused_qkv,
             "linear": linear,
             "norm": norm,
@@ -123,11 +134,13 @@ def block_settings(
         },
         "mlp": {
             "hidden": config.mlp_dim,
+            "activation": config.activation,
             "fused": config.fused_gate_up,
             "use_bias": config.mlp_bias,
             "linear": linear,
         },
         "norm": norm,
+        "output_norms": config.output_norms,
     }
 
 
@@ -194,13 +207,16 @@ class Transformer(nn.Module):
     def embed(self, ids: TokenIds) -> Hidden:
         """Return embeddings; ids from `text_vocab` on come from the row table."""
         dtype = jnp.dtype(self.config.dtype)
-        text = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
+        found = jnp.take(self.embedding(), ids, axis=0, mode="clip").astype(dtype)
         rows = self.get_variable("rows", "embedding")
-        if rows is None:
-            return text
-        special = jnp.take(rows, ids - self.text_vocab, axis=0, mode="clip")
-        is_special = (ids >= self.text_vocab)[..., None]
-        return jnp.where(is_special, special.astype(dtype), text)
+        if rows is not None:
+            special = jnp.take(rows, ids - self.text_vocab, axis=0, mode="clip")
+            is_special = (ids >= self.text_vocab)[..., None]
+            found = jnp.where(is_special, special.astype(dtype), found)
+        if self.config.scaled_embeddings:
+            # Of tokens only: vectors put in their place are given as they are.
+            found *= jnp.asarray(self.config.width**0.5, dtype)
+        return found
 
     def hidden(
         self,
@@ -235,6 +251,9 @@ class Transformer(nn.Module):
         if config.unrotated_layers:
             other_rotation = jnp.ones_like(rotation[0]), jnp.zeros_like(rotation[1])
             other = _flags(config.unrotated_layers, config.num_layers)
+        elif config.window_rope is not None:
+            other_rotation = rope_tables(config.window_rope, config.head_dim, positions)
+            other = ~_flags(config.full_layers, config.num_layers)
         key_positions, layer_cache = positions, None
         if cache is not None:
             key_positions = jax.lax.dynamic_update_slice(
@@ -244,7 +263,8 @@ class Transformer(nn.Module):
             if mask is None:
                 mask = jnp.ones((batch, cache.key.shape[2]), bool)
         window, full_layers = config.sliding_window, config.full_layers
-        mixed = window is not None and bool(full_layers)
+        keys = length if cache is None else cache.key.shape[2]
+        mixed = window is not None and window < keys and bool(full_layers)
         if mixed and mask is None:
             mask = jnp.ones((batch, length), bool)
         visible = everything = full = None
@@ -287,7 +307,7 @@ class Transformer(nn.Module):
 
 
 def _flags(layers: tuple[int, ...], count: int) -> Bool[Array, " L"]:
-    return jnp.isin(jnp.arange(count), jnp.array(layers))
+    return jnp.isin(jnp.arange(count), jnp.array(layers, jnp.int32))
 
 
 class _Table(nn.Module):

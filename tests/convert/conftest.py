@@ -36,6 +36,12 @@ FAMILIES = {
     "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 8},
     "smollm3": {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 2},
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 8,
+        "sliding_window_pattern": 2,
+        "sliding_window": 7,
+    },
     "phi3": {"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.5},
 }
 

@@ -65,6 +65,7 @@ def test_gguf_names_are_those_of_the_format(hf_values):
         "Qwen2": gguf.MODEL_ARCH.QWEN2,
         "Qwen3": gguf.MODEL_ARCH.QWEN3,
         "SmolLM3": gguf.MODEL_ARCH.SMOLLM3,
+        "Gemma3": gguf.MODEL_ARCH.GEMMA3,
         "Phi3": gguf.MODEL_ARCH.PHI3,
     }[hf_values["architectures"][0].removesuffix("ForCausalLM")]
     config = _config(hf_values)

@@ -40,6 +40,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GEMMA = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_theta": 50000.0,
+    "rope_local_base_freq": 700.0,
+}
 
 FAMILIES = {
     "mistral": ("Mistral", {"sliding_window": None}),
@@ -67,6 +75,18 @@ FAMILIES = {
             "sliding_window": 5,
         },
     ),
+    "gemma3": ("Gemma3", GEMMA),
+    "gemma3_linear": (
+        "Gemma3",
+        {
+            **GEMMA,
+            "query_pre_attn_scalar": 24,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },
+    ),
+    "gemma3_short": ("Gemma3", {**GEMMA, "sliding_window": 64}),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3_window": ("Phi3", {"sliding_window": 7}),
     "phi4_short": (
@@ -93,7 +113,8 @@ FAMILIES = {
 
 def _reference(family, changes, folder):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **changes})
+    kind = "Gemma3Text" if family == "Gemma3" else family
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -8,14 +8,28 @@ import numpy as np
 import pytest
 
 from clara_jax.clara import positions_in_rows
+from clara_jax.config import RopeConfig
 from clara_jax.model import PRESETS, Transformer, abstract_variables, count, zeros_cache
 from clara_jax.testing import toy_network
 
+GEMMA = {
+    "tied": True,
+    "qk_norm": True,
+    "sliding_window": 3,
+    "full_layers": (1,),
+    "window_rope": RopeConfig(theta=50.0),
+    "activation": "gelu_tanh",
+    "centered_norms": True,
+    "output_norms": True,
+    "scaled_embeddings": True,
+    "score_dim": 6,
+}
 VARIANTS = {
     "plain": {},
     "window": {"sliding_window": 3},
     "mixed_windows": {"sliding_window": 3, "full_layers": (1,)},
     "unrotated": {"unrotated_layers": (0,), "sliding_window": 3, "full_layers": (1,)},
+    "gemma": GEMMA,
     "tied": {"tied": True},
     "qk_norm": {"qk_norm": True, "qkv_bias": True},
     "fused": {"fused_qkv": True, "fused_gate_up": True},
