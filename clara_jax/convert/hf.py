@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken
 
+from clara_jax.commands import note
 from clara_jax.config import ModelConfig
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
@@ -36,6 +37,9 @@ from clara_jax.text.prompts import marker_names
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
+_FOR_IMAGES = ("vision_tower.", "multi_modal_projector.")
+"""Beginnings of names of tensors that text does not need (Gemma 3)."""
+
 
 def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
     """Return the shape of the model in a folder, from its ``config.json``."""
@@ -52,38 +56,49 @@ def read_hf_params(
 ) -> Params:
     """Load the weights of a folder as `build_tree` does, after checking all shapes.
 
+    Of a model that also reads images, its part for text; what is left out is counted.
+
     Raises:
       ClaraError: a file is missing or truncated; a tensor is missing, unexpected or of
         a wrong shape.
     """
     files: dict[str, SafetensorsFile] = {}
+    stored: dict[str, str] = {}
     heads = []
+    for_images = 0
     for path in _weight_files(folder):
         file = SafetensorsFile(path)
-        for name in file.shapes:
+        for full_name in file.shapes:
+            if full_name.startswith(_FOR_IMAGES):
+                for_images += 1
+                continue
+            name = full_name.removeprefix("language_model.")
             if name.endswith(".rotary_emb.inv_freq"):  # follows from the config
                 continue
             if name == HEAD and config.tied:
-                heads.append(file)
+                heads.append((file, full_name))
                 continue
             if name in files:
                 raise ClaraError(
                     f"{path}: tensor '{name}' is also in {files[name].path.name}"
                 )
-            files[name] = file
+            files[name], stored[name] = file, full_name
+    if for_images:
+        note(f"{folder}: {for_images:,} tensors for images are left out")
     tensors = hf_tensors(config)
-    shapes = {name: file.shapes[name] for name, file in files.items()}
+    shapes = {name: file.shapes[stored[name]] for name, file in files.items()}
     paths = {name: file.path for name, file in files.items()}
     check_tensors(tensors, shapes, folder, paths)
-    for file in heads:
-        if not alike(file.tensor(HEAD), files[EMBEDDING].tensor(EMBEDDING)):
+    for file, head in heads:
+        embedding = files[EMBEDDING].tensor(stored[EMBEDDING])
+        if not alike(file.tensor(head), embedding):
             raise ClaraError(
-                f"{file.path}: tensor '{HEAD}' is not the embedding, though the "
+                f"{file.path}: tensor '{head}' is not the embedding, though the "
                 "config.json ties the two; set its tie_word_embeddings to false"
             )
 
     def read(tensor: TensorName) -> Any:
-        return files[tensor.name].tensor(tensor.name)
+        return files[tensor.name].tensor(stored[tensor.name])
 
     return build_tree(tensors, read, config.param_dtype, placement)
 

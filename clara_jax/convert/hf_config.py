@@ -220,7 +220,7 @@ def _read_window(
         slides = ()
         if window and family == "SmolLM3":
             slides = unrotated
-        elif window and family == "Gemma3":
+        elif family == "Gemma3":
             pattern = fields.positive("sliding_window_pattern")
             slides = [i for i in range(layers) if (i + 1) % pattern]
         elif window:

@@ -141,14 +141,20 @@ class ModelFolder:
     def tables(self, dtype: str) -> dict[str, Outgoing]:
         """Return ``embed`` and, untied, ``head``, with rows for the special tokens.
 
-        These follow the text rows; those of a padded vocabulary are left out.
+        These follow the text rows; those of a padded vocabulary are left out, and
+        tokens that share the last row get copies of it.
         """
         clara, adapters, rows = self.parts()
-        text = self.params["embed"]["embedding"][: clara.text_vocab]
-        tables = {"embed": stacked(dtype, text, adapters["memory"], rows["marks"])}
+        beyond = max(clara.text_vocab - self.config.vocab_size, 0)
+
+        def with_rows(table: Any, *special: Any) -> Outgoing:
+            copies = [table[-1:]] * beyond
+            return stacked(dtype, table[: clara.text_vocab], *copies, *special)
+
+        embedding = self.params["embed"]["embedding"]
+        tables = {"embed": with_rows(embedding, adapters["memory"], rows["marks"])}
         if not self.config.tied:
-            kernel = self.params["head"]["kernel"].T[: clara.text_vocab]
-            tables["head"] = stacked(dtype, kernel, rows["head"])
+            tables["head"] = with_rows(self.params["head"]["kernel"].T, rows["head"])
         return tables
 
     def settings(self, **changes: Any) -> ClaraSettings:

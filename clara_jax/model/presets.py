@@ -24,6 +24,45 @@ SMOLLM2_135M = ModelConfig(
     rope=RopeConfig(theta=100000.0, max_position=8192),
 )
 
+SMOLLM3_3B = ModelConfig(
+    vocab_size=128256,
+    width=2048,
+    num_layers=36,
+    num_heads=16,
+    num_kv_heads=4,
+    head_dim=128,
+    mlp_dim=11008,
+    norm_eps=1e-6,
+    tied=True,
+    unrotated_layers=(3, 7, 11, 15, 19, 23, 27, 31, 35),
+    rope=RopeConfig(theta=5000000.0, max_position=65536),
+    dtype="bfloat16",
+    param_dtype="bfloat16",
+)
+
+GEMMA3_1B = ModelConfig(
+    vocab_size=262144,
+    width=1152,
+    num_layers=26,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=256,
+    mlp_dim=6912,
+    norm_eps=1e-6,
+    tied=True,
+    qk_norm=True,
+    sliding_window=512,
+    full_layers=(5, 11, 17, 23),
+    rope=RopeConfig(theta=1000000.0, max_position=32768),
+    window_rope=RopeConfig(theta=10000.0, max_position=32768),
+    activation="gelu_tanh",
+    centered_norms=True,
+    output_norms=True,
+    scaled_embeddings=True,
+    dtype="bfloat16",
+    param_dtype="bfloat16",
+)
+
 # Mistral-7B-Instruct-v0.2: unlike v0.1 it has no sliding window.
 MISTRAL_7B = ModelConfig(
     vocab_size=32000,
@@ -78,6 +117,8 @@ PHI4_MINI = ModelConfig(
 PRESETS = {
     "tiny": TINY,
     "smollm2_135m": SMOLLM2_135M,
+    "smollm3_3b": SMOLLM3_3B,
+    "gemma3_1b": GEMMA3_1B,
     "mistral_7b": MISTRAL_7B,
     "phi4_mini": PHI4_MINI,
 }

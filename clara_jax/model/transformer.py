@@ -150,7 +150,8 @@ class Transformer(nn.Module):
     Three collections: ``params`` (frozen), ``lora`` (one role's adapter, optional) and
     ``rows`` (optional): ``embedding [E, D]`` for the ids from `text_vocab` on, and
     ``head [E, D]`` for their logits when the head is not tied. Rows of the embedding
-    table beyond `text_vocab` (padded vocabularies) are kept and never used.
+    table beyond `text_vocab` (padded vocabularies) are kept and never used; tokens
+    beyond the table (Gemma 3's for images) share its last row.
 
     Attributes:
       config: the backbone's shape.
@@ -300,6 +301,9 @@ class Transformer(nn.Module):
         table = self.embedding().T if self.config.tied else self.head()
         hidden = place(hidden, "batch", *[None] * (hidden.ndim - 1))
         text = _product(hidden, table)[..., : self.text_vocab]
+        beyond = self.text_vocab - text.shape[-1]
+        if beyond:
+            text = jnp.concatenate((text, *[text[..., -1:]] * beyond), axis=-1)
         rows = self.get_variable("rows", "embedding" if self.config.tied else "head")
         if rows is None:
             return text

@@ -39,6 +39,9 @@ from clara_jax.shapes import Key, Params
 from clara_jax.stages import STAGES
 from clara_jax.text import load_tokenizer
 
+_WITHOUT_ROWS = {"<image_soft_token>"}
+"""Tokens that may have no embedding, as text has none of them: Gemma 3's for images."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -114,7 +117,8 @@ def load_start(config: RunConfig, key: Key, placement: Placement) -> Start:
             base = dataclasses.replace(base, tokenizer=load_tokenizer(config.tokenizer))
     shape = dataclasses.replace(base.config, dtype=config.dtype, remat=config.remat)
     text_vocab = len(base.tokenizer)
-    if text_vocab > shape.vocab_size:
+    beyond = list(range(shape.vocab_size, text_vocab))
+    if set(base.tokenizer.convert_ids_to_tokens(beyond)) - _WITHOUT_ROWS:
         raise ClaraError(
             f"the tokenizer has {text_vocab} tokens, but the backbone only "
             f"{shape.vocab_size} embedding rows; give the backbone's own tokenizer"

@@ -103,8 +103,10 @@ def test_younger_settings_rename_no_store_but_of_backbones_that_use_them():
         "sliding_window full_layers rope"
     )
     assert list(backbone_shape(TOY)) == first.split()
-    shape = dataclasses.replace(TOY.model.config, unrotated_layers=(1,))
-    assert named(model=TOY.model.clone(config=shape)) != named()
+    changes = ({"unrotated_layers": (1,)}, {"scaled_embeddings": True})
+    shapes = [dataclasses.replace(TOY.model.config, **change) for change in changes]
+    names = {named(model=TOY.model.clone(config=shape)) for shape in shapes}
+    assert len({named(), *names}) == 3
 
 
 def test_quantized_weights_are_other_weights():

@@ -23,6 +23,7 @@ from clara_jax.convert.names import hf_tensors
 from clara_jax.convert.tensors import extract
 from clara_jax.errors import ClaraError
 from clara_jax.model import Transformer
+from clara_jax.testing import toy_tokenizer
 from clara_jax.text import ClaraTokenizer
 
 
@@ -163,6 +164,30 @@ def test_neither_folder_nor_hub_name(tmp_path):
     _fails("nobody/no-such-model", "hub is switched off .*; unset this, or download")
 
 
+def test_text_part_of_a_model_that_reads_images(tmp_path, llama_values, capsys):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    torch.manual_seed(0)
+    text = {**llama_values, "head_dim": 8, "query_pre_attn_scalar": 8}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    images = {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config={**text, "pad_token_id": 0, "sliding_window": 5},
+        vision_config={"model_type": "siglip_vision_model", **sizes, **images},
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    toy_tokenizer().save_pretrained(tmp_path)
+    read = load_model(tmp_path)
+    assert " tensors for images are left out" in capsys.readouterr().err
+    ids = np.random.default_rng(0).integers(3, 41, (2, 20))
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(ids)).logits.numpy()
+    params = {"params": jax.device_put(read.params)}
+    logits = Transformer(read.config, 41).apply(params, jnp.asarray(ids))
+    assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 ROPES = {
     "llama untied": {"architectures": ["LlamaForCausalLM"]},
@@ -255,6 +280,20 @@ def test_ropes(tmp_path, clara_maker, llama_values, name):
     model = clara_maker({**llama_values, **ROPES[name]}, lora=lora)
     write_hf_folder(tmp_path / "out", model, "compressor")
     _same_logits(model, tmp_path / "out", "compressor")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tokens_without_a_row_share_the_last(tmp_path, clara_maker, llama_values, tied):
+    model = clara_maker({**llama_values, "tie_word_embeddings": tied})
+    rows = model.clara.text_vocab - 1
+    params, config = dict(model.params), model.config
+    params["embed"] = {"embedding": params["embed"]["embedding"][:rows]}
+    if not tied:
+        params["head"] = {"kernel": params["head"]["kernel"][:, :rows]}
+    config = dataclasses.replace(config, vocab_size=rows)
+    model = dataclasses.replace(model, params=params, config=config)
+    write_hf_folder(tmp_path / "out", model, "generator")
+    _same_logits(model, tmp_path / "out", "generator")
 
 
 def test_oracle_checkpoints(oracle, tmp_path):

@@ -9,6 +9,7 @@ from clara_jax.convert import hf_from_model_config, model_config_from_hf
 from clara_jax.errors import ClaraError
 from clara_jax.model import PRESETS
 
+GEMMA = {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 6}
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
 
 
@@ -144,10 +145,58 @@ def test_longrope_of_phi3(llama_values):
         ({"mlp_bias": 1}, "field 'mlp_bias' must be true or false"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantized"),
         ({"head_dim": 5}, "must be even"),
+        ({**GEMMA, "final_logit_softcapping": 30.0}, "'final_logit_softcapping' is 30"),
+        ({**GEMMA, "attn_logit_softcapping": 50.0}, "'attn_logit_softcapping' is 50"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "bidirectional_attention' is"),
+        ({**GEMMA, "hidden_activation": "relu"}, "hidden_activation is 'relu'; only"),
+        ({**GEMMA, "query_pre_attn_scalar": 0}, "must be a whole number above 0"),
+        ({**GEMMA, "sliding_window": 0}, "with a window in use"),
+        ({**GEMMA, "rope_parameters": {"rope_theta": 5.0}}, "one group for each of"),
+        ({**GEMMA, "rope_parameters": {"full_attention": 5.0}}, "one group for each"),
     ],
 )
 def test_refusals_name_the_field(llama_values, changes, pattern):
     _fails(llama_values, pattern, **changes)
+
+
+def test_ropes_of_gemma(llama_values):
+    linear = {"rope_type": "linear", "factor": 8.0}
+
+    def ropes(**changes):
+        config = _read({**llama_values, **GEMMA}, **changes)
+        assert config.window_rope is not None
+        both = (config.rope, config.window_rope)
+        return [(rope.kind, rope.factor, rope.theta) for rope in both]
+
+    usual = ("default", 0.0, 1e4)
+    assert ropes() == [("default", 0.0, 1e6), usual]
+    groups = {"full_attention": {**linear, "rope_theta": 7e4}}
+    old = ropes(rope_theta=7e4, rope_scaling=linear)
+    assert old == ropes(rope_parameters=groups) == [("linear", 8.0, 7e4), usual]
+    groups["sliding_attention"] = {"rope_type": "default", "rope_theta": 300.0}
+    assert ropes(rope_parameters=groups)[1] == ("default", 0.0, 300.0)
+    whole = _read({**llama_values, **GEMMA}, layer_types=["full_attention"] * 3)
+    assert (whole.sliding_window, whole.window_rope) == (None, None)
+
+
+def test_text_part_of_gemma(llama_values):
+    text = {**llama_values, **GEMMA}
+    del text["architectures"]
+    both = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {"hidden_size": 7},
+        "dtype": "bfloat16",
+    }
+    alone = _read(text, architectures=["Gemma3ForCausalLM"], dtype="bfloat16")
+    assert _read(both) == alone
+    short = {k: text[k] for k in text if not k.startswith("num_") and k != "head_dim"}
+    short["num_hidden_layers"] = 7
+    usual = _read({**both, "text_config": short})
+    assert (usual.num_heads, usual.num_kv_heads, usual.head_dim) == (8, 4, 256)
+    assert usual.full_layers == (5,) and usual.score_dim == 0
+    _fails(both, "field 'hidden_size' is missing", text_config=None)
+    _fails(both, "the weights are quantized", quantization_config={"bits": 4})
 
 
 def test_model_type_stands_in_for_architectures(llama_values):
@@ -239,6 +288,23 @@ CHANGES = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         **QWEN_WINDOW,
     },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 8,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+    },
+    "gemma3 large": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 8,
+        "query_pre_attn_scalar": 24,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_theta": 70000.0,
+        "rope_local_base_freq": 900.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
     "phi3": {"architectures": ["Phi3ForCausalLM"], "sliding_window": 9},
     "phi4": {
         "architectures": ["Phi3ForCausalLM"],
@@ -258,7 +324,8 @@ def test_read_as_it_was(llama_values, name):
     assert model_config_from_hf(written, "x") == config
     assert written["architectures"] == CHANGES[name]["architectures"]
     architecture = written["architectures"][0].removesuffix("ForCausalLM")
-    assert written["model_type"] == architecture.lower()
+    kind = "gemma3_text" if architecture == "Gemma3" else architecture.lower()
+    assert written["model_type"] == kind
 
 
 @pytest.mark.parametrize("name", CHANGES)

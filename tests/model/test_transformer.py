@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.clara import positions_in_rows
+from clara_jax.clara import Tokens, positions_in_rows
 from clara_jax.config import RopeConfig
 from clara_jax.model import PRESETS, Transformer, abstract_variables, count, zeros_cache
 from clara_jax.testing import toy_network
@@ -192,6 +192,27 @@ def test_rows_stand_beside_both_tables():
     np.testing.assert_array_equal(special[0, 1:], rows["embedding"][jnp.array([0, 4])])
 
 
+def test_scale_of_embeddings_is_of_tokens_and_their_rows_alone():
+    toy = toy_network(scaled_embeddings=True, dtype="bfloat16", width=24)
+    rows = toy.variables()["rows"]["embedding"]
+    table = toy.backbone["params"]["embed"]["embedding"]
+    found = _apply(toy.model, toy.variables(), jnp.array([[7, 61, 65]]), method="embed")
+    bare = jnp.stack((table[7], rows[0], rows[4])).astype(jnp.bfloat16)
+    scale = jnp.asarray(24**0.5, jnp.bfloat16)  # 4.90625, as transformers rounds it
+    np.testing.assert_array_equal(found[0], bare * scale)
+    prompt = Tokens(jnp.array([[7, 61, 62]]), jnp.ones((1, 3), bool))
+    vectors = jax.random.normal(jax.random.key(0), (1, 1, 2, 24), jnp.bfloat16)
+    np.testing.assert_array_equal(toy.embed(prompt, vectors)[0, 1:], vectors[0, 0])
+
+
+def test_short_rows_need_no_mask_for_a_window_that_hides_nothing():
+    for window, masked in ((8, True), (9, False)):
+        toy = toy_network(sliding_window=window, full_layers=(1,))
+        inputs = {"params": toy.backbone["params"]}, _ids()
+        text = jax.jit(toy.model.apply).lower(*inputs).as_text()
+        assert ("tensor<2x1x9x9xi1>" in text) == masked
+
+
 def test_padded_vocabulary_rows_take_no_part():
     toy = toy_network(text_vocab=50, vocab_size=61)
     assert (
@@ -218,6 +239,8 @@ def test_all_keys_hidden_gives_no_nan_forwards_or_backwards():
     [
         ("smollm2_135m", 134_515_008),
         ("mistral_7b", 7_241_732_096),
+        ("smollm3_3b", 3_075_098_624),
+        ("gemma3_1b", 999_885_952),
         ("phi4_mini", 3_836_021_760),
     ],
 )

@@ -1,5 +1,6 @@
 """What each stage starts from: new, kept, copied, refused."""
 
+import copy
 import dataclasses
 
 import jax
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 
 from clara_jax.config import LoraConfig, MemoryConfig, RunConfig, SelectionConfig
-from clara_jax.convert import ClaraSettings, ModelFolder
+from clara_jax.convert import ClaraSettings, ModelFolder, write_model_folder
 from clara_jax.errors import ClaraError
 from clara_jax.stages import STAGES
-from clara_jax.testing import toy_network
-from clara_jax.train.weights import make_adapters
+from clara_jax.testing import toy_network, toy_tokenizer
+from clara_jax.train.weights import load_start, make_adapters
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 MEMORY = MemoryConfig(doc_max_length=8, compression_rate=4)
@@ -54,6 +55,30 @@ def same(a, b):
 def is_new(lora):
     leaves = jax.tree_util.tree_flatten_with_path(lora)[0]
     return all(not np.any(x) for path, x in leaves if path[-1].key == "b")
+
+
+def test_tokens_without_embeddings_are_refused_but_for_images(tmp_path):
+    tokenizer = toy_tokenizer()
+    rows = len(tokenizer)
+    toy = toy_network(text_vocab=rows)
+
+    def start(token):
+        longer, folder = copy.deepcopy(tokenizer), tmp_path / token[2:-1]
+        longer.add_special_tokens({"additional_special_tokens": [token]})
+        params = toy.backbone["params"]
+        model = ModelFolder(toy.model.config, params, longer, eos_ids=(2,))
+        write_model_folder(folder, model)
+        run = config("scp", backbone=str(folder), init_from="")
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def placement(tree):
+            return jax.tree.map(lambda _: one, tree)
+
+        return load_start(run, jax.random.key(0), placement)
+
+    assert start("<image_soft_token>").network.model.text_vocab == rows + 1
+    with pytest.raises(ClaraError, match=f"only {rows} embedding rows"):
+        start("<|im_start|>")
 
 
 def test_scp_starts_everything_afresh(toy):
