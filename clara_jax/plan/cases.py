@@ -22,8 +22,6 @@ HUB = {
     "mistralai/Mistral-7B-Instruct-v0.2": "mistral_7b",
     "microsoft/Phi-4-mini-instruct": "phi4_mini",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2_135m",
-    "HuggingFaceTB/SmolLM3-3B": "smollm3_3b",
-    "google/gemma-3-1b-it": "gemma3_1b",
 }
 """Hub names whose shapes are known without a file."""
 

@@ -1,4 +1,6 @@
-"""Mistral-7B and Phi-4-mini at full size, in shapes: they trace and weigh right."""
+"""Backbones at full size, in shapes: they trace and weigh right."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +11,37 @@ from clara_jax.model import PRESETS
 from clara_jax.train.abstract_run import abstract_run
 from clara_jax.train.state import count_bytes, count_parameters
 
-PARAMETERS = {"mistral_7b": 7_241_732_096, "phi4_mini": 3_836_021_760}
-# The tokenizer of Phi-4-mini has fewer tokens than the table has rows.
-TEXT_VOCAB = {"mistral_7b": 32_000, "phi4_mini": 200_029}
-# Rank 16 on all linear layers: 32 layers of sums of 16 * (inputs + outputs).
+PARAMETERS = {
+    "mistral_7b": 7_241_732_096,
+    "phi4_mini": 3_836_021_760,
+    "smollm3_3b": 3_075_098_624,
+    "gemma3_1b": 999_885_952,
+}
+# The tokenizer of Phi-4-mini has fewer tokens than the table has rows, Gemma 3's more.
+TEXT_VOCAB = {
+    "mistral_7b": 32_000,
+    "phi4_mini": 200_029,
+    "smollm3_3b": 128_256,
+    "gemma3_1b": 262_145,
+}
+# Rank 16 on all linear layers: of each layer, the sum of 16 * (inputs + outputs).
 LORA = {
     "mistral_7b": 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432),
     "phi4_mini": 32 * 16 * ((3072 + 5120) + 2 * 3072 + (3072 + 16384) + (8192 + 3072)),
+    "smollm3_3b": 36 * 16 * (2 * 4096 + 2 * 2560 + 3 * 13056),
+    "gemma3_1b": 26 * 16 * (2 * 2176 + 2 * 1408 + 3 * 8064),
 }
 TRAINED = {"scp": 2, "instruct": 2, "end_to_end": 2, "rerank": 1}
 
 
-@pytest.mark.parametrize("name", ["mistral_7b", "phi4_mini"])
-@pytest.mark.parametrize("stage", ["scp", "instruct", "end_to_end", "rerank"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        *itertools.product(("mistral_7b", "phi4_mini"), TRAINED),
+        ("smollm3_3b", "instruct"),
+        ("gemma3_1b", "end_to_end"),
+    ],
+)
 def test_train_step_traces_at_full_size(name, stage, capsys):
     config = RunConfig(
         stage=stage,
