@@ -73,6 +73,8 @@ def zeros_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
 LayerCache = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
 Rotation = tuple[Float[Array, "B T P"], Float[Array, "B T P"]]
 """Cosines and sines, as of `rope_tables`."""
+Visible = Bool[Array, "B 1 T S"]
+"""Keys that each query sees, as of `visible_keys`."""
 
 
 def visible_keys(
@@ -81,7 +83,7 @@ def visible_keys(
     key_positions: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
     window: int | None,
-) -> Bool[Array, "B 1 T S"]:
+) -> Visible:
     """Return which keys each query sees, when causality alone does not say it.
 
     Slots count the keys, positions those of a row that are not padding; `mask` is the
@@ -304,7 +306,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         rotation: Rotation,
-        visible: Bool[Array, "B 1 T S"] | None,
+        visible: Visible | None,
         cache: LayerCache | None,
         start: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:

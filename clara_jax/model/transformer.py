@@ -1,6 +1,5 @@
 """The one backbone: a decoder-only transformer of the Llama family."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from clara_jax.model.attention import (
     Cache,
     LayerCache,
     Rotation,
+    Visible,
     visible_keys,
 )
 from clara_jax.model.layers import PRODUCT, Linear, RMSNorm
@@ -75,31 +75,27 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         cache: LayerCache | None,
-        rotation: Rotation,
-        visible: Bool[Array, "B 1 T S"] | None,
+        rotations: tuple[Rotation, Rotation | None],
+        masks: tuple[Visible | None, Visible | None],
         start: Int[Array, ""] | None,
-        everything: Bool[Array, "B 1 T S"] | None = None,
-        other_rotation: Rotation | None = None,
-        full: Bool[Array, ""] | None = None,
-        other: Bool[Array, ""] | None = None,
+        full: Bool[Array, ""] | None,
+        other: Bool[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Return the layer's output and its cache.
 
-        Where layers differ, those whose `full` is set see `everything` instead of
-        `visible`, and those whose `other` is set take `other_rotation`.
+        Where layers differ, those whose `full` is set take the second of `masks`, and
+        those whose `other` is set the second of `rotations`.
         """
         x = place(x, "batch", None, None)
         attention = Attention(**self.attention, name="attention")
         mlp = Mlp(**self.mlp, name="mlp")
         input_norm = RMSNorm(**self.norm, name="input_norm")
         post_norm = RMSNorm(**self.norm, name="post_norm")
+        rotation, visible = rotations[0], masks[0]
         if full is not None:
-            assert visible is not None and everything is not None
-            visible = jnp.where(full, everything, visible)
+            visible = _either(full, *masks[::-1])
         if other is not None:
-            assert other_rotation is not None
-            choose = functools.partial(jnp.where, other)
-            rotation = jax.tree.map(choose, other_rotation, rotation)
+            rotation = _either(other, *rotations[::-1])
         mixed, cache = attention(input_norm(x), rotation, visible, cache, start)
         if self.output_norms:
             mixed = RMSNorm(**self.norm, name="attention_output_norm")(mixed)
@@ -187,7 +183,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * 5, 0, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 3, 0, 0),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=config.num_layers,
         )(**settings)
@@ -274,16 +270,9 @@ class Transformer(nn.Module):
             if mixed:
                 everything = visible_keys(slots, positions, key_positions, mask, None)
                 full = _flags(full_layers, config.num_layers)
+        rotations, masks = (rotation, other_rotation), (visible, everything)
         x, layer_cache = self.layers(
-            embeddings,
-            layer_cache,
-            rotation,
-            visible,
-            start,
-            everything,
-            other_rotation,
-            full,
-            other,
+            embeddings, layer_cache, rotations, masks, start, full, other
         )
         if cache is not None:
             assert layer_cache is not None
@@ -308,6 +297,11 @@ class Transformer(nn.Module):
         if rows is None:
             return text
         return jnp.concatenate((text, _product(hidden, rows.T)), axis=-1)
+
+
+def _either(first: Bool[Array, ""], one: Any, other: Any) -> Any:
+    """Return the arrays of `one` where `first` is set, else of `other`."""
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), one, other)
 
 
 def _flags(layers: tuple[int, ...], count: int) -> Bool[Array, " L"]:

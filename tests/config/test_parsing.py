@@ -27,6 +27,7 @@ MODEL = {
     "head_dim": 2,
     "mlp_dim": 16,
 }
+WINDOWS = {**MODEL, "sliding_window": 4, "window_rope": {"theta": 5.0}}
 
 
 def test_nested_groups_and_lists():
@@ -45,7 +46,7 @@ def test_config_dict_of_the_command_line():
 
 @pytest.mark.parametrize(
     ("cls", "values"),
-    [(RunConfig, RUN), (ModelConfig, {**MODEL, "sliding_window": 4})],
+    [(RunConfig, RUN), (ModelConfig, WINDOWS)],
 )
 def test_to_dict_is_the_inverse_through_json(cls, values):
     config = parse(cls, values)

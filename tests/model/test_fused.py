@@ -72,15 +72,20 @@ def _rows(length, dtype=jnp.bfloat16, rows=2, head=8):
 
 
 @pytest.mark.parametrize(
-    ("length", "window"),
-    [(33, None), pytest.param(275, 50, marks=pytest.mark.slow), (64, 1)],
+    ("length", "window", "scale"),
+    [
+        (33, None, None),
+        (33, None, 0.9),
+        pytest.param(275, 50, None, marks=pytest.mark.slow),
+        (64, 1, None),
+    ],
 )
-def test_the_same_numbers_as_in_blocks(length, window, xla_as_cudnn):
+def test_the_same_numbers_as_in_blocks(length, window, scale, xla_as_cudnn):
     rows = _rows(length, jnp.float32)
     weights = jnp.cos(jnp.arange(rows[0].size)).reshape(rows[0].shape)
     slopes, found = {}, {}
     for run in (causal_attention, fused.fused_attention):
-        shown = functools.partial(run, window=window)
+        shown = functools.partial(run, window=window, scale=scale)
         found[run] = jax.jit(shown)(*rows)
         total = jax.grad(lambda *x, f=shown: jnp.sum(f(*x) * weights), (0, 1, 2))
         slopes[run] = jax.jit(total)(*rows)
