@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clara_jax.config import DTYPES, ModelConfig
-from clara_jax.convert.fields import Fields
+from clara_jax.convert.config_fields import Fields
 from clara_jax.convert.hf_rope import (
     LAYER_KINDS,
     filled,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clara_jax.config import RopeConfig
-from clara_jax.convert.fields import Fields
+from clara_jax.convert.config_fields import Fields
 from clara_jax.errors import ClaraError
 from clara_jax.model.rope import attention_factor
 
