@@ -18,6 +18,7 @@ from clara_jax.commands import (
     Parser,
     add_record_options,
     count,
+    note,
     record_options,
     run,
     start,
@@ -26,6 +27,7 @@ from clara_jax.convert import load_base_tokenizer
 from clara_jax.data.candidates import Searched, find_candidates
 from clara_jax.data.document_corpus import Corpus
 from clara_jax.data.mix import is_mixed, mix, table
+from clara_jax.data.reading import add_reading_options, reading_of
 from clara_jax.data.recipe import read_recipe
 from clara_jax.data.sources import open_records, write_tfds
 from clara_jax.errors import ClaraError
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     text = "documents to search by BM25: files and folders, as for clara_jax.compress"
     several = {"nargs": "+", "action": "extend", "default": []}
     add("--corpus", **several, metavar="PATH", help=text)
+    add_reading_options(command, encoding=False)  # that of the records
     add("--store", metavar="DIR", help="documents to search with a model's reasoner")
     add("--model", metavar="DIR", help="the model of the store: run or model folder")
     text = "documents a question (default %(default)s)"
@@ -126,7 +129,10 @@ def _candidates(options: argparse.Namespace) -> None:
     if options.store:
         corpus = _searched(options.store, options.model)
     else:
-        corpus = Corpus(options.corpus, lambda rows: _bar(rows, desc="check corpus"))
+        watched = functools.partial(_bar, desc="check corpus")
+        corpus = Corpus(options.corpus, watched, reading_of(options))
+        for line in corpus.notes:
+            note(line)
     given = (records, corpus, options.count, options.out)
     found = find_candidates(*given, oracle=options.oracle, progress=_bar)
     print(f"{options.out}: {found}")

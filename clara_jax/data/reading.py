@@ -27,14 +27,15 @@ class Reading:
         require_encoding(self.encoding)
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add arguments for a `Reading`; see `reading_of`."""
+def add_reading_options(parser: argparse.ArgumentParser, encoding: bool = True) -> None:
+    """Add arguments for a `Reading`, with or without its encoding; see `reading_of`."""
     add = parser.add_argument
     for name in ("text", "title", "id"):
         text = f"field of JSON, Parquet and CSV that holds a document's {name}"
         add(f"--{name}-field", default="", metavar="NAME", help=text)
-    text = "of text files and tables, such as cp1252; default: recognised"
-    add("--encoding", default="", metavar="NAME", help=text)
+    if encoding:
+        text = "of text files and tables, such as cp1252; default: recognised"
+        add("--encoding", default="", metavar="NAME", help=text)
     text = "what cannot be read: stop and list it all, or leave it out (default stop)"
     add("--on-error", choices=("stop", "skip"), default="stop", help=text)
 
