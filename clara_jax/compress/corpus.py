@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from clara_jax.commands import Interrupt, model_options, note, parse_mesh
 from clara_jax.compress.stores import megabytes, size_of
+from clara_jax.convert import require_model
 from clara_jax.data import Corpus, ShardReader, reading_of
 from clara_jax.distributed.sharing import Part, own_part, parse_part
 from clara_jax.documents import fields_of
@@ -60,6 +61,7 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     mesh = make_mesh(**sizes, devices=jax.local_devices())
     mode = "add" if arguments.add else "replace" if arguments.replace else "new"
     before = open_place(path, mode)
+    require_model(arguments.model, arguments.rate)
     corpus = Corpus(arguments.corpus, watched, reading_of(arguments))
     for line in corpus.notes:
         note(line)

@@ -8,6 +8,7 @@ from clara_jax.convert.load import (
     load_config,
     load_model,
     named_folder,
+    require_model,
     shipped_folder,
     shipped_names,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "model_config_from_hf",
     "named_folder",
     "read_peft_adapter",
+    "require_model",
     "shipped_folder",
     "shipped_names",
     "write_apple_checkpoint",

@@ -162,6 +162,11 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
     return _on_base(form, place, load_config)
 
 
+def require_model(path: str | os.PathLike, rate: int = 0) -> None:
+    """Raise what `load_model` would if there is no such model, before other work."""
+    _find(path, None, rate)
+
+
 def shipped_names() -> tuple[str, ...]:
     """Return the names of the models that come with the package, sorted."""
     found = (path for folder in _folders() for path in folder.iterdir())

@@ -256,7 +256,10 @@ def test_bad_input(model, corpus, tmp_path, capsys):
         capsys, "--model", model, *at, "--corpus", "nowhere"
     )
     fine = given("fine.txt", "Ada Bell")
-    assert "no-model" in error(capsys, "--model", tmp_path / "no-model", *fine[2:])
+    # A wrong model is named before a large corpus is read.
+    wrong = given("raw.jsonl", "{")[2:]
+    for arguments in (fine[2:], wrong):
+        assert "no-model" in error(capsys, "--model", tmp_path / "no-model", *arguments)
     assert "nothing can be added" in error(capsys, *fine, "--add")
     assert "--part is '3/2'" in error(capsys, *fine, "--part", "3/2")
     assert "--corpus is missing" in error(capsys, "--model", model, *at)
