@@ -1,6 +1,7 @@
 """The encoding of a text file: named, marked, UTF-8, or recognised by its bytes."""
 
 import codecs
+import re
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,9 @@ _WIDE = 0.3
 _WESTERN = "cp1252"
 """What is taken where it fits a text as well as any other: the most common."""
 
+_DOS = re.compile(r"cp[4-8]\d\d$")
+"""Encodings that fit everything, and are hardly in use any more."""
+
 _REMEDY = "save it in UTF-8, or name its encoding with --encoding"
 
 
@@ -43,13 +47,14 @@ def require_encoding(name: str) -> None:
         ) from error
 
 
-def find_encoding(file: IO[bytes], path: str) -> str:
+def find_encoding(file: IO[bytes], path: str, named: str = "") -> str:
     """Return the encoding of a file, by Python's name; the file is read from its start.
 
     A byte order mark decides. Without one, text in which every other byte is 0 is
-    UTF-16, and text that is UTF-8 throughout is UTF-8.
-    Other text is looked at by charset-normalizer; where Western European letters
-    (cp1252) fit it as well as what that finds, they are taken.
+    UTF-16, and text with letters beyond ASCII that is UTF-8 throughout is UTF-8. Other
+    text is in the encoding that is `named`; without a name, charset-normalizer looks at
+    it, and where Western European letters (cp1252) fit as well as what it finds, they
+    are taken.
 
     Raises:
       ClaraError: no encoding fits, or most of what is not ASCII is UTF-8, so that the
@@ -57,7 +62,7 @@ def find_encoding(file: IO[bytes], path: str) -> str:
     """
     file.seek(0)
     decoder = codecs.getincrementaldecoder("utf-8")()
-    block, begin = file.read(_BLOCK), 0
+    block, begin, plain = file.read(_BLOCK), 0, True
     for mark, encoding in _MARKS:
         if block.startswith(mark):
             return encoding
@@ -72,18 +77,22 @@ def find_encoding(file: IO[bytes], path: str) -> str:
             place = begin - pending + error.start
             break
         if not block:
-            return "utf-8"
-        begin += len(block)
+            return named if named and plain else "utf-8"
+        begin, plain = begin + len(block), plain and block.isascii()
         block = file.read(_BLOCK)
+    if named:
+        return named
     file.seek(max(place - _SAMPLE // 2, 0))
-    found = _recognised(file.read(_SAMPLE))
-    if found:
+    sample = file.read(_SAMPLE)
+    if found := _recognised(sample):
         return found
+    if b"\0" in sample:
+        raise ClaraError(f"{path}: is not text (byte {place}); leave it out")
     raise ClaraError(f"{path}: is not UTF-8 (byte {place}); {_REMEDY}")
 
 
 def _recognised(sample: bytes) -> str:
-    """The encoding of bytes that are not UTF-8; empty if it is damaged, or no text."""
+    """The encoding of bytes that are not UTF-8; empty if they are damaged UTF-8."""
     text = sample.decode("utf-8", "replace")
     wrong = text.count("\ufffd")
     right = sum(not letter.isascii() for letter in text) - wrong
@@ -93,8 +102,11 @@ def _recognised(sample: bytes) -> str:
     best = matches.best()
     if best is None:
         return ""
-    known = {name for m in matches for name in m.could_be_from_charset}
-    return _WESTERN if _WESTERN in known and best.bom is False else best.encoding
+    western = (m for m in matches if _WESTERN in m.could_be_from_charset)
+    found = next(western, None)
+    if found and (found.coherence >= best.coherence or _DOS.match(best.encoding)):
+        return _WESTERN
+    return best.encoding
 
 
 def read_text(path: Path | str, encoding: str = "") -> tuple[str, str]:
@@ -102,13 +114,13 @@ def read_text(path: Path | str, encoding: str = "") -> tuple[str, str]:
 
     Args:
       path: the file.
-      encoding: its name; empty finds it, see `find_encoding`.
+      encoding: of what is not UTF-8; empty finds it, see `find_encoding`.
 
     Raises:
       ClaraError: the file cannot be read, or is not in this encoding.
     """
     with open_plain(path) as file:
-        name = encoding or find_encoding(file, str(path))
+        name = find_encoding(file, str(path), encoding)
         file.seek(0)
         data = file.read()
     try:

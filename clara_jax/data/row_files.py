@@ -5,18 +5,15 @@ as such, once, to a temporary file without a name.
 """
 
 import array
-import csv
 import datetime
 import decimal
-import functools
 import itertools
 import json
 import mmap
 import os
 import re
-import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +23,12 @@ import pyarrow.parquet
 
 from clara_jax.data.encodings import find_encoding, require_encoding
 from clara_jax.data.plain_files import open_plain, plain_ending, scratch
+from clara_jax.data.text_tables import (
+    Row,
+    decoded_lines,
+    distinct_names,
+    read_table,
+)
 from clara_jax.errors import ClaraError
 from clara_jax.files import first_line
 
@@ -37,13 +40,12 @@ _BOM = b"\xef\xbb\xbf"
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BRACKETS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _SPACE, _COMMA = re.compile(rb"\s*"), re.compile(rb"\s*,\s*")
-_DELIMITERS = ",;\t|"
-_HEADERLESS = ("id", "text")
-"""What the columns of a file are called that has two of them, and numbers in the first
-place where others have names, as MS MARCO's."""
+_LARGE = 1 << 27
+"""Bytes above which a file is not looked at as one object."""
 
-_Row = tuple[int, Any, str]
-"""Line or number of an object, the object, and what is wrong with it, if anything."""
+
+class NoRowsError(ClaraError):
+    """A file of objects that holds none."""
 
 
 class RowFile:
@@ -59,6 +61,10 @@ class RowFile:
       path: what the file is called.
       file: what to read in its place, JSON lines or an array in UTF-8.
 
+    Attributes:
+      names: of the columns of a table, of which rows have those that are filled.
+      encoding: that it was read in.
+
     Raises:
       ClaraError: the file cannot be read, holds nothing, or is an array that ends
         early; on indexing, an object that is not JSON, or a row of a table that is not
@@ -67,6 +73,8 @@ class RowFile:
 
     def __init__(self, path: str | Path, file: IO[bytes] | None = None):
         self.path = str(path)
+        self.names: tuple[str, ...] = ()
+        self.encoding = "utf-8"
         self._faults: dict[int, str] = {}
         places = array.array("q")
         try:
@@ -88,11 +96,17 @@ class RowFile:
         except OSError as error:
             raise ClaraError(f"{self.path}: {error.strerror or error}") from error
         if not places:
-            raise ClaraError(f"{self.path}: holds no records")
+            raise NoRowsError(f"{self.path}: holds no records")
         self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
 
     @classmethod
-    def of(cls, path: str | Path, rows: Iterable[_Row], kind: str = ": record ") -> Any:
+    def of(
+        cls,
+        path: str | Path,
+        rows: Iterable[Row],
+        kind: str = ": record ",
+        names: Sequence[str] = (),
+    ) -> Any:
         """Keep objects that a reader makes of the file `path`.
 
         Args:
@@ -100,6 +114,7 @@ class RowFile:
           rows: the number of an object, such as its line; the object; and what is
             wrong with it, which asking for it raises.
           kind: between the file's name and the number in messages.
+          names: of columns, of a table.
         """
         numbers, faults = array.array("q"), {}
         with scratch() as file:
@@ -113,10 +128,13 @@ class RowFile:
             found = cls(path, file)
         found._places[:, 2] = numbers
         found._faults, found._is_array = faults, kind != ":"
+        found.names = tuple(names)
         return found
 
     def _is_one_object(self) -> bool:
         """Whether the file is one object, spread over several lines."""
+        if os.fstat(self._descriptor).st_size > _LARGE:
+            return False
         with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
             end = data.find(b"\n", data.find(b"{"))
             try:
@@ -212,8 +230,7 @@ def open_rows(path: str | Path, encoding: str = "") -> RowFile:
         ``.tsv``; all with ``.gz``, ``.zst`` or ``.bz2`` after it if compressed. Rows of
         a table are objects without fields for empty cells; columns of CSV that hold
         nothing but numbers are numbers.
-      encoding: of text; empty finds it for tables as `find_encoding` does, and for JSON
-        by its byte order mark, else UTF-8.
+      encoding: of text that is not UTF-8; empty finds it, see `find_encoding`.
 
     Raises:
       ClaraError: as for `RowFile`; the file is not what its ending says, or not in
@@ -228,44 +245,39 @@ def open_rows(path: str | Path, encoding: str = "") -> RowFile:
 def _open(path: str, file: IO[bytes], ending: str, encoding: str) -> RowFile:
     """Open a file by its ending, whatever it is called."""
     if ending == ".parquet":
-        return RowFile.of(path, _parquet_rows(path, file))
-    if ending in (".csv", ".tsv"):
-        encoding = encoding or find_encoding(file, path)
-        return RowFile.of(path, _table_rows(path, file, encoding), ":")
-    wide = file.read(4).startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    if not encoding and not wide:
-        return RowFile(path, file)
-    with scratch() as plain:
-        for text in _decoded(path, file, encoding or find_encoding(file, path)):
-            plain.write(text.encode("utf-8", "surrogatepass"))
-        plain.flush()
-        return RowFile(path, plain)
-
-
-def _decoded(path: str, file: IO[bytes], encoding: str) -> Iterator[str]:
-    """Yield the lines of a file with their ends as they are, one pass at a time."""
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
-    with open(os.dup(file.fileno()), encoding=encoding, newline="\n") as text:
-        try:
-            yield from text
-        except UnicodeError as error:
-            raise ClaraError(
-                f"{path}: is not {encoding} ({first_line(error)}); name its encoding "
-                "with --encoding"
-            ) from error
-
-
-def _parquet_rows(path: str, file: IO[bytes]) -> Iterator[_Row]:
-    number = 0
+        return _parquet(path, file)
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _filled(row), ""
-    except pa.ArrowException as error:
-        raise ClaraError(
-            f"{path}: cannot be read as Parquet ({first_line(error)})"
-        ) from error
+        found = find_encoding(file, path, encoding)
+    except ClaraError:
+        if ending in (".csv", ".tsv"):
+            raise
+        found = "utf-8"  # with lines that are damaged, each of which is named
+    if ending in (".csv", ".tsv"):
+        names, table = read_table(path, file, found)
+        rows = RowFile.of(path, table, ":", names)
+    elif found in ("utf-8", "utf-8-sig"):
+        rows = RowFile(path, file)
+    else:
+        with scratch() as plain:
+            for text in decoded_lines(path, file, found):
+                plain.write(text.encode("utf-8", "surrogatepass"))
+            plain.flush()
+            rows = RowFile(path, plain)
+    rows.encoding = found
+    return rows
+
+
+def _parquet(path: str, file: IO[bytes]) -> RowFile:
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        names = distinct_names(path, table.schema_arrow.names)
+        batches = table.iter_batches(1024)
+        every = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        rows = ((number, _filled(row), "") for number, row in enumerate(every, 1))
+        return RowFile.of(path, rows, names=names)
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        line = first_line(error)
+        raise ClaraError(f"{path}: cannot be read as Parquet ({line})") from error
 
 
 def _filled(value: Any) -> Any:
@@ -288,71 +300,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
-
-
-def _table_rows(path: str, file: IO[bytes], encoding: str) -> Iterator[_Row]:
-    """Yield the rows of a table of text as objects by the names of its header."""
-    csv.field_size_limit(sys.maxsize)
-    lines = functools.partial(_decoded, path, file, encoding)
-    head = next(lines(), "")
-    tabs = ".tsv" in os.path.basename(path).lower()
-    sign = "\t" if tabs else max(_DELIMITERS, key=head.count)
-    given: dict[str, Any] = {"delimiter": sign}
-    # Many tables with tabs have quotes that quote nothing.
-    if tabs and not _is_even(csv.reader(lines(), strict=True, **given)):
-        given["quoting"] = csv.QUOTE_NONE
-    names = [name.strip() for name in next(csv.reader([head], **given), [])]
-    headerless = len(names) == 2 and names[0].isdecimal()
-    numeric = _numeric(csv.reader(lines(), **given), len(names), headerless)
-    reader = csv.reader(lines(), **given)
-    if headerless:
-        names = list(_HEADERLESS)
-    else:
-        next(reader, None)
-    before = reader.line_num
-    try:
-        for row in reader:
-            number, before = before + 1, reader.line_num
-            if not any(row):
-                continue
-            if len(row) != len(names):
-                has = f"has {len(row)} fields, but the header names {len(names)}"
-                yield number, None, f"{has} ({', '.join(names)[:200]})"
-                continue
-            cells = zip(names, row, numeric, strict=True)
-            yield number, {n: kind(v) for n, v, kind in cells if v and n}, ""
-    except csv.Error as error:
-        raise ClaraError(f"{path}:{before + 1}: {first_line(error)}") from error
-
-
-def _is_even(rows: Iterator[list[str]]) -> bool:
-    """Whether all rows have as many fields as the first, and no line end in them."""
-    widths = set()
-    try:
-        for row in rows:
-            widths.add(len(row))
-            if len(widths) > 1 or "\n" in "".join(row):
-                return False
-        return True
-    except csv.Error:
-        return False
-
-
-def _numeric(rows: Iterator[list[str]], width: int, headerless: bool) -> list[type]:
-    """Return for each column the type whose values are spelled as its cells are."""
-    kinds: list[type] = [int] * width
-    try:
-        for row in itertools.islice(rows, 0 if headerless else 1, None):
-            for i, cell in enumerate(row[:width] if kinds else ()):
-                while cell and kinds[i] is not str and not _spells(cell, kinds[i]):
-                    kinds[i] = float if kinds[i] is int else str
-    except csv.Error:
-        return [str] * width
-    return kinds
-
-
-def _spells(cell: str, kind: type) -> bool:
-    try:
-        return str(kind(cell)) == cell and cell not in ("nan", "inf", "-inf")
-    except ValueError:
-        return False

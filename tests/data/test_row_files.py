@@ -84,7 +84,10 @@ def test_broken_files(tmp_path, text, message):
     [
         ('{"a": 1}\n{"a": \n', r"a.json:2: is not JSON: Expecting value \(column"),
         ('{"a": 1}\nhello\n', "a.json:2: is not JSON"),
-        (b'{"a": 1}\n{"a": "\xff"}\n', r"a.json:2: is not UTF-8 \(byte 7\)"),
+        (
+            b'{"a": 1}\n{"a": "\xc3\xa9\xc3\xa9\xff"}\n',
+            r"a.json:2: is not UTF-8 \(byte 11\)",
+        ),
         ("{}\n" + "[" * 100_000 + "\n", "a.json:2: "),
         ('[{"a": 1}, {"a" 2}]', "a.json: record 2: is not JSON"),
     ],
@@ -213,9 +216,9 @@ def test_tables_of_text(tmp_path):
 
 
 def test_a_row_of_another_length_is_refused_when_it_is_asked_for(tmp_path):
-    file = open_rows(write(tmp_path / "a.csv", "a,b\n1,2\n3\n4,5\n"))
-    assert file[2][0] == {"a": 4, "b": 5}
-    with pytest.raises(ClaraError, match=r"a.csv:3: has 1 fields, .* names 2 \(a, b\)"):
+    file = open_rows(write(tmp_path / "a.csv", "a,b\n1,2\n3,4,5\n4,5\n6\n"))
+    assert file[2][0] == {"a": 4, "b": 5} and file[3][0] == {"a": 6}
+    with pytest.raises(ClaraError, match=r"a.csv:3: has 3 fields, .* names 2 \(a, b\)"):
         file[1]
 
 
@@ -227,6 +230,11 @@ def test_encodings(tmp_path):
         }
     path = write(tmp_path / "a.jsonl", text.encode("gb18030"))
     assert rows(path, encoding="gb18030") == [{"text": "日本語 – été"}]
+    # What is UTF-8 or marked stays what it is, beside files in a named encoding.
+    for own in ("utf-8", "utf-16", "utf-8-sig"):
+        file = write(tmp_path / "a.jsonl", text.encode(own))
+        assert rows(file, encoding="gb18030") == [{"text": "日本語 – été"}]
+    path = write(tmp_path / "a.jsonl", text.encode("gb18030"))
     with pytest.raises(ClaraError, match=r"is not ascii .*--encoding"):
         open_rows(path, encoding="ascii")
     with pytest.raises(ClaraError, match="'nonsense' is unknown; try"):
@@ -244,3 +252,46 @@ def test_encodings(tmp_path):
 def test_files_that_are_not_what_they_are_called(tmp_path, name, message):
     with pytest.raises(ClaraError, match=f"{name}: {message}"):
         open_rows(write(tmp_path / name, LINES))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id,text\r1,one\r2,two\r",
+        "sep=;\r\nid;text\r\n1;one\r\n2;two\r\n",
+        '\r\n"id","text"\r\n1,one\r\n2,two',
+        "id|text\n1|one\n2|two\n",
+        "id,text,\n1,one,\n2,two\n",
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path, table):
+    wanted = [{"id": 1, "text": "one"}, {"id": 2, "text": "two"}]
+    assert rows(write(tmp_path / "a.csv", table)) == wanted
+
+
+def test_a_header_over_two_lines(tmp_path):
+    file = open_rows(write(tmp_path / "a.csv", 'id,"te\nxt"\n1,one\n'))
+    assert file[0] == ({"id": 1, "te\nxt": "one"}, f"{tmp_path / 'a.csv'}:3")
+    assert file.names == ("id", "te\nxt")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('id,text\n1,a\n2,"b\n3,c\n', "a.csv:3: a quote is opened here"),
+        ("text,text\na,b\n", "a.csv: has two columns 'text'; rename one"),
+        ("", "a.csv: holds no records"),
+        ("id,text\n", "a.csv: holds no records"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, table, message):
+    with pytest.raises(ClaraError, match=message):
+        open_rows(write(tmp_path / "a.csv", table))
+
+
+def test_dates_that_python_does_not_have(tmp_path):
+    path = tmp_path / "a.parquet"
+    dates = pa.array([2**40], pa.timestamp("s"))
+    parquet.write_table(pa.table({"text": ["a"], "date": dates}), path)
+    with pytest.raises(ClaraError, match=r"cannot be read as Parquet \(.*range"):
+        open_rows(path)
