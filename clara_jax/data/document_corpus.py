@@ -1,6 +1,7 @@
 """A corpus of documents, read whole and checked before work on it begins."""
 
 import array
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,14 +20,14 @@ from clara_jax.data.document_fields import (
     read_pages,
     read_plain,
 )
-from clara_jax.data.document_files import find_files
+from clara_jax.data.document_files import DocumentFile, find_files
 from clara_jax.data.encodings import read_text
-from clara_jax.data.office_files import convert_file, refuse_old
+from clara_jax.data.office_files import convert_file, old_format
 from clara_jax.data.reading import Reading
-from clara_jax.data.row_files import RowFile, open_rows
+from clara_jax.data.row_files import NoRowsError, RowFile, open_rows
 from clara_jax.data.sources import locate
 from clara_jax.documents import Document, kind_of, text_digest, widest
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, listed
 from clara_jax.files import checksum
 from clara_jax.shapes import Int
 
@@ -36,10 +37,10 @@ OPEN = 32
 BLOCK = 1 << 20
 """Characters of an entry; longer ones are cut, see ``blocks_of``."""
 
-LISTED = 1000
-"""Problems that are listed; of more, their number is given."""
+FIRST = 100
+"""Objects of a file of which one must hold a text."""
 
-SHOWN = 5
+SHOWN = 10
 """Files that are named in a note."""
 
 _CERTAIN = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
@@ -61,7 +62,7 @@ class Corpus:
 
     Args:
       paths: files and folders, see ``find_files``.
-      progress: wraps the loop that checks all entries, for a progress bar.
+      progress: wraps the loops over all files and all entries, for progress bars.
       reading: how documents are read.
 
     Attributes:
@@ -98,14 +99,17 @@ class Corpus:
         self._blank: list[str] = []
         self._guessed: dict[str, str] = {}  # encodings, by file
         self._rows = functools.lru_cache(OPEN)(self._open_rows)
-        self._long = functools.lru_cache(1)(self._read)
+        self._parts = functools.lru_cache(1)(
+            lambda number, row: _entries_of(self._read(number, row))
+        )
         self._states: list[tuple[int, int]] = []
         self._contents: list[str] = []
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr(dataclasses.replace(reading, skip=False)).encode())
         self.size = 0
         counts = []
-        for number, file in enumerate(files):
+        for number in progress(range(len(files))):
+            file = files[number]
             counts.append(0)
             try:
                 self._states.append(_state(file.path))
@@ -122,9 +126,7 @@ class Corpus:
         self._ends = list(itertools.accumulate(counts))
         self._check(progress)
         if self._problems and not reading.skip:
-            raise ClaraError(
-                _listed(self._problems, " (--on-error skip leaves {} out)")
-            )
+            raise ClaraError(listed(self._problems, " (--on-error skip leaves {} out)"))
         if not self.documents:
             # What was left out says why.
             why = "; ".join(self.notes) or "give files or folders of them"
@@ -133,19 +135,40 @@ class Corpus:
     def _count(self, number: int) -> int:
         """How many entries a file has, before they are read."""
         file = self.files[number]
-        refuse_old(file.path)
+        if fault := old_format(file.path):
+            raise ClaraError(fault)
         if file.kind != "rows":
             return 1
-        rows = self._rows(number)
-        values, place = rows[0]
-        if not has_text(values, self._reading):
-            # Settings and tables that lie among documents.
-            lone = file.ending == ".json" and len(rows) == 1
-            if not file.given and (lone or file.ending in (".csv", ".tsv")):
-                self._others.append(file.path)
+        try:
+            rows = self._rows(number)
+        except NoRowsError:
+            self._blank.append(file.name)
+            return 0
+        firsts = []
+        for i in range(min(len(rows), FIRST)):
+            # What is wrong with a row is said when all are read.
+            with contextlib.suppress(ClaraError):
+                firsts.append(self._values(rows, i))
+        texts = [v for v, _ in firsts if has_text(v, self._reading)]
+        # Settings and tables lie among documents.
+        if not file.given and file.ending in (".json", ".csv", ".tsv"):
+            names_only = file.ending == ".json" and all(
+                isinstance(v, str) for v in texts
+            )
+            if not texts or names_only:
+                self._others.append(file.name)
                 return 0
+        if firsts and not texts:
+            values, place = firsts[0]
             read_object(values, place, self._reading)
         return len(rows)
+
+    def _values(self, rows: RowFile, row: int) -> tuple[Any, str]:
+        """Return an object, with fields for empty cells of a table, and its place."""
+        values, place = rows[row]
+        if rows.names and isinstance(values, dict):
+            values = {**dict.fromkeys(rows.names), **values}
+        return values, place
 
     def _check(self, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
         """Read all entries, and keep the places of those that are documents."""
@@ -207,7 +230,7 @@ class Corpus:
         """Return what was left out or guessed, a line each, for the user."""
         found = []
         if self._others:
-            names = _some([path.name for path in self._others], "files")
+            names = _some(self._others, "files")
             found.append(f"left out, since not documents: {names}")
         if self._blank:
             names = _some(self._blank, "of them")
@@ -219,7 +242,7 @@ class Corpus:
             guess = f"read as {encoding}, since not UTF-8: {_some(names, 'files')}"
             found.append(f"{guess}; if this is wrong, name it with --encoding")
         if self._problems and self._reading.skip:
-            found.append(f"left out, with problems: {_listed(self._problems)}")
+            found.append(f"left out, with problems: {listed(self._problems)}")
         return found
 
     def __len__(self) -> int:
@@ -231,7 +254,7 @@ class Corpus:
         number, row, block = map(int, self._entries[index])
         if block < 0:
             return self._read(number, row)
-        return _entries_of(self._long(number, row))[block]
+        return self._parts(number, row)[block]
 
     def all(self) -> list[Document]:
         """Return all documents, in the order of files and lines."""
@@ -256,12 +279,19 @@ class Corpus:
         return str(file.path)
 
     def _open_rows(self, number: int) -> RowFile:
-        return open_rows(self.files[number].path, self._reading.encoding)
+        file = self.files[number]
+        rows = open_rows(file.path, self._reading.encoding)
+        self._guess(file, rows.encoding)
+        return rows
+
+    def _guess(self, file: DocumentFile, encoding: str) -> None:
+        if encoding not in _CERTAIN and encoding != self._reading.encoding:
+            self._guessed[file.name] = encoding
 
     def _read(self, number: int, row: int, checks: bool = False) -> list[Document]:
         """Read the documents of an entry that are not blank.
 
-        What is blank, and encodings that are guessed, are noted where it `checks`.
+        What is blank is noted where it `checks`.
         """
         file = self.files[number]
         if _state(file.path) != self._states[number]:
@@ -272,8 +302,7 @@ class Corpus:
             found = self._office(number)
         elif file.kind == "text":
             text, encoding = read_text(file.path, self._reading.encoding)
-            if checks and encoding not in _CERTAIN and not self._reading.encoding:
-                self._guessed[file.name] = encoding
+            self._guess(file, encoding)
             document = read_plain(text, str(file.path), file.path.name)
             found = [dataclasses.replace(document, id=file.name, source=file.name)]
         else:
@@ -291,7 +320,7 @@ class Corpus:
 
     def _objects(self, number: int, row: int) -> list[Document]:
         file, objects = self.files[number], self._rows(number)
-        values, place = objects[row]
+        values, place = self._values(objects, row)
         found = read_object(values, place, self._reading)
         name = f"{file.name}:{objects.number(row)}"
         many = len(found) > 1
@@ -331,17 +360,6 @@ def _some(names: Sequence[str], unit: str) -> str:
     """Name the first of many."""
     more = f", ... ({len(names):,} {unit})" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _listed(problems: Sequence[str], remedy: str = "") -> str:
-    """Say each problem on a line of its own."""
-    if len(problems) == 1:
-        return problems[0] + remedy.format("it")
-    more = len(problems) - LISTED
-    rest = [f"  and {more:,} more"] if more > 0 else []
-    lines = [f"  {problem}" for problem in problems[:LISTED]]
-    head = f"{len(problems):,} problems{remedy.format('them')}:"
-    return "\n".join([head, *lines, *rest])
 
 
 def _hash(name: str) -> int:

@@ -15,8 +15,11 @@ from clara_jax.data.records import passage
 from clara_jax.documents import Document, is_unicode
 from clara_jax.errors import ClaraError
 
-TEXTS = ("text", "contents", "content", "passage", "body", "document", "passage_text")
-"""What data sets call a document's text, the first that is there being taken."""
+TEXTS = (
+    *("text", "contents", "content", "passage", "body", "document", "passage_text"),
+    *("page_content", "abstract", "paragraphs", "description"),
+)
+"""What data sets call a document's text, the first that is filled being taken."""
 
 TITLES = ("title", "wikipedia_title", "headline")
 IDS = ("id", "_id", "docid", "doc_id", "pid", "passage_id", "wikipedia_id")
@@ -27,18 +30,41 @@ _QUOTED = re.compile(r'"([^"\n]+)"\n')
 _HEAD = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?)^(?:\1|\.\.\.)[ \t]*$\n?", re.S | re.M)
 """Front matter: YAML between lines of dashes, or TOML between lines of pluses."""
 
+_TITLE = re.compile(r"^title[ \t]*[:=][ \t]*(\S.*)$", re.M)
 _HEADING = re.compile(r"\s*#[ \t]+(.*)")
+_WORDS = 12
+"""Words above which a field of an object looks like a text."""
+
 _BINARY = 0.02
 """Share of NUL bytes above which a file is no text."""
 
 
 def has_text(values: Any, reading: Reading) -> bool:
-    """Return whether a value of JSON may hold documents."""
+    """Return whether a value of JSON may hold documents.
+
+    A title is enough where no other field looks like a text.
+    """
     if not isinstance(values, Mapping):
         return isinstance(values, str)
     if reading.text:
         return reading.text in values
-    return any(name in values for name in ("docs", *TEXTS, *TITLES[:1]))
+    names = _by_lower(values)
+    several = "docs" in values and not isinstance(values["docs"], dict)
+    if several or not names.keys().isdisjoint(TEXTS):
+        return True
+    rest = [v for n, v in values.items() if n not in (names.get("title"), "id")]
+    return "title" in names and not any(map(_is_long, rest))
+
+
+def _is_long(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_long, value))
+    return isinstance(value, str) and len(value.split()) > _WORDS
+
+
+def _by_lower(values: Mapping[str, Any]) -> dict[str, str]:
+    """Names of fields by their lower case; the first is taken, of several."""
+    return {name.lower(): name for name in reversed(list(values))}
 
 
 def read_object(values: Any, place: str, reading: Reading) -> list[Document]:
@@ -46,7 +72,7 @@ def read_object(values: Any, place: str, reading: Reading) -> list[Document]:
 
     It is a text, or an object with a text (a string, or a list of paragraphs), and with
     title, id and fields of its own, or one with several texts in ``docs``. A title
-    without a text is a document.
+    without a text is a document. Names of fields may be in capitals.
 
     Raises:
       ClaraError: it is neither; a field is of a wrong type; names `place`.
@@ -55,57 +81,67 @@ def read_object(values: Any, place: str, reading: Reading) -> list[Document]:
         values = {reading.text or "text": values}
     if not has_text(values, reading):
         raise ClaraError(f"{place}: {_seen(values, reading.text)}")
-    if not reading.text and "docs" in values and "text" not in values:
+    several = not reading.text and "docs" in values and "text" not in values
+    text_name = "docs" if several else _first(values, TEXTS, reading.text)
+    title_name = _first(values, TITLES, reading.title)
+    id_name = _first(values, IDS, reading.id)
+    title = " ".join(_text(values, title_name, place).split())
+    name = values.get(id_name)
+    if isinstance(name, bool | dict | list):
+        raise ClaraError(f"{place}: '{id_name}' must be a string or a number")
+    own = "" if name is None else str(name)
+    known = (text_name, title_name, id_name)
+    unset = (None, {})
+    more = {k: v for k, v in values.items() if k not in known and v not in unset}
+    if several:
         texts = values["docs"]
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise ClaraError(f"{place}: 'docs' must be a list of strings")
-        return [_document(text, place) for text in texts]
-    names = [
-        _first(values, known, own)
-        for known, own in (
-            (TEXTS, reading.text),
-            (TITLES, reading.title),
-            (IDS, reading.id),
-        )
-    ]
-    text, title = (_text(values, name, place) for name in names[:2])
-    name = values.get(names[2])
-    if isinstance(name, bool | dict | list):
-        raise ClaraError(f"{place}: '{names[2]}' must be a string or a number")
-    quoted = names[0] == "contents" and not title and _QUOTED.match(text)
+        return [
+            _document(
+                text,
+                place,
+                id=f"{own}#{i}" if own and len(texts) > 1 else own,
+                title=title,
+                metadata=more,
+            )
+            for i, text in enumerate(texts, 1)
+        ]
+    text = _text(values, text_name, place)
+    quoted = text_name == "contents" and not title and _QUOTED.match(text)
     if quoted:
         title, text = quoted[1], text[quoted.end() :]
-    return [
-        _document(
-            passage(title, text),
-            place,
-            id="" if name is None else str(name),
-            title=title.strip(),
-            metadata={k: v for k, v in values.items() if k not in names and v != {}},
-        )
-    ]
+    if title and isinstance(values.get(text_name), list):
+        # Of KILT, the first paragraph is the title.
+        text = text.removeprefix(f"{title}\n")
+    return [_document(passage(title, text), place, id=own, title=title, metadata=more)]
 
 
 def _seen(values: Any, wanted: str) -> str:
     """Say what an object without a text has."""
     if not isinstance(values, Mapping):
-        return "has neither 'text' nor 'docs'"
+        return "is neither a text nor an object with one"
     fields = ", ".join(map(str, values))[:200] or "none"
-    lacks = f"has no field '{wanted}'" if wanted else "has neither 'text' nor 'docs'"
+    lacks = f"has no field '{wanted}'" if wanted else "has no 'text'"
     return f"{lacks} (fields: {fields}); name the text's field with --text-field"
 
 
 def _first(values: Mapping[str, Any], known: tuple[str, ...], own: str) -> str:
-    filled = (name for name in known if values.get(name) is not None)
-    return own or next(filled, known[0])
+    """Return the name of a field: `own`, or the first of `known` that is filled."""
+    if own:
+        return own
+    names = _by_lower(values)
+    there = [names[name] for name in known if name in names]
+    filled = (name for name in there if values[name] not in (None, "", []))
+    return next(filled, there[0] if there else known[0])
 
 
 def _text(values: Mapping[str, Any], name: str, place: str) -> str:
     value = values.get(name)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "\n".join(item.strip() for item in value)
+    if isinstance(value, list) and all(isinstance(v, str | None) for v in value):
+        return "\n".join(item.strip() for item in value if item)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return "" if value != value else str(value)
     if not isinstance(value, str | None):
         raise ClaraError(f"{place}: '{name}' must be a string")
     return value or ""
@@ -121,9 +157,11 @@ def read_plain(text: str, place: str, name: str) -> Document:
       ClaraError: so many characters are NUL that it is no text.
     """
     if text.count("\0") > _BINARY * len(text):
-        raise ClaraError(f"{place}: holds NUL bytes, and is no text")
+        raise ClaraError(f"{place}: holds NUL bytes, and is not text; leave it out")
     fields, body = _front_matter(text.replace("\0", " "))
-    title = str(fields.pop("title", None) or "").strip()
+    title = ""
+    if isinstance(fields.get("title"), str | int | float):
+        title = " ".join(str(fields.pop("title")).split())
     heading = _HEADING.match(body)
     if not title or (heading and heading[1].strip() == title):
         return _document(body, place, title=title or name, metadata=fields)
@@ -139,9 +177,11 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str]:
         read = tomllib.loads if found[1] == "+++" else yaml.safe_load
         values = read(found[2])
     except (yaml.YAMLError, ValueError, RecursionError):
-        return {}, text
+        values = None
     if not isinstance(values, dict):
-        return {}, text
+        # Such as `title: Leave: who may take it`. What is not understood stays there.
+        title = _TITLE.search(found[2])
+        return ({"title": title[1].strip("'\" \t")} if title else {}), text
     fields = {str(k): _json(v) for k, v in values.items() if v is not None}
     return fields, text[found.end() :]
 

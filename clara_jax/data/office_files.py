@@ -11,10 +11,12 @@ import contextlib
 import importlib.metadata
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from clara_jax.data.encodings import find_encoding
+from clara_jax.data.plain_files import COMPRESSED
 from clara_jax.errors import ClaraError
 from clara_jax.files import cache_folder, first_line, replace_file
 
@@ -31,10 +33,14 @@ OFFICE_SUFFIXES = (
 )
 
 _OLD = {".doc": ".docx", ".ppt": ".pptx", ".xls": ".xlsx", ".rtf": ".docx"}
+_OLD |= {".docm": ".docx", ".xlsm": ".xlsx", ".pptm": ".pptx", ".ppsx": ".pptx"}
 _OLD |= {".odt": ".docx", ".odp": ".pptx", ".ods": ".xlsx", ".pages": ".docx"}
 """Formats that are not read, and what to save them as."""
 
 _HTML: dict[str, str] = dict.fromkeys((".html", ".htm", ".xhtml"), "HtmlConverter")
+_NO_CELL = re.compile(r"(?<=\| )(?:NaN|NaT|Unnamed: \d+) (?=\|)")
+"""What pandas, by which workbooks are read, writes for cells that are empty."""
+
 _SLIDE = re.compile(r"\n*<!-- Slide number: \d+ -->\n")
 _FORM = 1
 """Changes where the same file would be converted otherwise."""
@@ -54,14 +60,11 @@ class Converted(NamedTuple):
     numbered: bool
 
 
-def refuse_old(path: Path) -> None:
-    """Refuse a file in a format that offices have left behind, or that is not read.
-
-    Raises:
-      ClaraError: names the format to save it in.
-    """
+def old_format(path: Path) -> str:
+    """Return the problem with a file whose format is not read any more, or empty."""
     if new := _OLD.get(path.suffix.lower()):
-        raise ClaraError(f"{path}: {path.suffix} is not read; save it as {new} or PDF")
+        return f"{path}: {path.suffix} is not read; save it as {new} or PDF"
+    return ""
 
 
 def convert_file(path: Path, digest: str) -> Converted:
@@ -74,6 +77,8 @@ def convert_file(path: Path, digest: str) -> Converted:
     Raises:
       ClaraError: the extra is not installed, or the file is damaged or encrypted.
     """
+    if path.suffix.lower() in COMPRESSED:
+        raise ClaraError(f"{path}: compressed files of offices are not read; unpack it")
     kept = cache_folder() / "converted" / f"{digest}{path.suffix.lower()}.json"
     version = f"{_FORM} {_version(path)}"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -81,11 +86,14 @@ def convert_file(path: Path, digest: str) -> Converted:
         if values.pop("version") == version:
             return Converted(**values)
     found = _converted(path)
+    # What is not text is so now, and not only when it is read again.
+    pages = [page.encode("utf-8", "replace").decode() for page in found.pages]
+    found = found._replace(pages=pages)
     values = {"version": version, **found._asdict()}
     # Without the cache it takes longer, and no more.
     with contextlib.suppress(ClaraError):
         text = json.dumps(values, ensure_ascii=False)
-        replace_file(kept, text.encode("utf-8", "replace"))
+        replace_file(kept, text.encode())
     return found
 
 
@@ -107,9 +115,12 @@ def _converted(path: Path) -> Converted:
     except OSError as error:
         raise ClaraError(f"{path}: {error.strerror or first_line(error)}") from error
     except Exception as error:
+        line = first_line(error)
+        remedy = "open it and save it again"
+        if "password" in line.lower() or "encrypt" in line.lower():
+            remedy = "save it without a password"
         raise ClaraError(
-            f"{path}: cannot be read as {kind} ({first_line(error)}); open it and save "
-            "it again"
+            f"{path}: cannot be read as {kind} ({line}); {remedy}"
         ) from error
 
 
@@ -123,8 +134,11 @@ def _marked_down(path: Path, kind: str) -> Converted:
         charset = _charset(file, str(path)) if web else None
         file.seek(0)
         info = StreamInfo(extension=kind, charset=charset)
-        found: Any = getattr(converters, name)().convert(file, info)
+        with warnings.catch_warnings(action="ignore"):
+            found: Any = getattr(converters, name)().convert(file, info)
     title, text = (found.title or "").strip(), found.markdown.strip()
+    if kind == ".xlsx":
+        text = _NO_CELL.sub("", text)
     if kind != ".pptx":
         return Converted(title, [text], False)
     return Converted(title, _SLIDE.split(f"\n{text}")[1:], True)
@@ -135,7 +149,9 @@ def _charset(file: IO[bytes], path: str) -> str:
     from bs4.dammit import EncodingDetector
 
     declared = EncodingDetector.find_declared_encoding(file.read(4096), is_html=True)
-    return declared or find_encoding(file, path)
+    # A page in UTF-16 could not be read so far.
+    wide = (declared or "utf-16").lower().startswith(("utf-16", "utf16", "utf-32"))
+    return find_encoding(file, path) if wide or not declared else declared
 
 
 def _pdf(path: Path) -> Converted:

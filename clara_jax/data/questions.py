@@ -6,7 +6,7 @@ from typing import Any
 from clara_jax.data.document_files import DocumentFile
 from clara_jax.data.encodings import read_text
 from clara_jax.data.row_files import open_rows
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, listed
 
 
 def read_questions(path: str | Path, encoding: str = "") -> list[tuple[str, str]]:
@@ -18,14 +18,23 @@ def read_questions(path: str | Path, encoding: str = "") -> list[tuple[str, str]
     Raises:
       ClaraError: the file cannot be read, or holds none; a row has no question.
     """
-    file = DocumentFile(Path(path), str(path), True)
-    if file.kind == "text":
+    kind = DocumentFile(Path(path), str(path), True).kind
+    if kind == "office":
+        raise ClaraError(f"{path}: is not a file of questions; save them as text")
+    found, problems = [], []
+    if kind == "text":
         # Not splitlines: a question may hold other line breaks.
         lines = enumerate(read_text(path, encoding)[0].split("\n"), 1)
         found = [(line.strip(), f"{path}:{i}") for i, line in lines if line.strip()]
     else:
         rows = open_rows(path, encoding)
-        found = [_question(*rows[i]) for i in range(len(rows))]
+        for i in range(len(rows)):
+            try:
+                found.append(_question(*rows[i]))
+            except ClaraError as error:
+                problems.append(str(error))
+    if problems:
+        raise ClaraError(listed(problems))
     if not found:
         raise ClaraError(f"{path}: holds no questions")
     return found
@@ -33,6 +42,7 @@ def read_questions(path: str | Path, encoding: str = "") -> list[tuple[str, str]
 
 def _question(values: Any, place: str) -> tuple[str, str]:
     if isinstance(values, dict):
+        values = {str(name).lower(): value for name, value in values.items()}
         known = (values.get(name) for name in ("question", "query", "text"))
         values = next((value for value in known if value is not None), None)
     if isinstance(values, int | float) and not isinstance(values, bool):

@@ -140,7 +140,7 @@ def test_bad_input(model, unfinished, tmp_path, capsys):
     assert "a.txt" in error(capsys, *documents("a.txt", " \n "))
     assert "b.jsonl:2" in error(capsys, *documents("b.jsonl", '{"text":"a"}\n{"text'))
     assert "c.jsonl:1" in error(capsys, *documents("c.jsonl", '{"text": "  "}'))
-    assert "neither" in error(capsys, *documents("d.jsonl", '{"label": "a"}'))
+    assert "has no 'text'" in error(capsys, *documents("d.jsonl", '{"label": "a"}'))
     assert "e.jsonl" in error(capsys, *documents("e.jsonl", ""))
     absent = ("--documents", tmp_path / "no.jsonl", QUESTION)
     assert "no.jsonl" in error(capsys, *model_only, *absent)

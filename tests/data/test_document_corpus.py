@@ -37,7 +37,7 @@ def test_fields_of_an_object(tmp_path):
         ('{"text": true}', "'text' must be a string"),
         ('{"text": "a", "title": {}}', "'title' must be a string"),
         ('{"docs": "a"}', "list of strings"),
-        ("5", "neither 'text' nor 'docs'"),
+        ("5", "is neither a text nor an object"),
     ],
 )
 def test_bad_records_are_refused_with_their_place(tmp_path, line, message):
@@ -137,12 +137,11 @@ def test_checking_shows_its_progress(papers):
     seen = []
 
     def progress(entries):
-        for entry in entries:
-            seen.append(entry)
-            yield entry
+        seen.append(list(entries))
+        yield from entries
 
     Corpus([papers], progress)
-    assert seen == [0, 1, 2, 3, 4]
+    assert seen == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def read(path, **reading):
@@ -184,7 +183,57 @@ def test_a_folder_as_it_lies(tmp_path):
     # Given by its name, a file is meant.
     with pytest.raises(ClaraError, match=r"fields: label\); name .* --text-field"):
         Corpus([tmp_path / "_category_.json"])
-    assert read(tmp_path / "old.txt", encoding="cp1250")[0][0][2] != "Où"
+    # A named encoding is that of files which are not UTF-8.
+    found, _ = read(tmp_path, encoding="cp1250")
+    assert [text for *_, text in found] == [
+        "Oů est l’été? Lŕ-bas.",
+        "Leave\n{% note %} Take it.",
+    ]
+
+
+SETTINGS = {
+    "versions": '["2.0.0", "1.0.0"]',
+    "sidebars": '{"docs": {"a": ["b"]}}',
+    "tsconfig": '{\n  // all\n  "strict": true,\n}',
+    "nav": '[{"url": "/a"}, {"url": "/b"}]',
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_not_documents(tmp_path, name):
+    lay(tmp_path, a_md="x")
+    (tmp_path / f"{name}.json").write_text(SETTINGS[name])
+    found, notes = read(tmp_path)
+    assert [text for *_, text in found] == ["x"]
+    assert notes == [f"left out, since not documents: {name}.json"]
+
+
+def test_files_that_hold_nothing_are_blank(tmp_path):
+    lay(tmp_path, a_md="x", b_jsonl="", c_csv="id,text\n", d_json="[]")
+    assert read(tmp_path)[1] == ["left out, since blank: b.jsonl, c.csv, d.json"]
+
+
+def test_empty_cells_are_blank_documents(tmp_path):
+    lay(tmp_path, a_csv="id,Text,year\n7,,1\n8,x,\n9,y,2\n")
+    found, notes = read(tmp_path)
+    assert found == [("8", "", "x"), ("9", "", "y")]
+    assert notes == ["left out, since blank: a.csv:2"]
+    assert Corpus([tmp_path])[1][0].metadata == {"year": 2}
+
+
+def test_a_title_with_a_text_that_is_not_known_is_not_a_document(tmp_path):
+    row = {"id": 1, "title": "Deep nets", "summary": "We show that " + "words " * 20}
+    lay(tmp_path, a_jsonl=json.dumps(row))
+    with pytest.raises(ClaraError, match=r"a.jsonl:1: has no 'text' \(fields: id, tit"):
+        Corpus([tmp_path])
+    assert read(tmp_path, text="summary")[0][0][2].startswith("Deep nets\nWe show")
+
+
+def test_several_texts_keep_id_and_fields(tmp_path):
+    row = {"docs": ["a", "b"], "id": 7, "title": "T", "year": 2020}
+    (found,) = (d for d in Corpus([lay(tmp_path, a_jsonl=json.dumps(row))]).all()[1:])
+    assert (found.id, found.title, found.text) == ("7#2", "T", "b")
+    assert found.metadata == {"year": 2020}
 
 
 BLANK = '{"_id":"2","title":"Only a title","text":""}\n{"text":" "}\n{"docs":["a",""]}'
@@ -201,7 +250,9 @@ ROWS = {
     "pyserini": {"id": 7, "title": "T", "contents": "t"},
     "flashrag": {"id": 7, "contents": '"T"\nt'},
     "dpr": {"id": 7, "text": "t", "title": "T"},
-    "kilt": {"_id": "7", "wikipedia_title": "T", "text": ["t", " \n"]},
+    "kilt": {"_id": "7", "wikipedia_title": "T", "text": ["T\n", "t", " \n"]},
+    "capitals": {"ID": 7, "Title": "T", "Text": "t"},
+    "arxiv": {"id": 7, "title": "T", "abstract": "t"},
     "docid": {"docid": "7", "title": "T", "body": "t"},
 }
 
@@ -239,6 +290,7 @@ HEADS = [
     ("---\ntitle: A\n---\n# B\nx", "A", "A\n# B\nx", {}),
     ("---\ntitle: A\ndate: 2024-02-29\n---\n", "A", "A", {"date": "2024-02-29"}),
     ('+++\ntitle = "A"\nn = 1\n+++\nx', "A", "A\nx", {"n": 1}),
+    ("---\ntitle: A: b\n---\nx", "A: b", "A: b\n---\ntitle: A: b\n---\nx", {}),
     ("---\n: {{ x }}: [\n---\nx", "a.md", "---\n: {{ x }}: [\n---\nx", {}),
     ("---\nno fields\n---\nx", "a.md", "---\nno fields\n---\nx", {}),
     ("---\n\nA rule, and no end", "a.md", "---\n\nA rule, and no end", {}),
@@ -294,3 +346,7 @@ def test_a_row_that_is_wrong_is_left_out_alone(tmp_path):
     found, notes = read(tmp_path, skip=True)
     assert [text for *_, text in found] == ["a", "b"]
     assert len(notes) == 1 and "a.jsonl:2: is not JSON" in notes[0]
+    lay(tmp_path, a_jsonl='{"text"\n{"text": "b"}\n{"id": 1}')
+    found, notes = read(tmp_path, skip=True)
+    assert [text for *_, text in found] == ["b"]
+    assert "2 problems:" in notes[0] and "a.jsonl:3: has no 'text'" in notes[0]

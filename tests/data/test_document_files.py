@@ -32,7 +32,7 @@ def test_folders_are_read_in_the_order_of_their_names(folder):
     found = find_files([folder])
     names = [file.name for file in found.files]
     assert names == ["a/y.jsonl", "a/z.txt", "b.md", "c.json"]
-    assert [path.name for path in found.others] == ["script.py", "notes.mp3"]
+    assert found.others == ["a/script.py", "notes.mp3"]
     assert not found.problems
     texts = [document.text for document in read_documents([folder])]
     assert texts == "line one,line three,first,second,four,five,six".split(",")
@@ -55,13 +55,53 @@ def test_of_a_beir_data_set_the_corpus_is_taken(tmp_path):
     write(tmp_path, more__queries_jsonl=line)
     found = find_files([tmp_path])
     assert [f.name for f in found.files] == ["more/queries.jsonl", "sci/corpus.jsonl"]
-    assert [f.name for f in found.others] == ["test.tsv", "queries.jsonl"]
+    assert found.others == ["sci/qrels/test.tsv", "sci/queries.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("corpus", "questions"),
+    [
+        (
+            "corpus/corpus-0-of-1.parquet",
+            "queries/queries-0-of-1.parquet",
+        ),
+        ("corpus.jsonl.gz", "queries.jsonl.gz"),
+        ("collection.tsv", "queries.train.tsv"),
+    ],
+)
+def test_of_other_sets_for_retrieval_too(tmp_path, corpus, questions):
+    for name in (corpus, questions):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_text("x")
+    found = find_files([tmp_path])
+    assert [f.name for f in found.files] == [f"x/{corpus}"]
+    assert found.others == [f"x/{questions}"]
+
+
+def test_what_is_no_plain_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.md")
+    (tmp_path / "a.md").write_text("x")
+    (tmp_path / "~$b.docx").write_text("a lock")
+    (tmp_path / "old.doc").write_text("old")
+    found = find_files([tmp_path, tmp_path / "pipe", ""])
+    assert [f.name for f in found.files] == ["a.md"] and found.others == ["pipe"]
+    ends = [
+        "pipe.md: is not a plain file; save it to one",
+        "pipe: is not a plain file; save it to one",
+        "old.doc: .doc is not read; save it as .docx or PDF",
+        "the name of a file or folder of documents is empty",
+    ]
+    assert len(found.problems) == len(ends)
+    for end in ends:
+        assert any(problem.endswith(end) for problem in found.problems)
 
 
 def test_files_of_one_name_keep_apart_and_one_file_is_taken_once(tmp_path):
     write(tmp_path, a__x_md="one", b__x_md="two", c__y_md="three")
     a, b = tmp_path / "a" / "x.md", tmp_path / "b" / "x.md"
-    found = find_files([a, b, tmp_path / "c", tmp_path / "c" / "y.md"])
+    c = tmp_path / "c"
+    found = find_files([a, b, c, c / "y.md", c / ".." / "c", tmp_path / "a" / ".."])
     assert [f.name for f in found.files] == [a.as_posix(), b.as_posix(), "y.md"]
 
 
@@ -103,7 +143,7 @@ def test_what_cannot_be_looked_at_is_a_problem(tmp_path):
     found = find_files([tmp_path / "raw", tmp_path / "empty", tmp_path / "no.txt"])
     assert not found.files
     ends = [
-        "is no UTF-8",
+        "is not UTF-8",
         "a file that is not there",
         "holds no files of",
         "no such file",

@@ -32,9 +32,10 @@ def test_rows_of_questions(tmp_path):
 @pytest.mark.parametrize("row", ['{"question": " "}', '{"answer": "x"}', "[1]", "true"])
 def test_rows_without_one_are_refused(tmp_path, row):
     path = tmp_path / "a.jsonl"
-    path.write_text(f'"fine?"\n{row}')
-    with pytest.raises(ClaraError, match=r"a.jsonl:2: has no 'question'"):
+    path.write_text(f'"fine?"\n{row}\n{row}')
+    with pytest.raises(ClaraError, match=r"a.jsonl:2: has no 'question'") as caught:
         read_questions(path)
+    assert str(caught.value).startswith("2 problems:")
 
 
 def test_a_file_without_any(tmp_path):
