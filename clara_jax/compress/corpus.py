@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -106,7 +106,8 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
         job.join(arguments.join)
         compress = compress or make()
         del clara, make  # and so the weights that were merged, and other adapters
-        counts, seconds = _write_shards(job, reader, compress, part, check)
+        known = before.known_ids() if before and mode == "replace" else None
+        counts, seconds = _write_shards(job, reader, compress, part, check, known)
     store = job.commit()
     if store is not None:
         own = own_columns(store.schema).items()
@@ -145,12 +146,13 @@ def _write_shards(
     compress: Callable[..., np.ndarray],
     part: Part,
     check: Callable[[int], object],
+    known: Collection[str] | None,
 ) -> tuple[Counter[str], float]:
     """Write the shards of a part that are missing; return their counts and the time.
 
     While one is compressed, a thread reads the next one. After every batch `check` is
     called with the number of shards that are left; what it raises ends the work, and
-    the shard at hand is dropped.
+    the shard at hand is dropped. Documents without an id of `known` ones are counted.
     """
     missing = job.missing(*part)
     total = int(reader.sizes[part.index :: part.count].sum())
@@ -164,6 +166,9 @@ def _write_shards(
             vectors = compress(texts.rows, tell)
             job.write(texts.shard, vectors, texts.pieces)
             counts.update(texts.counts)
+            if known is not None:
+                firsts = (piece.id for piece in texts.pieces if piece.part == 1)
+                counts["new"] += sum(name not in known for name in firsts)
             seconds = time.perf_counter() - begin
             bar.set_postfix_str(f"{counts['tokens'] / seconds:,.0f} tokens/s")
     return counts, seconds
@@ -236,6 +241,12 @@ def _report_counts(counts: Counter[str], seconds: float) -> None:
         note(
             f"{counts['cut']:,} of {documents:,} documents are longer than the model "
             "reads; their ends are left out"
+        )
+    if counts["new"]:
+        note(
+            f"{counts['new']:,} of {documents:,} documents have ids that the store does "
+            "not have, and are added; the id of a file is its path below the folder that "
+            "is given"
         )
     if counts["unknown"]:
         note(

@@ -98,10 +98,8 @@ class Corpus:
         self._others, self._problems = found.others, found.problems
         self._blank: list[str] = []
         self._guessed: dict[str, str] = {}  # encodings, by file
-        self._rows = functools.lru_cache(OPEN)(self._open_rows)
-        self._parts = functools.lru_cache(1)(
-            lambda number, row: _entries_of(self._read(number, row))
-        )
+        self._opened = functools.lru_cache(OPEN)(open_rows)
+        self._last: tuple[tuple[int, int], list[list[Document]]] = (-1, -1), []
         self._states: list[tuple[int, int]] = []
         self._contents: list[str] = []
         digest = hashlib.blake2b(digest_size=16)
@@ -254,7 +252,11 @@ class Corpus:
         number, row, block = map(int, self._entries[index])
         if block < 0:
             return self._read(number, row)
-        return self._parts(number, row)[block]
+        key, parts = self._last
+        if key != (number, row):
+            parts = _entries_of(self._read(number, row))
+            self._last = (number, row), parts
+        return parts[block]
 
     def all(self) -> list[Document]:
         """Return all documents, in the order of files and lines."""
@@ -278,9 +280,9 @@ class Corpus:
             return self._rows(number).place(row)
         return str(file.path)
 
-    def _open_rows(self, number: int) -> RowFile:
+    def _rows(self, number: int) -> RowFile:
         file = self.files[number]
-        rows = open_rows(file.path, self._reading.encoding)
+        rows = self._opened(file.path, self._reading.encoding)
         self._guess(file, rows.encoding)
         return rows
 

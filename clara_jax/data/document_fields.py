@@ -91,8 +91,7 @@ def read_object(values: Any, place: str, reading: Reading) -> list[Document]:
         raise ClaraError(f"{place}: '{id_name}' must be a string or a number")
     own = "" if name is None else str(name)
     known = (text_name, title_name, id_name)
-    unset = (None, {})
-    more = {k: v for k, v in values.items() if k not in known and v not in unset}
+    more = {k: v for k, v in values.items() if k not in known and _is_set(v)}
     if several:
         texts = values["docs"]
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
@@ -115,6 +114,11 @@ def read_object(values: Any, place: str, reading: Reading) -> list[Document]:
         # Of KILT, the first paragraph is the title.
         text = text.removeprefix(f"{title}\n")
     return [_document(passage(title, text), place, id=own, title=title, metadata=more)]
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a field has a value; NaN is what pandas writes for none."""
+    return value is not None and value != {} and value == value
 
 
 def _seen(values: Any, wanted: str) -> str:

@@ -24,7 +24,7 @@ _PARTS = ("corpus", "collection", "queries", "qrels")
 """Parts of data sets for retrieval; the first two are documents."""
 
 _OBJECTS = (b"{", b"[", b'"')
-"""Beginnings of files of JSON, by which those without a known ending are told."""
+"""Beginnings of files of JSON, by which those without a known ending are recognised."""
 
 
 @dataclasses.dataclass(frozen=True)

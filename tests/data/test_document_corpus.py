@@ -130,7 +130,7 @@ def test_many_files_are_not_all_kept_open(tmp_path, monkeypatch):
     corpus = Corpus([tmp_path])
     texts = [corpus[i][0].text for i in range(10)]
     assert texts == [f"{kind}{i}" for i in range(5) for kind in "tu"]
-    assert corpus._rows.cache_info().currsize == 2
+    assert corpus._opened.cache_info().currsize == 2
 
 
 def test_checking_shows_its_progress(papers):
