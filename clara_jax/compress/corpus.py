@@ -244,9 +244,9 @@ def _report_counts(counts: Counter[str], seconds: float) -> None:
         )
     if counts["new"]:
         note(
-            f"{counts['new']:,} of {documents:,} documents have ids that the store does "
-            "not have, and are added; the id of a file is its path below the folder that "
-            "is given"
+            f"{counts['new']:,} of {documents:,} documents have ids that the store "
+            "does not have, and are added; the id of a file is its path below the "
+            "folder that is given"
         )
     if counts["unknown"]:
         note(
