@@ -240,7 +240,7 @@ class Corpus:
             guess = f"read as {encoding}, since not UTF-8: {_some(names, 'files')}"
             found.append(f"{guess}; if this is wrong, name it with --encoding")
         if self._problems and self._reading.skip:
-            found.append(f"left out, with problems: {listed(self._problems)}")
+            found.append(f"left out: {listed(self._problems)}")
         return found
 
     def __len__(self) -> int:

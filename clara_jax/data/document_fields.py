@@ -49,8 +49,10 @@ def has_text(values: Any, reading: Reading) -> bool:
     if reading.text:
         return reading.text in values
     names = _by_lower(values)
-    several = "docs" in values and not isinstance(values["docs"], dict)
-    if several or not names.keys().isdisjoint(TEXTS):
+    docs = values.get("docs", {})
+    if isinstance(docs, list) and docs:
+        docs = docs[0]  # objects are settings, or pages of an index for a search
+    if not isinstance(docs, dict) or not names.keys().isdisjoint(TEXTS):
         return True
     rest = [v for n, v in values.items() if n not in (names.get("title"), "id")]
     return "title" in names and not any(map(_is_long, rest))

@@ -10,6 +10,7 @@ PDF files are read by PDFium, others by Microsoft's MarkItDown: the extra ``docu
 import contextlib
 import importlib.metadata
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -134,9 +135,11 @@ def _marked_down(path: Path, kind: str) -> Converted:
         charset = _charset(file, str(path)) if web else None
         file.seek(0)
         info = StreamInfo(extension=kind, charset=charset)
+        # It says which letters it replaced, and not in which file.
+        logging.getLogger("bs4.dammit").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"):
             found: Any = getattr(converters, name)().convert(file, info)
-    title, text = (found.title or "").strip(), found.markdown.strip()
+    title, text = " ".join((found.title or "").split()), found.markdown.strip()
     if kind == ".xlsx":
         text = _NO_CELL.sub("", text)
     if kind != ".pptx":
@@ -158,7 +161,7 @@ def _pdf(path: Path) -> Converted:
     import pypdfium2
 
     with pypdfium2.PdfDocument(path) as pdf:
-        title = pdf.get_metadata_dict().get("Title", "").strip()
+        title = " ".join(pdf.get_metadata_dict().get("Title", "").split())
         pages = []
         for page in pdf:
             with contextlib.closing(page), contextlib.closing(page.get_textpage()) as t:

@@ -195,6 +195,7 @@ SETTINGS = {
     "versions": '["2.0.0", "1.0.0"]',
     "sidebars": '{"docs": {"a": ["b"]}}',
     "tsconfig": '{\n  // all\n  "strict": true,\n}',
+    "search_index": '{"docs": [{"title": "a", "text": "b"}]}',
     "nav": '[{"url": "/a"}, {"url": "/b"}]',
 }
 
