@@ -61,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_model_options` added, as arguments of `clara_jax.load`."""
-    names = ("base", "rate", "dtype", "quantize", "control_tokens")
+    names = ("base", "rate", "dtype", "quantize")
     return {name: getattr(arguments, name) for name in names}
 
 

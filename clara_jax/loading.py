@@ -31,7 +31,6 @@ def load(
     rate: int = 0,
     dtype: str = "",
     quantize: str = "none",
-    control_tokens: bool = False,
     mesh: Mesh | None = None,
 ) -> Clara:
     """Load a model that can answer, and put its weights on the device.
@@ -48,9 +47,6 @@ def load(
         as many documents in bfloat16.
       quantize: how the frozen layers' matrices are kept: ``none`` as they are stored,
         ``int8``, or ``nf4`` (4 bits).
-      control_tokens: whether a document or question that spells a control token of the
-        tokenizer, such as ``</s>``, means it, as in the original; else its characters
-        are text like others.
       mesh: devices to lay the weights out over, as the table in `clara_jax.sharding`
         says; then use the model under ``jax.set_mesh(mesh)``. None takes one device.
 
@@ -107,7 +103,7 @@ def load(
         tokenizer=ClaraTokenizer(
             folder.tokenizer,
             settings.memory.num_memory,
-            control_tokens=control_tokens,
+            control_tokens=config.control_tokens,
         ),
         memory=settings.memory,
         selection=settings.selection,

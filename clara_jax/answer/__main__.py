@@ -203,6 +203,7 @@ def _stored(arguments: argparse.Namespace) -> Session:
 def _load(arguments: argparse.Namespace, load: Callable[..., Clara]) -> Clara:
     """Load a model by a function that takes the settings of answers; look at it."""
     config = AnswerConfig(
+        control_tokens=arguments.control_tokens,
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_p),
         seed=arguments.seed,

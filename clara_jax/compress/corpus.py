@@ -20,7 +20,7 @@ from clara_jax.distributed.sharing import Part, own_part, parse_part
 from clara_jax.documents import fields_of
 from clara_jax.errors import ClaraError
 from clara_jax.files import read_ahead
-from clara_jax.generate import Clara, make_compressor
+from clara_jax.generate import AnswerConfig, Clara, make_compressor
 from clara_jax.generate.batched import require_role
 from clara_jax.loading import load, model_place, store_settings
 from clara_jax.search import Job, Store, StoreSettings
@@ -65,7 +65,8 @@ def compress_corpus(arguments: argparse.Namespace, interrupt: Interrupt) -> None
     corpus = Corpus(arguments.corpus, watched, reading_of(arguments))
     for line in corpus.notes:
         note(line)
-    clara = load(arguments.model, mesh=mesh, **model_options(arguments))
+    config = AnswerConfig(control_tokens=arguments.control_tokens)
+    clara = load(arguments.model, config, mesh=mesh, **model_options(arguments))
     require_role(clara.network, "compressor")
     settings = _settings(arguments, clara, before)
     check()

@@ -164,7 +164,9 @@ def index_store(arguments: argparse.Namespace) -> None:
 def _queries(arguments: argparse.Namespace, store: Store) -> Float[np.ndarray, "B W"]:
     """Encode a file of questions by the model that made the store."""
     questions = [question for question, _ in read_questions(arguments.questions)]
-    config = AnswerConfig(batch_size=32, too_long="cut")
+    config = AnswerConfig(
+        batch_size=32, too_long="cut", control_tokens=arguments.control_tokens
+    )
     options = commands.model_options(arguments)
     clara = load_for(store, config, arguments.model, **options)
     _say(f"vectors of {len(questions):,} questions")

@@ -14,7 +14,7 @@ from clara_jax.data.examples import (
     check_records,
     pick,
 )
-from clara_jax.data.hub import is_hub
+from clara_jax.data.hub_sets import is_hub
 from clara_jax.data.mix import is_mixed, mix
 from clara_jax.data.questions import read_questions
 from clara_jax.data.reading import Reading, add_reading_options, reading_of

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.hub import is_hub
+from clara_jax.data.hub_sets import is_hub
 from clara_jax.data.mix_database import SCHEMA, split
 from clara_jax.data.mix_read import Reader, join_contained
 from clara_jax.data.mix_write import PAIRS, QUESTION, Writer, files_of, plan, weighted

@@ -20,7 +20,7 @@ from clara_jax.data.formats import (
     detect_format,
     unfold,
 )
-from clara_jax.data.hub import HubRows, is_hub
+from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.data.records import Reader, Record, RecordSource, each
 from clara_jax.data.row_files import open_rows
 from clara_jax.errors import ClaraError

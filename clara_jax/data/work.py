@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clara_jax.data.hub import HubRows, is_hub
+from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum, first_line, json_line, read_json, writable_folder
 

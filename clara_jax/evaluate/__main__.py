@@ -204,6 +204,7 @@ def _paraphrases(arguments: argparse.Namespace) -> _Work:
 
 def _load(arguments: argparse.Namespace, max_new_tokens: int) -> Clara:
     config = AnswerConfig(
+        control_tokens=arguments.control_tokens,
         max_new_tokens=arguments.max_new_tokens or max_new_tokens,
         batch_size=arguments.batch_size,
         prompt_max_length=8192,

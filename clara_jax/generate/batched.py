@@ -47,6 +47,9 @@ class AnswerConfig:
       prompt_max_length: longest prompt with document slots, in tokens.
       question_max_length: longest question for the reasoner; 0 takes doc_max_length.
       too_long: what to do with a longer question or prompt: ``error`` or ``cut``.
+      control_tokens: whether a document or question that spells a control token of the
+        tokenizer, such as ``</s>``, means it, as in the original; else its characters
+        are text like others.
     """
 
     max_new_tokens: int = 64
@@ -57,6 +60,7 @@ class AnswerConfig:
     prompt_max_length: int = 1024
     question_max_length: int = 0
     too_long: Literal["error", "cut"] = "error"
+    control_tokens: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size", "prompt_max_length"):

@@ -8,8 +8,7 @@ from toy_folder import QUESTION, write_toy
 
 import clara_jax
 from clara_jax.answer import session
-from clara_jax.commands import model_options
-from clara_jax.compress.__main__ import main, parser
+from clara_jax.compress.__main__ import main
 from clara_jax.search import Store
 from clara_jax.testing import EOS
 
@@ -32,7 +31,8 @@ def test_stores_and_documents_given_are_compressed_alike(model, tmp_path, flags)
     assert main(command) == 0
     store = Store.open(str(place))
     kept = store.vectors(store.ids)
-    clara = clara_jax.load(model, **model_options(parser().parse_args(command)))
+    config = clara_jax.AnswerConfig(control_tokens=bool(flags))
+    clara = clara_jax.load(model, config)
     documents = [clara_jax.Document(text) for text in texts]
     shelf = session.Given(clara, documents)
     np.testing.assert_allclose(kept, shelf.vectors(clara, [0, 1]), atol=1e-5)
@@ -44,7 +44,8 @@ def test_stores_and_documents_given_are_compressed_alike(model, tmp_path, flags)
 
 
 def test_only_documents_that_spell_some_differ(model):
-    apart, acting = (clara_jax.load(model, control_tokens=c) for c in (False, True))
+    configs = (clara_jax.AnswerConfig(control_tokens=c) for c in (False, True))
+    apart, acting = (clara_jax.load(model, config) for config in configs)
     texts = [SPELLED, ORDINARY]
     found, other = apart.compress(texts), acting.compress(texts)
     assert np.abs(found[0] - other[0]).max() > 1e-3
