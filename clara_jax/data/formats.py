@@ -163,11 +163,20 @@ def read_triviaqa(values: Any, source: str) -> Record:
 def read_kilt(values: Any, source: str) -> Record:
     """Read KILT: ``id``, ``input`` (the question), and ``output`` with ``answer``.
 
-    It has no documents: where the answer stands is told by pages of Wikipedia.
+    Items of ``output`` that have only a ``provenance`` are no answers, as in KILT's own
+    script. There are no documents: a provenance names pages of Wikipedia.
     """
     fields = Fields(values, source)
+    outputs = opened(fields.get("output", object, "", ()))
+    if isinstance(outputs, list):
+        said = [item for item in outputs if not _is_provenance(item)]
+        fields = Fields({**values, "output": said}, source)
     gold = fields.answers("output")
     return _question(fields, Passages([], [], []), gold=gold)
+
+
+def _is_provenance(item: Any) -> bool:
+    return isinstance(item, Mapping) and "provenance" in item and "answer" not in item
 
 
 def read_msmarco(values: Any, source: str) -> Record:
@@ -254,8 +263,11 @@ def _format_of(values: Mapping[str, Any]) -> str:
         return "dpr"
     if has & {"entity_pages", "search_results"}:
         return "triviaqa"
-    if "output" in has and "input" in has:
-        return "kilt"
+    if {"input", "output"} <= has:
+        if isinstance(opened(values["output"]), list | Mapping):
+            return "kilt"
+        if asked == {"input"}:  # instructions, or prompts of any kind
+            return ""
     test = _is_hotpot(context) and not has.intersection(ANSWERS)
     if "supporting_facts" in has or test:
         return "2wikimultihopqa" if "evidences" in has else "hotpotqa"

@@ -139,6 +139,7 @@ CASES = [
                 {"answer": "x", "meta": {"score": 1}, "provenance": []},
                 {"answer": "", "provenance": [{"title": "A", "start_character": 3}]},
                 {"answer": "y"},
+                {"provenance": [{"title": "A", "start_character": 3}]},
                 {"answer": "x"},
             ],
         },
@@ -359,6 +360,12 @@ def test_what_is_wrong_is_named(format, values, message):
         FORMATS[format](values, "f:3")
     assert str(caught.value).startswith("f:3: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_instructions_are_not_questions_of_kilt():
+    values = {"instruction": "Sum up.", "input": "One. Two.", "output": "x"}
+    with pytest.raises(ClaraError, match=r"of no known format .*--fields question="):
+        detect_format(values, "f:1")
 
 
 ODD = {"query": "q?", "meta": {"golden": [{"name": "x"}, {"name": "y"}]}, "ps": ["p"]}
