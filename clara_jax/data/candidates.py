@@ -54,8 +54,8 @@ class Found:
     """What was found: `count` documents for each of the questions.
 
     Of `known` the right documents are known: for `complete` of them all were found, for
-    `some` at least one. Those of `untold` have right documents whose text their records
-    lack, which are in no corpus for certain and count as not found.
+    `some` at least one. Those of `lacking` have right documents whose text their
+    records lack, which are in no corpus for certain and count as not found.
     """
 
     questions: int
@@ -63,7 +63,7 @@ class Found:
     known: int = 0
     complete: int = 0
     some: int = 0
-    untold: int = 0
+    lacking: int = 0
 
     def __str__(self) -> str:
         text = f"{self.count} candidates for each of {self.questions:,} questions"
@@ -77,9 +77,9 @@ class Found:
             f"; of {self.known:,} with known right documents, all of them were "
             f"found for {complete}, some for {some}"
         )
-        if self.untold:
+        if self.lacking:
             text += (
-                f"; the records of {self.untold:,} lack right documents, which count "
+                f"; the records of {self.lacking:,} lack right documents, which count "
                 "as not found"
             )
         return text
@@ -189,7 +189,7 @@ def _fields(
     missing = [key for key in wanted if key not in keys]
     if wanted or record.missing:
         found.known += 1
-        found.untold += record.missing > 0
+        found.lacking += record.missing > 0
         found.complete += not missing and not record.missing
         found.some += len(missing) < len(wanted)
     if oracle and missing:

@@ -1,9 +1,12 @@
 """The fields of one record, each checked as it is taken, in the forms they come in."""
 
+import ast
 import difflib
+import io
 import json
 import math
 import re
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +27,7 @@ _ANSWERS = ("value", "text", "answer", "aliases")
 """What the fields of an answer are called that is an object."""
 _MARKS = ("is_supporting", "is_selected")
 """What says of a passage that it holds the answer."""
-_TEXT_LIST = r'\s*(\[\s*["\]]|\{\s*")'
+_TEXT_LIST = r"""\s*(\[\s*["'\]]|\{\s*")"""
 """How a list or an object of texts begins, which an answer like ``[1]`` is not."""
 _ALIKE = 0.75
 """Likeness from which on a name counts as another one misspelt."""
@@ -176,14 +179,34 @@ class Fields:
 def opened(value: Any, begins: str = r"\s*[\[{]") -> Any:
     """Return what a list or an object as JSON text stands for; others as they are.
 
-    Tables have them, whose cells are texts. `begins` is a pattern of how one begins.
+    Tables have them, whose cells are texts. `begins` is a pattern of how one begins. A
+    list of texts may be as Python or NumPy writes it, as pandas does.
     """
     if isinstance(value, str) and re.match(begins, value):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            return _python_texts(value) or value
     return value
+
+
+def _python_texts(text: str) -> list[str] | None:
+    """The texts of a list such as ``['a', "b's"]``, or ``['a' 'b']`` of NumPy."""
+    text = text.strip()
+    if not re.fullmatch(r"""\[\s*['"].*['"]\s*,?\s*\]""", text, re.DOTALL):
+        return None
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        found = [
+            ast.literal_eval(t.string) for t in tokens if t.type == tokenize.STRING
+        ]
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    between = {t.string for t in tokens if t.type == tokenize.OP}
+    kinds = {tokenize.STRING, tokenize.OP, tokenize.NL, tokenize.NEWLINE}
+    others = any(t.type not in kinds for t in tokens[:-1])
+    texts = all(isinstance(item, str) for item in found)
+    return found if texts and not others and between <= set("[],") else None
 
 
 def has_field(values: Any, path: str) -> bool:
@@ -212,7 +235,8 @@ def rename(values: Any, names: Mapping[str, str]) -> Any:
 
 def _value_at(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple):
-        return [_value_at(item, path) for item in value] or None
+        found = [_value_at(item, path) for item in value]
+        return found if any(item is not None for item in found) else None
     if not isinstance(value, Mapping):
         return None
     if path in value:

@@ -1,11 +1,10 @@
 """Readers of published formats, and which of them a record is in."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clara_jax.data.fields import Fields, Passages, opened
-from clara_jax.data.folders import Rows
 from clara_jax.data.records import (
     CLARA_FIELDS,
     Reader,
@@ -14,7 +13,6 @@ from clara_jax.data.records import (
     read_clara,
     read_text,
 )
-from clara_jax.data.row_files import RowFile
 from clara_jax.errors import ClaraError
 
 QUESTIONS = "question query questions input".split()
@@ -29,9 +27,6 @@ _OURS = {
     "kind": "data_type",
 }
 """Other names of fields of our format, to be used for them in ``data.fields``."""
-
-_LISTED = "data questions records examples instances items rows Data".split()
-"""Fields of an object that is a whole file and has its records in a list."""
 
 _NOTHING = "No Answer Present."
 """The answer of MS MARCO to what its passages do not answer."""
@@ -145,13 +140,25 @@ def read_squad(values: Any, source: str) -> Record:
 
 
 def read_triviaqa(values: Any, source: str) -> Record:
-    """Read TriviaQA as on the hub.
+    """Read TriviaQA as on the hub, or as published.
 
     Fields are ``question_id``, ``question``, ``answer`` (``value``, ``aliases``), and
     with documents ``entity_pages`` (``title``, ``wiki_context``) and
-    ``search_results`` (``title``, ``search_context``).
+    ``search_results`` (``title``, ``search_context``). As published they are
+    ``QuestionId``, ``Question`` and ``Answer`` (``Value``, ``Aliases``,
+    ``HumanAnswers``), and there are no documents, only names of their files.
     """
     fields = Fields(values, source)
+    if "Question" in fields:
+        answer = Fields(fields.get("Answer", object, "", {}), f"{source}: Answer")
+        return Record(
+            documents=(),
+            questions=(fields.text("Question"),),
+            answers=(gold := answer.answers("Value", "Aliases", "HumanAnswers"))[:1],
+            gold=gold,
+            id=fields.name("QuestionId"),
+            source=source,
+        )
     found = fields.passages("entity_pages")
     other = fields.passages("search_results")
     texts, titles = found.texts + other.texts, found.titles + other.titles
@@ -261,7 +268,7 @@ def _format_of(values: Mapping[str, Any]) -> str:
         return "clara"
     if "positive_ctxs" in has:
         return "dpr"
-    if has & {"entity_pages", "search_results"}:
+    if has & {"entity_pages", "search_results"} or {"Question", "QuestionId"} <= has:
         return "triviaqa"
     if {"input", "output"} <= has:
         if isinstance(opened(values["output"]), list | Mapping):
@@ -312,68 +319,3 @@ def check_fields(given: Sequence[str]) -> dict[str, str]:
             )
         names[_OURS.get(ours, ours)] = theirs
     return names
-
-
-def unfold(rows: Rows) -> Rows:
-    """Return the records of a file whose objects hold several of them.
-
-    These are one object with the list of all records, and objects with questions about
-    one passage, ``qas``, as in SQuAD and MRQA. Others are returned as they are.
-    """
-    first, _ = rows[0]
-    listed = _listed(first) if len(rows) == 1 else None
-    items = (value for value, _ in (rows[i] for i in range(len(rows))))
-    if listed is not None:
-        first, items = listed[0], iter(listed)
-    elif isinstance(first, Mapping) and set(first) == {"header"} and len(rows) > 1:
-        first, _ = rows[1]
-    if _passages_with_questions(first) is not None:
-        return RowFile.of(rows.path, _each_question(items, rows.path))
-    if listed is None:
-        return rows
-    return RowFile.of(rows.path, ((i, v, "") for i, v in enumerate(items, 1)))
-
-
-def _listed(value: Any) -> list[Any] | None:
-    """The records that an object has in a list, if it is such."""
-    if not isinstance(value, Mapping) or set(value) & {"docs", "question", "text"}:
-        return None
-    for name in _LISTED:
-        match value.get(name):
-            case [{}, *_]:
-                return value[name]
-    return None
-
-
-def _passages_with_questions(value: Any) -> list[Any] | None:
-    match value:
-        case {"qas": [*_]}:
-            return [value]
-        case {"paragraphs": [{"qas": [*_]}, *_]}:
-            return value["paragraphs"]
-    return None
-
-
-def _each_question(
-    items: Iterator[Any], path: str
-) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Yield every question as `read_squad` reads it, with its number from 1 on."""
-    number = 0
-    for i, item in enumerate(items, 1):
-        if isinstance(item, Mapping) and set(item) == {"header"}:
-            continue
-        passages = _passages_with_questions(item)
-        if passages is None:
-            raise ClaraError(f"{path}: object {i} has no questions (qas or paragraphs)")
-        for part in passages:
-            match part:
-                case {"context": context, "qas": [*questions]}:
-                    pass
-                case _:
-                    raise ClaraError(f"{path}: object {i} lacks 'context' or 'qas'")
-            for question in questions:
-                number += 1
-                if not isinstance(question, Mapping):
-                    yield number, question, "is not a question"
-                    continue
-                yield number, {**question, "context": context}, ""

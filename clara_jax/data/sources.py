@@ -14,15 +14,11 @@ from tqdm import tqdm
 
 from clara_jax.data.fields import has_field, rename
 from clara_jax.data.folders import Rows, import_tfds, locate, open_folder
-from clara_jax.data.formats import (
-    FORMATS,
-    check_fields,
-    detect_format,
-    unfold,
-)
+from clara_jax.data.formats import FORMATS, check_fields, detect_format
 from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.data.records import Reader, Record, RecordSource, each
 from clara_jax.data.row_files import open_rows
+from clara_jax.data.unfolding import unfold
 from clara_jax.errors import ClaraError
 from clara_jax.files import write_error
 

@@ -143,8 +143,9 @@ def _run(arguments: argparse.Namespace) -> None:
     write_json(out / "scores.json", {"settings": settings, **scores})
     write_text(out / "scores.md", text)
     if not arguments.paraphrase:
-        told = write_leaderboard(out, done, work.formats, work.settings["top_k"])
-        for remark in (*remarks(scores), *told):
+        top_k = work.settings["top_k"]
+        others = write_leaderboard(out, done, work.formats, top_k)
+        for remark in (*remarks(scores), *others):
             commands.note(remark)
     print(f"{text}\nwritten to {out}")
 

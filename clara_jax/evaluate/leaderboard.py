@@ -25,13 +25,13 @@ def write_leaderboard(
     Returns:
       What is to be known of the file, a sentence each.
     """
-    names, told = _names(predictions)
+    names, remarks = _names(predictions)
     said = {n: p.answers["model"] for n, p in zip(names, predictions, strict=True)}
     kinds = sorted(set(formats))
     kind = kinds[0] if len(kinds) == 1 else ""
     if len(kinds) > 1:
         listed = ", ".join(kinds)
-        told.append(
+        remarks.append(
             f"records are of several formats ({listed}), so that the leaderboard file "
             "maps id to answer; for a layout of theirs, give one --data at a time"
         )
@@ -44,7 +44,7 @@ def write_leaderboard(
         write_text(folder / "leaderboard.jsonl", "".join(lines))
     else:
         write_json(folder / "leaderboard.json", _layout(kind, said))
-    return told
+    return remarks
 
 
 def _names(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
@@ -52,11 +52,13 @@ def _names(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
     numbers = [str(p.index) for p in predictions]
     names = [p.id or number for p, number in zip(predictions, numbers, strict=True)]
     if len(set(names)) < len(names):
-        told = "ids are repeated: the leaderboard file has questions' numbers from 0"
-        return numbers, [told]
+        remark = "ids are repeated: the leaderboard file has questions' numbers from 0"
+        return numbers, [remark]
     if nameless := sum(not p.id for p in predictions):
-        told = f"{nameless} of {len(names)} questions have no id: the leaderboard file "
-        return names, [f"{told}has their numbers from 0"]
+        remark = (
+            f"{nameless} of {len(names)} questions have no id: the leaderboard file "
+        )
+        return names, [f"{remark}has their numbers from 0"]
     return names, []
 
 

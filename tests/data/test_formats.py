@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -12,6 +13,14 @@ FACTS = {"title": ["B", "Z"], "sent_id": [0, 1]}
 ASKED = {"question": "q?", "answer": "x"}
 AB = ("A\nOne. Two.", "B\nThree.")
 PASSAGE = {"title": "T", "text": "t", "score": 1.5, "passage_id": 3}
+TRIVIA = {
+    "Answer": {"Aliases": ["x", "y"], "NormalizedAliases": ["z"], "Value": "x"},
+    "EntityPages": [{"DocSource": "TagMe", "Filename": "A.txt", "Title": "A"}],
+    "Question": "q?",
+    "QuestionId": "tc_33",
+    "SearchResults": [{"Description": "B ...", "Filename": "33/33_1.txt"}],
+}
+"""TriviaQA as it is published: texts are in other files."""
 
 
 def case(format, values, documents, positives=(), gold=("x",), **fields):
@@ -121,6 +130,8 @@ CASES = [
         },
         (),
     ),
+    case("triviaqa", TRIVIA, (), gold=("x", "y"), id="tc_33"),
+    case("triviaqa", {**TRIVIA, "Answer": None}, (), gold=(), id="tc_33"),
     # Questions without documents.
     case("questions", {"question": "q?", "answer": ["x", "y"]}, (), gold=("x", "y")),
     case(
@@ -302,6 +313,7 @@ MRQA = [
         ("squad.json", json.dumps(SQUAD, indent=1), 4),
         ("mrqa.jsonl", "\n".join(map(json.dumps, MRQA)), 1),
         ("data.json", json.dumps({"n": 2, "data": [{**ASKED, "context": "c"}] * 2}), 2),
+        ("unfiltered.json", json.dumps({"Data": [TRIVIA] * 2, "Domain": "Web"}), 2),
         ("asked.json", json.dumps({"questions": [ASKED] * 3}), 3),
         ("articles.jsonl", json.dumps(SQUAD["data"][0]), 2),
     ],
@@ -368,6 +380,37 @@ def test_instructions_are_not_questions_of_kilt():
         detect_format(values, "f:1")
 
 
+@pytest.mark.parametrize(
+    ("cell", "gold"),
+    [
+        ("['x', \"y's\"]", ("x", "y's")),
+        ("['x' 'y']", ("x", "y")),  # an array of NumPy
+        ("['x'\n 'y\\'s \\xe9']", ("x", "y's \xe9")),
+        ("['x'", ("['x'",)),
+        ("['x' is 'y']", ("['x' is 'y']",)),
+        ("['x', b'y']", ("['x', b'y']",)),
+    ],
+)
+def test_lists_as_pandas_writes_them(tmp_path, cell, gold):
+    path = tmp_path / "asked.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["question", "answers"], ["q?", cell], ["r?", "z"]])
+    assert open_records(path)[0].gold == gold
+    values = {"question": "q?", "contexts": cell, "answer": "x"}
+    assert FORMATS["questions"](values, "f:1").documents == gold
+
+
+def test_questions_of_dpr_have_no_header(tmp_path):
+    path = tmp_path / "nq-test.csv"
+    path.write_text("p?\t['x']\nq?\t['x', 'y']\nr?\t['1 z']\n")
+    records = open_records(path)
+    assert [(r.questions, r.gold, r.source) for r in records] == [
+        (("p?",), ("x",), f"{path}:1"),
+        (("q?",), ("x", "y"), f"{path}:2"),
+        (("r?",), ("1 z",), f"{path}:3"),
+    ]
+
+
 ODD = {"query": "q?", "meta": {"golden": [{"name": "x"}, {"name": "y"}]}, "ps": ["p"]}
 
 
@@ -418,6 +461,7 @@ def test_files_with_and_without_own_names(tmp_path):
             ["answers=golden"],
             r"no record has the field 'golden', .*; there are query, me",
         ),
+        (["answers=meta.golden.nme"], "no record has the field 'meta.golden.nme'"),
         ([], r"odd.jsonl:1: is of no known format \(fields: .*--fields question=NAME"),
     ],
 )
