@@ -1,7 +1,7 @@
 """Readers of published formats, and which of them a record is in."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from clara_jax.data.fields import Fields, Passages, opened
@@ -69,9 +69,10 @@ def read_questions(values: Any, source: str) -> Record:
     """
     fields = Fields(values, source)
     positives = fields.places("pos_index")
+    missing = fields.number("missing", 0)
     answerable = fields.flag("answerable", True)
     found = fields.passages(fields.first(DOCUMENTS))
-    return _question(fields, found, positives, answerable=answerable)
+    return _question(fields, found, positives, missing, answerable=answerable)
 
 
 def read_hotpotqa(values: Any, source: str) -> Record:
@@ -264,7 +265,7 @@ def _format_of(values: Mapping[str, Any]) -> str:
     has = {name for name, value in values.items() if value is not None}
     context = opened(values.get("context"))
     asked = has.intersection(QUESTIONS)
-    if has & {"docs", "data_type"}:
+    if "data_type" in has or ("docs" in has and not _has_usual_names(has)):
         return "clara"
     if "positive_ctxs" in has:
         return "dpr"
@@ -291,6 +292,17 @@ def _format_of(values: Mapping[str, Any]) -> str:
     if asked:
         return "questions"
     return "text" if "text" in has else ""
+
+
+def _has_usual_names(has: Set[str]) -> bool:
+    """Whether a question or its answers are called as in `read_questions` only.
+
+    That is so where just the documents are named in ``data.fields``.
+    """
+    asked = has.intersection(QUESTIONS) - {"questions"}
+    answered = has.intersection(ANSWERS) - {"gold_answer", "gold_answers"}
+    foreign = bool(asked) and "question" not in asked
+    return foreign or answered == {"golden_answers"}
 
 
 def _is_hotpot(context: Any) -> bool:

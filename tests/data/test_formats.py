@@ -435,6 +435,24 @@ def test_fields_by_other_names(tmp_path, fields, documents, gold):
     )
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"query": "q?", "answer": "x"},
+        {"question": "q?", "golden_answers": ["x"]},
+        {"query": "q?", "golden_answers": ["x"]},
+        {"question": "q?", "answers": ["x"]},
+    ],
+)
+def test_naming_one_field_leaves_the_other_names(tmp_path, values):
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({**values, "ps": ["p", "r"], "right": [1], "lost": 2}))
+    fields = ["documents=ps", "positives=right", "missing=lost"]
+    record = open_records(path, fields=fields)[0]
+    assert record.pair() == ("q?", "x", ("x",)) and record.documents == ("p", "r")
+    assert (record.positives, record.missing) == ((1,), 2)
+
+
 def test_files_with_and_without_own_names(tmp_path):
     odd, own = tmp_path / "odd.jsonl", tmp_path / "own.jsonl"
     odd.write_text(json.dumps(ODD))
