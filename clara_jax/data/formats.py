@@ -1,10 +1,12 @@
 """Readers of published formats, and which of them a record is in."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from clara_jax.data.fields import Fields, Passages, opened
+from clara_jax.data.folders import Rows
 from clara_jax.data.records import (
     CLARA_FIELDS,
     Reader,
@@ -122,20 +124,20 @@ def read_musique(values: Any, source: str) -> Record:
     return _question(fields, found, gold=gold * bool(known), answerable=answerable)
 
 
-def read_squad(values: Any, source: str) -> Record:
+def read_squad(values: Any, source: str, answered: bool = False) -> Record:
     """Read a question of SQuAD 1.1 or 2.0, or of MRQA, with its one passage.
 
     Fields are ``id``, ``question``, ``context``, perhaps ``title``, and ``answers``: an
-    object with a list ``text``, objects with ``text``, or texts. Where there is none,
-    or where ``is_impossible`` says so, the passage does not answer it.
+    object with a list ``text``, objects with ``text``, or texts. Where
+    ``is_impossible`` says so, the passage does not answer it. Without that field, an
+    empty list or text says so if other questions of the file are `answered`; in a test
+    set, whose answers are hidden, all are empty.
     """
     fields = Fields(values, source)
     found = fields.passages("context")
     gold = fields.answers(*ANSWERS)
-    # Of test sets, which hold no answers, the field itself is absent.
-    asked = any(name in fields for name in ANSWERS)
-    answerable = bool(gold) or not asked
-    answerable = answerable and not fields.flag("is_impossible", False)
+    empty = not gold and any(name in fields for name in ANSWERS)
+    answerable = not fields.flag("is_impossible", empty and answered)
     positives = (0,) if gold and answerable and len(found.texts) == 1 else ()
     return _question(fields, found, positives, gold=gold, answerable=answerable)
 
@@ -248,6 +250,21 @@ FORMATS: dict[str, Reader] = {
 }
 
 
+def reader_of(format: str, rows: Rows) -> Reader:
+    """Return what reads the records of a file in a format, a key of `FORMATS`."""
+    if format == "squad":
+        answered = any(_is_answered(rows, i) for i in range(len(rows)))
+        return functools.partial(read_squad, answered=answered)
+    return FORMATS[format]
+
+
+def _is_answered(rows: Rows, index: int) -> bool:
+    try:
+        return bool(Fields(*rows[index]).answers(*ANSWERS))
+    except ClaraError:  # a bad record, which is named when it is read
+        return False
+
+
 def detect_format(values: Any, source: str) -> str:
     """Return the format, of `FORMATS`, of a file by its first record, or refuse."""
     fields = list(map(str, values)) if isinstance(values, Mapping) else []
@@ -299,7 +316,7 @@ def _has_usual_names(has: Set[str]) -> bool:
 
     That is so where just the documents are named in ``data.fields``.
     """
-    asked = has.intersection(QUESTIONS) - {"questions"}
+    asked = has.intersection(QUESTIONS)
     answered = has.intersection(ANSWERS) - {"gold_answer", "gold_answers"}
     foreign = bool(asked) and "question" not in asked
     return foreign or answered == {"golden_answers"}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clara_jax.data.fields import has_field, rename
 from clara_jax.data.folders import Rows, import_tfds, locate, open_folder
-from clara_jax.data.formats import FORMATS, check_fields, detect_format
+from clara_jax.data.formats import FORMATS, check_fields, detect_format, reader_of
 from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.data.records import Reader, Record, RecordSource, each
 from clara_jax.data.row_files import open_rows
@@ -101,7 +101,7 @@ def open_records(
                 rows = _Renamed(rows, names)
                 renamed.append(rows)
             name = detect_format(*rows[0]) if format == "auto" else format
-            parts.append((rows, FORMATS[name]))
+            parts.append((rows, reader_of(name, rows)))
             formats.append(name)
     if unused := set(names).intersection(*(rows.unused for rows in renamed)):
         raise renamed[0].lacks(min(unused))

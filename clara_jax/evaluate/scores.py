@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from clara_jax.data.records import NO_ANSWER, UNANSWERABLE
 from clara_jax.evaluate.metrics import (
     ANSWER_METRICS,
     Rules,
@@ -77,6 +78,7 @@ def scores_of(
     return {
         "questions": len(predictions),
         "without_answers": len(predictions) - len(known),
+        "unanswerable": sum(tuple(p.gold) == UNANSWERABLE for p in predictions),
         **how,
         "empty_answers": empty_answers(golds, **how),
         "missing_documents": {
@@ -101,6 +103,18 @@ def remarks(scores: Mapping[str, Any]) -> list[str]:
             f"{without} of {questions} questions have no known answer, as in a test "
             f"set: {rest}"
         )
+    if refused := scores["unanswerable"]:
+        remark = (
+            f"{refused} of {questions} questions are unanswerable: right is "
+            f"'{NO_ANSWER}' or to say nothing"
+        )
+        if refused == questions:
+            remark = (
+                f"ALL {questions} questions are read as unanswerable, so that a model "
+                "that says nothing is right; if this is a test set, whose answers are "
+                "hidden, these scores mean nothing: leave out the fields that say so"
+            )
+        found.append(remark)
     if empty := scores["empty_answers"]:
         several = list(dict.fromkeys(map(repr, empty)))
         shown = ", ".join([*several[:3], *["..."] * (len(several) > 3)])

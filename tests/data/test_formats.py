@@ -71,7 +71,7 @@ CASES = [
         (0, 1),
         left_out=1,
     ),
-    # SQuAD: answers in all forms; none is unanswerable, and so is is_impossible.
+    # SQuAD: answers in all forms; is_impossible is unanswerable.
     case(
         "squad",
         {
@@ -90,7 +90,7 @@ CASES = [
         "squad",
         {"context": "c", "question": "q?", "answers": {"text": [], "answer_start": []}},
         ("c",),
-        gold=("noanswer", ""),
+        gold=(),
     ),
     case(
         "squad",
@@ -329,6 +329,23 @@ def test_files_that_hold_lists(tmp_path, name, text, count):
         assert records.formats == ("squad",)
         assert records[0].documents == ("c",) and records[0].id == "1"
         assert records[1].pair() == ("q?", "noanswer", ("noanswer", ""))
+
+
+HIDDEN = {"context": "c", "question": "q?"}
+
+
+@pytest.mark.parametrize("empty", [{"text": [], "answer_start": []}, [], ""])
+def test_no_answer_means_one_thing_in_a_test_set_and_another_beside_answers(
+    tmp_path, empty
+):
+    rows = [{**HIDDEN, "answers": empty}] * 2 + [{**HIDDEN, "answers": ["x"]}]
+    for name, count in (("hidden", 2), ("known", 3)):
+        lines = map(json.dumps, rows[:count])
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    hidden, known = (open_records(tmp_path / f"{n}.jsonl") for n in ("hidden", "known"))
+    assert [record.gold for record in hidden] == [(), ()]
+    assert [r.answerable for r in hidden] == [True, True]
+    assert [record.answerable for record in known] == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,16 @@ def test_nothing_is_told_of_a_plain_data_set():
     assert remarks(scores_of([alone], top_k=1)) == []
 
 
+def test_unanswerable_questions_are_counted():
+    said = {"model": "Corin", "none": "", "shuffled": "x"}
+    one = dataclasses.replace(_prediction(0, said), gold=("noanswer", ""))
+    scores = scores_of([one, _prediction(1, said)], top_k=1)
+    assert scores["unanswerable"] == 1
+    assert any(r.startswith("1 of 2 questions are unanswer") for r in remarks(scores))
+    every = remarks(scores_of([one, one], top_k=1))
+    assert any(r.startswith("ALL 2 questions are read as unanswer") for r in every)
+
+
 def test_a_test_set_has_predictions_and_no_scores():
     said = {"model": "x y", "none": "x", "shuffled": "x"}
     unknown = dataclasses.replace(_prediction(0, said, ()), gold=(), documents=1)
