@@ -108,20 +108,28 @@ def read_musique(values: Any, source: str) -> Record:
     """Read MuSiQue as published.
 
     Fields are ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, and
-    ``paragraphs`` with ``title``, ``paragraph_text``, ``is_supporting``; others are
-    ignored. Test sets have no answers and do not say what is supporting.
+    ``paragraphs`` with ``idx``, ``title``, ``paragraph_text``, ``is_supporting``;
+    others are ignored. Test sets have no answers and do not say what is supporting.
     """
     fields = Fields(values, source)
+    places = []
     gold = fields.answers("answer", "answer_aliases")
     known = fields.answers("answer")
     for i, value in enumerate(fields.get("paragraphs", (list, tuple), "a list")):
         paragraph = Fields(value, f"{source}: paragraph {i}")
         for name in ("title", "paragraph_text"):
             paragraph.text(name)
+        places.append(paragraph.number("idx", i))
         paragraph.get("is_supporting", object, "", None if known else False)
     found = fields.passages("paragraphs")
-    answerable = fields.flag("answerable", True)
-    return _question(fields, found, gold=gold * bool(known), answerable=answerable)
+    numbered = zip(places, found.texts, strict=True)
+    return _question(
+        fields,
+        found,
+        gold=gold * bool(known),
+        answerable=fields.flag("answerable", True),
+        places=tuple(place for place, text in numbered if text.strip()),
+    )
 
 
 def read_squad(values: Any, source: str, answered: bool = False) -> Record:

@@ -50,6 +50,7 @@ class Record:
         target and counts as right, as does to say nothing, whatever else is given.
       id: the question's name in its data set, for files of a leaderboard.
       left_out: number of blank documents that its file has and `documents` has not.
+      places: what its file numbers the `documents` with; empty for 0, 1, 2 and so on.
     """
 
     documents: tuple[str, ...]
@@ -63,6 +64,7 @@ class Record:
     answerable: bool = True
     id: str = ""
     left_out: int = dataclasses.field(default=0, compare=False)
+    places: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "qa" and not self.answerable:

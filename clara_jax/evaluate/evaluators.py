@@ -108,6 +108,7 @@ class Question:
       positives: indices of those that hold the answer; empty when unknown.
       missing: number of documents that hold the answer and are not candidates.
       id: its name in the data set.
+      places: of the documents in the data set; empty for 0, 1, 2 and so on.
     """
 
     question: str
@@ -116,6 +117,7 @@ class Question:
     positives: tuple[int, ...] = ()
     missing: int = 0
     id: str = ""
+    places: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def gold_documents(self) -> tuple[str, ...]:
@@ -134,6 +136,7 @@ def questions_of(records: Iterable[Record], limit: int = 0) -> list[Question]:
         Question(
             *(question, gold, record.documents, record.positives, record.missing),
             id=record.question_id(i),
+            places=record.places,
         )
         for record in records
         for i in range(len(record.questions) if record.kind == "qa" else 0)

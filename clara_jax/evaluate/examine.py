@@ -112,6 +112,7 @@ def examine(
                 id=question.id,
                 documents=len(question.documents),
                 missing=question.missing,
+                places=question.places,
             )
             for row, (i, question) in enumerate(zip(numbers, chunk, strict=True))
         ]

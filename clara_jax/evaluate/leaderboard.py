@@ -78,6 +78,8 @@ def _musique(name: str, prediction: Prediction, top_k: int) -> dict[str, Any]:
     """Return the line of a question; the documents that were read are the support."""
     text = prediction.answers["model"]
     read = prediction.chosen.get("model", list(prediction.positives))[:top_k]
+    if prediction.places:
+        read = [prediction.places[i] for i in read]
     return {
         "id": name,
         "predicted_answer": text,

@@ -9,6 +9,8 @@ from typing import Any
 from clara_jax.errors import ClaraError
 from clara_jax.files import json_line, write_text, writing
 
+_TUPLES = ("gold", "positives", "places")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -16,7 +18,7 @@ class Prediction:
 
     Attributes:
       index: the number, from 0.
-      question, gold, positives, id, missing: as of ``evaluate.Question``.
+      question, gold, positives, id, missing, places: as of ``evaluate.Question``.
       answers: condition to answer.
       chosen: ranking (``model``, ``bm25``) to the candidates taken, best first.
       documents: number of candidates.
@@ -31,6 +33,7 @@ class Prediction:
     id: str = ""
     documents: int = 0
     missing: int = 0
+    places: tuple[int, ...] = ()
 
     @property
     def gold_unknown(self) -> bool:
@@ -74,7 +77,7 @@ class PredictionFile:
         for line in lines:
             try:
                 values = json.loads(line)
-                values |= {name: tuple(values[name]) for name in ("gold", "positives")}
+                values |= {n: tuple(values[n]) for n in _TUPLES if n in values}
                 self.done.append(Prediction(**values))
             except (ValueError, KeyError, TypeError):
                 break

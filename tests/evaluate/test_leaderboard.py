@@ -1,11 +1,14 @@
 """The files of leaderboards, read back as the data sets' scripts do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from clara_jax.data.formats import read_musique
+from clara_jax.evaluate.evaluators import questions_of
 from clara_jax.evaluate.leaderboard import write_leaderboard
-from clara_jax.evaluate.predictions import Prediction
+from clara_jax.evaluate.predictions import Prediction, PredictionFile
 
 
 def said(index, answer, id="", chosen=(3, 1, 0)):
@@ -69,6 +72,25 @@ def test_musique_has_a_line_for_each_question(tmp_path):
     write_leaderboard(tmp_path, [given], ["musique"], top_k=1)
     line = json.loads((tmp_path / "leaderboard.jsonl").read_text("utf-8"))
     assert line["predicted_support_idxs"] == [2]
+
+
+def test_support_is_numbered_as_in_the_file(tmp_path):
+    texts = [("", ""), ("A", "a"), ("B", "b"), ("C", "c")]
+    paragraphs = [
+        {"idx": 10 + i, "title": t, "paragraph_text": p, "is_supporting": i == 3}
+        for i, (t, p) in enumerate(texts)
+    ]
+    values = {"id": "5a", "question": "q?", "answer": "x", "paragraphs": paragraphs}
+    (question,) = questions_of([read_musique(values, "f:1")])
+    assert question.places == (11, 12, 13)
+    prediction = replace(said(0, "x", "5a", (2, 0)), places=question.places)
+    file = PredictionFile(tmp_path / "p.jsonl", {})
+    file.add([prediction])
+    found = PredictionFile(file.path, {}).done
+    assert found == [prediction]
+    write_leaderboard(tmp_path, found, ["musique"], top_k=2)
+    line = json.loads((tmp_path / "leaderboard.jsonl").read_text("utf-8"))
+    assert line["predicted_support_idxs"] == [11, 13]
 
 
 def test_questions_without_ids_are_numbered(tmp_path):
