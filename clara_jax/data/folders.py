@@ -50,7 +50,7 @@ def open_folder(folder: str, split: str = "", encoding: str = "") -> list[Rows]:
             f"{folder}: is a folder without a data set: neither of TFDS, nor saved by "
             "the datasets library, nor with files of records; name one"
         )
-    name = chosen_split(folder, list(splits), split)
+    name = _split_by_word(folder, list(splits), split)
     first, *others = splits[name]
     if others:  # configs of one data set
         raise ClaraError(
@@ -71,27 +71,57 @@ def chosen_split(folder: str, names: Sequence[str], split: str) -> str:
     )
 
 
+def _split_by_word(folder: str, names: Sequence[str], split: str) -> str:
+    """Return the `chosen_split`, or the only one with it as a word of its name.
+
+    So ``hotpot_train_v1.1.json`` is ``train``, as long as no other file is.
+    """
+    word = split or "train"
+    if len(names) > 1 and word not in names:
+        alike = [name for name in names if word in re.split("[-_.]", name)]
+        if len(alike) > 1:
+            raise ClaraError(
+                f"{folder}: has several splits '{word}', {', '.join(alike)}; name one "
+                f"as {folder}#{alike[0]}"
+            )
+        split = alike[0] if alike else split
+    return chosen_split(folder, names, split)
+
+
 def _files_by_split(folder: Path) -> dict[str, dict[Path, list[Path]]]:
     """Return files of records below a folder, by what their names begin with.
 
     Those of a split by the folder that they are in.
     """
-    splits: dict[str, dict[Path, list[Path]]] = {}
+    found: list[tuple[Path, str]] = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)
         if hidden or plain_ending(path) not in ROW_SUFFIXES or not path.is_file():
             continue
         name = path.name[: path.name.lower().rindex(plain_ending(path))]
-        if name in _ABOUT:
-            continue
-        base = path.parent
-        split = re.sub(r"[-_.]\d+([-_]of[-_]\d+)?(-\w{12,})?$", "", name)
-        if split.isdecimal() and len(parts) > 1:  # train/0000.parquet
-            split, base = parts[-2], base.parent
+        if name not in _ABOUT:
+            found.append((path, name))
+    # Numbers that do not count from 0 or 1 on are not of shards: years, for example.
+    starts = {
+        (path.parent, match[1])
+        for path, name in found
+        if (match := _SHARD.fullmatch(name)) and int(match[2]) < 2
+    }
+    splits: dict[str, dict[Path, list[Path]]] = {}
+    for path, name in found:
+        split, base = name, path.parent
+        match = _SHARD.fullmatch(name)
+        if match and (match[3] or (base, match[1]) in starts):
+            split = match[1]
+        elif name.isdecimal() and base != folder:  # train/0000.parquet
+            split, base = base.name, base.parent
         splits.setdefault(split, {}).setdefault(base, []).append(path)
     return splits
 
+
+_SHARD = re.compile(r"(.+?)(?:[-_]|(?<!\d)\.)(\d+)([-_]of[-_]\d+)?(?:-\w{12,})?")
+"""Split, number and count in the name of a shard; that of a version, 1.0, is none."""
 
 _ABOUT = ("dataset_info", "dataset_infos", "dataset_dict", "state", "features")
 """JSON files that say something about a data set."""

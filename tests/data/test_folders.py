@@ -73,6 +73,55 @@ def test_files_by_split(tmp_path):
         open_records(tmp_path)
 
 
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows(f"{path.stem} ", 1)[0]))
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "asks"),
+    [
+        (
+            ["hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"],
+            "",
+            ["hotpot_train_v1.1"],
+        ),
+        (
+            ["hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"],
+            "#dev",
+            ["hotpot_dev_distractor_v1"],
+        ),
+        (
+            ["musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"],
+            "#dev",
+            ["musique_ans_v1.0_dev"],
+        ),
+        (["q_v1.0.json", "q_v1.1.json"], "#q_v1.1", ["q_v1.1"]),
+        (["q_2019.json", "q_2020.json"], "#q_2020", ["q_2020"]),
+        (["q_1.json", "q_2.json", "q_10.json"], "#q", ["q_1", "q_10", "q_2"]),
+        (["train.0.json", "train.1.json"], "", ["train.0", "train.1"]),
+        (
+            ["train-7-of-9.json", "train-8-of-9.json"],
+            "",
+            ["train-7-of-9", "train-8-of-9"],
+        ),
+    ],
+)
+def test_numbers_of_shards_and_other_numbers(tmp_path, names, split, asks):
+    make(tmp_path, *names)
+    found = [text.split(" ")[0] for text in asked(f"{tmp_path}{split}")]
+    assert found == asks
+
+
+def test_a_word_that_two_files_have_is_refused(tmp_path):
+    make(tmp_path, "musique_ans_v1.0_train.jsonl", "musique_full_v1.0_train.jsonl")
+    message = "has several splits 'train', musique_ans_v1.0_train, .*; name one as"
+    with pytest.raises(ClaraError, match=message):
+        open_records(tmp_path)
+
+
 def test_what_the_datasets_library_saves(tmp_path):
     one = datasets.Dataset.from_list(rows("a", 3))
     both = datasets.DatasetDict(train=one, test=one.select([2]))
