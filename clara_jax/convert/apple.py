@@ -31,7 +31,13 @@ from clara_jax.convert.model_folder import (
     OriginalFiles,
     new_folder,
 )
-from clara_jax.convert.names import TensorName, covered_layers, lora_tensors
+from clara_jax.convert.names import (
+    EMBEDDING,
+    HEAD,
+    TensorName,
+    covered_layers,
+    lora_tensors,
+)
 from clara_jax.convert.pth import Parameter, read_pth, write_pth
 from clara_jax.convert.tensors import (
     Outgoing,
@@ -61,8 +67,6 @@ STAGES = {
 """Our stages, and the original's names of them."""
 
 ADAPTERS, LAYERS = "adapters.pth", "decoder_first_last_layers.pth"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
 _WITH_TABLES = {
     "stage1": ("decoder_adapter", "encoder_adapter"),
     "stage1_2": ("decoder_adapter",),

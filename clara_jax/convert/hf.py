@@ -18,7 +18,7 @@ from clara_jax.commands import note
 from clara_jax.config import ModelConfig
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
-from clara_jax.convert.names import TensorName, hf_tensors
+from clara_jax.convert.names import EMBEDDING, HEAD, TensorName, hf_tensors
 from clara_jax.convert.tensors import (
     Outgoing,
     Placement,
@@ -34,8 +34,6 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import read_json, write_json
 from clara_jax.shapes import Params
 from clara_jax.text.prompts import marker_names
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _FOR_IMAGES = ("vision_tower.", "multi_modal_projector.")
 """Beginnings of names of tensors that text does not need (Gemma 3)."""

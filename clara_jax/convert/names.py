@@ -34,6 +34,9 @@ TOP_ROWS = (
     Row("head/kernel", "lm_head", "output", "V", "D"),
 )
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""What Hugging Face calls the tables of `TOP_ROWS`."""
+
 LAYER_ROWS = (
     Row("input_norm", "input_layernorm", "attn_norm", "D"),
     Row("attention/query", "self_attn.q_proj", "attn_q", "NH", "D"),

@@ -34,6 +34,8 @@ from clara_jax.convert.model_folder import (
     read_clara_settings,
 )
 from clara_jax.convert.names import (
+    EMBEDDING,
+    HEAD,
     TensorName,
     covered_layers,
     linear_rows,
@@ -55,8 +57,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SPECIAL, SETTINGS, README = "special_rows.safetensors", "clara.json", "README.md"
 FILES = (SETTINGS, SPECIAL)
 """Files by which a folder of this form is known."""
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _PREFIX = "base_model.model."
 
