@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clara_jax.data.fields import Fields, Passages, opened
@@ -319,7 +319,7 @@ def _format_of(values: Mapping[str, Any]) -> str:
     return "text" if "text" in has else ""
 
 
-def _has_usual_names(has: Set[str]) -> bool:
+def _has_usual_names(has: set[str]) -> bool:
     """Whether a question or its answers are called as in `read_questions` only.
 
     That is so where just the documents are named in ``data.fields``.

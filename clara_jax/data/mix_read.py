@@ -24,9 +24,10 @@ from clara_jax.data.near_duplicates import (
     shingles,
 )
 from clara_jax.data.recipe import Recipe, Source
-from clara_jax.data.records import Record, require_documents
+from clara_jax.data.records import Record, all_faults, require_documents
 from clara_jax.data.sources import Records, open_records
 from clara_jax.data.work import Work
+from clara_jax.errors import ClaraError
 from clara_jax.text import ClaraTokenizer
 
 CHUNK = 256
@@ -74,11 +75,19 @@ class Reader:
         own = {passage for (passage,) in self.work.execute(query)} if limit else set()
         new: dict[int, str] = {}
         taken: list[tuple[Record, list[int]]] = []
+
+        def read(index: int) -> Record:
+            require_documents(record := records[index])
+            return record
+
         for i in range(begin, end):
-            record = records[i]
             if limit and len(own) >= limit:
                 break
-            require_documents(record)
+            try:
+                record = read(i)
+            except ClaraError as error:
+                others = range(i + 1, len(records))
+                raise all_faults(read, others, error) from error
             passages = [self._passage(text, new) for text in record.documents]
             own.update(passages)
             # Documents without questions are a record each.

@@ -166,7 +166,7 @@ def each(
             try:
                 record = read(index)
             except ClaraError as error:
-                raise _all_faults(read, places[number + 1 :], error) from error
+                raise all_faults(read, places[number + 1 :], error) from error
             blanks, touched = blanks + record.left_out, touched + (record.left_out > 0)
             yield record
     finally:
@@ -174,12 +174,17 @@ def each(
             note(f"{blanks} blank documents, of {touched} records, are left out")
 
 
-def _all_faults(
+def all_faults(
     read: Callable[[int], Record], places: Sequence[int], error: ClaraError
 ) -> ClaraError:
-    """The error of several bad records, of which the first is known.
+    """Return the error of several bad records, of which the first is known.
 
     Each kind of fault is a line, with where it is found.
+
+    Args:
+      read: returns or checks a record; raises if it is bad.
+      places: of the records after it.
+      error: of the first.
     """
     count, faults = 1, {}
     _add_fault(faults, error)
