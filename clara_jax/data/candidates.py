@@ -7,6 +7,7 @@ ranking goes on with the block that it was at.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import re
@@ -21,7 +22,7 @@ from jaxtyping import Int64
 from clara_jax.data.document_corpus import Corpus
 from clara_jax.data.records import Record, clara_fields, each
 from clara_jax.data.sources import Records
-from clara_jax.data.work import Progress, Work, checksums, open_work, silent
+from clara_jax.data.work import Progress, Work, open_work, silent
 from clara_jax.documents import text_digest
 from clara_jax.errors import ClaraError
 from clara_jax.files import writing
@@ -125,19 +126,22 @@ def find_candidates(
     taken = f"{out}: exists already; delete it, or name another file"
     if out.exists() and not folder.exists():
         raise ClaraError(taken)
-    settings = {
-        "count": count,
-        "oracle": oracle,
-        "records": _checksums(records.paths, progress),
-        "corpus": corpus.digest,
-    }
+    content = hashlib.blake2b(digest_size=16)
     asked: list[tuple[int, int, str]] = []  # a record, the place in it, the question
     bar = {"desc": "read questions", "unit": "rec", "total": len(records)}
     for i, record in enumerate(progress(each(records), **bar)):
         asked += [(i, j, question) for j, question in enumerate(record.questions)]
+        known = dataclasses.replace(record, source="")
+        content.update(repr(known).encode("utf-8"))
     if not asked:
         names = ", ".join(records.paths)
         raise ClaraError(f"{names}: holds no questions; give records of type qa")
+    settings = {
+        "count": count,
+        "oracle": oracle,
+        "records": content.hexdigest(),
+        "corpus": corpus.digest,
+    }
     with writing(out), open_work(folder, progress=progress) as work:
         work.begin(settings)
         begun = {"questions": len(asked), "count": count}
@@ -170,12 +174,6 @@ def find_candidates(
             os.replace(path, out)
     shutil.rmtree(folder, ignore_errors=True)
     return found
-
-
-def _checksums(paths: Sequence[str], progress: Progress) -> list[str]:
-    """Checksums of records, each with its split."""
-    found = zip(checksums(paths, progress)[0], paths, strict=True)
-    return ["#".join((digest, *path.split("#")[1:])) for digest, path in found]
 
 
 def _fields(

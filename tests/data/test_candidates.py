@@ -323,6 +323,8 @@ def test_errors_are_one_line(world, capsys, monkeypatch):
         assert "rank: the disk is full" in other
     other = said(*questions, *documents, "--count", 3, *out)
     assert ".out.jsonl.work: was begun with other settings or inputs (count)" in other
+    other = said(*questions, "--fields", "question=answers", *documents, *out)
+    assert "was begun with other settings or inputs (records)" in other
 
 
 def test_a_store_searched_by_its_model(tmp_path, capsys, monkeypatch):
