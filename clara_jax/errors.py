@@ -29,3 +29,17 @@ def listed(problems: Sequence[str], remedy: str = "") -> str:
     lines = [f"  {problem}" for problem in problems[:LISTED]]
     head = f"{len(problems):,} problems{remedy.format('them')}:"
     return "\n".join([head, *lines, *rest])
+class RecordError(ClaraError):
+    """What is wrong with one record, of which there may be many that are alike.
+
+    Attributes:
+      place: where it stands, ``file:line`` or ``file: record N``.
+      fault: what is wrong, and what to do.
+    """
+
+    def __init__(self, place: str, fault: str):
+        super().__init__(place, fault)
+        self.place, self.fault = place, fault
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.fault}"

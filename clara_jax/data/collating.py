@@ -9,7 +9,7 @@ import numpy as np
 from clara_jax.clara.batches import IGNORE, Batch, Tokens, pad_rows
 from clara_jax.config import RunConfig
 from clara_jax.data.examples import Example, Reads, Row
-from clara_jax.errors import ClaraError
+from clara_jax.errors import RecordError
 
 Vectors = np.ndarray | Callable[[np.ndarray], np.ndarray]
 """Compressed documents by number: an array or memory map ``[U, M, D]``, or a function
@@ -121,9 +121,10 @@ def _candidates(
     width = layout.candidates
     for example in rows:
         if (count := len(_row(example.positives))) > width:
-            raise ClaraError(
-                f"{example.source}: has {count} candidate documents, but "
-                f"data.candidates is {width}; raise it"
+            raise RecordError(
+                example.source,
+                f"has {count} candidate documents, but "
+                f"data.candidates is {width}; raise it",
             )
     marked = pad_rows([e.positives for e in rows], 0, len(rows), width)
     fields: dict[str, Any] = {"candidate_mask": marked.mask}

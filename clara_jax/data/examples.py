@@ -10,7 +10,7 @@ import numpy as np
 from clara_jax.clara import IGNORE, ROLES
 from clara_jax.config import RunConfig
 from clara_jax.data.records import Record, RecordSource, each, require_documents
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, RecordError
 from clara_jax.text import ClaraTokenizer, Prompt
 
 Row = np.ndarray
@@ -161,9 +161,9 @@ class ExampleMaker:
 
     def misfit(self, record: Record) -> ClaraError:
         """Return the error of a record of a kind that the stage cannot use."""
-        return ClaraError(
-            f"{record.source}: is of type {record.kind}, which stage {self.stage.name} "
-            "cannot use"
+        return RecordError(
+            record.source,
+            f"is of type {record.kind}, which stage {self.stage.name} cannot use",
         )
 
     def require_question(self, record: Record) -> None:
@@ -175,9 +175,10 @@ class ExampleMaker:
     def require_answer(self, record: Record) -> None:
         """Refuse a question of a test set, whose answer is not known."""
         if record.kind == "qa" and not record.answers:
-            raise ClaraError(
-                f"{record.source}: has no answer, as in a test set, but losses need "
-                "one; leave it to clara_jax.evaluate, which writes predictions"
+            raise RecordError(
+                record.source,
+                "has no answer, as in a test set, but losses need "
+                "one; leave it to clara_jax.evaluate, which writes predictions",
             )
 
     def require_documents(self, record: Record) -> None:
@@ -201,9 +202,10 @@ class ExampleMaker:
         if count <= top_k:
             return record.documents
         if not record.positives:
-            raise ClaraError(
-                f"{record.source}: has {count} documents, more than selection.top_k "
-                f"{top_k}, and does not say which hold the answer (pos_index)"
+            raise RecordError(
+                record.source,
+                f"has {count} documents, more than selection.top_k "
+                f"{top_k}, and does not say which hold the answer (pos_index)",
             )
         others = [i for i in range(count) if i not in record.positives]
         chosen = [*record.positives, *others][:top_k]
@@ -222,10 +224,11 @@ class ExampleMaker:
         if data.too_long == "error":
             length = self.tokenizer.document_length(question)
             if length > limit:
-                raise ClaraError(
-                    f"{record.source}: the question has {length} tokens, more than "
+                raise RecordError(
+                    record.source,
+                    f"the question has {length} tokens, more than "
                     f"{limit}; raise data.question_max_length or set "
-                    "data.too_long to cut"
+                    "data.too_long to cut",
                 )
         return np.asarray(self.tokenizer.encode_document(question, limit), np.int32)
 
@@ -240,9 +243,10 @@ class ExampleMaker:
         self.require_documents(record)
         limit = self.config.data.candidates
         if limit and len(record.documents) > limit:
-            raise ClaraError(
-                f"{record.source}: has {len(record.documents)} candidate documents, "
-                f"but data.candidates is {limit}; raise it"
+            raise RecordError(
+                record.source,
+                f"has {len(record.documents)} candidate documents, "
+                f"but data.candidates is {limit}; raise it",
             )
         positives = np.zeros(len(record.documents), bool)
         positives[list(record.positives)] = True
@@ -262,16 +266,18 @@ class ExampleMaker:
         row = np.asarray(ids, np.int32)
         slots = np.flatnonzero(row >= self.tokenizer.text_vocab)
         if len(slots) and slots[-1] >= limit:
-            raise ClaraError(
-                f"{record.source}: the documents' slots need {slots[-1] + 1} tokens, "
-                f"more than data.prompt_max_length {limit}; raise it"
+            raise RecordError(
+                record.source,
+                f"the documents' slots need {slots[-1] + 1} tokens, "
+                f"more than data.prompt_max_length {limit}; raise it",
             )
         labels = supervise(ids, count, limit)
         if self.config.data.too_long == "error" and count >= limit:
-            raise ClaraError(
-                f"{record.source}: the prompt has {count} tokens, which leaves no room "
+            raise RecordError(
+                record.source,
+                f"the prompt has {count} tokens, which leaves no room "
                 f"for an answer in data.prompt_max_length {limit}; raise it or set "
-                "data.too_long to cut"
+                "data.too_long to cut",
             )
         return row[:limit], labels
 

@@ -10,7 +10,7 @@ import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, RecordError
 
 _LISTS = (list, tuple)
 _STRINGS = "a string or a list of strings"
@@ -66,7 +66,7 @@ class Fields:
 
     def __init__(self, values: Any, source: str):
         if not isinstance(values, Mapping):
-            raise ClaraError(f"{source}: is {kind_of(values)}, but must be an object")
+            raise RecordError(source, f"is {kind_of(values)}, but must be an object")
         self.values, self.source = values, source
 
     def refuse_misspelt(self, names: Sequence[str], known: Sequence[str]) -> None:
@@ -81,8 +81,8 @@ class Fields:
         for name in self.values if absent else ():
             near = difflib.get_close_matches(str(name), absent, 1, _ALIKE)
             if near and name not in known and name in self:
-                raise ClaraError(
-                    f"{self.source}: unknown field '{name}'; did you mean '{near[0]}'?"
+                raise RecordError(
+                    self.source, f"unknown field '{name}'; did you mean '{near[0]}'?"
                 )
 
     def __contains__(self, name: str) -> bool:
@@ -97,7 +97,7 @@ class Fields:
         """Return a value of a kind, or the default where there is none."""
         value = self.values[name] if name in self else default
         if value is None:
-            raise ClaraError(f"{self.source}: field '{name}' is missing")
+            raise RecordError(self.source, f"field '{name}' is missing")
         if not isinstance(value, kind):
             raise self.wrong(name, wanted)
         return value
@@ -105,7 +105,7 @@ class Fields:
     def wrong(self, name: str, wanted: str) -> ClaraError:
         """Return the error of a field that is of the wrong kind."""
         got = kind_of(self.values[name])
-        return ClaraError(f"{self.source}: field '{name}' is {got}, not {wanted}")
+        return RecordError(self.source, f"field '{name}' is {got}, not {wanted}")
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return a text; a number is spelled."""

@@ -15,7 +15,7 @@ from clara_jax.data.records import (
     read_clara,
     read_text,
 )
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, RecordError
 
 QUESTIONS = "question query questions input".split()
 DOCUMENTS = "documents docs contexts context passages passage ctxs paragraphs".split()
@@ -237,7 +237,7 @@ def read_paraphrase(values: Any, source: str) -> Record:
         return _question(fields, found, positives)
     texts = fields.answers("paraphrase", "paraphrases", *ANSWERS)
     if not texts:
-        raise ClaraError(f"{source}: field 'paraphrase' is missing")
+        raise RecordError(source, "field 'paraphrase' is missing")
     given = documents_of(fields, found.texts, ())
     return Record(answers=texts, gold=texts, kind="paraphrase", **given)
 
@@ -279,9 +279,10 @@ def detect_format(values: Any, source: str) -> str:
     if name := _format_of(values) if fields else "":
         return name
     remedy = "name its fields with --fields question=NAME,answers=NAME,documents=NAME"
-    raise ClaraError(
-        f"{source}: is of no known format (fields: {', '.join(fields) or 'none'}); "
-        f"{remedy} (in a config, data.fields)"
+    raise RecordError(
+        source,
+        f"is of no known format (fields: {', '.join(fields) or 'none'}); "
+        f"{remedy} (in a config, data.fields)",
     )
 
 

@@ -1,14 +1,13 @@
 """One record of any data set, and how our own format is read and written."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from clara_jax.commands import note
 from clara_jax.data.fields import Fields, passage
 from clara_jax.documents import is_unicode
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, RecordError
 
 KINDS = ("qa", "paraphrase", "text")
 CLARA_FIELDS = (
@@ -21,8 +20,6 @@ NO_ANSWER = "noanswer"
 """What is to be answered where the documents hold no answer; HotpotQA's word."""
 UNANSWERABLE = (NO_ANSWER, "")
 """What counts as right then."""
-_PLACE = re.compile(r"(.*?:(?: record )?)(\d+): (.*)", re.DOTALL)
-"""File, number and fault of a message about a record."""
 MOST_FAULTS = 20
 """Bad records that one error names at most."""
 _AHEAD = 100_000
@@ -72,7 +69,7 @@ class Record:
             object.__setattr__(self, "answers", targets)
             object.__setattr__(self, "gold", UNANSWERABLE)
         if fault := self._fault():
-            raise ClaraError(f"{self.source}: {fault}")
+            raise RecordError(self.source, fault)
 
     def _fault(self) -> str:
         count, questions = len(self.documents), len(self.questions)
@@ -136,10 +133,11 @@ Reader = Callable[[Any, str], Record]
 def require_documents(record: Record) -> None:
     """Refuse a record without documents, where some are needed."""
     if not record.documents:
-        raise ClaraError(
-            f"{record.source}: has no documents; name their field with --fields "
+        raise RecordError(
+            record.source,
+            "has no documents; name their field with --fields "
             "documents=NAME (in a config, data.fields), or find some with `python -m "
-            "clara_jax.data candidates --records FILE --corpus PATH --out FILE`"
+            "clara_jax.data candidates --records FILE --corpus PATH --out FILE`",
         )
 
 
@@ -200,9 +198,10 @@ def all_faults(
         return error
     least = "at least " * (count == MOST_FAULTS or len(places) > _AHEAD)
     lines = []
-    for fault, (first, *others) in faults.items():
+    for fault, where in faults.items():
+        first, *others = where or [""]
         more = f" (likewise {', '.join(others)})" if others else ""
-        lines.append(f"{first}{more}: {fault}")
+        lines.append(f"{first}{more}: {fault}" if first else fault)
     return ClaraError("\n".join((f"{least}{count} records are bad", *lines)))
 
 
@@ -211,11 +210,13 @@ def _add_fault(faults: dict[str, list[str]], error: ClaraError) -> None:
 
     Later places in one file are their numbers alone.
     """
-    found = _PLACE.fullmatch(str(error))
-    start, number, fault = found.groups() if found else ("", "", str(error))
-    known = faults.setdefault(fault, [])
-    same = bool(known) and known[0].startswith(start)
-    known.append(number if same else start + number)
+    if not isinstance(error, RecordError):
+        faults[str(error)] = []
+        return
+    known = faults.setdefault(error.fault, [])
+    file = error.place.rstrip("0123456789")
+    same = bool(known) and known[0].startswith(file)
+    known.append(error.place[len(file) :] if same else error.place)
 
 
 def documents_of(
@@ -230,10 +231,10 @@ def documents_of(
     """
     kept = [i for i, text in enumerate(texts) if text.strip()]
     if texts and not kept:
-        raise ClaraError(f"{fields.source}: document 0 is empty or blank")
+        raise RecordError(fields.source, "document 0 is empty or blank")
     for i in positives:
         if not 0 <= i < len(texts):
-            raise ClaraError(f"{fields.source}: {_outside(i, len(texts))}")
+            raise RecordError(fields.source, _outside(i, len(texts)))
     places = {old: new for new, old in enumerate(kept)}
     found = tuple(places[i] for i in positives if i in places)
     return {
@@ -267,8 +268,8 @@ def read_clara(values: Any, source: str) -> Record:
     fields = Fields(values, source)
     kind = fields.text("data_type", "qa")
     if kind not in KINDS:
-        raise ClaraError(
-            f"{source}: data_type is '{kind}', but must be one of {', '.join(KINDS)}"
+        raise RecordError(
+            source, f"data_type is '{kind}', but must be one of {', '.join(KINDS)}"
         )
     needed = _NEEDED.split() + ["question"] * (kind == "qa")
     fields.refuse_misspelt(needed, CLARA_FIELDS.split())
@@ -280,14 +281,14 @@ def read_clara(values: Any, source: str) -> Record:
         return Record(kind=kind, **given)
     gold = fields.answers("gold_answer")
     if "answer" in fields and "answers" in fields:
-        raise ClaraError(f"{source}: has both 'answer' and 'answers'; keep one")
+        raise RecordError(source, "has both 'answer' and 'answers'; keep one")
     several = fields.first(("answer", "answers"))
     questions = fields.several("question") if kind == "qa" else ()
     answers = fields.several(several, gold or ())
     if len(questions) < 2:
         answers = tuple(text for text in answers if text.strip()) or gold
     if not answers and kind != "qa":
-        raise ClaraError(f"{source}: field '{several}' is missing or empty")
+        raise RecordError(source, f"field '{several}' is missing or empty")
     return Record(
         questions=questions,
         answers=answers,

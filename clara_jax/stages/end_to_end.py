@@ -3,7 +3,7 @@
 from clara_jax.clara import EndToEndLoss, Loss
 from clara_jax.config import RunConfig, require
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record
-from clara_jax.errors import ClaraError
+from clara_jax.errors import RecordError
 from clara_jax.evaluate import CorpusRetrieval, Evaluator, SelectedAnswers
 from clara_jax.stages.base import HeldOut, Reads, Stage
 from clara_jax.text import answer_prompt
@@ -73,9 +73,10 @@ class EndToEnd(Ranking):
         if not make.corpus:
             make.require_documents(record)
         if len(record.documents) < slots and not make.corpus:
-            raise ClaraError(
-                f"{record.source}: has {len(record.documents)} candidate documents, "
-                f"fewer than selection.top_k {slots}; lower it"
+            raise RecordError(
+                record.source,
+                f"has {len(record.documents)} candidate documents, "
+                f"fewer than selection.top_k {slots}; lower it",
             )
         question, answer = make.pair(record, draw)
         prompt = answer_prompt(make.slots(slots), question)

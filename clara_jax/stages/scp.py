@@ -3,7 +3,7 @@
 from clara_jax.clara import CompressionLoss, Loss
 from clara_jax.config import RunConfig
 from clara_jax.data import Dialogue, Draw, ExampleMaker, Record, pick
-from clara_jax.errors import ClaraError
+from clara_jax.errors import RecordError
 from clara_jax.evaluate import CompressedAnswers, Evaluator
 from clara_jax.stages.base import HeldOut, Reads, Stage
 from clara_jax.text import PARAPHRASES, paraphrase_prompt, scp_prompt, scp_target
@@ -32,9 +32,10 @@ class Pretraining(Stage):
             raise make.misfit(record)
         make.require_documents(record)
         if len(record.documents) != 1:
-            raise ClaraError(
-                f"{record.source}: has {len(record.documents)} documents, but stage "
-                "scp takes one; use stage instruct"
+            raise RecordError(
+                record.source,
+                f"has {len(record.documents)} documents, but stage "
+                "scp takes one; use stage instruct",
             )
         make.require_answer(record)
         background = make.slots(1)
