@@ -60,6 +60,14 @@ def open_folder(folder: str, split: str = "", encoding: str = "") -> list[Rows]:
     return [open_rows(path, encoding) for path in splits[name][first]]
 
 
+def place_and_split(path: str | Path) -> tuple[str, str]:
+    """Return the file or folder of ``FOLDER#SPLIT``, and the split, empty if none."""
+    if Path(path).exists():  # whose own name may hold the sign
+        return str(path), ""
+    place, _, split = str(path).partition("#")
+    return place, split
+
+
 def chosen_split(folder: str, names: Sequence[str], split: str) -> str:
     """Return the split asked for; an empty one is ``train``, or the only one."""
     name = split or (names[0] if len(names) == 1 else "train")

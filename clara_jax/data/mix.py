@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clara_jax.data.folders import place_and_split
 from clara_jax.data.hub_sets import is_hub
 from clara_jax.data.mix_database import SCHEMA, split
 from clara_jax.data.mix_read import Reader, join_contained
@@ -93,7 +94,7 @@ def mix(
     ]
     for source, files in zip(recipe.source, paths, strict=True):
         for path in files:
-            if not is_hub(path) and not Path(str(path).partition("#")[0]).exists():
+            if not is_hub(path) and not Path(place_and_split(path)[0]).exists():
                 raise ClaraError(
                     f"{recipe.file}: source '{source.name}': {path}: no such file or "
                     "folder; relative paths start at --data, else at the recipe"

@@ -13,7 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax.data.fields import has_field, rename
-from clara_jax.data.folders import Rows, import_tfds, locate, open_folder
+from clara_jax.data.folders import (
+    Rows,
+    import_tfds,
+    locate,
+    open_folder,
+    place_and_split,
+)
 from clara_jax.data.formats import FORMATS, check_fields, detect_format, reader_of
 from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.data.records import Reader, Record, RecordSource, each
@@ -112,11 +118,9 @@ def _open(path: str, encoding: str) -> Sequence[Rows]:
     """Open the objects of one path."""
     if is_hub(path):
         return [HubRows(path)]
-    folder, _, split = path.partition("#")
+    folder, split = place_and_split(path)
     if Path(path).is_file():
         return [unfold(open_rows(path, encoding))]
-    if Path(path).is_dir():
-        folder, split = path, ""
     if not Path(folder).is_dir():
         raise ClaraError(
             f"{path}: no such file or folder; a data set of the hub is named "

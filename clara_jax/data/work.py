@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clara_jax.data.folders import place_and_split
 from clara_jax.data.hub_sets import HubRows, is_hub
 from clara_jax.errors import ClaraError
 from clara_jax.files import checksum, first_line, json_line, read_json, writable_folder
@@ -60,9 +61,7 @@ def checksums(
             before |= read_json(folder / INPUTS)
     inside, roots = [], []
     for path in map(str, paths):
-        root = Path(path)
-        if not root.exists():
-            root = Path(path.partition("#")[0])
+        root = Path(place_and_split(path)[0])
         if is_hub(path):
             inside.append(files := HubRows(path).files)
             root = Path(os.path.commonpath(files)).parent

@@ -306,9 +306,10 @@ def test_sources_with_fields_of_other_names(tmp_path):
         {"ps": [passage(random, i)], "query": f"q{i}?", "golden": {"own": f"a{i}"}}
         for i in range(20)
     ]
-    write_jsonl(tmp_path / "a.jsonl", rows_)
+    (tmp_path / "no#split").mkdir()
+    write_jsonl(tmp_path / "no#split" / "a.jsonl", rows_)
     names = 'fields = ["question=query", "documents=ps", "answers=golden.own"]'
-    made = source("a", "a.jsonl", names)
+    made = source("a", "no#split/a.jsonl", names)
     make(tmp_path, tmp_path / "mix", made)
     found = rows(tmp_path / "mix" / "end_to_end.jsonl")
     assert found
@@ -316,7 +317,7 @@ def test_sources_with_fields_of_other_names(tmp_path):
         r["answers"] == [r["question"].strip("?").replace("q", "a")] for r in found
     )
     assert make(tmp_path, tmp_path / "mix", made)
-    lost = source("a", "a.jsonl", 'fields = ["question=query"]')
+    lost = source("a", "no#split/a.jsonl", 'fields = ["question=query"]')
     several = (
         r"20 records are bad\n.*a.jsonl:1 \(likewise 2, 3,.*: has no documents; name"
     )
