@@ -3,6 +3,7 @@
 import ast
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -27,7 +28,7 @@ _ANSWERS = ("value", "text", "answer", "aliases")
 """What the fields of an answer are called that is an object."""
 _MARKS = ("is_supporting", "is_selected")
 """What says of a passage that it holds the answer."""
-_TEXT_LIST = r"""\s*(\[\s*["'\]]|\{\s*")"""
+_TEXT_LIST = r"""\s*(\[\s*["'\]]|\{\s*["'])"""
 """How a list or an object of texts begins, which an answer like ``[1]`` is not."""
 _ALIKE = 0.75
 """Likeness from which on a name counts as another one misspelt."""
@@ -180,33 +181,35 @@ def opened(value: Any, begins: str = r"\s*[\[{]") -> Any:
     """Return what a list or an object as JSON text stands for; others as they are.
 
     Tables have them, whose cells are texts. `begins` is a pattern of how one begins. A
-    list of texts may be as Python or NumPy writes it, as pandas does.
+    list or an object may be as Python writes it, and a list of texts as NumPy, as in
+    tables of pandas.
     """
     if isinstance(value, str) and re.match(begins, value):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return _python_texts(value) or value
+            return _python_value(value) or value
     return value
 
 
-def _python_texts(text: str) -> list[str] | None:
-    """The texts of a list such as ``['a', "b's"]``, or ``['a' 'b']`` of NumPy."""
+def _python_value(text: str) -> Any:
+    """A list or an object as Python writes it, or ``['a' 'b']`` of NumPy, or None."""
     text = text.strip()
-    if not re.fullmatch(r"""\[\s*['"].*['"]\s*,?\s*\]""", text, re.DOTALL):
+    if not re.fullmatch(r"\[.*\]|\{.*\}", text, re.DOTALL):
         return None
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-        found = [
-            ast.literal_eval(t.string) for t in tokens if t.type == tokenize.STRING
-        ]
-    except (tokenize.TokenError, SyntaxError, ValueError):
+        texts = [t.string for t in tokens if t.type == tokenize.STRING]
+        found = [ast.literal_eval(item) for item in texts]
+        signs = [t.string for t in tokens if t.string.strip() and t.string not in texts]
+        if not set(signs) - set("[],") and signs.count("[") == 1:
+            return json.loads(json.dumps(found))
+        pairs = itertools.pairwise(t.type for t in tokens if t.type != tokenize.NL)
+        if (tokenize.STRING, tokenize.STRING) in pairs:  # Python would join them
+            return None
+        return json.loads(json.dumps(ast.literal_eval(text)))
+    except (tokenize.TokenError, SyntaxError, ValueError, TypeError, RecursionError):
         return None
-    between = {t.string for t in tokens if t.type == tokenize.OP}
-    kinds = {tokenize.STRING, tokenize.OP, tokenize.NL, tokenize.NEWLINE}
-    others = any(t.type not in kinds for t in tokens[:-1])
-    texts = all(isinstance(item, str) for item in found)
-    return found if texts and not others and between <= set("[],") else None
 
 
 def has_field(values: Any, path: str) -> bool:

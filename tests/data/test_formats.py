@@ -335,6 +335,18 @@ def test_what_is_wrong_is_named(format, values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_objects_as_pandas_writes_them():
+    values = {
+        "question": "q?",
+        "answers": "{'text': ['x'], 'answer_start': [3]}",
+        "ctxs": "[{'title': 'A', 'text': 'One.'}, {'title': None, 'text': \"it's\"}]",
+    }
+    record = FORMATS["questions"](values, "f:1")
+    assert (record.gold, record.documents) == (("x",), ("A\nOne.", "it's"))
+    joined = {**values, "ctxs": "[['A', ['One.' 'Two.']]]"}  # NumPy's, in Python's
+    assert FORMATS["questions"](joined, "f:1").documents == (joined["ctxs"],)
+
+
 def test_instructions_are_not_questions_of_kilt():
     values = {"instruction": "Sum up.", "input": "One. Two.", "output": "x"}
     with pytest.raises(ClaraError, match=r"of no known format .*--fields question="):
