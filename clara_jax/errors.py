@@ -29,6 +29,8 @@ def listed(problems: Sequence[str], remedy: str = "") -> str:
     lines = [f"  {problem}" for problem in problems[:LISTED]]
     head = f"{len(problems):,} problems{remedy.format('them')}:"
     return "\n".join([head, *lines, *rest])
+
+
 class RecordError(ClaraError):
     """What is wrong with one record, of which there may be many that are alike.
 
