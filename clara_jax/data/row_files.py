@@ -29,7 +29,7 @@ from clara_jax.data.text_tables import (
     distinct_names,
     read_table,
 )
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, RecordError
 from clara_jax.files import first_line
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
@@ -204,7 +204,7 @@ class RowFile:
         start, end, _ = self._places[index]
         where = self.place(index)
         if fault := self._faults.get(index):
-            raise ClaraError(f"{where}: {fault}")
+            raise RecordError(where, fault)
         data = os.pread(self._descriptor, int(end - start), int(start))
         try:
             return json.loads(data.removeprefix(_BOM).decode("utf-8")), where
@@ -212,14 +212,14 @@ class RowFile:
             text = (
                 f"is not UTF-8 (byte {error.start}); name its encoding with --encoding"
             )
-            raise ClaraError(f"{where}: {text}") from error
+            raise RecordError(where, text) from error
         except json.JSONDecodeError as error:
             text = f"is not JSON: {error.msg} (column {error.colno})"
-            raise ClaraError(f"{where}: {text}") from error
+            raise RecordError(where, text) from error
         except RecursionError as error:
-            raise ClaraError(f"{where}: is nested too deeply") from error
+            raise RecordError(where, "is nested too deeply") from error
         except ValueError as error:
-            raise ClaraError(f"{where}: is not JSON: {first_line(error)}") from error
+            raise RecordError(where, f"is not JSON: {first_line(error)}") from error
 
 
 def open_rows(path: str | Path, encoding: str = "") -> RowFile:
