@@ -27,7 +27,9 @@ _TEXTS = (
 _ANSWERS = ("value", "text", "answer", "aliases")
 """What the fields of an answer are called that is an object."""
 _MARKS = ("is_supporting", "is_selected")
-"""What says of a passage that it holds the answer."""
+"""What says of a passage that it holds the answer: true, or above 0."""
+_TRUTHS = {"true": True, "false": False}
+"""Truth values as tables of text spell them, in any case."""
 _TEXT_LIST = r"""\s*(\[\s*["'\]]|\{\s*["'])"""
 """How a list or an object of texts begins, which an answer like ``[1]`` is not."""
 _ALIKE = 0.75
@@ -116,9 +118,9 @@ class Fields:
         return text
 
     def flag(self, name: str, default: bool | None = None) -> bool:
-        """Return a truth value, which may be spelled 0 or 1."""
-        value = self.get(name, (bool, int), "true or false", default)
-        if value not in (0, 1):
+        """Return a truth value, which may be spelled 0 or 1, or as a text."""
+        value = _truth(self.get(name, object, "", default))
+        if isinstance(value, str) or value not in (0, 1):
             raise self.wrong(name, "true or false")
         return bool(value)
 
@@ -159,8 +161,7 @@ class Fields:
         for field in fields:
             if field in self:
                 value = self.get(field, (str, int, float), "a string or a number")
-                whole = isinstance(value, float) and value.is_integer()
-                return str(int(value) if whole else value)
+                return _spelled(value) or str(value)
         return ""
 
     def passages(self, name: str, wanted: str = _PASSAGES) -> Passages:
@@ -258,10 +259,22 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def _truth(value: Any) -> Any:
+    """A truth value for its text; others as they are."""
+    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _is_marked(value: Any) -> bool:
+    value = _truth(value)
+    return isinstance(value, int | float) and value > 0
+
+
 def _spelled(value: Any) -> str | None:
-    """A text, or the text of a number; None for anything else."""
+    """A text, or the text of a number, a whole one without point; None for others."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if number else None
 
@@ -299,7 +312,7 @@ def _passages(value: Any) -> Iterator[tuple[str, str, bool]]:
         marks = next((value[n] for n in _MARKS if value.get(n) is not None), None)
         columns = (title or [""] * len(texts), texts, marks or [False] * len(texts))
         for title, text, mark in zip(*columns, strict=True):
-            yield _spell(title), _spell(text), bool(mark)
+            yield _spell(title), _spell(text), _is_marked(mark)
         return
     for item in value if isinstance(value, _LISTS) else [value]:
         yield _passage(item)
@@ -310,7 +323,7 @@ def _passage(item: Any) -> tuple[str, str, bool]:
         name = next((n for n in _TEXTS if item.get(n) is not None), "")
         if not name and not item.get("title"):
             raise TypeError
-        mark = any(item.get(n) for n in _MARKS)
+        mark = any(_is_marked(item.get(n)) for n in _MARKS)
         return _spell(item.get("title")), _spell(item.get(name)), mark
     if isinstance(item, _LISTS):
         title, text = item

@@ -32,6 +32,8 @@ _OURS = {
 
 _NOTHING = "No Answer Present."
 """The answer of MS MARCO to what its passages do not answer."""
+_UNKNOWN = "<unk>"
+"""The answer of TriviaQA in its test set."""
 
 
 def _question(
@@ -157,7 +159,8 @@ def read_triviaqa(values: Any, source: str) -> Record:
     with documents ``entity_pages`` (``title``, ``wiki_context``) and
     ``search_results`` (``title``, ``search_context``). As published they are
     ``QuestionId``, ``Question`` and ``Answer`` (``Value``, ``Aliases``,
-    ``HumanAnswers``), and there are no documents, only names of their files.
+    ``HumanAnswers``), and there are no documents, only names of their files. The test set's
+    answer, `_UNKNOWN`, is none.
     """
     fields = Fields(values, source)
     if "Question" in fields:
@@ -174,7 +177,8 @@ def read_triviaqa(values: Any, source: str) -> Record:
     other = fields.passages("search_results")
     texts, titles = found.texts + other.texts, found.titles + other.titles
     name = fields.name("question_id", *_IDS)
-    record = _question(fields, Passages(texts, titles, []))
+    gold = tuple(text for text in fields.answers(*ANSWERS) if text != _UNKNOWN)
+    record = _question(fields, Passages(texts, titles, []), gold=gold)
     return dataclasses.replace(record, id=name)
 
 
@@ -310,8 +314,8 @@ def _format_of(values: Mapping[str, Any]) -> str:
     match values.get("paragraphs"):
         case [{"paragraph_text": _}, *_]:
             return "musique"
-    match values.get("passages"):
-        case {"is_selected": _}:
+    match opened(values.get("passages")):
+        case {"is_selected": _} | [{"is_selected": _}, *_]:
             return "msmarco"
     if has & {"doc", "paraphrase"}:
         return "paraphrase"

@@ -12,6 +12,13 @@ COLUMNS = {"title": ["A", "B"], "sentences": [["One.", " Two."], ["Three."]]}
 FACTS = {"title": ["B", "Z"], "sent_id": [0, 1]}
 ASKED = {"question": "q?", "answer": "x"}
 AB = ("A\nOne. Two.", "B\nThree.")
+MARCO = {
+    "query": "q?",
+    "passages": [
+        {"is_selected": mark, "passage_text": text}
+        for mark, text in ((0, "a"), (1.0, "b"))
+    ],
+}
 PASSAGE = {"title": "T", "text": "t", "score": 1.5, "passage_id": 3}
 TRIVIA = {
     "Answer": {"Aliases": ["x", "y"], "NormalizedAliases": ["z"], "Value": "x"},
@@ -99,12 +106,30 @@ CASES = [
         gold=("noanswer", ""),
     ),
     case("squad", {"context": "c", "question": "q?"}, ("c",), gold=()),
+    # Truth values as texts and as whole numbers with a point.
+    *(
+        case(
+            "squad",
+            {"context": "c", **ASKED, "is_impossible": impossible},
+            ("c",),
+            (0,) if known else (),
+            ("x",) if known else ("noanswer", ""),
+        )
+        for impossible, known in (("True", 0), ("false", 1), (1.0, 0), (0.0, 1))
+    ),
     case(
         "squad",
         {"context": "c", "question": "q?", "answer": 1984.5},
         ("c",),
         (0,),
         ("1984.5",),
+    ),
+    case(
+        "squad",
+        {"context": "c", "question": "q?", "answer": 1999.0},
+        ("c",),
+        (0,),
+        ("1999",),
     ),
     # TriviaQA with and without documents.
     case(
@@ -132,6 +157,16 @@ CASES = [
     ),
     case("triviaqa", TRIVIA, (), gold=("x", "y"), id="tc_33"),
     case("triviaqa", {**TRIVIA, "Answer": None}, (), gold=(), id="tc_33"),
+    case(
+        "triviaqa",
+        {
+            "question": "q?",
+            "answer": {"value": "<unk>", "aliases": [], "normalized_value": "<unk>"},
+            "search_results": {"title": ["A"], "search_context": ["a"]},
+        },
+        ("A\na",),
+        gold=(),
+    ),
     # Questions without documents.
     case("questions", {"question": "q?", "answer": ["x", "y"]}, (), gold=("x", "y")),
     case(
@@ -221,6 +256,23 @@ CASES = [
         },
         ("a",),
         gold=("noanswer", ""),
+    ),
+    case(
+        "msmarco",
+        {
+            "query": "q?",
+            "passages": {"is_selected": [-1, -1], "passage_text": ["a", "b"]},
+        },
+        ("a", "b"),
+        gold=(),
+    ),
+    case("msmarco", {**MARCO, "answers": ["x"]}, ("a", "b"), (1,)),
+    case(
+        "msmarco",
+        {**MARCO, "answers": ["No Answer Present."]},
+        ("a", "b"),
+        (1,),
+        ("noanswer", ""),
     ),
     case(
         "dpr",
