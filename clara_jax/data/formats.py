@@ -159,8 +159,8 @@ def read_triviaqa(values: Any, source: str) -> Record:
     with documents ``entity_pages`` (``title``, ``wiki_context``) and
     ``search_results`` (``title``, ``search_context``). As published they are
     ``QuestionId``, ``Question`` and ``Answer`` (``Value``, ``Aliases``,
-    ``HumanAnswers``), and there are no documents, only names of their files. The test set's
-    answer, `_UNKNOWN`, is none.
+    ``HumanAnswers``), and there are no documents, only names of their files. The test
+    set's answer, `_UNKNOWN`, is none.
     """
     fields = Fields(values, source)
     if "Question" in fields:

@@ -1,11 +1,12 @@
 """The records of files whose objects are not one record each."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clara_jax.data.fields import opened
 from clara_jax.data.folders import Rows
-from clara_jax.data.row_files import RowFile
+from clara_jax.data.row_files import NoRowsError, RowFile
 from clara_jax.errors import ClaraError
 
 _LISTED = "data questions records examples instances items rows Data".split()
@@ -15,16 +16,22 @@ _LISTED = "data questions records examples instances items rows Data".split()
 def unfold(rows: Rows) -> Rows:
     """Return the records of a file whose objects hold several of them.
 
-    These are one object with the list of all records, and objects with questions about
+    These are one object with the list of all records, or with columns by number of row
+    as pandas writes them and MS MARCO is published, and objects with questions about
     one passage, ``qas``, as in SQuAD and MRQA. A table without a header whose two
     columns are a question and a list of answers, as DPR's, gets one. Others are
     returned as they are.
+
+    Raises:
+      NoRowsError: the list of all records is empty.
     """
     first, _ = rows[0]
     if isinstance(first, Mapping) and _is_asked([*first]):
         return RowFile.of(rows.path, _with_header(rows), ":")
     listed = _listed(first) if len(rows) == 1 else None
     items = (value for value, _ in (rows[i] for i in range(len(rows))))
+    if listed == []:
+        raise NoRowsError(f"{rows.path}: holds no records")
     if listed is not None:
         first, items = listed[0], iter(listed)
     elif isinstance(first, Mapping) and set(first) == {"header"} and len(rows) > 1:
@@ -52,14 +59,26 @@ def _with_header(rows: Rows) -> Iterator[tuple[int, dict[str, Any], str]]:
 
 
 def _listed(value: Any) -> list[Any] | None:
-    """The records that an object has in a list, if it is such."""
-    if not isinstance(value, Mapping) or set(value) & {"docs", "question", "text"}:
+    """The records that an object has in a list or in columns, if it is such."""
+    if not isinstance(value, Mapping) or not value:
         return None
-    for name in _LISTED:
-        match value.get(name):
+    if all(map(_is_column, value.values())):
+        numbers = dict.fromkeys(itertools.chain.from_iterable(value.values()))
+        return [{name: value[name].get(n) for name in value} for n in numbers]
+    if set(value) & {"docs", "question", "text"}:
+        return None
+    lists = {name: value[name] for name in _LISTED if name in value}
+    for items in lists.values():
+        match items:
             case [{}, *_]:
-                return value[name]
-    return None
+                return items
+    # A record may hold an empty list beside a question of other names.
+    alone = len(lists) == 1 and not set(value) & {"query", "input"}
+    return [] if alone and [] in lists.values() else None
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(map(str.isdecimal, value))
 
 
 def _passages_with_questions(value: Any) -> list[Any] | None:

@@ -1,10 +1,11 @@
-"""Files whose objects hold several records, or whose records explain each other."""
+"""Files whose objects are not one record each, or whose records explain each other."""
 
 import json
 
 import pytest
 
 from clara_jax.data import open_records
+from clara_jax.errors import ClaraError
 
 ASKED = {"question": "q?", "answer": "x"}
 TRIVIA = {"QuestionId": "tc_33", "Question": "q?", "Answer": {"Value": "x"}}
@@ -73,3 +74,40 @@ def test_questions_of_dpr_have_no_header(tmp_path):
         (("q?",), ("x", "y"), f"{path}:2"),
         (("r?",), ("1 z",), f"{path}:3"),
     ]
+
+
+PASSAGES = [[{"is_selected": i, "passage_text": "c"}] for i in range(2)]
+MARCO = {
+    "answers": {"12": ["x"], "7": ["No Answer Present."]},
+    "passages": {"12": PASSAGES[1], "7": PASSAGES[0]},
+    "query": {"12": "q?", "7": "r?"},
+    "wellFormedAnswers": {"12": ["x"], "7": "[]"},
+}
+
+
+def test_columns_by_number_of_row(tmp_path):
+    path = tmp_path / "dev_v2.1.json"
+    path.write_text(json.dumps(MARCO))
+    records = open_records(path)
+    assert records.formats == ("msmarco",)
+    assert [(r.pair(), r.positives) for r in records] == [
+        (("q?", "x", ("x",)), (0,)),
+        (("r?", "noanswer", ("noanswer", "")), ()),
+    ]
+    test = {name: MARCO[name] for name in ("query", "passages")}
+    path.write_text(json.dumps(test, indent=1))
+    assert [r.gold for r in open_records(path)] == [(), ()]
+
+
+@pytest.mark.parametrize("values", [{"data": []}, {"version": "1.1", "data": []}])
+def test_an_empty_list_holds_no_records(tmp_path, values):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ClaraError, match=r"a.json: holds no records$"):
+        open_records(path)
+
+
+def test_a_record_may_hold_an_empty_list(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"query": "q?", "answer": "x", "items": []}))
+    assert open_records(path)[0].pair() == ("q?", "x", ("x",))
