@@ -145,15 +145,21 @@ class Fields:
 
     def several(self, name: str, default: Any = None) -> tuple[str, ...]:
         """Return one text, or a list of them, or lists of lists."""
-        value = self.get(name, object, "", default)
+        return self._texts(name, self.get(name, object, "", default), truths=False)
+
+    def _texts(self, name: str, value: Any, truths: bool) -> tuple[str, ...]:
         try:
-            return tuple(_flat(opened(value, _TEXT_LIST)))
+            return tuple(_flat(opened(value, _TEXT_LIST), truths))
         except TypeError:
             raise self.wrong(name, _STRINGS) from None
 
-    def answers(self, *names: str) -> tuple[str, ...]:
-        """Return the texts of all these fields, each once; blank ones are none."""
-        found = [text for name in names for text in self.several(name, ())]
+    def answers(self, *names: str, truths: bool = True) -> tuple[str, ...]:
+        """Return the texts of all these fields, each once; blank ones are none.
+
+        Where `truths` are answers, they are ``yes`` and ``no``.
+        """
+        given = ((name, self.get(name, object, "", ())) for name in names)
+        found = [text for pair in given for text in self._texts(*pair, truths)]
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
     def name(self, *fields: str) -> str:
@@ -279,18 +285,20 @@ def _spelled(value: Any) -> str | None:
     return str(value) if number else None
 
 
-def _flat(value: Any) -> Iterator[str]:
+def _flat(value: Any, truths: bool) -> Iterator[str]:
     """Texts at any depth of lists, and of the objects that answers are given as."""
     if value is None or _is_nan(value):
         return
     if isinstance(value, _LISTS):
         for item in value:
-            yield from _flat(item)
+            yield from _flat(item, truths)
     elif isinstance(value, Mapping):
         if value and not any(name in value for name in _ANSWERS):
             raise TypeError
         for name in _ANSWERS:
-            yield from _flat(value.get(name))
+            yield from _flat(value.get(name), truths)
+    elif isinstance(value, bool) and truths:
+        yield "yes" if value else "no"
     elif (text := _spelled(value)) is not None:
         yield text
     else:

@@ -239,7 +239,8 @@ def read_paraphrase(values: Any, source: str) -> Record:
     if any(fields.several(name, ()) > ("",) for name in QUESTIONS):
         positives = (0,) if fields.answers(*ANSWERS) else ()
         return _question(fields, found, positives)
-    texts = fields.answers("paraphrase", "paraphrases", *ANSWERS)
+    texts = fields.answers("paraphrase", "paraphrases", truths=False)
+    texts = tuple(dict.fromkeys((*texts, *fields.answers(*ANSWERS))))
     if not texts:
         raise RecordError(source, "field 'paraphrase' is missing")
     given = documents_of(fields, found.texts, ())

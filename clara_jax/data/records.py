@@ -284,9 +284,10 @@ def read_clara(values: Any, source: str) -> Record:
         raise RecordError(source, "has both 'answer' and 'answers'; keep one")
     several = fields.first(("answer", "answers"))
     questions = fields.several("question") if kind == "qa" else ()
-    answers = fields.several(several, gold or ())
     if len(questions) < 2:
-        answers = tuple(text for text in answers if text.strip()) or gold
+        answers = fields.answers(several) or gold
+    else:
+        answers = fields.several(several, gold or ())
     if not answers and kind != "qa":
         raise RecordError(source, f"field '{several}' is missing or empty")
     return Record(

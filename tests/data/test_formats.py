@@ -106,6 +106,12 @@ CASES = [
         gold=("noanswer", ""),
     ),
     case("squad", {"context": "c", "question": "q?"}, ("c",), gold=()),
+    # Answers as of BoolQ.
+    *(
+        case(name, {field: "c", "question": "q?", "answer": yes}, ("c",), gold=(said,))
+        for name, field in (("questions", "passage"), ("clara", "docs"))
+        for yes, said in ((True, "yes"), (False, "no"))
+    ),
     # Truth values as texts and as whole numbers with a point.
     *(
         case(
@@ -349,8 +355,8 @@ def test_a_record_of_each_form(name, values, expected):
     [
         (
             "squad",
-            {"context": "c", "question": "q?", "answer": True},
-            "'answer' is bool",
+            {"context": "c", "question": True, "answer": "x"},
+            "'question' is bool",
         ),
         (
             "squad",
@@ -502,3 +508,8 @@ def test_fields_that_are_not_there(tmp_path, fields, message):
     path.write_text(json.dumps({**ODD, "query": None, "q": 1}))
     with pytest.raises(ClaraError, match=message):
         open_records(path, fields=fields)
+
+
+def test_a_mark_of_paraphrases_is_no_text():
+    with pytest.raises(ClaraError, match="f:1: field 'paraphrase' is bool True, not a"):
+        FORMATS["paraphrase"]({"doc": "d", "paraphrase": True, "answer": "x"}, "f:1")
