@@ -26,6 +26,8 @@ _TEXTS = (
 """What the text of a passage is called."""
 _ANSWERS = ("value", "text", "answer", "aliases")
 """What the fields of an answer are called that is an object."""
+GROUND_TRUTHS = ("ground_truth", "ground_truths", "reference")
+"""Where right answers are, beside which ``answer`` is what a model said: RAGAS."""
 _MARKS = ("is_supporting", "is_selected")
 """What says of a passage that it holds the answer: true, or above 0."""
 _TRUTHS = {"true": True, "false": False}
@@ -236,7 +238,7 @@ def rename(values: Any, names: Mapping[str, str]) -> Any:
         return values
     every = {ours: _value_at(values, theirs) for ours, theirs in names.items()}
     found = {ours: value for ours, value in every.items() if value is not None}
-    answers = {"answer", "answers"}
+    answers = {"answer", "answers", *GROUND_TRUTHS}
     hidden = {names[ours] for ours in found}
     hidden |= answers if answers & found.keys() else set()
     kept = {name: value for name, value in values.items() if name not in hidden}

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara_jax.data.fields import Fields, Passages, opened
+from clara_jax.data.fields import GROUND_TRUTHS, Fields, Passages, opened
 from clara_jax.data.folders import Rows
 from clara_jax.data.records import (
     CLARA_FIELDS,
@@ -50,10 +50,11 @@ def _question(
     """
     questions = fields.several(fields.first(QUESTIONS))
     gold = given.pop("gold", None)
-    gold = fields.answers(*ANSWERS) if gold is None else gold
+    names = _answer_names(fields)
+    gold = fields.answers(*names) if gold is None else gold
     answers = gold[:1]
     if len(questions) > 1:
-        answers, gold = fields.several(fields.first(ANSWERS), ()), ()
+        answers, gold = fields.several(fields.first(names), ()), ()
     return Record(
         questions=questions,
         answers=answers,
@@ -64,12 +65,19 @@ def _question(
     )
 
 
+def _answer_names(fields: Fields) -> list[str]:
+    """Return what the fields with right answers may be called, in this record."""
+    truths = [name for name in GROUND_TRUTHS if name in fields]
+    return [*truths, *(name for name in ANSWERS if not truths or name != "answer")]
+
+
 def read_questions(values: Any, source: str) -> Record:
     """Read a question by the names that are usual: NQ-open, FlashRAG and many others.
 
     The question is in the first of `QUESTIONS` that is there, documents are in the
     first of `DOCUMENTS` (texts, or objects with title and text), and answers in all of
-    `ANSWERS`; other fields are ignored. Without documents it can be asked of a corpus.
+    `ANSWERS`, or in those of `GROUND_TRUTHS`; other fields are ignored. Without
+    documents it can be asked of a corpus.
     """
     fields = Fields(values, source)
     positives = fields.places("pos_index")
@@ -145,8 +153,9 @@ def read_squad(values: Any, source: str, answered: bool = False) -> Record:
     """
     fields = Fields(values, source)
     found = fields.passages("context")
-    gold = fields.answers(*ANSWERS)
-    empty = not gold and any(name in fields for name in ANSWERS)
+    names = _answer_names(fields)
+    gold = fields.answers(*names)
+    empty = not gold and any(name in fields for name in names)
     answerable = not fields.flag("is_impossible", empty and answered)
     positives = (0,) if gold and answerable and len(found.texts) == 1 else ()
     return _question(fields, found, positives, gold=gold, answerable=answerable)

@@ -106,6 +106,21 @@ CASES = [
         gold=("noanswer", ""),
     ),
     case("squad", {"context": "c", "question": "q?"}, ("c",), gold=()),
+    # RAGAS, where `answer` is what a model said.
+    *(
+        case(
+            name,
+            {"question": "q?", "answer": "z", **fields},
+            ("c",),
+            (0,) if name == "squad" else (),
+        )
+        for name, fields in (
+            ("questions", {"contexts": ["c"], "ground_truth": "x"}),
+            ("questions", {"contexts": ["c"], "ground_truths": ["x"]}),
+            ("questions", {"contexts": ["c"], "reference": "x"}),
+            ("squad", {"context": "c", "ground_truth": "x"}),
+        )
+    ),
     # Answers as of BoolQ.
     *(
         case(name, {field: "c", "question": "q?", "answer": yes}, ("c",), gold=(said,))
@@ -432,6 +447,7 @@ def test_lists_as_pandas_writes_them(tmp_path, cell, gold):
 
 
 ODD = {"query": "q?", "meta": {"golden": [{"name": "x"}, {"name": "y"}]}, "ps": ["p"]}
+ODD["reference"] = "other"
 
 
 @pytest.mark.parametrize(
@@ -439,6 +455,7 @@ ODD = {"query": "q?", "meta": {"golden": [{"name": "x"}, {"name": "y"}]}, "ps": 
     [
         (["answers=meta.golden.name", "documents=ps"], ("p",), ("x", "y")),
         (["question=query", "docs=ps"], ("p",), ()),
+        (["answer=meta.golden.name"], (), ("x", "y")),
         (["gold=ps", "answer=query", "documents=ps"], ("p",), ("p",)),
     ],
 )
