@@ -164,6 +164,26 @@ class Fields:
         found = [text for pair in given for text in self._texts(*pair, truths)]
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
+    def answers_each(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """Return the answers to each of several questions: a text each, or a list each.
+
+        Of a test set there are none at all.
+        """
+        items = opened(self.get(name, object, "", ()))
+        if isinstance(items, _LISTS) and len(items) == 1:
+            items = opened(items[0])
+        if not isinstance(items, _LISTS):
+            items = self._texts(name, items, truths=True)
+        found = [self._texts(name, item, truths=True) for item in items]
+        if any(found) and not all(found):
+            raise ClaraError(
+                f"{self.source}: field '{name}' has no answer to question "
+                f"{found.index(()) + 1} of {len(found)}; give one, or leave that out"
+            )
+        distinct = (dict.fromkeys(t for t in row if t.strip()) for row in found)
+        rows = zip(distinct, found, strict=True)
+        return tuple(tuple(texts) or row[:1] for texts, row in rows if row)
+
     def name(self, *fields: str) -> str:
         """Return the record's name, in the first of the fields that is there."""
         for field in fields:

@@ -11,6 +11,7 @@ from clara_jax.data.records import (
     CLARA_FIELDS,
     Reader,
     Record,
+    answers_each,
     documents_of,
     read_clara,
     read_text,
@@ -52,13 +53,13 @@ def _question(
     gold = given.pop("gold", None)
     names = _answer_names(fields)
     gold = fields.answers(*names) if gold is None else gold
-    answers = gold[:1]
+    each: dict[str, Any] = {"answers": gold[:1]}
     if len(questions) > 1:
-        answers, gold = fields.several(fields.first(names), ()), ()
+        each, gold = answers_each(fields, fields.first(names)), ()
     return Record(
         questions=questions,
-        answers=answers,
-        gold=gold or answers,
+        gold=gold or each["answers"],
+        **each,
         id=fields.name(*_IDS),
         **documents_of(fields, found.texts, positives or found.marked, missing),
         **given,

@@ -1,6 +1,7 @@
 """One record of any data set, and how our own format is read and written."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +42,7 @@ class Record:
       kind: one of `KINDS`; ``text`` is documents and nothing else.
       positives: indices of the documents that hold the answer; empty when unknown.
       gold: answers that count as right in evaluation, the first being the main one.
+      accepted: the same of each of several questions; empty if targets are all of them.
       source: where it was read, ``file:line``.
       missing: number of documents that hold the answer and are not among `documents`.
       answerable: whether the documents hold an answer. If not, `NO_ANSWER` is the
@@ -60,6 +62,7 @@ class Record:
     missing: int = 0
     answerable: bool = True
     id: str = ""
+    accepted: tuple[tuple[str, ...], ...] = ()
     left_out: int = dataclasses.field(default=0, compare=False)
     places: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
@@ -68,6 +71,7 @@ class Record:
             targets = (NO_ANSWER,) * len(self.questions)
             object.__setattr__(self, "answers", targets)
             object.__setattr__(self, "gold", UNANSWERABLE)
+            object.__setattr__(self, "accepted", ())
         if fault := self._fault():
             raise RecordError(self.source, fault)
 
@@ -79,7 +83,7 @@ class Record:
             if not text.strip():
                 return f"document {i} is empty or blank"
         texts = (*self.documents, *self.questions, *self.answers, *self.gold, self.id)
-        if not all(map(is_unicode, texts)):
+        if not all(map(is_unicode, itertools.chain(texts, *self.accepted))):
             return "holds half of a surrogate pair, which is not text"
         if self.kind != "qa":
             return ""
@@ -106,7 +110,11 @@ class Record:
             return question, "", ()
         answer = self.answers[index]
         if len(self.questions) > 1 and self.answerable:
-            return question, answer, (answer,)
+            return (
+                question,
+                answer,
+                self.accepted[index] if self.accepted else (answer,),
+            )
         return question, answer, self.gold or self.answers
 
     def question_id(self, index: int) -> str:
@@ -246,6 +254,14 @@ def documents_of(
     }
 
 
+def answers_each(fields: Fields, name: str) -> dict[str, Any]:
+    """Return the fields of a `Record` that answers to several questions give."""
+    each = fields.answers_each(name)
+    several = any(len(texts) > 1 for texts in each)
+    targets = tuple(texts[0] for texts in each)
+    return {"answers": targets, "accepted": each if several else ()}
+
+
 def _outside(index: int, count: int) -> str:
     said = f"but there are only {count} documents (counted from 0)"
     return f"positive document {index}, {said}"
@@ -284,19 +300,20 @@ def read_clara(values: Any, source: str) -> Record:
         raise RecordError(source, "has both 'answer' and 'answers'; keep one")
     several = fields.first(("answer", "answers"))
     questions = fields.several("question") if kind == "qa" else ()
-    if len(questions) < 2:
-        answers = fields.answers(several) or gold
+    if len(questions) > 1:
+        each = answers_each(fields, several if several in fields else "gold_answer")
     else:
-        answers = fields.several(several, gold or ())
+        each = {"answers": fields.answers(several) or gold}
+    answers = each["answers"]
     if not answers and kind != "qa":
         raise RecordError(source, f"field '{several}' is missing or empty")
     return Record(
         questions=questions,
-        answers=answers,
         kind=kind,
         gold=gold or answers,
         answerable=fields.flag("answerable", True),
         id=fields.name("id", "_id"),
+        **each,
         **given,
     )
 

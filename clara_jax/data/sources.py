@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,6 +210,8 @@ def write_tfds(records: Mapping[str, RecordSource], folder: str | Path) -> Path:
             for split, source in records.items():
                 for record in each(source):
                     example = {name: getattr(record, own) for name, own in _OWN.items()}
+                    if record.accepted:
+                        example["answers"] = [json.dumps(record.accepted)]
                     writer.add_examples({split: [example]})
                     bar.update(1)
             writer.close_all()

@@ -51,6 +51,25 @@ def test_many_questions():
     assert record.positives == ()
 
 
+@pytest.mark.parametrize(
+    ("read", "docs"), [(read_clara, "docs"), (FORMATS["questions"], "contexts")]
+)
+@pytest.mark.parametrize("name", ["answer", "answers"])
+def test_several_answers_to_each_of_several_questions(read, docs, name):
+    values = {docs: ["a"], "question": ["p?", "q?"]}
+    for nested in ([["x", "y", "x"], ["z"]], '[["x", "y"], ["z"]]', [["x", "y"], "z"]):
+        record = read({**values, name: nested}, "f:1")
+        assert record.answers == ("x", "z")
+        assert record.pair(0) == ("p?", "x", ("x", "y"))
+        assert record.pair(1) == ("q?", "z", ("z",))
+    assert read({**values, name: [["x"], ["z"]]}, "f:1").accepted == ()
+    assert read({**values, name: [[], []]}, "f:1").answers == ()
+    with pytest.raises(ClaraError, match="f:1: .* has no answer to question 2 of 2; g"):
+        read({**values, name: [["x", "y"], []]}, "f:1")
+    with pytest.raises(ClaraError, match="has 2 questions, but 3 answers"):
+        read({**values, name: [["x"], ["y"], ["z"]]}, "f:1")
+
+
 def test_accepted_answers_may_be_the_target():
     record = read_clara({"docs": "a", "question": "q?", "gold_answer": ["x", "y"]}, "f")
     assert record.documents == ("a",)

@@ -75,6 +75,13 @@ def test_tfds_folder_reads_back(tmp_path):
         Record(("d",), (), ("d",), "paraphrase", (), ("d",)),
         Record(("d",), ("p?", "q?"), ("a", "b"), "qa", (), ("a", "b")),
         Record(("t",), kind="text"),
+        Record(
+            ("d",),
+            ("p?", "q?"),
+            ("a", "b"),
+            gold=("a", "b"),
+            accepted=(("a", "x"), ("b",)),
+        ),
         Record(("d",), ("q?",), positives=(0,), missing=1, id="7"),
         Record(("d",), ("q?",), answerable=False),
     ]
@@ -91,8 +98,9 @@ def test_tfds_folder_reads_back(tmp_path):
         "text",
         "qa",
         "qa",
+        "qa",
     ]
-    for i in (3, 4):
+    for i in (3, 4, 5):
         again = open_records(f"{folder}#test")[i]
         assert again.__dict__ | {"source": ""} == other[i].__dict__
     assert open_records(f"{folder}#test")[1].pair(1) == ("q?", "b", ("b",))
