@@ -58,7 +58,7 @@ def _with_header(rows: Rows) -> Iterator[tuple[int, dict[str, Any], str]]:
         yield int(place.rpartition(":")[2]), row, ""
 
 
-def _listed(value: Any) -> list[Any] | None:
+def _listed(value: Any) -> Sequence[Any] | None:
     """The records that an object has in a list or in columns, if it is such."""
     if not isinstance(value, Mapping) or not value:
         return None

@@ -530,3 +530,9 @@ def test_fields_that_are_not_there(tmp_path, fields, message):
 def test_a_mark_of_paraphrases_is_no_text():
     with pytest.raises(ClaraError, match="f:1: field 'paraphrase' is bool True, not a"):
         FORMATS["paraphrase"]({"doc": "d", "paraphrase": True, "answer": "x"}, "f:1")
+
+
+@pytest.mark.parametrize("values", [{"docs": None, "question": None}, {}])
+def test_a_first_record_without_values(values):
+    with pytest.raises(ClaraError, match="f:1: all its fields are null; leave"):
+        detect_format(values, "f:1")
