@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from clara_jax.commands import note
 from clara_jax.data.fields import has_field, rename
 from clara_jax.data.folders import (
     Rows,
@@ -23,8 +24,9 @@ from clara_jax.data.folders import (
 )
 from clara_jax.data.formats import FORMATS, check_fields, detect_format, reader_of
 from clara_jax.data.hub_sets import HubRows, is_hub
+from clara_jax.data.plain_files import plain_ending
 from clara_jax.data.records import Reader, Record, RecordSource, each
-from clara_jax.data.row_files import open_rows
+from clara_jax.data.row_files import ROW_SUFFIXES, NoRowsError, RowFile, open_rows
 from clara_jax.data.unfolding import unfold
 from clara_jax.errors import ClaraError
 from clara_jax.files import write_error
@@ -121,13 +123,43 @@ def _open(path: str, encoding: str) -> Sequence[Rows]:
         return [HubRows(path)]
     folder, split = place_and_split(path)
     if Path(path).is_file():
-        return [unfold(open_rows(path, encoding))]
+        return [_unfolded(_open_file(path, encoding), encoding)]
     if not Path(folder).is_dir():
         raise ClaraError(
             f"{path}: no such file or folder; a data set of the hub is named "
             "hf:OWNER/NAME"
         )
-    return [unfold(rows) for rows in open_folder(folder, split, encoding)]
+    found = open_folder(folder, split, encoding)
+    return [_unfolded(rows, encoding) for rows in found]
+
+
+def _open_file(path: str, encoding: str) -> RowFile:
+    """Open a file of objects, or say what else would be one."""
+    try:
+        rows = open_rows(path, encoding)
+        if plain_ending(path) not in ROW_SUFFIXES:
+            rows[0]
+        return rows
+    except NoRowsError:
+        raise
+    except ClaraError as error:
+        if plain_ending(path) in ROW_SUFFIXES:
+            raise
+        raise ClaraError(
+            f"{path}: holds no records that can be read; save them as a file that ends "
+            f"in {', '.join(ROW_SUFFIXES)}"
+        ) from error
+
+
+def _unfolded(rows: Rows, named: str) -> Rows:
+    """Return what `unfold` does; print a note of an encoding that was guessed."""
+    taken = getattr(rows, "encoding", "utf-8")
+    if not named and not taken.startswith("utf-"):
+        note(
+            f"{rows.path}: read as {taken}, since not UTF-8; if this is wrong, name it "
+            "with --encoding"
+        )
+    return unfold(rows)
 
 
 class _Renamed:

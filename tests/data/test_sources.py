@@ -169,17 +169,44 @@ def test_tfds_folders_of_others_are_read(tmp_path):
     assert not records[1].answerable
 
 
-def test_tables_and_encodings(tmp_path):
+def test_tables_and_encodings(tmp_path, capsys):
     path = tmp_path / "a.csv"
     path.write_bytes(
         'question,answers,docs\nOù?,"[""né"", ""x""]",1984\n'.encode("cp1252")
     )
     record = open_records(path)[0]
     assert record.pair() == ("Où?", "né", ("né", "x")) and record.documents == ("1984",)
+    told = "read as cp1252, since not UTF-8; if this is wrong, name it with --encoding"
+    assert capsys.readouterr().err == f"note: {path}: {told}\n"
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"question": "Où?"}'.encode("cp1252"))
     assert open_records(path, encoding="cp1252")[0].questions == ("Où?",)
-    with pytest.raises(ClaraError, match=r"a.jsonl:1: is not UTF-8 .* with --encoding"):
+    assert capsys.readouterr().err == ""
+    asked = "Où est né l'élève, et à quel âge a-t-il été reçu à l'école?"
+    path.write_bytes(f'{{"question": "{asked}"}}'.encode("cp1252"))
+    assert open_records(path)[0].questions == (asked,)
+    assert capsys.readouterr().err == f"note: {path}: {told}\n"
+    for encoding in ("utf-8", "utf-16", "utf-16-le"):
+        path.write_bytes('{"question": "Où?"}'.encode(encoding))
+        assert open_records(path)[0].questions == ("Où?",)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.xlsx", "a.txt.gz"])
+def test_files_of_other_endings(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"PK\x03\x04\x00\x00 text\xff\n")
+    with pytest.raises(
+        ClaraError, match=rf"{name}: holds no .* ends in .jsonl, .*.tsv"
+    ):
+        open_records(path)
+
+
+def test_an_ending_does_not_matter_to_json(tmp_path):
+    path = write_jsonl(tmp_path / "a.txt", 2)
+    assert len(open_records(path)) == 2
+    path.write_text("")
+    with pytest.raises(ClaraError, match=r"a.txt: holds no records$"):
         open_records(path)
 
 
