@@ -121,12 +121,11 @@ def _run(arguments: argparse.Namespace) -> None:
         "setting": setting,
         **work.settings,
         f"{unit}s": count,
+        "rate": work.clara.memory.compression_rate,
         "max_new_tokens": work.clara.config.max_new_tokens,
         "dtype": work.clara.network.model.config.dtype,
         "content": text_digest(repr(list(work.texts))).hex(),
     }
-    if arguments.rate:
-        settings["rate"] = arguments.rate
     if arguments.quantize != "none":  # older files say nothing of whole weights
         settings["quantize"] = arguments.quantize
     if arguments.control_tokens:

@@ -65,14 +65,15 @@ class PredictionFile:
         if before and first != head:
             try:
                 old, now = (json.loads(line)["settings"] for line in (first, head))
+                old = {"rate": now.get("rate"), **old}  # older files may lack it
                 changed = sorted(n for n in {**old, **now} if old.get(n) != now.get(n))
             except (ValueError, KeyError, TypeError):
-                changed = []
-            names = ", ".join(changed) or "everything"
-            raise ClaraError(
-                f"{path}: holds predictions made otherwise ({names} changed); give "
-                "another --out"
-            )
+                changed = ["everything"]
+            if changed:
+                raise ClaraError(
+                    f"{path}: holds predictions made otherwise ({', '.join(changed)} "
+                    "changed); give another --out"
+                )
         kept = [head]
         for line in lines:
             try:

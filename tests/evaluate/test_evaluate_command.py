@@ -45,6 +45,11 @@ def test_a_table_a_file_and_predictions(model, data, tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["questions"] == 2 and scores["retrieval"]["bm25"]["recall@1"] == 1
     written = (tmp_path / "predictions.jsonl").read_bytes()
+    for rate in ((), ("--rate", 4)):  # the only one that the model has
+        assert _run(capsys, *arguments, *rate)[0] == 0
+        assert (tmp_path / "predictions.jsonl").read_bytes() == written
+    # A file that does not say the rate, as older ones.
+    (tmp_path / "predictions.jsonl").write_bytes(written.replace(b'"rate": 4, ', b""))
     assert _run(capsys, *arguments)[0] == 0
     assert (tmp_path / "predictions.jsonl").read_bytes() == written
 
