@@ -1,6 +1,6 @@
 """Answers in the files that data sets' leaderboards take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,23 @@ def write_leaderboard(
 
 def _names(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
     """Return a name for each prediction, no two alike; a remark if some are new."""
-    numbers = [str(p.index) for p in predictions]
-    names = [p.id or number for p, number in zip(predictions, numbers, strict=True)]
-    if len(set(names)) < len(names):
+    ids = [p.id for p in predictions if p.id]
+    taken = set(ids)
+    if len(taken) < len(ids):
         remark = "ids are repeated: the leaderboard file has questions' numbers from 0"
-        return numbers, [remark]
-    if nameless := sum(not p.id for p in predictions):
+        return [str(p.index) for p in predictions], [remark]
+    names = [p.id or _free(str(p.index), taken) for p in predictions]
+    if nameless := len(names) - len(ids):
         remark = (
             f"{nameless} of {len(names)} questions have no id: the leaderboard file "
         )
         return names, [f"{remark}has their numbers from 0"]
     return names, []
+
+
+def _free(number: str, taken: Set[str]) -> str:
+    """Return a number, after as many underscores as make it differ from all ids."""
+    return number if number not in taken else _free(f"_{number}", taken)
 
 
 def _layout(kind: str, said: Mapping[str, str]) -> Mapping[str, Any]:

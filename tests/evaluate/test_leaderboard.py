@@ -98,6 +98,13 @@ def test_questions_without_ids_are_numbered(tmp_path):
     assert found == {"x": "a", "1": "b"} and told.startswith("1 of 2 questions have no")
 
 
+def test_a_number_that_is_an_id_is_not_taken(tmp_path):
+    given = [said(0, "a", "1"), said(1, "b"), said(2, "c", "_1"), said(3, "d")]
+    found, (told,) = written(tmp_path, given, "clara")
+    assert found == {"1": "a", "__1": "b", "_1": "c", "3": "d"}
+    assert told.startswith("2 of 4 questions have no id")
+
+
 def test_repeated_ids_lose_no_answer(tmp_path):
     found, (told,) = written(tmp_path, [said(0, "a", "x"), said(1, "b", "x")], "clara")
     assert found == {"0": "a", "1": "b"} and "ids are repeated" in told
