@@ -8,7 +8,7 @@ import collections
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -150,8 +150,27 @@ def best_scores(
         scores = (ANSWER_METRICS[metric](prediction, text, **how) for text in gold)
         return max(scores, default=0.0)
 
+    _require_texts("predictions", predictions)
     rows = [[gold] if isinstance(gold, str) else gold for gold in answers]
+    for i, gold in enumerate(rows):
+        _require_texts(f"answers[{i}]", gold)
+    _require_rows(predictions=predictions, answers=rows)
     return [best(*row) for row in zip(predictions, rows, strict=True)]
+
+
+def _require_texts(name: str, values: Any) -> None:
+    """Refuse what is not several strings."""
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    for value in values if several else (values,):
+        if not several or not isinstance(value, str):
+            raise ValueError(f"{name} must be strings in a list, but has {value!r:.40}")
+
+
+def _require_rows(**columns: Sequence[Any]) -> None:
+    """Refuse columns of different lengths."""
+    if len({len(values) for values in columns.values()}) > 1:
+        told = ", ".join(f"{name} {len(rows)}" for name, rows in columns.items())
+        raise ValueError(f"rows differ in number: {told}; give one each")
 
 
 def _refusal(metric: str, found: str) -> float:
@@ -203,7 +222,8 @@ def score_answers(
       words in a prediction. Empty input gives an empty dict.
 
     Raises:
-      ValueError: the two sequences differ in length, or the rules are unknown.
+      ValueError: the two sequences differ in length, hold something else than strings,
+        or the rules are unknown.
     """
     each = {
         name: best_scores(name, predictions, answers, rules=rules, unicode=unicode)
@@ -239,8 +259,10 @@ def score_retrieval(
       ``recall@k`` and ``precision@k`` for each k; all 0 where no row counts.
 
     Raises:
-      ValueError: the two sequences differ in length.
+      ValueError: the sequences differ in length, or a cut-off is below 1.
     """
+    if any(k < 1 for k in ks):
+        raise ValueError(f"ks must be 1 or more, but are {list(ks)}")
     rows = _found(gold, chosen, missing)
     if rows_without_gold == "skip":
         rows = [row for row in rows if row[2]]
@@ -260,6 +282,7 @@ def _found(
 ) -> list[tuple[set[int], list[int], int]]:
     """Return each row's gold and chosen documents, and the number to be found."""
     lost = [0] * len(gold) if missing is None else missing
+    _require_rows(gold=gold, chosen=chosen, missing=lost)
     rows = zip(gold, chosen, lost, strict=True)
     return [(set(g), list(c), len(set(g)) + m) for g, c, m in rows]
 

@@ -1,5 +1,7 @@
 """Scores on cases small enough to check by hand."""
 
+import inspect
+
 import pytest
 
 from clara_jax.evaluate import metrics
@@ -42,9 +44,28 @@ def test_best_gold_answer_counts():
     assert metrics.score_answers([], []) == {}
 
 
-def test_different_lengths_raise():
-    with pytest.raises(ValueError, match="zip"):
-        metrics.score_answers(["a"], [])
+@pytest.mark.parametrize(
+    ("predictions", "answers", "message"),
+    [
+        (["a"], [], "rows differ in number: predictions 1, answers 0"),
+        (["x"], [["x"], ["y"]], "rows differ in number: predictions 1, answers 2"),
+        (["x"], [5], r"answers\[0\] must be strings in a list, but has 5"),
+        (["x"], [[None]], r"answers\[0\] must be strings in a list, but has None"),
+        ([5], ["x"], "predictions must be strings in a list, but has 5"),
+        ("x", ["x"], "predictions must be strings in a list, but has 'x'"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(predictions, answers, message):
+    unchecked = inspect.unwrap(metrics.best_scores)  # as in use, without tests' types
+    with pytest.raises(ValueError, match=message):
+        unchecked("f1", predictions, answers)
+
+
+def test_rankings_that_cannot_be_scored_are_named():
+    with pytest.raises(ValueError, match=r"ks must be 1 or more, but are \[1, 0\]"):
+        metrics.score_retrieval([[0]], [[0]], [1, 0])
+    with pytest.raises(ValueError, match="gold 1, chosen 2, missing 1"):
+        metrics.score_retrieval([[0]], [[0], [1]])
 
 
 def test_retrieval_variants_differ_on_rows_without_gold():
