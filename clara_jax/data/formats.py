@@ -18,8 +18,11 @@ from clara_jax.data.records import (
 )
 from clara_jax.errors import ClaraError, RecordError
 
-QUESTIONS = "question query questions input".split()
-DOCUMENTS = "documents docs contexts context passages passage ctxs paragraphs".split()
+QUESTIONS = "question query questions input user_input".split()
+DOCUMENTS = (
+    "documents docs contexts context passages passage ctxs paragraphs "
+    "retrieved_contexts"
+).split()
 ANSWERS = "answer answers golden_answers gold_answers gold_answer".split()
 _IDS = "id _id qid query_id question_id example_id".split()
 _OURS = {
@@ -345,7 +348,8 @@ def _has_usual_names(has: set[str]) -> bool:
     asked = has.intersection(QUESTIONS)
     answered = has.intersection(ANSWERS) - {"gold_answer", "gold_answers"}
     foreign = bool(asked) and "question" not in asked
-    return foreign or answered == {"golden_answers"}
+    truths = has & {"ground_truth", "ground_truths"}
+    return foreign or bool(truths) or answered == {"golden_answers"}
 
 
 def _is_hotpot(context: Any) -> bool:

@@ -117,10 +117,13 @@ CASES = [
         for name, fields in (
             ("questions", {"contexts": ["c"], "ground_truth": "x"}),
             ("questions", {"contexts": ["c"], "ground_truths": ["x"]}),
+            ("questions", {"retrieved_contexts": ["c"], "reference": "x"}),
+            ("questions", {"docs": ["c"], "ground_truth": "x"}),
             ("questions", {"contexts": ["c"], "reference": "x"}),
             ("squad", {"context": "c", "ground_truth": "x"}),
         )
     ),
+    case("questions", {"user_input": "q?", "reference": "x", "response": "z"}, ()),
     # Answers as of BoolQ.
     *(
         case(name, {field: "c", "question": "q?", "answer": yes}, ("c",), gold=(said,))
