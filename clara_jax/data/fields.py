@@ -176,9 +176,10 @@ class Fields:
             items = self._texts(name, items, truths=True)
         found = [self._texts(name, item, truths=True) for item in items]
         if any(found) and not all(found):
-            raise ClaraError(
-                f"{self.source}: field '{name}' has no answer to question "
-                f"{found.index(()) + 1} of {len(found)}; give one, or leave that out"
+            raise RecordError(
+                self.source,
+                f"field '{name}' has no answer to question {found.index(()) + 1} of "
+                f"{len(found)}; give one, or leave that out",
             )
         distinct = (dict.fromkeys(t for t in row if t.strip()) for row in found)
         rows = zip(distinct, found, strict=True)

@@ -297,7 +297,7 @@ def detect_format(values: Any, source: str) -> str:
     if name := _format_of(values) if fields else "":
         return name
     if isinstance(values, Mapping) and all(v is None for v in values.values()):
-        raise ClaraError(f"{source}: all its fields are null; leave this record out")
+        raise RecordError(source, "all its fields are null; leave this record out")
     remedy = "name its fields with --fields question=NAME,answers=NAME,documents=NAME"
     raise RecordError(
         source,
