@@ -303,17 +303,20 @@ def read_clara_settings(folder: Path) -> ClaraSettings | None:
     return parse(ClaraSettings, read_json(path), str(path)) if path.exists() else None
 
 
-def check_base(path: Path, clara: ClaraSettings, base: ModelFolder) -> None:
+def check_base(
+    path: Path, clara: ClaraSettings, params: Params, found: str = "the one found"
+) -> None:
     """Refuse a base of other weights than adapters were trained on; note near ones.
 
     Args:
       path: where the `clara` settings are, for messages.
-      base: of the right shape.
+      params: the base's, of the right shape.
+      found: what these are called in messages.
     """
     if not clara.frozen:
         return
     try:
-        now = weights_sample(base.params, clara.text_vocab)
+        now = weights_sample(params, clara.text_vocab)
         distance = weights_distance(clara.frozen, now)
     except (ValueError, TypeError) as error:
         raise ClaraError(f"{path}: field 'frozen' is damaged; take it out") from error
@@ -321,7 +324,7 @@ def check_base(path: Path, clara: ClaraSettings, base: ModelFolder) -> None:
         named = f" ({clara.backbone})" if clara.backbone != "backbone" else ""
         raise ClaraError(
             f"{path}: was trained on another base of this shape{named}, whose weights "
-            "are not those of the one found; give the right one with --base"
+            f"are not those of {found}; give the right one with --base"
         )
     if distance:
         note(
@@ -357,6 +360,7 @@ def read_model_folder(
         config = dataclasses.replace(config, param_dtype=dtype)
         like = jax.tree.map(lambda x: x.update(dtype=dtype), shapes["params"])
         params = load_tree(folder / "backbone", like, placement)
+        found = str(folder / "backbone")
     else:
         for name in _SHAPE:
             here, there = getattr(config, name), getattr(base.config, name)
@@ -365,9 +369,9 @@ def read_model_folder(
                     f"{folder}: was trained on a base whose {name} is {here}, but the "
                     f"base found has {there}; give the right base"
                 )
-        if clara is not None:
-            check_base(folder / "clara.json", clara, base)
-        config, params = base.config, base.params
+        config, params, found = base.config, base.params, "the one found"
+    if clara is not None:
+        check_base(folder / "clara.json", clara, params, found)
     model = ModelFolder(config, params, tokenizer, clara, eos_ids=eos_ids)
     if clara is not None:
         adapters = load_tree(folder / "adapters", None, placement)

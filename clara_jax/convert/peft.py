@@ -179,7 +179,7 @@ def read_peft_folder(folder: Path, base: ModelFolder) -> ModelFolder:
             f"tokenizer has {len(base.tokenizer)} tokens; give the right one with "
             "--base"
         )
-    check_base(folder / SETTINGS, clara, base)
+    check_base(folder / SETTINGS, clara, base.params)
     special, count = SafetensorsFile(folder / SPECIAL), clara.memory.num_memory
     tensors = [
         TensorName(name, (name,), None, (clara.memory.num_special, config.width))

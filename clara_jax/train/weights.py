@@ -86,7 +86,8 @@ class Start:
             text_vocab=model.text_vocab,
             backbone=self.reference,
             stage=config.stage,
-            frozen=self.frozen,
+            # Of the weights as they are written, where these are.
+            frozen={} if whole else self.frozen,
         )
         return dataclasses.replace(base, clara=settings, adapters=adapters, rows=rows)
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -123,6 +124,26 @@ def test_another_base_takes_the_place_of_the_one_named(tmp_path, base, clara):
     assert read.config.param_dtype == "bfloat16"
     _equal(read.params, jax.tree.map(lambda x: x.astype("bfloat16"), other))
     _equal(read.adapters, clara.adapters)
+
+
+def test_a_swapped_backbone_is_refused(tmp_path, base, clara, capsys):
+    write_model_folder(tmp_path / "run", clara)
+    rng = np.random.default_rng(5)
+    for name, changed in (
+        ("near", lambda x: x * np.float32(1.05)),
+        ("other", lambda x: rng.normal(size=x.shape).astype(x.dtype)),
+    ):
+        params = jax.tree.map(changed, base.params)
+        write_model_folder(tmp_path / name, dataclasses.replace(base, params=params))
+        shutil.rmtree(tmp_path / "run" / "backbone")
+        shutil.copytree(tmp_path / name / "backbone", tmp_path / "run" / "backbone")
+        if name == "near":
+            load_model(tmp_path / "run")
+            assert "the base's weights differ by" in capsys.readouterr().err
+    with pytest.raises(ClaraError, match="another base .* not those of .*/backbone; "):
+        load_model(tmp_path / "run")
+    load_model(tmp_path / "run", base=str(tmp_path / "qwen-hf"))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_base_of_another_shape_is_refused(tmp_path, base, clara):

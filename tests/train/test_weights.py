@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from clara_jax.config import LoraConfig, MemoryConfig, RunConfig, SelectionConfig
-from clara_jax.convert import ClaraSettings, ModelFolder, write_model_folder
+from clara_jax.convert import (
+    ClaraSettings,
+    ModelFolder,
+    load_model,
+    write_model_folder,
+)
 from clara_jax.errors import ClaraError
+from clara_jax.model import logical_axes
+from clara_jax.sharding import make_mesh, tree_shardings
 from clara_jax.stages import STAGES
 from clara_jax.testing import toy_network, toy_tokenizer
 from clara_jax.train.weights import load_start, make_adapters
@@ -170,6 +177,25 @@ def test_adapters_of_another_backbone_are_refused(toy):
     other = earlier(toy_network(width=24))
     with pytest.raises(ClaraError, match="does not fit the backbone"):
         make(toy, config("instruct"), other)
+
+
+def test_a_quantized_backbone_is_written_with_adapters_that_know_it(tmp_path, capsys):
+    toy_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    run = RunConfig(
+        stage="scp",
+        workdir=str(tmp_path / "run"),
+        backbone="random:tiny",
+        tokenizer=str(tmp_path / "tokenizer"),
+        quantize="nf4",
+        memory=MEMORY,
+    )
+    mesh = make_mesh(devices=jax.devices()[:1])
+    start = load_start(
+        run, jax.random.key(0), lambda tree: tree_shardings(mesh, tree, logical_axes)
+    )
+    write_model_folder(tmp_path / "run", start.folder(run, start.trainable))
+    load_model(tmp_path / "run")
+    assert capsys.readouterr().err == ""
 
 
 def test_what_each_stage_trains():
