@@ -27,7 +27,7 @@ _PINNED = f"{{% macro strftime_now(form) %}}{{{{ form{_TODAY} }}}}{{% endmacro %
 """Put before a template that asks for today's date, so that it gets `_DAY`. It is the
 one that Llama's templates name where they cannot ask."""
 
-_PROBE = Prompt("Sonnets", "Madrigals")
+_PROBE, _ANSWER = Prompt("Sonnets", "Madrigals"), "Odes"
 
 
 class ClaraTokenizer:
@@ -233,27 +233,36 @@ class ClaraTokenizer:
           assistant: the answer; None ends the text where it begins.
 
         Raises:
-          ClaraError: the template refuses the conversation.
+          ClaraError: the template refuses the conversation, or leaves out what the
+            user or the assistant says.
         """
         system, user = self._words(system), self._escape(user)
         answer = None if assistant is None else self._words(assistant)
         if not self.base.chat_template:
             head = self.bos + (f"{system}\n" if system else "") + f"{user}\n"
             return head if answer is None else head + answer + self.eos
+        in_parts = self._in_parts
         if system and not self._takes_system:
             system, user = "", f"{system}\n{user}"
         try:
-            return self._render(system, user, answer)
+            return self._render(system, user, answer, in_parts)
         except Exception as error:
             raise ClaraError(
                 f"the chat template of tokenizer {self.name} failed: {_line(error)}"
             ) from error
 
-    def _render(self, system: str, user: str, answer: str | None) -> str:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": user})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
+    def _render(
+        self, system: str, user: str, answer: str | None, in_parts: bool
+    ) -> str:
+        texts = {"system": system or None, "user": user, "assistant": answer}
+        messages: list[dict[str, Any]] = [
+            {
+                "role": role,
+                "content": [{"type": "text", "text": text}] if in_parts else text,
+            }
+            for role, text in texts.items()
+            if text is not None
+        ]
         template = self.base.get_chat_template()
         if "strftime_now" in template:
             template = _PINNED + template
@@ -272,11 +281,35 @@ class ClaraTokenizer:
         The original asks for an error that says so. Other templates refuse in other
         words, or leave the message out, some of them only where an answer follows.
         """
+        said = self._said(_PROBE, self._in_parts)
+        return all(_PROBE.system in text for text in said or [""])
+
+    @functools.cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template wants texts as lists of parts, not as strings.
+
+        Raises:
+          ClaraError: it leaves out the user's or the assistant's text either way.
+        """
+        prompt = _PROBE._replace(system="")
+        for in_parts in (False, True):
+            texts = self._said(prompt, in_parts) or [""]
+            if all(_PROBE.user in text for text in texts) and _ANSWER in texts[-1]:
+                return in_parts
+        if self._said(prompt, False) is None:
+            return False  # `chat` says why
+        raise ClaraError(
+            f"the chat template of tokenizer {self.name} leaves out what the user or "
+            "the assistant says; set chat_template in its tokenizer_config.json to "
+            "that of the instruct model"
+        )
+
+    def _said(self, prompt: Prompt, in_parts: bool) -> list[str] | None:
+        """Render a prompt of our own without and with an answer; None if refused."""
         try:
-            said = [self._render(*_PROBE, answer) for answer in (None, "Odes")]
+            return [self._render(*prompt, a, in_parts) for a in (None, _ANSWER)]
         except Exception:  # a template may raise anything
-            return False
-        return all(_PROBE.system in text for text in said)
+            return None
 
     def encode_chat(
         self, prompt: Prompt, assistant: str | None = None

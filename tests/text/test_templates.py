@@ -61,6 +61,17 @@ IGNORES = (
     "{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
 BREAKS = "{% if messages[0].role == 'system' %}{{ 1 // 0 }}{% endif %}" + IGNORES
+PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% endif %}"
+)
+FIRST_PART = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role != 'system' %}"
+    "{{ m.role + ': ' + m.content[0]['text'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 DATED = (  # as Llama 3.2
     "\n  {% if not date is defined %}{% if strftime_now is defined %}"
     "{% set date = strftime_now('%d %b %Y') %}{% else %}{% set date = '' %}"
@@ -100,6 +111,13 @@ DATED = (  # as Llama 3.2
             "<|im_start|>assistant\n",
             "Ada<|im_end|>\n",
         ),
+        (
+            PARTS,
+            "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            "Ada<|im_end|>\n",
+        ),
+        (FIRST_PART, "<s>user: be brief\nWho?\nassistant: ", "Ada\n"),
     ],
 )
 def test_the_system_text_is_in_the_prompt(template: str, opened: str, answer: str):
@@ -139,6 +157,14 @@ def test_a_template_that_takes_nothing_is_named(template: str, message: str):
         tokenizer.chat("be brief", "Who?")
 
 
+@pytest.mark.parametrize("left_out", ["user", "assistant"])
+def test_a_template_that_leaves_a_text_out_is_refused(left_out: str):
+    template = f"{{% for m in messages if m.role != '{left_out}' %}}{{{{ m.content }}}}"
+    tokenizer = ClaraTokenizer(toy_tokenizer(template + "{% endfor %}"), 2, "base")
+    with pytest.raises(ClaraError, match="of tokenizer base leaves out what the user"):
+        tokenizer.chat("be brief", "Who?")
+
+
 def test_prompts_do_not_change_with_the_day():
     written = DATED.replace("strftime_now is defined", "true")
     for form, day in (("%d %b %Y", "26 Jul 2024"), ("/%Y-%m-%d", "/2024-07-26")):
@@ -151,5 +177,7 @@ def test_prompts_do_not_change_with_the_day():
     assert chats[0] == chats[1] == "\n26 Jul 2024/2024-07-26 Who?"
     spelled = "%A %a %B %d %m %y %H:%M:%S"
     template = f"{{{{ strftime_now('{spelled}') }}}}"
+    template += "{% for m in messages %}{{ m.content }}{% endfor %}"
     day = datetime.date(2024, 7, 26).strftime(spelled)
-    assert ClaraTokenizer(toy_tokenizer(template), 2).chat("", "Who?") == day
+    chat = ClaraTokenizer(toy_tokenizer(template), 2).chat("", "Who?")
+    assert chat == f"{day}Who?"
