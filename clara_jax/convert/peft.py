@@ -60,6 +60,14 @@ FILES = (SETTINGS, SPECIAL)
 
 _PREFIX = "base_model.model."
 
+_MORE_THAN_LORA = (
+    *("use_dora", "use_bdlora", "use_qalora", "lora_bias", "rank_pattern"),
+    *("alpha_pattern", "fan_in_fan_out", "layer_replication", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
+    "kasa_config",
+)
+"""Fields of PEFT's configuration that make more of an adapter than plain LoRA."""
+
 _TEXT = Path(__file__).with_name("peft_readme.md").read_text(encoding="utf-8")
 
 
@@ -238,8 +246,8 @@ def read_peft_adapter(
     fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     fields.only("peft_type", "LORA")
     fields.only("bias", "none", None)
-    for name in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern"):
-        fields.only(name, False, None, {})
+    for name in _MORE_THAN_LORA:
+        fields.only(name, False, None, {}, [])
     rank, alpha = fields.positive("r"), fields.get("lora_alpha", float)
     if fields.values.get("use_rslora"):
         alpha *= math.sqrt(rank)
@@ -252,6 +260,12 @@ def read_peft_adapter(
         else:
             where = f"{file.path}: tensor '{name}'"
             _check_copy(where, file.tensor(name), text_vocab, *ours)
+    for module in fields.values.get("modules_to_save") or ():
+        if not any(f".{module}." in name for name in file.shapes):
+            raise ClaraError(
+                f"{file.path}: has no tensor of {module}, which 'modules_to_save' of "
+                f"{CONFIG} names; save the adapter again"
+            )
     layers: Any = covered_layers(config, shapes)
     lora = LoraConfig(rank, alpha, dropout, layers)
     return file.tree(lora_tensors(config, lora, _PREFIX), shapes), lora

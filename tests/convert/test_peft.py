@@ -265,6 +265,12 @@ def test_refusals(tmp_path, clara_maker, llama_values):
         ({"use_dora": True}, "'use_dora' is True, which is not supported"),
         ({"peft_type": "IA3"}, "'peft_type' is 'IA3'"),
         ({"rank_pattern": {"q_proj": 2}}, "'rank_pattern' is"),
+        ({"fan_in_fan_out": True}, "'fan_in_fan_out' is True"),
+        ({"layer_replication": [[0, 2]]}, "'layer_replication' is"),
+        ({"target_parameters": ["x"]}, "'target_parameters' is"),
+        ({"trainable_token_indices": [1]}, "'trainable_token_indices' is"),
+        ({"alora_invocation_tokens": [1]}, "'alora_invocation_tokens' is"),
+        ({"modules_to_save": ["lm_head"]}, "has no tensor of lm_head, which"),
         ({"r": 0}, "'r' must be a whole number above 0"),
         ({"lora_alpha": None}, "'lora_alpha' is missing"),
         ({"r": 4}, r"has shape \[3, 16\], but the configuration asks for \[4"),
@@ -273,6 +279,8 @@ def test_refusals(tmp_path, clara_maker, llama_values):
         _changed(config, **changes)
         fails(pattern)
         config.write_text(text)
+    _changed(config, modules_to_save=[], trainable_token_indices={}, loftq_config={})
+    assert load_model(folder).clara is not None
     weights = folder / "reasoner" / WEIGHTS
     stored = load_file(weights)
     name = "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"
