@@ -48,7 +48,15 @@ def inner_folder(place: Path, rate: int) -> str:
     if form_of(place) is not None or is_base(path.name for path in place.glob("*.*")):
         return ""
     folders = (path.parent for path in place.glob(f"*/{ADAPTERS}"))
-    return chosen(str(place), {f.name: apple_rate(f) for f in folders}, rate)
+    return chosen(str(place), {f.name: _rate_of(f) for f in folders}, rate)
+
+
+def _rate_of(folder: Path) -> int:
+    """Return the rate of a checkpoint; of a damaged one, that in its name."""
+    try:
+        return apple_rate(folder)
+    except ClaraError:
+        return named_rate(folder.name)
 
 
 def inner_folder_of(name: str, files: Sequence[str], rate: int) -> str:

@@ -128,6 +128,17 @@ def test_rates_are_named(hub, capsys, here):
     assert hub.asked == []
 
 
+def test_a_damaged_checkpoint_is_not_in_the_way_of_another(hub, tmp_path):
+    place = shutil.copytree(hub.folder / NAME, tmp_path / "both")
+    (place / "compression-4" / "config.json").unlink()
+    base = str(hub.folder / BASE)
+    assert load_model(place, rate=8, base=base).clara is not None
+    with pytest.raises(ClaraError, match="compression-4/config.json: cannot be read"):
+        load_model(place, rate=4, base=base)
+    with pytest.raises(ClaraError, match="several compression rates: 4, 8; choose"):
+        load_model(place, base=base)
+
+
 def test_one_rate_is_taken_without_asking(hub, tmp_path):
     name = "apple/One"
     shutil.copytree(hub.folder / NAME / "compression-8", tmp_path / name / "deep")
