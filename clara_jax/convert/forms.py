@@ -32,6 +32,11 @@ PATTERNS: dict[Form, list[str]] = {
 }
 """What is fetched from the hub of a model of each form."""
 
+
+class SeveralModelsError(ClaraError):
+    """A folder or repository holds several checkpoints of the original."""
+
+
 _RATE = re.compile(r"compression-(\d+)")
 
 
@@ -95,14 +100,14 @@ def chosen(where: str, rates: Mapping[str, int], rate: int) -> str:
         return found[0]
     known = [its for its in rates.values() if its]
     if len(found) > 1 or len({*known}) < len(rates):
-        raise ClaraError(
+        raise SeveralModelsError(
             f"{where}: holds several checkpoints: {', '.join(rates)}; give the folder "
             "of one of them"
         )
     names, first = ", ".join(map(str, known)), known[0]
     what = "models of several compression rates"
     what = f"no model of rate {rate}, but of" if rate else f"{what}:"
-    raise ClaraError(
+    raise SeveralModelsError(
         f"{where}: holds {what} {names}; choose one, such as --rate {first}"
     )
 

