@@ -216,21 +216,26 @@ def make_adapters(
     if not stage.compresses(config) and "memory" not in kept:
         fresh.add("memory")
     adapters = dict(kept)
-    for name in sorted(stage.needs(config) - set(kept), key=lambda n: n in copies):
+    missing: list[str] = []
+    wanted = sorted(stage.needs(config) - set(kept))
+    for name in sorted(wanted, key=lambda n: n in copies):
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         if name in copies and name not in fresh and copies[name] in adapters:
             adapters[name] = adapters[copies[name]]
         elif name not in fresh:
-            where = config.init_from
-            why = f"{where} has none" if where else "config field 'init_from' is empty"
-            raise ClaraError(
-                f"stage {config.stage} starts from a trained {name}, but {why}; set "
-                f"init_from, or --config.reinit={name} for a new one"
-            )
+            # A copy of what is missing is not missing itself.
+            missing += [name] * (copies.get(name) not in missing)
         elif name == "memory":
             adapters[name] = _rows(model, params["embed"]["embedding"], num_memory, own)
         else:
             adapters[name] = init_lora(model, own, placement)
+    if missing:
+        where, names = config.init_from, ",".join(missing)
+        why = f"{where} has none" if where else "config field 'init_from' is empty"
+        raise ClaraError(
+            f"stage {config.stage} starts from a trained {' and '.join(missing)}, but "
+            f"{why}; set init_from, or --config.reinit={names} to start anew"
+        )
     lora = jax.eval_shape(lambda: init_lora(model, jax.random.key(0)))
     memory = jax.ShapeDtypeStruct((num_memory, model.config.width), "f4")
     for name, tree in adapters.items():

@@ -20,6 +20,7 @@ from clara_jax.model import logical_axes
 from clara_jax.sharding import make_mesh, tree_shardings
 from clara_jax.stages import STAGES
 from clara_jax.testing import toy_network, toy_tokenizer
+from clara_jax.train.experiments import read_experiment
 from clara_jax.train.weights import load_start, make_adapters
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -153,6 +154,19 @@ def test_rerank_needs_no_generator(toy):
 def test_what_is_missing_is_named(toy, stage, without, message):
     with pytest.raises(ClaraError, match=message):
         make(toy, config(stage), earlier(toy, without=without))
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [("instruct", "compressor,memory"), ("end_to_end", "compressor,generator,memory")],
+)
+def test_all_that_is_missing_is_named_at_once(toy, stage, names):
+    with pytest.raises(ClaraError, match=f"--config.reinit={names} to start anew"):
+        make(toy, config(stage, init_from=""), None)
+    made = read_experiment(
+        ["--config=configs/tiny.py:" + stage, f"--config.reinit={names}"]
+    )
+    assert make(toy, config(stage, reinit=made.runs[0].reinit), None)
 
 
 def test_a_bare_base_is_no_start_for_later_stages(toy):
