@@ -48,6 +48,11 @@ def form_of(folder: Path) -> Form | None:
     return None
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether this is a file of llama.cpp, by its name."""
+    return path.suffix.lower() == ".gguf"
+
+
 def inner_folder(place: Path, rate: int) -> str:
     """Return which folder in a folder holds the checkpoint of a rate, as `chosen`."""
     if form_of(place) is not None or is_base(path.name for path in place.glob("*.*")):

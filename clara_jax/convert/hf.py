@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 
 from clara_jax.commands import note
 from clara_jax.config import ModelConfig
+from clara_jax.convert.forms import is_gguf
 from clara_jax.convert.hf_config import hf_from_model_config, model_config_from_hf
 from clara_jax.convert.model_folder import ModelFolder, new_folder, write_tokenizer
 from clara_jax.convert.names import EMBEDDING, HEAD, TensorName, hf_tensors
@@ -45,6 +46,9 @@ def read_hf_config(folder: Path, param_dtype: str = "") -> ModelConfig:
     if not path.is_file():
         runs = sorted(p.parent.name for p in folder.glob("*/model.json"))
         hint = f"; give one of its runs, such as {folder / runs[-1]}" if runs else ""
+        gguf = sorted(path.name for path in folder.glob("*") if is_gguf(path))
+        if gguf and not runs:
+            hint = f"; it has {', '.join(gguf)}: give such a file's path"
         raise ClaraError(f"{folder}: holds no model (no config.json){hint}")
     return model_config_from_hf(read_json(path), str(path), param_dtype)
 

@@ -4,13 +4,14 @@ What the hub's cache has serves when the hub cannot be reached.
 """
 
 import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
 
-from clara_jax.convert.forms import FILES, PATTERNS, Form, inner_folder_of
+from clara_jax.convert.forms import FILES, PATTERNS, Form, inner_folder_of, is_gguf
 from clara_jax.errors import ClaraError
 
 _LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
@@ -27,9 +28,20 @@ _OWNERS = {
 }
 """How the names of well-known models begin, and whose they are on the hub."""
 
+_CALLED = {"phi-4-mini": "Phi-4-mini-instruct"}
+"""Short names of models, and those that they have on the hub."""
+
 
 class MissingModelError(ClaraError):
-    """A model is neither here nor to be had from the hub."""
+    """A model is neither here nor to be had from the hub.
+
+    Attributes:
+      what: the message without its remedy.
+    """
+
+    def __init__(self, what: str, remedy: str = ""):
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what = what
 
 
 def hub_files(name: str, remedy: str = "") -> list[str]:
@@ -96,8 +108,8 @@ def _missing(name: str, error: Exception, remedy: str) -> MissingModelError:
         elif status is not None:
             why = f"answers with status {status}"
         remedy = remedy or _ELSEWHERE
-    text = f"{name}: no such folder, and the Hugging Face hub {why}; {remedy}"
-    return MissingModelError(text)
+    text = f"{name}: no such folder, and the Hugging Face hub {why}"
+    return MissingModelError(text, remedy)
 
 
 def fetch_model(name: str, rate: int = 0, remedy: str = "") -> Path:
@@ -106,7 +118,7 @@ def fetch_model(name: str, rate: int = 0, remedy: str = "") -> Path:
     Of several checkpoints of the original only that of the `rate` is fetched.
     """
     files = hub_files(name, remedy)
-    gguf = [file for file in files if file.endswith(".gguf")]
+    gguf = [file for file in files if is_gguf(Path(file))]
     forms: list[Form] = [form for form in FILES if {*FILES[form]} <= {*files}]
     form, folder = forms[0] if forms else "hf", ""
     if form == "hf" and (folder := inner_folder_of(name, files, rate)):
@@ -122,13 +134,16 @@ def fetch_model(name: str, rate: int = 0, remedy: str = "") -> Path:
 
 def hub_name(path: str) -> str:
     """Guess the hub name of a well-known model from somebody's path to it."""
-    parts = Path(path).parts
+    *before, last = parts = [p for p in re.split(r"[\\/]", path) if p] or [""]
+    if len(before) == 1 and path == f"{before[0]}/{last}":
+        return ""  # is one
     for part in reversed(parts):
         if part.startswith("models--"):  # the hub's cache
             return part.removeprefix("models--").replace("--", "/", 1)
-    last = parts[-1] if parts else ""
-    if path == f"{parts[-2] if len(parts) > 1 else ''}/{last}":
-        return ""  # is one
-    owners = (o for start, o in _OWNERS.items() if last.lower().startswith(start))
-    owner = next(owners, "")
-    return owner and f"{owner}/{last}"
+    for part in reversed(parts):
+        name = _CALLED.get(part.lower(), part)
+        owners = (o for start, o in _OWNERS.items() if name.lower().startswith(start))
+        # Every model's name has a number, unlike those of folders around it.
+        if any(map(str.isdigit, name)) and (owner := next(owners, "")):
+            return f"{owner}/{name}"
+    return ""

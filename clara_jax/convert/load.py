@@ -11,6 +11,7 @@ folder of its own, such as ``compression-16/``.
 """
 
 import importlib.util
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from clara_jax.convert.forms import (
     check_rate,
     form_of,
     inner_folder,
+    is_gguf,
     named_rate,
 )
 from clara_jax.convert.gguf import GgufFile
@@ -203,9 +205,13 @@ def _find(
     path: str | os.PathLike, form: Form | None = None, rate: int = 0
 ) -> tuple[Form, Path]:
     """Return the form of a model, and its folder or file; refuse another `form`."""
+    try:
+        rate = operator.index(rate)
+    except TypeError:
+        raise ClaraError(f"rate is {rate!r}, but must be a whole number") from None
     place = named_folder(path)
     try:
-        if place.suffix != ".gguf" and not place.is_dir():
+        if not is_gguf(place) and not place.is_dir():
             place = _fetch(path, rate)
         elif place.is_dir():
             place /= inner_folder(place, rate)
@@ -213,7 +219,7 @@ def _find(
         if form in (None, "apple"):
             raise
         raise ClaraError(f"{path}: {_ORIGINAL}") from error
-    found = "gguf" if place.suffix == ".gguf" else form_of(place)
+    found = "gguf" if is_gguf(place) else form_of(place)
     if found is None and (place / "checkpoints").is_dir():
         raise ClaraError(
             f"{place}: is a training run that has not finished; run the same command "
@@ -245,7 +251,13 @@ def _fetch(source: str | os.PathLike, rate: int) -> Path:
     name, path = str(source), Path(source)
     if not name or name == ".":
         raise ClaraError("the model's name is empty; give a folder or a hub name")
-    if path.exists() or name.count("/") > 1 or name[0] in "./~" or name[-1] == "/":
+    if path.is_file():
+        raise ClaraError(
+            f"{name}: is a file, but no .gguf file; give a model's folder, a .gguf "
+            "file or a hub name"
+        )
+    local = path.exists() or name.count("/") > 1 or "\\" in name
+    if local or name[0] in "./~" or name[-1] == "/":
         model, _, folder = name.rpartition("/")
         such = named_rate(folder) if model.count("/") == 1 else 0
         hint = f"; on the hub it is {model} with --rate {such}" if such else ""
@@ -274,9 +286,10 @@ def _on_base(form: Form, folder: Path, load: Callable[[str], T]) -> T:
         return load(name)
     except MissingModelError as error:
         file = folder / ("config.json" if form == "apple" else "clara.json")
+        said = error if "/" in name else error.what
         such = f", such as --base {known}" if (known := hub_name(name)) else ""
         raise ClaraError(
-            f"{file}: names a base model that is not here ({error}); give it with "
+            f"{file}: names a base model that is not here ({said}); give it with "
             f"--base{such}"
         ) from error
 

@@ -1,10 +1,12 @@
 """Models of the hub, here a folder: what is asked for, chosen, and said if it fails."""
 
 import fnmatch
+import inspect
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import huggingface_hub
@@ -15,7 +17,12 @@ from toy_folder import write_toy
 import clara_jax
 from clara_jax.answer.__main__ import main as answer
 from clara_jax.compress.__main__ import main as compress
-from clara_jax.convert import load_model, write_apple_checkpoint, write_peft_folder
+from clara_jax.convert import (
+    load,
+    load_model,
+    write_apple_checkpoint,
+    write_peft_folder,
+)
 from clara_jax.convert.__main__ import main as convert
 from clara_jax.convert.hub import hub_name
 from clara_jax.errors import ClaraError
@@ -184,11 +191,28 @@ def test_the_base_of_somebody_elses_machine(hub):
     assert load_model(NAME, rate=4, base=BASE).clara is not None
 
 
+@pytest.mark.parametrize("name", ["C:\\m\\Mistral-7B-Instruct-v0.2", "phi-4-mini"])
+def test_a_base_by_another_kind_of_name(hub, tmp_path, name):
+    folder = shutil.copytree(hub.folder / NAME / "compression-4", tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    values["decoder_model_name"] = name
+    (folder / "config.json").write_text(json.dumps(values))
+    hub.error = errors.OfflineModeIsEnabled("offline")
+    with pytest.raises(ClaraError, match=r"give it with --base, such as --base \w+/"):
+        load_model(folder)
+    with pytest.raises(ClaraError) as caught:
+        load_model(folder)
+    assert "comes with clara_jax" not in str(caught.value)
+
+
 def test_well_known_names():
     for path, name in (
         ("/mnt/x/Mistral-7B-Instruct-v0.2", BASE),
         ("C:/m/Phi-4-mini-instruct", "microsoft/Phi-4-mini-instruct"),
         ("/c/hub/models--Qwen--Qwen3-0.6B/snapshots/0a1b", "Qwen/Qwen3-0.6B"),
+        ("C:\\models\\Mistral-7B-Instruct-v0.2", BASE),
+        ("/s/x/phi-4-mini/snapshots/abc/", "microsoft/Phi-4-mini-instruct"),
+        ("/mistral-runs/llama-factory/out", ""),
         ("/data/our-own-model", ""),
         (BASE, ""),
         ("", ""),
@@ -203,6 +227,23 @@ def test_our_own_forms_come_from_the_hub_too(hub):
     (hub.folder / "me/files/some.Q4_0.gguf").touch()
     with pytest.raises(ClaraError, match="hf download me/files some.Q4_0.gguf"):
         load_model("me/files")
+    (hub.folder / "me/files/OTHER.GGUF").touch()
+    with pytest.raises(ClaraError, match="has OTHER.GGUF, some.Q4_0.gguf: give such"):
+        load_model(hub.folder / "me/files")
+    with pytest.raises(ClaraError, match="OTHER.GGUF: is truncated or not a GGUF file"):
+        load_model(hub.folder / "me/files/OTHER.GGUF")
+
+
+def test_what_is_no_model(tmp_path):
+    (tmp_path / "corpus.jsonl").touch()
+    with pytest.raises(ClaraError, match="corpus.jsonl: is a file, but no .gguf file"):
+        load_model(tmp_path / "corpus.jsonl")
+
+
+def test_a_rate_is_a_whole_number(hub):
+    find: Any = inspect.unwrap(load._find)  # types are checked in tests only
+    with pytest.raises(ClaraError, match="^rate is '4', but must be a whole number"):
+        find(hub.folder / NAME, None, "4")
 
 
 def test_the_cache_serves_without_the_hub(hub):
