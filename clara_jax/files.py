@@ -21,6 +21,9 @@ from clara_jax.errors import ClaraError
 
 T = TypeVar("T")
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer of Git LFS begins."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
@@ -37,6 +40,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ClaraError(f"{path}: must hold a JSON object")
     return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git LFS puts in the place of a large file that is not fetched.
+
+    Raises:
+      ClaraError: the file is such a pointer.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ClaraError(
+                f"{path}: is a pointer of Git LFS, not the file itself; run "
+                "'git lfs pull' in its repository"
+            )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

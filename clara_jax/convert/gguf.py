@@ -32,7 +32,7 @@ from clara_jax.convert.hf_config import Fields, filled
 from clara_jax.convert.names import TensorName, gguf_tensors
 from clara_jax.convert.tensors import build_tree, check_tensors
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line
+from clara_jax.files import first_line, refuse_pointer
 from clara_jax.shapes import Params
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -45,6 +45,7 @@ def _opened(path: Path) -> tuple[list[Any], dict[str, Any]]:
     """Return the tensors and the metadata of one file."""
     if not path.is_file():
         raise ClaraError(f"{path}: there is no such file")
+    refuse_pointer(path)
     try:
         reader = GGUFReader(path)
         values = {key: field.contents() for key, field in reader.fields.items()}
@@ -90,7 +91,7 @@ class GgufFile:
         count = values.get(Keys.Split.LLM_KV_SPLIT_COUNT) or 1
         if count == 1:
             return []
-        end = f"-of-{count:05}.gguf"
+        end = f"-of-{count:05}{self.path.suffix}"
         start = self.path.name.removesuffix(end)[:-6]
         first, *others = (
             self.path.with_name(f"{start}-{i + 1:05}{end}") for i in range(count)

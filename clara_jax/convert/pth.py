@@ -23,6 +23,7 @@ import numpy as np
 
 from clara_jax.convert.tensors import Outgoing
 from clara_jax.errors import ClaraError
+from clara_jax.files import refuse_pointer
 
 STORAGES = {
     f"torch.{kind}Storage": np.dtype(dtype)
@@ -64,6 +65,7 @@ def read_pth(path: Path) -> dict:
     Raises:
       ClaraError: it is missing, truncated, compressed, in the old form, or refused.
     """
+    refuse_pointer(path)
     try:
         with zipfile.ZipFile(path) as archive:
             sizes, folder = _checked_entries(archive, path.stat().st_size)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clara_jax.convert.names import TensorName
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, write_json
+from clara_jax.files import first_line, refuse_pointer, write_json
 from clara_jax.shapes import Params
 
 Placement = Callable[[Any], Any]
@@ -217,6 +217,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        refuse_pointer(path)
         try:
             self._file = safe_open(path, framework="numpy")
         except OSError as error:

@@ -13,6 +13,7 @@ import transformers
 
 from clara_jax.config import ROW_MARKS
 from clara_jax.errors import ClaraError
+from clara_jax.files import refuse_pointer
 from clara_jax.text.control_tokens import ControlTokens
 from clara_jax.text.prompts import ESCAPE, Prompt, mark, marker_names, plain, readable
 
@@ -327,7 +328,7 @@ class ClaraTokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """Read the base tokenizer of a folder or hub name.
+    """Read the base tokenizer of a folder (a `Path` always is one) or hub name.
 
     A ``tokenizer.json`` is taken as it is, whatever class the configuration names, so
     that ids do not depend on the version of ``transformers``.
@@ -339,8 +340,11 @@ def load_tokenizer(source: str | Path) -> Any:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if path.is_dir() and not any((path / name).is_file() for name in files):
         raise ClaraError(f"tokenizer {source}: has no tokenizer.json; fetch it again")
-    if not path.is_dir() and (path.exists() or str(source).startswith((".", os.sep))):
-        raise ClaraError(f"tokenizer {source}: no such folder")
+    local = isinstance(source, Path) or str(source).startswith((".", os.sep))
+    if not path.is_dir() and (local or path.exists()):
+        raise ClaraError(f"tokenizer {source}: there is no such folder; fetch it again")
+    for name in files:
+        refuse_pointer(path / name)
     exact = not path.is_dir() or (path / "tokenizer.json").is_file()
     loader: Any = transformers.AutoTokenizer
     if exact:

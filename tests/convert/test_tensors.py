@@ -4,9 +4,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clara_jax.convert import load_model, model_config_from_hf
+from clara_jax.convert.gguf import GgufFile
 from clara_jax.convert.names import hf_tensors
-from clara_jax.convert.tensors import build_tree, check_tensors
+from clara_jax.convert.pth import read_pth
+from clara_jax.convert.tensors import SafetensorsFile, build_tree, check_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.text import load_tokenizer
 
 
 def test_cast_on_the_way(llama_values):
@@ -59,3 +62,21 @@ def test_each_device_gets_its_slices(tmp_path, llama_values, hf_writer, dtype):
         ):
             assert ours.dtype == theirs.dtype and isinstance(ours, jax.Array)
             np.testing.assert_array_equal(np.asarray(ours), theirs)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("adapters.pth", read_pth),
+        ("x.gguf", GgufFile),
+        ("model.safetensors", SafetensorsFile),
+        ("tokenizer.json", lambda path: load_tokenizer(path.parent)),
+    ],
+)
+def test_pointers_of_git_lfs(tmp_path, name, read):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ClaraError, match=f"{name}: is a pointer of Git LFS, .* lfs pu"):
+        read(tmp_path / name)

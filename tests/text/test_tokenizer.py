@@ -1,5 +1,6 @@
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,8 @@ def test_refusals(tmp_path):
         ClaraTokenizer(object(), 2)
     with pytest.raises(ClaraError, match="no such folder"):
         load_tokenizer(tmp_path / "nothing")
+    with pytest.raises(ClaraError, match="models/tokenizer: there is no such folder"):
+        load_tokenizer(Path("models/tokenizer"))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ClaraError, match="cannot be read"):
         load_tokenizer(tmp_path)
