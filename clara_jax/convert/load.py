@@ -40,11 +40,12 @@ from clara_jax.convert.model_folder import (
     read_clara_settings,
     read_model_config,
     read_model_folder,
+    read_tokenizer,
 )
 from clara_jax.convert.peft import read_peft_folder
 from clara_jax.convert.tensors import Placement
 from clara_jax.errors import ClaraError
-from clara_jax.text import NAME_KEY, load_tokenizer
+from clara_jax.text import NAME_KEY
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped"
 """The package's own folder of models."""
@@ -115,7 +116,7 @@ def load_model(
         name = str(path)
         if form == "hf":
             config = read_hf_config(place, param_dtype)
-            tokenizer = load_tokenizer(place)
+            tokenizer = read_tokenizer(place)
             eos_ids = read_eos_ids(place, tokenizer)
             params = read_hf_params(place, config, placement)
         else:
@@ -151,7 +152,7 @@ def load_base_tokenizer(path: str | os.PathLike) -> Any:
     if form == "gguf":
         return GgufFile(place).tokenizer()
     if form in ("model", "hf"):
-        return load_tokenizer(place / "tokenizer" if form == "model" else place)
+        return read_tokenizer(place / "tokenizer" if form == "model" else place)
     return _on_base(form, place, load_base_tokenizer)
 
 

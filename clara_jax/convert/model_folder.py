@@ -39,7 +39,13 @@ from clara_jax.config import (
 )
 from clara_jax.convert.tensors import Outgoing, Placement, stacked
 from clara_jax.errors import ClaraError
-from clara_jax.files import first_line, read_json, write_error, write_json
+from clara_jax.files import (
+    first_line,
+    read_json,
+    refuse_pointer,
+    write_error,
+    write_json,
+)
 from clara_jax.model import Transformer, abstract_variables
 from clara_jax.shapes import Params
 from clara_jax.text import NAME_KEY, load_tokenizer
@@ -285,6 +291,12 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
     write_json(path, values)
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """Read a tokenizer's folder; see `load_tokenizer`."""
+    refuse_pointer(folder / "tokenizer.json")
+    return load_tokenizer(folder)
+
+
 def read_model_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
     """Return shape and end-of-answer ids from ``model.json``."""
     path = folder / "model.json"
@@ -347,7 +359,7 @@ def read_model_folder(
     """
     config, eos_ids = read_model_config(folder)
     clara = read_clara_settings(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = read_tokenizer(folder / "tokenizer")
     if clara is not None and clara.text_vocab != len(tokenizer):
         raise ClaraError(
             f"{folder / 'clara.json'}: field 'text_vocab' is {clara.text_vocab}, but "

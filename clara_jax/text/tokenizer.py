@@ -13,7 +13,6 @@ import transformers
 
 from clara_jax.config import ROW_MARKS
 from clara_jax.errors import ClaraError
-from clara_jax.files import refuse_pointer
 from clara_jax.text.control_tokens import ControlTokens
 from clara_jax.text.prompts import ESCAPE, Prompt, mark, marker_names, plain, readable
 
@@ -343,8 +342,6 @@ def load_tokenizer(source: str | Path) -> Any:
     local = isinstance(source, Path) or str(source).startswith((".", os.sep))
     if not path.is_dir() and (local or path.exists()):
         raise ClaraError(f"tokenizer {source}: there is no such folder; fetch it again")
-    for name in files:
-        refuse_pointer(path / name)
     exact = not path.is_dir() or (path / "tokenizer.json").is_file()
     loader: Any = transformers.AutoTokenizer
     if exact:

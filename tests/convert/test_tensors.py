@@ -5,11 +5,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clara_jax.convert import load_model, model_config_from_hf
 from clara_jax.convert.gguf import GgufFile
+from clara_jax.convert.model_folder import read_tokenizer
 from clara_jax.convert.names import hf_tensors
 from clara_jax.convert.pth import read_pth
 from clara_jax.convert.tensors import SafetensorsFile, build_tree, check_tensors
 from clara_jax.errors import ClaraError
-from clara_jax.text import load_tokenizer
 
 
 def test_cast_on_the_way(llama_values):
@@ -73,7 +73,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 12\n"
         ("adapters.pth", read_pth),
         ("x.gguf", GgufFile),
         ("model.safetensors", SafetensorsFile),
-        ("tokenizer.json", lambda path: load_tokenizer(path.parent)),
+        ("tokenizer.json", lambda path: read_tokenizer(path.parent)),
     ],
 )
 def test_pointers_of_git_lfs(tmp_path, name, read):
