@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,11 @@ def run(config: RunConfig, *, whole: float | None = None) -> None:
             tally=Tally(parts.mesh) if jax.process_count() > 1 else None,
             deadline=Deadline(parts.steps, seconds, whole) if seconds else None,
         )
-        writers = _writers(config, folder, newest, run.steps) if is_first() else []
-        for writer in writers:
-            stack.callback(writer.close)
+        writers: list[hooks.Writer] = []
+        if is_first():
+            for writer in _writers(config, folder, newest, run.steps):
+                stack.callback(writer.close)
+                writers.append(writer)
         settings = config.hooks
         every = settings.eval_every or run.steps
         evaluate = hooks.Evaluate(every, parts.evaluators(), writers)
@@ -289,20 +292,17 @@ def first_state(parts: Parts) -> tuple[TrainState, StepFunction]:
 
 def _writers(
     config: RunConfig, folder: RunFolder, newest: int | None, steps: int
-) -> list[hooks.Writer]:
-    """Make what scalars go to; lines after step `newest` are dropped."""
-    bar = hooks.ProgressBar(Path(config.workdir).name, newest or 0, steps)
-    writers: list[hooks.Writer] = [bar, hooks.JsonLines(folder.metrics, newest)]
+) -> Iterator[hooks.Writer]:
+    """Make what scalars go to, one by one; lines after step `newest` are dropped."""
+    yield hooks.ProgressBar(Path(config.workdir).name, newest or 0, steps)
+    yield hooks.JsonLines(folder.metrics, newest)
     if config.hooks.tensorboard:
-        writers.append(hooks.TensorBoard(folder.path / "tensorboard", newest))
+        yield hooks.TensorBoard(folder.path / "tensorboard", newest)
     if config.hooks.wandb:
         # The lines that are left of the steps up to the newest checkpoint.
         lines = hooks.read_lines(folder.metrics)
         project = config.hooks.wandb_project
-        writers.append(
-            hooks.WeightsAndBiases(folder.path, to_dict(config), project, lines)
-        )
-    return writers
+        yield hooks.WeightsAndBiases(folder.path, to_dict(config), project, lines)
 
 
 def _write_result(parts: Parts, folder: RunFolder, state: TrainState) -> None:

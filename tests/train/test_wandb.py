@@ -8,6 +8,7 @@ import pytest
 
 from clara_jax.config import HooksConfig, RunConfig
 from clara_jax.errors import ClaraError
+from clara_jax.train import hooks
 from clara_jax.train.run_folder import RunFolder
 from clara_jax.train.runner import _writers as make_writers
 
@@ -68,10 +69,12 @@ def start(tmp_path):
         def start(newest=None, project=""):
             settings = HooksConfig(tensorboard=False, wandb=True, wandb_project=project)
             config = RunConfig("scp", str(tmp_path), "b", hooks=settings)
-            bar, *rest = make_writers(config, RunFolder(tmp_path), newest, 8)
-            bar.close()
-            stack.callback(rest[0].close)
-            return rest
+            made = []
+            for writer in make_writers(config, RunFolder(tmp_path), newest, 8):
+                if not isinstance(writer, hooks.WeightsAndBiases):
+                    stack.callback(writer.close)
+                made.append(writer)
+            return made[1:]
 
         yield start
 
