@@ -109,17 +109,20 @@ def test_signals_end_it_after_the_batch_at_hand(
 def test_a_signal_while_the_corpus_is_read(
     model, corpus, tmp_path, capsys, monkeypatch
 ):
-    read = Corpus.__getitem__
+    read, sent = Corpus._read, []
 
-    def signalled(self, index):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return read(self, index)
+    def signalled(self, *where, **how):
+        if not sent:  # a second one would act at once
+            sent.append(where)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, *where, **how)
 
-    monkeypatch.setattr(Corpus, "__getitem__", signalled)
+    monkeypatch.setattr(Corpus, "_read", signalled)
     status, _, err = run(
         capsys, "--model", model, "--corpus", corpus, "--store", tmp_path / "store"
     )
     assert status == 75 and "SIGTERM" in err
+    assert sent == [(0, 0)] and not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
