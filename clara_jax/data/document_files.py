@@ -99,7 +99,7 @@ def find_files(paths: Sequence[str | Path]) -> FoundFiles:
         if not str(given):
             found.problems.append("the name of a file or folder of documents is empty")
         elif not os.path.isdir(path):
-            if fault := _fault(path):
+            if fault := fault_of(path):
                 found.problems.append(f"{path}: {fault}")
             else:
                 found.files.append(DocumentFile(path, path.name, True))
@@ -131,7 +131,7 @@ def _look_into(folder: Path, found: FoundFiles) -> None:
     found.files += own
 
 
-def _fault(path: Path) -> str:
+def fault_of(path: Path) -> str:
     """Say why a path cannot be read as a file; empty if it can."""
     try:
         mode = os.stat(path).st_mode
@@ -161,7 +161,7 @@ def _walk(folder: Path, found: FoundFiles) -> Iterator[DocumentFile]:
                 found.problems.append(f"{str(path)!r}: the file's name is not UTF-8")
                 continue
             file = DocumentFile(path, path.relative_to(folder).as_posix())
-            fault = _fault(path)
+            fault = fault_of(path)
             if not fault:
                 yield file
             elif file.ending not in SUFFIXES:

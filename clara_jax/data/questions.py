@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.document_files import DocumentFile
+from clara_jax.data.document_files import DocumentFile, fault_of
 from clara_jax.data.encodings import read_text
 from clara_jax.data.row_files import open_rows
 from clara_jax.errors import ClaraError, listed
@@ -18,6 +18,8 @@ def read_questions(path: str | Path, encoding: str = "") -> list[tuple[str, str]
     Raises:
       ClaraError: the file cannot be read, or holds none; a row has no question.
     """
+    if fault := fault_of(Path(path)):
+        raise ClaraError(f"{path}: {fault}")
     kind = DocumentFile(Path(path), str(path), True).kind
     if kind == "office":
         raise ClaraError(f"{path}: is not a file of questions; save them as text")

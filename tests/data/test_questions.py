@@ -1,6 +1,7 @@
 """Questions out of files."""
 
 import json
+import os
 
 import pytest
 
@@ -38,10 +39,16 @@ def test_rows_without_one_are_refused(tmp_path, row):
     assert str(caught.value).startswith("2 problems:")
 
 
+def test_a_pipe_is_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ClaraError, match=r"pipe: is not a plain file; save it to one"):
+        read_questions(tmp_path / "pipe")
+
+
 def test_a_file_without_any(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(" \n")
     with pytest.raises(ClaraError, match="holds no questions"):
         read_questions(path)
-    with pytest.raises(ClaraError, match=r"b.txt: No such file"):
+    with pytest.raises(ClaraError, match=r"b.txt: no such file"):
         read_questions(tmp_path / "b.txt")
