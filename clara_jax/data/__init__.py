@@ -3,8 +3,7 @@
 from clara_jax.data.batching import Part, UniqueDocuments, make_batches
 from clara_jax.data.chunking import split_documents
 from clara_jax.data.corpus_shards import ShardReader
-from clara_jax.data.document_corpus import Corpus, read_documents
-from clara_jax.data.document_files import find_files
+from clara_jax.data.document_corpus import Corpus
 from clara_jax.data.examples import (
     Dialogue,
     Draw,
@@ -40,14 +39,12 @@ __all__ = [
     "add_reading_options",
     "check_records",
     "each",
-    "find_files",
     "is_hub",
     "is_mixed",
     "make_batches",
     "mix",
     "open_records",
     "pick",
-    "read_documents",
     "read_questions",
     "read_recipe",
     "reading_of",

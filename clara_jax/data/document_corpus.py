@@ -22,11 +22,11 @@ from clara_jax.data.document_fields import (
 )
 from clara_jax.data.document_files import DocumentFile, find_files
 from clara_jax.data.encodings import read_text
+from clara_jax.data.folders import locate
 from clara_jax.data.office_files import convert_file, old_format
 from clara_jax.data.reading import Reading
 from clara_jax.data.row_files import NoRowsError, RowFile, open_rows
-from clara_jax.data.sources import locate
-from clara_jax.documents import Document, kind_of, text_digest, widest
+from clara_jax.documents import Document, fields_of, text_digest, widest
 from clara_jax.errors import ClaraError, listed
 from clara_jax.files import checksum
 from clara_jax.shapes import Int
@@ -183,10 +183,8 @@ class Corpus:
             for name in {document.id for document in documents}:
                 hashes.append(_hash(name))
                 owners.append(i)
-            for document in documents:
-                for name, value in document.metadata.items():
-                    kinds = [self.fields.get(name, ""), kind_of(value)]
-                    self.fields[name] = widest(kinds)
+            for name, kind in fields_of(documents).items():
+                self.fields[name] = widest([self.fields.get(name, ""), kind])
             parts = _entries_of(documents)
             for block, part in enumerate(parts):
                 entries.extend((number, row, block if len(parts) > 1 else -1, i))
@@ -366,14 +364,3 @@ def _some(names: Sequence[str], unit: str) -> str:
 
 def _hash(name: str) -> int:
     return int.from_bytes(text_digest(name, 8), "little", signed=True)
-
-
-def read_documents(
-    paths: Sequence[str | Path], reading: Reading | None = None
-) -> list[Document]:
-    """Read files and folders of documents, in the order of files and lines.
-
-    Raises:
-      ClaraError: as of `Corpus`.
-    """
-    return Corpus(paths, reading=reading).all()

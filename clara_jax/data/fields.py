@@ -71,7 +71,7 @@ class Fields:
 
     def __init__(self, values: Any, source: str):
         if not isinstance(values, Mapping):
-            raise RecordError(source, f"is {kind_of(values)}, but must be an object")
+            raise RecordError(source, f"is {_described(values)}, but must be an object")
         self.values, self.source = values, source
 
     def refuse_misspelt(self, names: Sequence[str], known: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class Fields:
 
     def wrong(self, name: str, wanted: str) -> ClaraError:
         """Return the error of a field that is of the wrong kind."""
-        got = kind_of(self.values[name])
+        got = _described(self.values[name])
         return RecordError(self.source, f"field '{name}' is {got}, not {wanted}")
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -278,7 +278,7 @@ def _value_at(value: Any, path: str) -> Any:
     return _value_at(opened(value.get(first)), rest) if dot else None
 
 
-def kind_of(value: Any) -> str:
+def _described(value: Any) -> str:
     """Return what a value is, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     return names.get(type(value), f"{type(value).__name__} {value!r:.40}")

@@ -10,7 +10,7 @@ from toy_store import write_store
 from clara_jax import load
 from clara_jax.answer.__main__ import main
 from clara_jax.clara import vector_fingerprint
-from clara_jax.data import read_documents
+from clara_jax.data import Corpus
 from clara_jax.documents import Document
 from clara_jax.search import Store, StoreSettings, compact, delete
 from clara_jax.search.hybrid import index_words
@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 def make_store(run_folder, path, **changes):
     clara = load(run_folder)
-    documents = read_documents([run_folder / "documents.jsonl"])
+    documents = Corpus([run_folder / "documents.jsonl"]).all()
     pieces = [
         Document(
             text=document.text,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from clara_jax.data import Corpus, Document, Reading, document_corpus, read_documents
+from clara_jax.data import Corpus, Document, Reading, document_corpus
 from clara_jax.errors import ClaraError
 
 
@@ -18,7 +18,7 @@ def test_fields_of_an_object(tmp_path):
         {"id": None, "title": None, "text": "x"},
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
-    first, second, third = read_documents([path])
+    first, second, third = Corpus([path]).all()
     assert first == Document(
         "Ada\nt", "7", "Ada", "a.jsonl:1", metadata={"year": 1900, "tags": ["x"]}
     )
@@ -43,7 +43,7 @@ def test_fields_of_an_object(tmp_path):
 def test_bad_records_are_refused_with_their_place(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(ClaraError, match=message):
-        read_documents([tmp_path / "a.jsonl"])
+        Corpus([tmp_path / "a.jsonl"]).all()
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ HEADS = [
 
 @pytest.mark.parametrize(("text", "title", "whole", "metadata"), HEADS)
 def test_front_matter(tmp_path, text, title, whole, metadata):
-    (found,) = read_documents([lay(tmp_path, a_md=text) / "a.md"])
+    (found,) = Corpus([lay(tmp_path, a_md=text) / "a.md"]).all()
     assert (found.title, found.text, found.metadata) == (title, whole, metadata)
 
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from clara_jax.data import find_files, read_documents
+from clara_jax.data import Corpus
+from clara_jax.data.document_files import find_files
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def test_folders_are_read_in_the_order_of_their_names(folder):
     assert names == ["a/y.jsonl", "a/z.txt", "b.md", "c.json"]
     assert found.others == ["a/script.py", "notes.mp3"]
     assert not found.problems
-    texts = [document.text for document in read_documents([folder])]
+    texts = [document.text for document in Corpus([folder]).all()]
     assert texts == "line one,line three,first,second,four,five,six".split(",")
-    both = read_documents([folder / "c.json", folder / "a" / "z.txt"])
+    both = Corpus([folder / "c.json", folder / "a" / "z.txt"]).all()
     assert [document.text for document in both] == ["four", "five", "six", "first"]
 
 
@@ -130,7 +131,7 @@ def test_compressed_texts(tmp_path):
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"two"))
     (file,) = find_files([tmp_path]).files
     assert file.name == "a.txt.gz"
-    texts = [d.text for d in read_documents([tmp_path / "a.txt.gz", tmp_path / "b.gz"])]
+    texts = [d.text for d in Corpus([tmp_path / "a.txt.gz", tmp_path / "b.gz"]).all()]
     assert texts == ["één", "two"]
 
 

@@ -6,7 +6,7 @@ import jax
 from toy_store import write_store
 
 from clara_jax.clara import vector_fingerprint
-from clara_jax.data import read_documents
+from clara_jax.data import Corpus
 from clara_jax.documents import Document
 from clara_jax.generate import encode_rows
 from clara_jax.search import StoreSettings
@@ -17,7 +17,7 @@ QUESTIONS = Path(__file__).parent / "tiny" / "questions.jsonl"
 
 def tiny_texts():
     """Every document that a question has as a candidate, once."""
-    return list(dict.fromkeys(d.text for d in read_documents([QUESTIONS])))
+    return list(dict.fromkeys(d.text for d in Corpus([QUESTIONS]).all()))
 
 
 def store_maker(folder, config):
